@@ -51,13 +51,14 @@ async def build(
     publishing = steps.build_publishing(context)
     perception = steps.build_perception(context, publishing, faults)
     feedback = steps.build_feedback(context, publishing)
-    speech = steps.build_speech(context, publishing, perception)
-    models = await steps.load_models(context, publishing, perception, feedback, speech)
     drift = steps.build_drift_watch(context, publishing, feedback)
-    control_loop = steps.build_control_loop(context, publishing, perception, feedback, models, drift, gate)
+    deliberator = steps.build_deliberator(context, publishing, perception, drift)
+    speech = steps.build_speech(context, publishing, perception)
+    models = await steps.load_models(context, publishing, perception, feedback, speech, deliberator)
+    control_loop = steps.build_control_loop(context, publishing, perception, feedback, models, drift, deliberator, gate)
     storage = steps.build_storage_monitor(context, publishing, feedback, control_loop)
     health = steps.build_health(
-        context, perception, feedback, control_loop, storage, drift, models.task_outputs, speech
+        context, perception, feedback, control_loop, storage, drift, models.task_outputs, speech, deliberator
     )
     requests = steps.build_requests(context, publishing, feedback, models, control_loop, drift)
     announcer = None
@@ -86,6 +87,7 @@ async def build(
         encoder_updater=models.encoder_updater,
         task_outputs=models.task_outputs,
         task_updater=models.task_updater,
+        deliberator=deliberator,
         viewer=publishing.viewer,
         gate=gate,
         control_loop=control_loop,

@@ -19,6 +19,7 @@ from prometheus_client import CollectorRegistry
 from actuators.config import conditions_of
 from learners.checkpoints.store import Checkpoints, open_checkpoints
 from learners.config import TopicReward
+from learners.deliberation.config import GOAL
 from learners.experience.store import Store
 from learners.ipc.outbox import Outbox
 from learners.rewards import TickRewards, build_rewards, known
@@ -35,6 +36,7 @@ from runtime.control.inbox import Inbox
 from runtime.control.payload_decoder import MAX_PAYLOAD, PayloadDecoder
 from runtime.control.sender_stamps import ClockReporter, SenderStamps
 from runtime.control.tick import ControlLoop, TickListener, Utterances
+from runtime.deliberation.deliberator import Deliberator
 from runtime.deploy import promotion_history
 from runtime.deploy.encoder_updater import EncoderUpdater
 from runtime.deploy.experiments.controller import ExperimentController
@@ -56,6 +58,7 @@ from runtime.gate.client import GateLink
 from runtime.inference.build import build_acting_engine
 from runtime.inference.engine import Engine
 from runtime.models.client import ModelsClient
+from runtime.models.goal_client import GoalClient
 from runtime.models.messages import socket_path
 from runtime.monitoring.health import Health
 from runtime.monitoring.metrics import Metrics
@@ -63,7 +66,7 @@ from runtime.monitoring.previews import Previews, Viewer
 from runtime.monitoring.reporter import Reporter
 from runtime.monitoring.storage import StorageMonitor
 from runtime.mqtt import Address, Connection
-from runtime.mqtt.topics import Topics
+from runtime.mqtt.topics import Topics, encode
 from runtime.process.emit import Emit
 from runtime.process.log import Scrubber
 from runtime.process.pacing import MonotonicClock, Pacer
@@ -233,6 +236,7 @@ async def load_models(
     perception: Perception,
     feedback: FeedbackChain,
     speech: SpeechOutputs | None,
+    deliberator: Deliberator | None,
 ) -> LiveModels:
     """Build the engine and the tasks, and load the live versions; takes seconds, off the event loop."""
     config, emit = context.config, publishing.emit
@@ -249,7 +253,9 @@ async def load_models(
         RecentResults(),
         context.wall,
     )
-    task_outputs = _task_outputs(context, publishing, utterances, perception.sensors, gallery.results, speech)
+    task_outputs = _task_outputs(
+        context, publishing, utterances, perception.sensors, gallery.results, speech, deliberator
+    )
     task_updater = await _task_updater(context.state_dir, task_outputs)
     learner_events = LearnerEvents(
         Outbox(context.state_dir / "learner" / "outbox"),
@@ -278,6 +284,27 @@ def build_speech(context: AgentContext, publishing: Publishing, perception: Perc
     return outputs
 
 
+def build_deliberator(
+    context: AgentContext, publishing: Publishing, perception: Perception, drift: DriftWatch
+) -> Deliberator | None:
+    """Build what asks a slow model for the goal; None without such settings."""
+    config, goal = context.config, perception.sensors.get(GOAL)
+    if config.deliberator is None or not isinstance(goal, TaskOutputSensor):
+        return None
+    return Deliberator(
+        config.deliberator,
+        known(config.streams, config.actuators),
+        partial(GoalClient, config.deliberator.meanings),
+        goal,
+        lambda body: publishing.control.enqueue(context.topics(GOAL), encode(body), qos=1, retain=True, keep="latest"),
+        publishing.emit,
+        context.degraded,
+        drift.figures,
+        context.clock.now,
+        context.wall,
+    )
+
+
 def build_drift_watch(context: AgentContext, publishing: Publishing, feedback: FeedbackChain) -> DriftWatch:
     """Build what watches the streams and the policy for drift."""
     config, experiments = context.config, feedback.experiments
@@ -299,6 +326,7 @@ def build_control_loop(
     feedback: FeedbackChain,
     models: LiveModels,
     drift: DriftWatch,
+    deliberator: Deliberator | None,
     gate: GateLink,
 ) -> ControlLoop:
     """Build the loop that runs the ticks, with everything that listens to them."""
@@ -316,6 +344,8 @@ def build_control_loop(
     ]
     if models.task_outputs is not None:
         listeners.append(models.task_outputs.ticked)
+    if deliberator is not None:
+        listeners.append(deliberator.ticked)
     return ControlLoop(
         session=context.session,
         pacer=Pacer(config.tick.period_s, clock),
@@ -363,6 +393,7 @@ def build_health(
     drift: DriftWatch,
     tasks: TaskOutputs | None,
     speech: SpeechOutputs | None,
+    deliberator: Deliberator | None,
 ) -> Health:
     """Build what composes the `health` message."""
     return Health(
@@ -383,6 +414,7 @@ def build_health(
         model_counts={
             **({"tasks": tasks.runner.counts} if tasks is not None and tasks.config.tasks else {}),
             **({"speech": speech.client.counts} if speech is not None else {}),
+            **({"deliberator": deliberator.counts} if deliberator is not None else {}),
         },
     )
 
@@ -500,9 +532,10 @@ def _task_outputs(
     sensors: Mapping[str, Sensor | TopicSensor],
     results: RecentResults,
     speech: SpeechOutputs | None,
+    deliberator: Deliberator | None,
 ) -> TaskOutputs | None:
-    """Build what uses the models process, for tasks and for speech to text; None where there is neither."""
-    if not context.config.tasks and speech is None:
+    """Build what uses the models process, for tasks, speech to text and the deliberator; None where there is none of them."""
+    if not context.config.tasks and speech is None and deliberator is None:
         return None
     fed = {name: sensor for name, sensor in sensors.items() if isinstance(sensor, TaskOutputSensor)}
     max_age_s = {
@@ -520,8 +553,10 @@ def _task_outputs(
             path=socket_path(context.state_dir),
             degraded=context.degraded,
             speech=None if speech is None else speech.client,
+            goals=None if deliberator is None else deliberator.model,
             max_age_s=max_age_s,
         ),
         fed=fed,
+        on_result=(lambda _result: None) if deliberator is None else deliberator.result,
         results=results,
     )

@@ -14,6 +14,7 @@ from runtime.config.schema import Config
 from runtime.control.inbox import Inbox
 from runtime.control.payload_decoder import PayloadDecoder
 from runtime.control.tick import ControlLoop
+from runtime.deliberation.deliberator import Deliberator
 from runtime.deploy.encoder_updater import EncoderUpdater
 from runtime.deploy.experiments.controller import ExperimentController
 from runtime.deploy.learner_events import LearnerEvents
@@ -62,6 +63,7 @@ class Components:
     encoder_updater: EncoderUpdater
     task_outputs: TaskOutputs | None
     task_updater: TaskUpdater | None
+    deliberator: Deliberator | None
     viewer: Viewer
     gate: GateLink
     control_loop: ControlLoop

@@ -45,6 +45,8 @@ def jobs(parts: Components) -> dict[str, Coroutine[Any, Any, None]]:
         running["tasks"] = parts.task_outputs.runner.run()
     if parts.task_updater is not None:
         running["task versions"] = parts.task_updater.run()
+    if parts.deliberator is not None:
+        running["deliberator"] = parts.deliberator.run()
     if parts.announcer is not None:
         running["home assistant"] = parts.announcer.run()
     if parts.config.metrics is not None:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Literal
 
+from learners.deliberation.config import GOAL
 from runtime.agent.components import Components
 from runtime.monitoring.home_assistant import BIRTH_TOPIC
 from runtime.mqtt import Connection, Handler
@@ -37,6 +38,8 @@ def routes(parts: Components, topics: Topics) -> Iterator[Route]:
             yield Route(connection, topic, handler, qos=0, retained="send" if kind == "telemetry" else "ignore")
     yield Route(control, topics("reward"), lambda message: parts.feedback.reward(message.payload))
     yield Route(control, topics("label"), lambda message: parts.feedback.label(message.payload))
+    if parts.deliberator is not None:
+        yield Route(control, topics("override", GOAL), parts.deliberator.set_goal)
     yield Route(control, topics("preview", "subscribe"), parts.viewer.watch, qos=0)
     for verb in parts.requests.verbs:
         yield Route(control, topics("request", verb), parts.requests.take)

@@ -37,6 +37,8 @@ class TaskOutputs:
     """Makes what runs the models."""
     fed: Mapping[str, TaskOutputSensor] = field(default_factory=dict)
     """By task, the stream it feeds: one token of the fusion, as the policy sees it at the next tick."""
+    on_result: Callable[[Result], None] = lambda _result: None
+    """Receives each result, after it was published."""
     results: RecentResults = field(default_factory=RecentResults)
     """Remembers results for people who label."""
     runner: Runner = field(init=False)
@@ -60,6 +62,7 @@ class TaskOutputs:
         if result.task in self.fed:
             self.fed[result.task].take(result.prediction.probabilities, result.stamp_s)
         self.link.enqueue(self.topics("task", result.task), encode(result.payload), qos=1)
+        self.on_result(result)
 
     def _question(self, question: Question) -> None:
         data: dict[str, Any] = {

@@ -18,15 +18,16 @@ from importlib.metadata import entry_points
 from pathlib import Path
 
 from actuators.actions import action_space
-from actuators.expressions import ExpressionError
+from actuators.expressions import Expression, ExpressionError
 from actuators.sim.registry import GROUP as PLANTS
 from actuators.sim.registry import PANORAMA, ROOM, plant_settings
 from actuators.wire import CommandWriter, WireError, check_state_value
 from learners.config import TaskSettings
+from learners.deliberation.config import EndpointBackend
 from learners.files import not_plain
 from learners.model.encoders import packages
 from learners.model.spec import Modality, PolicySpec, SpecError, StreamSpec
-from learners.rewards import RewardUnknown, build_rewards
+from learners.rewards import RewardUnknown, build_rewards, known
 from learners.task_kinds import KINDS
 from runtime.cli.ports import busy_ports
 from runtime.config.errors import Problem, Steps, dotted, split_path
@@ -77,7 +78,7 @@ def preflight(path: Path, loaded: LoadedConfig) -> list[Problem]:
     """Return everything that would keep a daemon with these settings from starting."""
     config = loaded.config
     checks: tuple[Callable[[Config], Found], ...] = (
-        _streams, _actuators, _rewards, _encoders, _tasks, _speech, _policy, _mirror, _device, _plant, _folder, _key, _tls, _broker,
+        _streams, _actuators, _rewards, _encoders, _tasks, _speech, _deliberator, _policy, _mirror, _device, _plant, _folder, _key, _tls, _broker,
     )  # fmt: skip
     problems = []
     for check in checks:
@@ -188,6 +189,18 @@ def _speech(config: Config) -> Found:
             yield ("streams", name, "model"), problem, ""
         elif (problem := packages.unfit(stream.model, "automatic-speech-recognition")) is not None:
             yield ("streams", name, "model"), problem, "name a model that transcribes, as bundled:whisper-tiny.en"
+
+
+def _deliberator(config: Config) -> Found:
+    if (settings := config.deliberator) is None:
+        return
+    if not isinstance(settings.backend, EndpointBackend) and (problem := packages.missing(settings.backend.model)):
+        yield ("deliberator", "backend", "model"), problem, ""
+    for goal, condition in settings.conditions.items():
+        try:
+            Expression(condition, known(config.streams, config.actuators))
+        except ExpressionError as error:
+            yield ("deliberator", "goals", goal, "done"), str(error), ""
 
 
 def _unfit(tasks: Mapping[str, TaskSettings]) -> dict[str, str]:

@@ -312,5 +312,7 @@ def _model_secrets(config: Config) -> set[str]:
     secrets = [config.mqtt.password, *(user.password for user in users if user)]
     if config.dashboard:
         secrets += [config.dashboard.token, config.dashboard.viewer_token]
+    if config.deliberator:
+        secrets.append(getattr(config.deliberator.backend, "key", None))
     held = {secret.get_secret_value() for secret in secrets if secret is not None}
     return held.union(*map(stream_secrets, config.streams.values()))

@@ -23,10 +23,11 @@ from learners.config import (
     TaskSettings,
     TopicReward,
 )
+from learners.deliberation.config import DeliberatorSettings
 from runtime.config.field_types import GivenPath, Listen
 from runtime.config.frame_size import check_frames
 from runtime.config.mqtt_settings import Client, MqttSettings
-from runtime.config.task_streams import check_task, with_fed_streams
+from runtime.config.task_streams import check_goal, check_task, with_fed_streams, with_goal_stream
 from sensors.config import AnyStream, Name, Settings, fields_of
 
 RESERVED = "subscribe"
@@ -200,6 +201,10 @@ class Config(Settings):
     tasks: dict[Name, TaskSettings] = Field(
         default_factory=dict, description="supervised models on the streams, by name"
     )
+    deliberator: DeliberatorSettings | None = Field(
+        None,
+        description="a slow model that chooses among listed goals; the policy reads the goal as a stream. Default: none",
+    )
     learner: LearnerSettings = Field(LearnerSettings(), description="training in the background")
     experience: ExperienceSettings = Field(ExperienceSettings(), description="the store of transitions and labels")
     finetune: FinetuneSettings = Field(FinetuneSettings(), description="training of the tasks from new labels")
@@ -242,7 +247,7 @@ class Config(Settings):
     @model_validator(mode="before")
     @classmethod
     def _fed(cls, body: Any) -> Any:
-        return with_fed_streams(body) if isinstance(body, dict) else body
+        return with_goal_stream(with_fed_streams(body)) if isinstance(body, dict) else body
 
     def _check_encoder(self, name: str, stream: AnyStream) -> None:
         known = sorted(self.encoders)
@@ -319,6 +324,8 @@ class Config(Settings):
                 )
         for name, task in self.tasks.items():
             check_task(name, task, self.streams)
+        if self.deliberator is not None:
+            check_goal(self.streams, self.tasks, self.actuators)
         self._check_ports()
         self._check_topics()
         check_frames(self.streams, self.actuators, self.gate.forbid)

@@ -1,11 +1,12 @@
-"""Check the streams that tasks read, and add the stream of each task that feeds the policy."""
+"""Check the streams that tasks read, and add the stream of each task that feeds the policy, and that of the goal."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from learners.config import TaskSettings
+from learners.deliberation.config import GOAL, DeliberatorSettings
 from learners.task_kinds import KINDS, reading
 from sensors.config import PREFIX, AnyStream, Settings
 
@@ -77,3 +78,39 @@ def _fed_stream(name: str, task: dict[str, Any], streams: dict[str, Any]) -> dic
     known = read if isinstance(read, dict) else {}
     limit = known.get("ttl_s", 60.0) if known.get("kind") == "text" else known.get("max_age_s", 1.0)
     return {"kind": "telemetry", "source": f"{PREFIX}{name}", "fields": list(task["labels"]), "max_age_s": limit}
+
+
+GOAL_AGE_S = 5.0
+"""The deliberator repeats the goal every second."""
+
+
+def check_goal(streams: Mapping[str, AnyStream], *others: Collection[str]) -> None:
+    """Check that only the deliberator has the name of the goal's stream and topics.
+
+    Args:
+        streams: with the stream of the goal.
+        others: the names of tasks and of actuators.
+
+    Raises:
+        ValueError: a stream of another source, a task or an actuator has it.
+    """
+    if getattr(streams[GOAL], "source", None) != f"{PREFIX}{GOAL}" or any(GOAL in names for names in others):
+        raise ValueError(
+            f"deliberator: the name `{GOAL}` is that of its stream and topic; rename the stream, task or actuator"
+        )
+
+
+def with_goal_stream(body: dict[str, Any]) -> dict[str, Any]:
+    """Add the telemetry stream `goal`, one field for each goal of the deliberator, to the raw settings."""
+    settings, streams = body.get("deliberator"), body.get("streams")
+    raw = settings.model_dump() if isinstance(settings, DeliberatorSettings) else settings
+    goals = raw.get("goals") if isinstance(raw, dict) else None
+    if not isinstance(goals, dict) or not isinstance(streams, dict) or GOAL in streams:
+        return body
+    made = {
+        "kind": "telemetry",
+        "source": f"{PREFIX}{GOAL}",
+        "fields": [str(name) for name in goals],
+        "max_age_s": GOAL_AGE_S,
+    }
+    return {**body, "streams": {**streams, GOAL: made}}

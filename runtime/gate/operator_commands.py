@@ -19,6 +19,7 @@ from typing import Any, Literal
 from pydantic import ConfigDict, Field
 
 from actuators.safety.gate import MODES
+from learners.deliberation.config import GOAL
 from runtime.gate.host import GateHost
 from runtime.gate.latches import Saved
 from runtime.mqtt import Limit, Message, rpc
@@ -150,6 +151,8 @@ class OperatorCommands:
         """
         name = rpc.last_level(message)
         host = self.host
+        if name == GOAL and host.config.deliberator is not None:
+            return  # a goal moves nothing: the agent takes it
         with self._refusing(message):
             rpc.refuse_retained(message)
             wanted = decode(ExactOverride, message.payload)

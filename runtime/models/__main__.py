@@ -25,9 +25,13 @@ from learners.config import TaskSettings
 from learners.continual.results import Callbacks, Question, Result, Speech
 from learners.continual.serving import TaskRunner
 from learners.continual.versions import TaskVersion
+from learners.deliberation.answers import GoalAnswer
+from learners.deliberation.config import DeliberatorSettings
+from learners.deliberation.runner import DeliberationRunner
 from learners.speech.runner import SpeechRunner
 from learners.speech.transcripts import SpeechCallbacks, TranscribedUtterance
 from runtime.config.loader import load
+from runtime.models.goal_client import question_of
 from runtime.models.messages import BadMessage, Header, offered_of, packed, peer, receive, socket_path, sound_of
 from runtime.process import child
 from runtime.process.log import configure
@@ -49,6 +53,7 @@ class ModelsServer:
         tasks: by name.
         streams: the settings of the text streams that have a microphone as their source, by name.
         threads: of torch in the thread that transcribes; None leaves torch's number.
+        deliberator: its settings; None without one.
         live_on: postpones the end that the process set itself; called at every beat while the models make progress.
     """
 
@@ -59,6 +64,7 @@ class ModelsServer:
         *,
         streams: Mapping[str, TextSettings] | None = None,
         threads: int | None = None,
+        deliberator: DeliberatorSettings | None = None,
     ) -> None:
         callbacks = Callbacks(
             self._result, self._question, self._speech, self._failed, self._refused, finished=self._finished
@@ -66,6 +72,9 @@ class ModelsServer:
         self.runner, self._live_on = TaskRunner(tasks, callbacks), live_on
         speech = SpeechCallbacks(self._send_transcript, self._speech_refused, self._speech_failed)
         self.speech = SpeechRunner(streams or {}, speech, threads=threads)
+        self.deliberation = (
+            None if deliberator is None else DeliberationRunner(deliberator, self._goal, self._goal_failed)
+        )
         self._writer: asyncio.StreamWriter | None = None
         self._reported: Counter[str] = Counter()
         self._reported_speech: Counter[str] = Counter()
@@ -76,6 +85,8 @@ class ModelsServer:
             group.create_task(self.runner.run())
             if self.speech.streams:
                 group.create_task(self.speech.run())
+            if self.deliberation is not None:
+                group.create_task(self.deliberation.run())
             group.create_task(self._beat())
             while True:
                 with suppress(OSError, asyncio.IncompleteReadError):
@@ -111,6 +122,9 @@ class ModelsServer:
         task, do = header.get("task"), header.get("do")
         if do == "hear":
             self.speech.take(sound_of(header, body))
+            return
+        if do == "goal" and self.deliberation is not None:
+            self.deliberation.ask(question_of(header))
             return
         if not isinstance(task, str) or task not in self.runner.tasks:
             raise BadMessage(f"no task {str(task)[:64]!r}")
@@ -189,6 +203,12 @@ class ModelsServer:
     def _speech_failed(self, stream: str, reason: str) -> None:
         self._send({"is": "speech_failed", "stream": stream, "reason": reason})
 
+    def _goal(self, answer: GoalAnswer) -> None:
+        self._send({"is": "goal"} | asdict(answer))
+
+    def _goal_failed(self, number: int, reason: str) -> None:
+        self._send({"is": "goal_failed", "number": number, "reason": reason})
+
     def _send_speech_counts(self) -> None:
         """Send what was counted since the last time; without an agent it waits for one."""
         counts = self.speech.counts.copy()
@@ -217,7 +237,9 @@ def main(arguments: list[str] | None = None) -> int:
     configure(verbose=False, secrets=loaded.secrets)
     config, threads = loaded.config, loaded.config.engine.threads
     torch.set_num_threads(threads)
-    server = ModelsServer(config.tasks, _live_on, streams=transcribed(config.streams), threads=threads)
+    server = ModelsServer(
+        config.tasks, _live_on, streams=transcribed(config.streams), threads=threads, deliberator=config.deliberator
+    )
     asyncio.run(server.serve(socket_path(config.state_dir)))
     return 0
 

@@ -1,4 +1,4 @@
-"""Let another process run the models of tasks and of speech to text: the agent's end of the socket. It imports no torch.
+"""Let another process run the models of tasks, of speech to text and of the deliberator: the agent's end of the socket. It imports no torch.
 
 The agent listens; the process connects, again after each restart of either. At most one reading of each task is on its way, and
 the newest reading waits. A slow, hung or dead process costs memory of two readings a task, and no tick waits for it. A process that
@@ -27,8 +27,9 @@ from learners.continual.results import Callbacks, Offered, Question, Result, Spe
 from learners.continual.versions import TaskVersion
 from learners.files import private_folder
 from learners.task_kinds import KINDS, PredictionOfExample
+from runtime.models.goal_client import GoalClient
 from runtime.models.messages import BadMessage, Header, offered_message, packed, peer, receive
-from runtime.models.speech_client import ANSWERS, SpeechClient
+from runtime.models.speech_client import SpeechClient
 from sensors.readings import Frame, Reading, Sound, Text
 
 _LOG = structlog.get_logger(__name__)
@@ -70,6 +71,7 @@ class ModelsClient:
         path: of the socket.
         degraded: the agent's reasons for a degraded status; the key `models` belongs to this component.
         speech: sends the sound of microphones over the same socket; None where no stream is transcribed.
+        goals: sends the deliberator's questions over the same socket; None without a deliberator.
         max_age_s: by stream, the age at which a reading that waited for a connection is dropped.
         clock: monotonic seconds.
     """
@@ -82,10 +84,14 @@ class ModelsClient:
         degraded: MutableMapping[str, str],
         *,
         speech: SpeechClient | None = None,
+        goals: GoalClient | None = None,
         max_age_s: Mapping[str, float] | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self.tasks, self.callbacks, self.degraded, self.speech = dict(tasks), callbacks, degraded, speech
+        self.tasks, self.callbacks, self.degraded = dict(tasks), callbacks, degraded
+        self.speech, self.goals = speech, goals
+        self._others = [part for part in (speech, goals) if part is not None]
+        """What uses the same connection."""
         self.counts: Counter[str] = Counter()
         """As those of `TaskRunner`. `lost` counts readings on their way to a process that ended, and `expired` those that waited too
         long for one. `stale` counts answers to readings of a former connection, `garbage` answers that cannot be read."""
@@ -164,7 +170,7 @@ class ModelsClient:
 
     def _watch(self) -> None:
         """Say that the process is silent, and kill one that hangs."""
-        if self.speech is None and all(settings.stream is None for settings in self.tasks.values()):
+        if not self._others and all(settings.stream is None for settings in self.tasks.values()):
             return  # the supervisor starts none
         silent_s = self._clock() - self._last_message_s
         if self._writer is not None and silent_s > HUNG_S and self._process is not None:
@@ -174,7 +180,7 @@ class ModelsClient:
             self._drop()
         if silent_s >= SILENT_S:
             state = "is not connected" if self._writer is None else f"is silent for more than {SILENT_S:.0f} s"
-            missing = [*(["tasks"] if self.tasks else []), *(["streams from speech"] if self.speech else [])]
+            missing = [*(["tasks"] if self.tasks else []), *(part.title for part in self._others)]
             self.degraded["models"] = f"the models process {state}; {' and '.join(missing)} have no results"
         elif self._away and self._clock() - self._answered_s >= STUCK_S:
             names = ", ".join(sorted(self._away))
@@ -193,8 +199,8 @@ class ModelsClient:
         self._writer, self._last_message_s = writer, self._clock()
         with suppress(OSError):
             self._process = os.pidfd_open(pid)
-        if self.speech is not None:
-            self.speech.connect(writer)
+        for part in self._others:
+            part.connect(writer)
         self._expire()
         for task in self.tasks:
             self._send_version(task)
@@ -235,8 +241,8 @@ class ModelsClient:
         """Forget the connection; readings on their way are lost, and so are halves of answers."""
         if self._writer is not None:
             self._writer.close()
-        if self.speech is not None:
-            self.speech.disconnect()
+        for part in self._others:
+            part.disconnect()
         if self._process is not None:
             os.close(self._process)
         self._writer, self._process = None, None
@@ -276,8 +282,8 @@ class ModelsClient:
         kind = header["is"]
         if kind == "beat":
             return
-        if kind in ANSWERS and self.speech is not None:
-            self.speech.receive(header)
+        if (part := next((one for one in self._others if kind in one.answers), None)) is not None:
+            part.receive(header)
             return
         self._answered_s = self._clock()
         task = str(header["task"])

@@ -22,8 +22,6 @@ MOST_REASON = 500
 CAUSES = frozenset({
     "done", "dropped", "failed", "no_model", "too_short", "no_words", "no_speech", "improbable", "repeats",
 })  # fmt: skip
-ANSWERS = frozenset({"transcript", "speech_refused", "speech_failed", "speech_counts"})
-"""Kinds of answers that belong to this module."""
 
 
 class SpeechClient:
@@ -33,6 +31,10 @@ class SpeechClient:
         streams: the settings of the text streams that have a microphone as their source, by name.
         callbacks: receive transcripts, refusals and failures.
     """
+
+    title = "streams from speech"
+    answers = frozenset({"transcript", "speech_refused", "speech_failed", "speech_counts"})
+    """Kinds of answers that belong here."""
 
     def __init__(self, streams: Mapping[str, TextSettings], callbacks: SpeechCallbacks) -> None:
         self.streams, self.callbacks = dict(streams), callbacks

@@ -94,6 +94,14 @@ class Override(Payload):
     source: str = Field("default", max_length=64)
 
 
+class GoalOverride(Payload):
+    """`override/goal`: a person's goal, in force for `hold_s` seconds; afterwards the deliberator's model chooses again."""
+
+    value: str = Field(max_length=64)
+    hold_s: StrictFloat = Field(60.0, ge=0, le=86_400)
+    source: str = Field("default", max_length=64)
+
+
 class Stop(Payload):
     """`stop`: engage or release the software stop."""
 

@@ -89,8 +89,12 @@ def table(config: Config, path: Path, *, faults: tuple[str, ...] = (), verbose: 
 
 
 def has_models_process(config: Config) -> bool:
-    """Return whether the daemon has a models process: where a task reads a stream, or a microphone is transcribed."""
-    return any(task.stream is not None for task in config.tasks.values()) or bool(transcribed(config.streams))
+    """Return whether the daemon has a models process: with a task that reads a stream, speech to text, or a deliberator."""
+    return (
+        config.deliberator is not None
+        or any(task.stream is not None for task in config.tasks.values())
+        or bool(transcribed(config.streams))
+    )
 
 
 def environment() -> dict[str, str]:

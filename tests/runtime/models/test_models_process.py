@@ -23,12 +23,15 @@ from fakes import eventually
 from learners.config import TaskSettings
 from learners.continual.results import Callbacks, Offered, Question, Result, Speech
 from learners.continual.versions import TaskVersionStore
+from learners.deliberation.answers import GoalAnswer, GoalQuestion
+from learners.deliberation.config import DeliberatorSettings
 from learners.speech.runner import SpeechRunner
 from learners.speech.transcripts import SpeechCallbacks, TranscribedUtterance, Transcript
 from learners.tasks.registry import open_task
 from runtime.config.schema import Config
 from runtime.models.__main__ import MOST_WORK_S, ModelsServer
 from runtime.models.client import HUNG_S, SILENT_S, START_S, STUCK_S, ModelsClient
+from runtime.models.goal_client import GoalClient
 from runtime.models.messages import (
     LENGTHS,
     MOST_BODY,
@@ -75,7 +78,12 @@ class World:
 
 @contextlib.asynccontextmanager
 async def world_of(
-    folder: Path, *, speech: SpeechClient | None = None, tasks: dict[str, TaskSettings] | None = None, **fields: Any
+    folder: Path,
+    *,
+    speech: SpeechClient | None = None,
+    goals: GoalClient | None = None,
+    tasks: dict[str, TaskSettings] | None = None,
+    **fields: Any,
 ) -> AsyncIterator[World]:
     """A client that runs."""
     given: dict[str, Any] = {"kind": "text-classification", "stream": "orders", "model": "m", "labels": ("a", "b")}
@@ -92,6 +100,7 @@ async def world_of(
         path,
         degraded,
         speech=speech,
+        goals=goals,
         clock=lambda: clock[-1],
     )
     world = World(client, path, received, degraded, clock)
@@ -208,6 +217,39 @@ async def test_sound_goes_to_the_process_and_words_and_counts_come_back(
         await asyncio.wait([serving])
         await eventually(lambda: "models" in world.degraded, "a degraded daemon")
         assert world.degraded["models"] == "the models process is not connected; streams from speech have no results"
+
+
+async def test_questions_about_the_goal_go_to_the_process_and_answers_and_failures_come_back(tmp_path: Path) -> None:
+    answers: list[GoalAnswer] = []
+    failures: list[tuple[int, str]] = []
+    meanings = {"idle": "rest", "dog": "look at the dog"}
+    goals = GoalClient(meanings, answers.append, lambda number, reason: failures.append((number, reason)))
+    question = GoalQuestion(3, "Orders: \u2026", ("look at the dog",), "idle")
+    goals.ask_goal(question)
+    assert failures.pop() == (3, "the models process is not connected")
+    settings = DeliberatorSettings.model_validate({"goals": meanings, "default": "idle"})
+    async with world_of(tmp_path, goals=goals, tasks={}) as world:
+        server = ModelsServer({}, deliberator=settings)
+        asked: list[GoalQuestion] = []
+        assert server.deliberation is not None
+        server.deliberation.ask = asked.append  # type: ignore[method-assign]
+        serving = asyncio.create_task(server.serve(world.path))
+        await eventually(lambda: goals.connected, "the connection")
+        goals.ask_goal(question)
+        await eventually(lambda: bool(asked), "the question")
+        assert asked == [question]
+        answer = GoalAnswer(3, {"idle": 0.25, "dog": 0.75}, 0.1, "m@1", 0.5)
+        server._goal(GoalAnswer(3, {"open the door": 1.0}))
+        server._goal(answer)
+        server._goal_failed(4, "status 500")
+        await eventually(lambda: bool(failures), "the answers")
+        assert (answers, failures) == ([answer], [(4, "status 500")])
+        assert world.client.counts["garbage"] == 1
+        goals.ask_goal(question)
+        serving.cancel()
+        await asyncio.wait([serving])
+        await eventually(lambda: len(failures) == 2, "the end of the process")
+        assert failures[-1] == (3, "the models process ended")
 
 
 async def test_sound_that_the_process_does_not_read_is_dropped_and_odd_transcripts_are_counted(tmp_path: Path) -> None:

@@ -1,0 +1,291 @@
+"""Ask a slow model which goal fits the present state, and put its answer in force as the stream and the topic `goal`.
+
+Everything here runs on the event loop beside the tick, and the model runs in another process: a model that is slow, wrong, silent or
+gone costs no tick. Without an answer the goal lasts `ttl_s`, then the default goal is in force. The policy reads the goal as an
+ordinary stream; the deliberator has no way to an actuator.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import time
+from collections import Counter, deque
+from collections.abc import Callable, Collection, Mapping, MutableMapping
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from actuators.expressions import Expression, ExpressionError, Known
+from learners.continual.results import Result
+from learners.deliberation.answers import GoalAnswer, GoalQuestion
+from learners.deliberation.config import DeliberatorSettings
+from learners.rewards import expression_values
+from runtime.control.tick import TickResult
+from runtime.deliberation.goal_in_force import GoalInForce
+from runtime.deliberation.question_schedule import QuestionSchedule
+from runtime.deliberation.state_text import MOST_ORDERS, MOST_TEXT, KnownState, Order, TaskResult, one_line, state_text
+from runtime.models.goal_client import GoalClient
+from runtime.mqtt import Message
+from runtime.mqtt.topics import GoalOverride, Refused, decode
+from runtime.process.emit import Emit
+from sensors.readings import Observation, Telemetry, Text
+
+CHECK_S = 0.2
+FEED_S = 1.0
+"""Between two readings of the stream `goal` while nothing changes."""
+LATE_S = 5.0
+"""Beyond `timeout_s`, for the models process to report a failure before it counts as one."""
+OPEN_S = 120.0
+"""From the first question to its answer: the model may have to load."""
+MOST_RESULTS = 32
+
+
+class GoalSink(Protocol):
+    """The stream `goal`."""
+
+    def take(self, values: Mapping[str, float], stamp_s: float) -> None:
+        """Publish a number by goal."""
+
+
+@dataclass(slots=True)
+class Deliberator:
+    """Connects streams, model and goal. Create it inside the running loop.
+
+    Args:
+        settings: goals, limits and backend.
+        known: the names that conditions may use.
+        model_of: makes what takes the questions, from the receivers of answers and of failures.
+        stream: the stream `goal`: the probability of the goal in force, 0 for every other.
+        publish: takes the body of the retained topic `goal`.
+        emit: publishes events.
+        degraded: the agent's reasons for a degraded status; the key `deliberator` belongs to this component.
+        drifting: returns the names of what drifts now.
+        clock: monotonic seconds.
+        wall: Unix seconds.
+    """
+
+    settings: DeliberatorSettings
+    known: Known
+    model_of: Callable[[Callable[[GoalAnswer], None], Callable[[int, str], None]], GoalClient]
+    stream: GoalSink
+    publish: Callable[[dict[str, Any]], object]
+    emit: Emit
+    degraded: MutableMapping[str, str]
+    drifting: Callable[[], Collection[str]] = tuple
+    clock: Callable[[], float] = time.monotonic
+    wall: Callable[[], float] = time.time
+    model: GoalClient = field(init=False)
+    goal: GoalInForce = field(init=False)
+    schedule: QuestionSchedule = field(init=False)
+    counts: Counter[str] = field(init=False, default_factory=Counter)
+    """Answers by what they led to, `failed` and `unanswered` questions, `stale` answers, and `condition_failed`."""
+    _conditions: dict[str, Expression] = field(init=False)
+    _orders: deque[Text] = field(init=False, default_factory=lambda: deque(maxlen=MOST_ORDERS))
+    """Newest first."""
+    _results: dict[str, tuple[TaskResult, float]] = field(init=False, default_factory=dict)
+    """By task: the newest result, and when it was received."""
+    _numbers: dict[str, float] = field(init=False, default_factory=dict)
+    _asked: tuple[GoalQuestion, float] | None = field(init=False, default=None)
+    """The question on its way, and when it was asked."""
+    _number: int = field(init=False, default=0)
+    _words: tuple[object, ...] = field(init=False, default=())
+    """Of the state at the last question."""
+    _was_drifting: frozenset[str] = field(init=False, default=frozenset())
+    _ended: bool = field(init=False, default=False)
+    """Whether a goal ended since the last question."""
+    _again_s: float = field(init=False, default=float("inf"))
+    """When a goal that an answer would have replaced may be replaced."""
+    _fed_s: float = field(init=False, default=float("-inf"))
+    _requested: str = field(init=False, default="")
+    """The state of the last request for a person's choice."""
+    _answered: bool = field(init=False, default=False)
+
+    def __post_init__(self) -> None:
+        self.model = self.model_of(self.answered, self.failed)
+        self.goal = GoalInForce(self.settings, self.clock())
+        self.schedule = QuestionSchedule(self.settings.every_s, self.settings.calls_per_hour)
+        self._conditions = {goal: Expression(text, self.known) for goal, text in self.settings.conditions.items()}
+        self._number = time.monotonic_ns()
+
+    # --- what is known
+
+    def ticked(self, ticked: TickResult) -> None:
+        """Note what a tick observed, and end a goal whose condition holds."""
+        observation = ticked.observation
+        for name in sorted(observation.fresh):
+            reading = observation.readings[name]
+            if isinstance(reading, Text):
+                self._orders.appendleft(reading)
+            elif isinstance(reading, Telemetry) and name != "goal":
+                for field_name, value in zip(reading.fields, reading.values.tolist(), strict=True):
+                    self._numbers[f"{name}.{field_name}"] = value
+        condition = self._conditions.get(self.goal.goal)
+        if condition is not None and self._holds(condition, observation, ticked) and self.goal.is_done(self.clock()):
+            self._ended = True
+            self._announce("done")
+
+    def result(self, result: Result) -> None:
+        """Note the newest result of a task."""
+        task, prediction = result.task, result.prediction
+        if task in self._results or len(self._results) < MOST_RESULTS:
+            noted = TaskResult(task, str(prediction.value)[:MOST_TEXT], prediction.confidence, 0.0)
+            self._results[task] = (noted, self.clock())
+
+    def _holds(self, condition: Expression, observation: Observation, ticked: TickResult) -> bool:
+        try:
+            return bool(condition.evaluate(expression_values(observation, ticked.executed)))
+        except ExpressionError:  # a stream is missing: nothing is known, so the goal goes on
+            self.counts["condition_failed"] += 1
+            return False
+
+    def state(self) -> KnownState:
+        """Return what is known now."""
+        now_s = self.clock()
+        return KnownState(
+            tuple(Order(text.stream, text.text, now_s - text.stamp_s) for text in self._orders),
+            tuple(
+                TaskResult(one.task, one.value, one.confidence, now_s - received_s)
+                for one, received_s in self._results.values()
+            ),
+            self._numbers,
+            self.goal.goal,
+            now_s - self.goal.since_s,
+            tuple(self.goal.past),
+        )
+
+    # --- questions and answers
+
+    async def run(self) -> None:
+        """Ask, expire and publish until cancelled."""
+        self._announce("started")
+        while True:
+            self.step()
+            await asyncio.sleep(CHECK_S)
+
+    def step(self) -> None:
+        """Do what is due now."""
+        now_s = self.clock()
+        if self.goal.expire(now_s):
+            self._announce("expired")
+        if self._asked is not None:
+            limit_s = (self.settings.timeout_s if self._answered else OPEN_S) + LATE_S
+            if now_s - self._asked[1] > limit_s:
+                self.failed(self._asked[0].number, f"no answer within {limit_s:g} s")
+        if (
+            self._asked is None and self.model.connected
+        ):  # else the state is `degraded: models`, and the goal's time runs
+            self._ask(now_s)
+        if now_s - self._fed_s >= FEED_S:
+            self._feed(now_s)
+
+    def _ask(self, now_s: float) -> None:
+        state = self.state()
+        drifting = frozenset(self.drifting())
+        on, surprised = self.settings.on, drifting - self._was_drifting
+        self._was_drifting &= drifting
+        urgent = (
+            ("orders" in on and state.words != self._words)
+            or ("goal_done" in on and self._ended)
+            or ("surprise" in on and bool(surprised))
+            or now_s >= self._again_s
+        )
+        if not self.schedule.ask(now_s, urgent=urgent):
+            return
+        self._number += 1
+        orders = tuple(one_line(order.text) for order in state.orders)
+        question = GoalQuestion(self._number, state_text(state), orders, self.goal.goal)
+        self._words, self._ended, self._was_drifting = state.words, False, drifting
+        self._again_s = float("inf")
+        self._asked = (question, now_s)
+        self.model.ask_goal(question)
+
+    def answered(self, answer: GoalAnswer) -> None:
+        """Take an answer; one to another question than the last is counted and not used."""
+        if self._asked is None or answer.number != self._asked[0].number:
+            self.counts["stale"] += 1
+            return
+        question, _ = self._asked
+        self._asked, self._answered = None, True
+        if self.schedule.failures:
+            self.emit("deliberation_recovered", {"failures": self.schedule.failures})
+        self.schedule.answered()
+        self.degraded.pop("deliberator", None)
+        verdict = self.goal.take(answer, self.clock())
+        self.counts[verdict] += 1
+        if verdict == "held":
+            self._again_s = max(self.goal.held_until_s, self.goal.since_s + self.settings.min_hold_s)
+        if verdict == "unsure":
+            self._request(question, answer)
+        elif verdict != "nothing":
+            self._announce(verdict, question, answer)
+
+    def failed(self, number: int, reason: str) -> None:
+        """Note that a question has no answer; the goal in force goes on until its `ttl_s`."""
+        if self._asked is None or number != self._asked[0].number:
+            self.counts["stale"] += 1
+            return
+        self._asked = None
+        self.counts["failed"] += 1
+        first, paused = self.schedule.failures == 0, self.schedule.failed(self.clock())
+        if first:
+            self.emit("deliberation_failed", {"reason": reason, "goal": self.goal.goal})
+        if paused:
+            self.degraded["deliberator"] = f"no answer about the goal: {reason}"[:200]
+
+    def set_goal(self, message: Message) -> None:
+        """Put a person's goal of `override/goal` in force.
+
+        Raises:
+            Refused: it is retained, malformed, or no listed goal.
+        """
+        if message.retain:
+            raise Refused("a retained goal may be old; publish it without `retain`")
+        wanted = decode(GoalOverride, message.payload)
+        try:
+            is_other = self.goal.set_by_person(wanted.value, wanted.hold_s, self.clock())
+        except ValueError as error:
+            raise Refused(str(error)) from None
+        self.emit("goal_set", {"goal": wanted.value, "hold_s": wanted.hold_s, "source": wanted.source})
+        self._announce("changed" if is_other else "confirmed")
+
+    # --- what is published
+
+    def _request(self, question: GoalQuestion, answer: GoalAnswer) -> None:
+        """Request a person's choice, once for the same orders and results."""
+        key = repr(self._words)
+        if key == self._requested:
+            return
+        self._requested = key
+        likeliest = sorted(answer.probabilities.items(), key=lambda item: -item[1])[:3]
+        self.emit(
+            "goal_requested",
+            {
+                "goal": self.goal.goal,
+                "candidates": {goal: round(p, 4) for goal, p in likeliest},
+                "state": question.state,
+            },
+        )
+
+    def _announce(self, why: str, question: GoalQuestion | None = None, answer: GoalAnswer | None = None) -> None:
+        """Publish the goal in force, and an event where it changed."""
+        now_s, unix_s = self.clock(), self.wall()
+        goal = self.goal
+        body = {
+            "goal": goal.goal, "why": why, "confidence": round(goal.confidence, 4),
+            "probabilities": {name: round(p, 4) for name, p in goal.probabilities.items()},
+            "still": None if answer is None else answer.still, "model": goal.model, "id": str(self._number),
+            "since": unix_s - (now_s - goal.since_s), "stamp": unix_s, "ttl_s": self.settings.ttl_s,
+            "held_s": max(0.0, round(goal.held_until_s - now_s, 1)),
+            "state_sha256": "" if question is None else hashlib.sha256(question.state.encode()).hexdigest(),
+            "took_ms": None if answer is None else round(answer.took_s * 1e3, 1),
+        }  # fmt: skip
+        self.publish(body)
+        if why in {"changed", "done", "expired"}:
+            self.emit("goal_changed", {"goal": goal.goal, "why": why, "confidence": round(goal.confidence, 4)})
+        self._feed(now_s)
+
+    def _feed(self, now_s: float) -> None:
+        """Publish a reading of the stream `goal`: 0 for each goal that is not in force."""
+        self._fed_s = now_s
+        confidence = max(self.goal.confidence, 1e-3)
+        self.stream.take({name: confidence if name == self.goal.goal else 0.0 for name in self.settings.goals}, now_s)

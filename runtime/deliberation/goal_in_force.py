@@ -1,0 +1,116 @@
+"""Decide which goal is in force: hysteresis over a backend's answers, a person's choice, conditions, and time limits. Pure.
+
+A goal comes from the settings' list, whatever is answered. Without a newer answer it gives way to the default goal after `ttl_s`.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from learners.deliberation.answers import GoalAnswer
+from learners.deliberation.config import DeliberatorSettings
+from runtime.deliberation.state_text import MOST_GOALS, PastGoal
+
+
+@dataclass(slots=True)
+class GoalInForce:
+    """The goal, since when, and why.
+
+    Args:
+        settings: the goals and limits.
+        now_s: monotonic seconds at the start.
+    """
+
+    settings: DeliberatorSettings
+    now_s: float
+    goal: str = field(init=False)
+    since_s: float = field(init=False)
+    confirmed_s: float = field(init=False)
+    """When an answer or a person last confirmed it."""
+    probabilities: Mapping[str, float] = field(init=False, default_factory=dict)
+    """Of the newest answer; empty before the first one."""
+    model: str = field(init=False, default="")
+    past: deque[PastGoal] = field(init=False, default_factory=lambda: deque(maxlen=MOST_GOALS))
+    """Newest first."""
+    held_until_s: float = field(init=False, default=float("-inf"))
+    """Until then a person's goal is in force."""
+
+    def __post_init__(self) -> None:
+        self.goal = self.settings.default
+        self.since_s = self.confirmed_s = self.now_s
+
+    @property
+    def confidence(self) -> float:
+        """Probability of the goal in force by the newest answer; 1 for a person's goal and for the default without an answer."""
+        return self.probabilities.get(self.goal, 1.0)
+
+    def take(self, answer: GoalAnswer, now_s: float) -> str:
+        """Take a backend's answer.
+
+        Returns:
+            What it led to: `changed`, `confirmed`, `unsure` (below `confidence`), `held` (too early, or a person's goal is in force),
+            `close` (within `margin`) or `nothing` (the backend had nothing to judge).
+        """
+        if not answer.probabilities:
+            return "nothing"
+        if now_s < self.held_until_s:
+            return "held"
+        self.probabilities, self.model = dict(answer.probabilities), answer.model
+        best = max(self.probabilities, key=lambda goal: self.probabilities[goal])
+        verdict = self._compare(best, now_s)
+        if verdict in {"confirmed", "close"}:
+            self.confirmed_s = now_s
+        elif verdict == "changed":
+            self._set(best, "replaced", now_s)
+        return verdict
+
+    def _compare(self, best: str, now_s: float) -> str:
+        """Return what an answer with this most probable goal leads to."""
+        if best == self.goal:
+            return "confirmed"
+        if self.probabilities[best] < self.settings.confidence:
+            return "unsure"
+        if self.probabilities[best] - self.probabilities[self.goal] < self.settings.margin:
+            return "close"
+        is_early = self.goal != self.settings.default and now_s - self.since_s < self.settings.min_hold_s
+        return "held" if is_early else "changed"
+
+    def set_by_person(self, goal: str, hold_s: float, now_s: float) -> bool:
+        """Put a person's goal in force for `hold_s`; return whether it is another one.
+
+        Raises:
+            ValueError: it is not listed.
+        """
+        if goal not in self.settings.goals:
+            raise ValueError(f"no goal {goal[:40]!r}; there are {', '.join(sorted(self.settings.goals))}")
+        self.held_until_s = now_s + hold_s
+        self.probabilities = {name: float(name == goal) for name in self.settings.goals}
+        self.model, self.confirmed_s = "person", now_s
+        if goal == self.goal:
+            return False
+        self._set(goal, "replaced by a person", now_s)
+        return True
+
+    def is_done(self, now_s: float) -> bool:
+        """Note that the condition of the goal in force holds: the default goal follows, also on a person's; False for the default."""
+        if self.goal == self.settings.default:
+            return False
+        self.held_until_s = float("-inf")
+        self._set(self.settings.default, "done", now_s)
+        return True
+
+    def expire(self, now_s: float) -> bool:
+        """Give way to the default goal where nothing confirmed the one in force for `ttl_s`; return whether that happened."""
+        limit_s = max(self.confirmed_s + self.settings.ttl_s, self.held_until_s)
+        if self.goal == self.settings.default or now_s < limit_s:
+            return False
+        self._set(self.settings.default, "expired", now_s)
+        return True
+
+    def _set(self, goal: str, outcome: str, now_s: float) -> None:
+        self.past.appendleft(PastGoal(self.goal, outcome, now_s - self.since_s))
+        if outcome in {"done", "expired"}:
+            self.probabilities, self.model = {}, ""
+        self.goal, self.since_s, self.confirmed_s = goal, now_s, now_s

@@ -1,0 +1,71 @@
+"""Decide when the deliberator asks its model: often where words change, rarely where nothing happens, never beyond the budget. Pure."""
+
+from __future__ import annotations
+
+from collections import Counter, deque
+from dataclasses import dataclass, field
+
+LONGEST_S = 900.0
+"""Between two questions while nothing but numbers changes."""
+URGENT_S = 1.0
+"""Between two questions that have a reason."""
+HOUR_S = 3_600.0
+TRIES = 3
+"""Failures in a row after which the model is left alone for a while."""
+PAUSE_S = (5.0, 300.0)
+"""Of that: at first, and at most."""
+
+
+@dataclass(slots=True)
+class QuestionSchedule:
+    """When the next question may be asked; all times are monotonic seconds."""
+
+    every_s: float
+    calls_per_hour: int
+    counts: Counter[str] = field(default_factory=Counter)
+    """Questions that were not asked: `over_budget`, `paused`."""
+    _asked_s: deque[float] = field(default_factory=deque)
+    _last_s: float = float("-inf")
+    """When the last question was asked or refused."""
+    _wait_s: float = 0.0
+    _failures: int = 0
+    _paused_until_s: float = float("-inf")
+
+    def ask(self, now_s: float, *, urgent: bool) -> bool:
+        """Return whether to ask now, and note it. A question that the limits forbid is counted.
+
+        Args:
+            now_s: the present time.
+            urgent: words changed, the goal is done, or a drift began since the last question.
+        """
+        if now_s - self._last_s < (URGENT_S if urgent else max(self.every_s, self._wait_s)):
+            return False
+        self._last_s = now_s
+        while self._asked_s and now_s - self._asked_s[0] >= HOUR_S:
+            self._asked_s.popleft()
+        refused = (
+            "paused" if now_s < self._paused_until_s else "over_budget" * (len(self._asked_s) >= self.calls_per_hour)
+        )
+        if refused:
+            self.counts[refused] += 1
+            return False
+        self._asked_s.append(now_s)
+        self._wait_s = self.every_s if urgent else min(LONGEST_S, 2 * max(self.every_s, self._wait_s))
+        return True
+
+    def failed(self, now_s: float) -> bool:
+        """Note a failure; return whether the model gets no question for a while from now on."""
+        self._failures += 1
+        if self._failures < TRIES:
+            return False
+        self._paused_until_s = now_s + min(PAUSE_S[1], PAUSE_S[0] * 2 ** min(self._failures - TRIES, 16))
+        return True
+
+    def answered(self) -> None:
+        """Note an answer: failures before it no longer count."""
+        self._failures, self._paused_until_s = 0, float("-inf")
+
+    @property
+    def failures(self) -> int:
+        """Failures since the last answer."""
+        return self._failures

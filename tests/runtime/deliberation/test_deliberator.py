@@ -1,0 +1,244 @@
+"""The deliberator between streams, model and goal: when it asks, what it publishes, and what it does without answers."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import orjson
+import pytest
+
+from fakes import FakeClock
+from learners.deliberation.answers import GoalAnswer, GoalQuestion
+from learners.deliberation.config import DeliberatorSettings
+from runtime.deliberation.deliberator import Deliberator
+from runtime.mqtt import Message
+from runtime.mqtt.topics import Refused
+from sensors.readings import Observation, Reading, Telemetry, Text
+
+GOALS = {
+    "idle": "nothing to do",
+    "greet": "greet the person",
+    "warm": {"means": "warm the room", "done": "room.t > 21"},
+}
+
+
+class World:
+    """A deliberator with a clock of its own, a model that answers when the test says so, and all that it published."""
+
+    def __init__(self, **more: Any) -> None:
+        chosen = {"goals": GOALS, "default": "idle", "min_hold_s": 0, "ttl_s": 60} | more
+        self.clock = FakeClock(1_000.0)
+        self.questions: list[GoalQuestion] = []
+        self.connected = True
+        self.fed: list[tuple[dict[str, float], float]] = []
+        self.published: list[dict[str, Any]] = []
+        self.events: list[tuple[str, dict[str, Any]]] = []
+        self.degraded: dict[str, str] = {}
+        self.drifting: list[str] = []
+        self.it = Deliberator(
+            DeliberatorSettings.model_validate(chosen),
+            {"room": ("t",), "lamp": None},
+            lambda _answered, _failed: self,  # type: ignore[arg-type, return-value]
+            self,
+            self.published.append,
+            lambda kind, data: self.events.append((kind, data)),
+            self.degraded,
+            lambda: self.drifting,
+            self.clock.now,
+            lambda: self.clock.now() + 1e9,
+        )
+
+    def ask_goal(self, question: GoalQuestion) -> None:
+        self.questions.append(question)
+
+    def take(self, values: Mapping[str, float], stamp_s: float) -> None:
+        self.fed.append((dict(values), stamp_s))
+
+    def see(self, *readings: Reading) -> None:
+        by_name = {reading.stream: reading for reading in readings}
+        observation = Observation(1, self.clock.now(), by_name, {}, frozenset(), frozenset(by_name), frozenset())
+        self.it.ticked(SimpleNamespace(observation=observation, executed={"lamp": "OFF"}))  # type: ignore[arg-type]
+
+    def hear(self, text: str) -> None:
+        self.see(Text("orders", self.clock.now(), 1, text))
+
+    def wait(self, seconds: float) -> None:
+        for _ in range(round(seconds * 5)):
+            self.clock.advance(0.2)
+            self.it.step()
+
+    def answer(self, **probabilities: float) -> None:
+        found = {goal: probabilities.get(goal, 0.0) for goal in GOALS}
+        self.it.answered(GoalAnswer(self.questions[-1].number, found, 0.1, "model@1", 0.3))
+
+    @property
+    def kinds(self) -> list[str]:
+        return [kind for kind, _ in self.events]
+
+
+def test_an_order_is_asked_about_at_once_and_its_goal_reaches_stream_topic_and_events() -> None:
+    world = World()
+    world.it.step()
+    world.answer(idle=1.0)
+    world.wait(2)
+    world.hear("say hello to the visitor")
+    world.wait(0.2)
+    question = world.questions[-1]
+    assert question.orders == ("say hello to the visitor",)
+    assert '"say hello to the visitor"' in question.state
+    world.answer(greet=0.8, idle=0.2)
+    assert world.fed[-1] == ({"idle": 0.0, "greet": 0.8, "warm": 0.0}, world.clock.now())
+    last = world.published[-1]
+    assert (last["goal"], last["why"], last["model"], last["took_ms"]) == ("greet", "changed", "model@1", 300.0)
+    assert last["probabilities"] == {"idle": 0.2, "greet": 0.8, "warm": 0.0}
+    assert last["stamp"] == last["since"] == world.clock.now() + 1e9
+    assert len(last["state_sha256"]) == 64
+    assert world.events[-1] == ("goal_changed", {"goal": "greet", "why": "changed", "confidence": 0.8})
+    fed = len(world.fed)
+    world.wait(10)
+    assert 9 <= len(world.fed) - fed <= 11
+
+
+def test_nothing_is_asked_twice_while_a_question_is_on_its_way_and_old_answers_are_not_used() -> None:
+    world = World(timeout_s=3.0)
+    world.it.step()
+    world.hear("hello")
+    world.wait(100)
+    assert len(world.questions) == 1
+    world.wait(30)  # beyond the time for a model to load
+    assert len(world.questions) > 1
+    late = world.questions[0].number
+    world.it.answered(GoalAnswer(late, {"idle": 0.0, "greet": 1.0, "warm": 0.0}))
+    assert world.it.goal.goal == "idle"
+    assert world.it.counts["stale"] == 1
+
+
+def test_a_condition_ends_a_goal_at_the_tick_that_sees_it() -> None:
+    world = World()
+    world.it.step()
+    world.answer(warm=1.0)
+    room = lambda t: Telemetry("room", world.clock.now(), 1, ("t",), np.array([t]))  # noqa: E731
+    world.see(room(20.0))
+    world.see()  # the room is missing
+    assert world.it.goal.goal == "warm"
+    world.see(room(21.5))
+    assert world.it.goal.goal == "idle"
+    assert world.published[-1]["why"] == "done"
+    assert world.it.counts["condition_failed"] == 1
+    asked = len(world.questions)
+    world.wait(1)
+    assert len(world.questions) == asked + 1, "the end of a goal is a reason to ask"
+    assert "warm: done after" in world.questions[-1].state
+    assert "room.t 21.5" in world.questions[-1].state
+
+
+def test_without_answers_the_goal_lasts_its_time_then_the_default_is_in_force() -> None:
+    world = World(ttl_s=30)
+    world.it.step()
+    world.answer(greet=1.0)
+    began_s = world.clock.now()
+    while world.it.goal.goal == "greet":
+        world.hear(f"order {world.clock.now()}")
+        world.wait(0.2)
+        if world.questions[-1].number > world.questions[0].number:
+            world.it.failed(world.questions[-1].number, "status 500")
+    assert world.clock.now() - began_s == pytest.approx(30, abs=0.3)
+    assert world.kinds == ["goal_changed", "deliberation_failed", "goal_changed"]
+    assert world.published[-1]["why"] == "expired"
+    assert world.degraded == {} or "status 500" in world.degraded["deliberator"]
+    for _ in range(6):
+        world.hear(f"another {world.clock.now()}")
+        world.wait(10.2)
+        world.it.failed(world.questions[-1].number, "status 500")
+    assert world.degraded == {"deliberator": "no answer about the goal: status 500"}
+    world.hear("once more")
+    asked = len(world.questions)
+    while len(world.questions) == asked:
+        world.wait(0.2)
+    world.answer(idle=1.0)
+    assert world.degraded == {}
+    assert world.kinds[-1] == "deliberation_recovered"
+
+
+def test_nothing_is_asked_while_no_process_is_connected() -> None:
+    world = World(ttl_s=30)
+    world.connected = False
+    world.hear("hello")
+    world.wait(100)
+    assert (world.questions, world.kinds, world.it.goal.goal) == ([], [], "idle")
+    world.connected = True
+    world.wait(0.2)
+    assert world.questions[0].orders == ("hello",)
+
+
+def test_an_unsure_answer_requests_a_person_once_for_the_same_words() -> None:
+    world = World(confidence=0.9)
+    for order in ("hm", "hm", "well"):
+        world.hear(order)
+        world.wait(10.2)
+        world.answer(greet=0.5, idle=0.3, warm=0.2)
+    requested = [data for kind, data in world.events if kind == "goal_requested"]
+    assert [list(data["candidates"]) for data in requested] == [["greet", "idle", "warm"]] * len(requested)
+    assert 2 <= len(requested) <= 3
+    assert world.it.goal.goal == "idle"
+
+
+def test_a_person_sets_a_goal_and_nothing_odd_does() -> None:
+    world = World()
+    send = lambda body, retain=False: world.it.set_goal(Message("override/goal", orjson.dumps(body), 1, retain))  # noqa: E731
+    send({"value": "greet", "hold_s": 20.0, "source": "anna"})
+    assert world.it.goal.goal == "greet"
+    assert world.kinds == ["goal_set", "goal_changed"]
+    assert world.published[-1]["held_s"] == 20.0
+    world.it.step()
+    world.answer(warm=1.0)
+    assert world.it.goal.goal == "greet"
+    for body in (
+        {"value": "open the door"},
+        {"value": 3},
+        {"hold_s": 1.0},
+        {"value": "warm", "hold_s": -1.0},
+        [],
+        "warm",
+    ):
+        with pytest.raises(Refused):
+            send(body)
+    with pytest.raises(Refused, match="retained"):
+        send({"value": "warm"}, retain=True)
+    assert world.it.goal.goal == "greet"
+
+
+def test_a_drift_is_asked_about_once() -> None:
+    world = World()
+    world.it.step()
+    world.answer(idle=1.0)
+    world.wait(11)
+    asked = len(world.questions)
+    world.answer(idle=1.0)
+    world.drifting.append("front")
+    world.wait(1)
+    assert len(world.questions) == asked + 1
+    world.answer(idle=1.0)
+    world.wait(8)
+    assert len(world.questions) == asked + 1
+
+
+def test_an_order_within_the_hold_is_asked_about_again_when_it_ends() -> None:
+    world = World(min_hold_s=8, every_s=50)
+    world.it.step()
+    world.answer(warm=1.0)
+    world.wait(2)
+    world.hear("hello")
+    world.wait(0.2)
+    world.answer(greet=1.0)
+    assert (world.it.goal.goal, world.published[-1]["why"]) == ("warm", "held")
+    asked = len(world.questions)
+    world.wait(5.4)
+    assert len(world.questions) == asked
+    world.wait(0.6)
+    assert len(world.questions) == asked + 1
+    world.answer(greet=1.0)
+    assert world.it.goal.goal == "greet"
