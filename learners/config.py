@@ -210,7 +210,13 @@ class TaskSettings(Settings):
         "so no label from outside can influence the approval. Labels of classes missing in it are not trained. Without it, a "
         "version waits until an operator promotes it",
     )
-    max_new_tokens: int = Field(64, gt=0, le=4_096, description="length limit of generated text, in tokens")
+    max_new_tokens: int | None = Field(
+        None,
+        gt=0,
+        le=4_096,
+        description="length limit of generated text, in tokens; default: that of the model's folder, 64 without one, and more where "
+        "the task learns longer texts",
+    )
     system: str | None = Field(None, description="system prompt of a text-generation task")
 
 

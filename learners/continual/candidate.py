@@ -20,7 +20,7 @@ import torch
 from learners.config import FinetuneSettings, TaskSettings, Train
 from learners.continual.splits import Examples, LabelSplits
 from learners.continual.versions import LAST_LABEL, TaskVersion
-from learners.finetune.run import Splits, Tuned, annotate, describe, settings_of, tune
+from learners.finetune.run import Splits, Tuned, annotate, describe, fitting_options, settings_of, tune
 from learners.finetune.trainer import OnProgress, TrainerSettings
 from learners.model.encoders.bundled import resolve
 from learners.tasks.base import Options, Task, saved
@@ -161,7 +161,8 @@ class CandidateTrainer:
         cls = task_class(self.settings.kind)
         before = [*saved(source).get("labels", ()), *self.settings.labels]
         names = tuple(dict.fromkeys([*before, *cls.labels_of(examples)]))
-        return open_task(self.settings.kind, source, labels=names, **options_of(self.settings))
+        options = fitting_options(cls, source, examples) | options_of(self.settings)
+        return open_task(self.settings.kind, source, labels=names, **options)
 
 
 def rehearsal_count(new: Examples, known: Examples, share: float) -> int:
@@ -207,5 +208,5 @@ def options_of(settings: TaskSettings) -> dict[str, Any]:
     """
     options: dict[str, Any] = {"label_smoothing": 0.0}
     options |= {"multi_label": settings.multi_label} if settings.multi_label else {}  # else the folder says which it is
-    options |= {"max_new_tokens": settings.max_new_tokens, "system": settings.system}
-    return Options.known(options)
+    given = {"max_new_tokens": settings.max_new_tokens, "system": settings.system}
+    return Options.known(options | {name: value for name, value in given.items() if value is not None})

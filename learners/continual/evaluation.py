@@ -10,8 +10,8 @@ import math
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
-from learners.continual.acceptance import agreement, below_chance, by_chance, paired_bounds
-from learners.continual.chance_agreement import compare_with_chance
+from learners.continual.acceptance import agreement, below_chance, by_chance, more_needed, paired_bounds
+from learners.continual.chance_agreement import FEWEST, compare_with_chance
 from learners.continual.splits import Holdout, classes
 from learners.task_kinds import KINDS
 from learners.tasks.base import Example, Prediction, Task, without_target
@@ -83,6 +83,14 @@ def single_labels(task: Task, examples: Sequence[Example], about: Collection[str
         return []
     labels = [e["label"] for e in examples if isinstance(e.get("label"), str)]
     return [label for label in labels if not about or label in about]
+
+
+def more_held_out_needed(task: Task, examples: Sequence[Example], about: Collection[str]) -> int:
+    """Return how many more held-out examples of some classes are needed before chance differs from what was learned."""
+    if KINDS[task.kind].output == "label" and not task.options.multi_label:
+        return more_needed(single_labels(task, examples, about))
+    count = sum(not about or bool(classes(one) & set(about)) for one in examples)
+    return max(0, FEWEST - count)
 
 
 def opinion(task: Task, examples: Sequence[Example], least: int) -> dict[str, float]:

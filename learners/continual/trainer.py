@@ -47,6 +47,7 @@ from learners.continual.evaluation import (
     evaluate_candidate,
     known_classes,
     knows_nothing_of,
+    more_held_out_needed,
     opinion,
     predict,
     score,
@@ -279,7 +280,7 @@ class ContinualTrainer:
         about = {name for row in parts.new for name in classes(row)}
         judged = evaluate_candidate(holdout, trained.task, before, about)
         missing = {
-            "held-out": more_needed(single_labels(trained.task, holdout.examples, about)),
+            "held-out": more_held_out_needed(trained.task, holdout.examples, about),
             "validation": more_needed(single_labels(trained.task, parts.tried)),
         }
         return Candidate(

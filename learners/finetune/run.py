@@ -264,17 +264,30 @@ def build(
             raise ModelError(f"{model}: {reason}")
     if hasattr(cls, "fitting_window_s") and "window_s" not in options and "window_s" not in record:
         options = {**options, "window_s": cls.fitting_window_s(train)}
-    if hasattr(cls, "fitting_new_tokens") and not {"max_new_tokens"} & {*options, *record}:
-        with _opening(model):
-            options = {**options, "max_new_tokens": cls.fitting_new_tokens(source, train)}
     if "threshold" in options:
         options = {"tune_threshold": False, **options}
-    if any(not example["answers"] for example in train if "answers" in example):
-        options = {"unanswerable": True, **options}
     with _opening(model):
+        options = fitting_options(cls, source, train) | options
         task = cls.open(source, labels=cls.labels_of(train), **Options.known(options))
     task.model.to(pick_device(str(extra["device"])))
     return task, settings, extra
+
+
+def fitting_options(cls: type[Task], source: Path | str, examples: Sequence[Example]) -> dict[str, Any]:
+    """Return the options that examples need: room for the longest text to generate, and whether a context may hold no answer.
+
+    Args:
+        cls: the class of the task.
+        source: the model; what its folder allows is never lowered.
+        examples: the ones to train on.
+    """
+    found: dict[str, Any] = {}
+    if (count := cls.fitting_new_tokens(source, examples)) is not None:
+        before = saved(source).get("options", {}).get("max_new_tokens", Options().max_new_tokens)
+        found["max_new_tokens"] = max(count, before)
+    if any(not example["answers"] for example in examples if "answers" in example):
+        found["unanswerable"] = True
+    return found
 
 
 def settings_of(recipe: Recipe, mode: Train, **others: Any) -> TrainerSettings:

@@ -35,6 +35,8 @@ Batch = dict[str, Tensor]
 NAME = "task.json"
 FORMER_MODALITIES = ("text", "picture", "sound")
 """What a folder of the former kind `classify` says of itself, in the order of `FORMER_KINDS`."""
+SPARE = 8
+"""Tokens that a generated text may be longer than the longest target."""
 IGNORED = -100
 """The target that cross-entropy leaves out."""
 
@@ -254,6 +256,12 @@ class Task(ABC):
         """Return the labels in use, in a fixed order; empty for tasks without labels."""
         del examples
         return ()
+
+    @classmethod
+    def fitting_new_tokens(cls, source: Path | str, examples: Sequence[Example]) -> int | None:
+        """Return the tokens that the longest target takes, so that what is learned can be generated; None without such a limit."""
+        del source, examples
+        return None
 
     @property
     def varying(self) -> bool:

@@ -17,9 +17,9 @@ import numpy as np
 import torch
 from jinja2 import TemplateError
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from learners.tasks.base import IGNORED, Batch, DataError, Example, Feature, Options, Prediction, Recipe
+from learners.tasks.base import IGNORED, SPARE, Batch, DataError, Example, Feature, Options, Prediction, Recipe
 from learners.tasks.text_base import TextTask, inputs
 
 Turn = Mapping[str, str]
@@ -41,6 +41,14 @@ class Chat(TextTask):
     def __init__(self, source: Path | str, options: Options, labels: Sequence[str] = ()) -> None:
         super().__init__(source, options, labels)
         self.processor.chat_template = self.processor.chat_template or PLAIN
+
+    @classmethod
+    def fitting_new_tokens(cls, source: Path | str, examples: Sequence[Example]) -> int:
+        """Return the tokens of the assistant's longest turn, and some more; at most half of what the model reads."""
+        tokenizer = AutoTokenizer.from_pretrained(source)
+        answers = [t["content"] for e in examples for t in e.get("messages", ()) if t["role"] == "assistant"]
+        longest = max((len(tokenizer(text, add_special_tokens=False)["input_ids"]) for text in answers), default=0)
+        return min(longest + SPARE, int(cls.recipe.options["max_length"]) // 2)
 
     def turns(self, example: Example) -> list[Turn]:
         """Return the turns with the system prompt in front.

@@ -15,11 +15,8 @@ from rouge_score.rouge_scorer import RougeScorer
 from torch import Tensor, nn
 from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
 
-from learners.tasks.base import Batch, DataError, Example, Feature, Options, Prediction, Recipe
+from learners.tasks.base import SPARE, Batch, DataError, Example, Feature, Prediction, Recipe
 from learners.tasks.text_base import TextTask, cross_entropy
-
-SPARE = 8
-"""Tokens that a generated text may be longer than the longest target."""
 
 
 class Rewrite(TextTask):
@@ -49,11 +46,10 @@ class Rewrite(TextTask):
 
     @classmethod
     def fitting_new_tokens(cls, source: Path | str, examples: Sequence[Example]) -> int:
-        """Return the tokens of the longest target, so that what is learned can be generated; at least the default."""
+        """Return the tokens of the longest target, and some more."""
         tokenizer = AutoTokenizer.from_pretrained(source)
         longest = max((len(tokenizer(text_target=str(e["target"]))["input_ids"]) for e in examples), default=0)
-        most = int(cls.recipe.options["max_length"])
-        return max(Options().max_new_tokens, min(longest + SPARE, most))
+        return min(longest + SPARE, int(cls.recipe.options["max_length"]))
 
     def unread(self, example: Example) -> float:
         """Return the share of source and target above `max_length`."""

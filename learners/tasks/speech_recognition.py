@@ -25,6 +25,7 @@ from learners.task_kinds import TaskKind
 from learners.tasks.audio import changed, read_sound
 from learners.tasks.base import (
     IGNORED,
+    SPARE,
     Batch,
     DataError,
     EncodedMedia,
@@ -92,6 +93,14 @@ class Transcribe(Task):
         if features.sampling_rate != RATE_HZ:
             raise ValueError(f"{source}: wants {features.sampling_rate} Hz; models at {RATE_HZ} Hz are supported")
         return SpeechProcessor(features, AutoTokenizer.from_pretrained(source))
+
+    @classmethod
+    def fitting_new_tokens(cls, source: Path | str, examples: Sequence[Example]) -> int:
+        """Return the tokens of the longest transcript, and some more."""
+        tokenizer = AutoTokenizer.from_pretrained(source)
+        texts = [str(example["target"]) for example in examples if "target" in example]
+        longest = max((len(tokenizer(text, add_special_tokens=False)["input_ids"]) for text in texts), default=0)
+        return min(longest + SPARE, int(cls.recipe.options["max_length"]))
 
     @property
     def varying(self) -> bool:

@@ -227,7 +227,11 @@ def compare(folders: tuple[Path, ...], least: float | None, plot: Path | None) -
     "--threshold", type=float, help="Probability from which one of several labels counts; default: by validation."
 )
 @click.option("--max-length", type=int, help="Tokens in one input of the model; default: by the kind of task.")
-@click.option("--max-new-tokens", type=int, help="Length limit of generated text, in tokens; default: 64.")
+@click.option(
+    "--max-new-tokens",
+    type=int,
+    help="Length limit of generated text, in tokens; default: 64, or what the longest target needs.",
+)
 @click.option("--window-s", type=float, help="Seconds of sound in one input of the model; default: by the sounds.")
 @click.option(
     "--tiles", type=int, help="Pictures: rows and columns of tiles that are read besides the whole; default: 1, none."

@@ -11,6 +11,7 @@ import noise
 import pytest
 
 from learners.continual.chance_agreement import FEWEST, compare_with_chance
+from learners.continual.evaluation import more_held_out_needed
 from learners.tasks.base import Prediction
 
 WORDS = noise.WORDS
@@ -60,6 +61,16 @@ def test_constant_and_shuffled_answers_are_at_chance(kind: str) -> None:
     assert found == {name: name in ("right", "often wrong") for name in answers}
     few = compare_with_chance(task(of), examples[: FEWEST - 1], [Prediction(v) for v in answers["right"][: FEWEST - 1]])
     assert few == {}
+
+
+@pytest.mark.parametrize("kind", ["token-classification", "question-answering", "translation"])
+def test_too_few_held_out_examples_show_nothing(kind: str) -> None:
+    """A candidate that no test could reject is not promoted: the trainer calls it inconclusive."""
+    examples, _ = cases(kind)
+    assert more_held_out_needed(task(kind), examples[:5], ()) == FEWEST - 5
+    assert more_held_out_needed(task(kind), examples[:FEWEST], ()) == 0
+    if kind == "token-classification":
+        assert more_held_out_needed(task(kind), examples, ("no such class",)) == FEWEST
 
 
 @pytest.mark.parametrize(

@@ -257,7 +257,8 @@ def test_a_model_that_answers_before_it_is_tuned_is_what_its_first_version_is_he
         assert store.add_label(Label("talk", "stop .", text))
     assert store.flush()
     verdict = one.run()
-    assert verdict.promoted, verdict
+    assert verdict.outcome == "inconclusive", "nothing speaks against it, and one held-out dialogue shows little"
+    assert "about 7 more held-out labels" in verdict.reason
     assert 0 > verdict.figures["all_after"] > verdict.figures["all_before"]
 
 

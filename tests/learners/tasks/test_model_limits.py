@@ -14,8 +14,8 @@ import tinymodels
 import torch
 import transformers as hf
 
-from learners.config import TaskSettings
-from learners.continual.candidate import options_of
+from learners.config import FinetuneSettings, TaskSettings
+from learners.continual.candidate import CandidateTrainer, options_of
 from learners.finetune.run import Splits, build, cuts, finetune
 from learners.finetune.trainable_layers import lora_targets
 from learners.finetune.trainer import Trainer, TrainerSettings
@@ -159,10 +159,42 @@ def test_a_generated_text_may_be_as_long_as_the_longest_target(tmp_path: Path) -
     rows = [{"source": "go now", "target": text(150)}, {"source": "stop", "target": text(3)}]
     task, _, _ = build("translation", str(model), rows, "lora", {})
     assert task.options.max_new_tokens == 159
+    task.save(tmp_path / "out")
+    again, _, _ = build(
+        "translation", str(tmp_path / "out"), [*rows, {"source": "go", "target": text(200)}], "lora", {}
+    )
+    assert again.options.max_new_tokens == 209, "a folder's limit is raised, never lowered"
     given, _, _ = build("translation", str(model), rows, "lora", {"max_new_tokens": 5})
     assert given.options.max_new_tokens == 5
     short, _, _ = build("translation", str(model), rows[1:], "lora", {})
     assert short.options.max_new_tokens == 64
+
+
+def test_a_dialogue_and_a_transcript_are_generated_to_their_end(tmp_path: Path) -> None:
+    turns = [{"role": "user", "content": "go"}, {"role": "assistant", "content": text(90)}]
+    model = tinymodels.llama(tmp_path / "model")
+    chat, _, _ = build("text-generation", str(model), [{"messages": turns}], "lora", {})
+    assert chat.options.max_new_tokens >= len(chat.processor(text(90))["input_ids"])
+    heard = [{"sound": np.zeros(16_000, np.float32), "target": text(90)}]
+    speech, _, _ = build("automatic-speech-recognition", str(tinymodels.speech(tmp_path / "s")), heard, "lora", {})
+    assert speech.options.max_new_tokens >= 90
+
+
+def test_settings_without_a_limit_take_that_of_the_folder_or_of_the_labels(tmp_path: Path) -> None:
+    """A live task generates what it was trained on, whatever the default length is."""
+    model = str(tinymodels.t5(tmp_path / "model"))
+    settings = TaskSettings(kind="translation", model=model)
+    assert not {"max_new_tokens", "system"} & set(options_of(settings))
+    rows = [{"source": "go now", "target": text(100)}]
+    task = CandidateTrainer(settings, FinetuneSettings(), 0, {})._open(None, rows)
+    assert task.options.max_new_tokens > 100
+    task.save(tmp_path / "out")
+    assert open_task("translation", tmp_path / "out", **options_of(settings)).options.max_new_tokens > 100
+    short = settings.model_copy(update={"max_new_tokens": 5})
+    assert CandidateTrainer(short, FinetuneSettings(), 0, {})._open(None, rows).options.max_new_tokens == 5
+    asked = TaskSettings(kind="question-answering", model=str(tinymodels.bert(tmp_path / "bert")))
+    none: list[dict[str, Any]] = [{"question": "what is", "context": "go", "answers": []}]
+    assert CandidateTrainer(asked, FinetuneSettings(), 0, {})._open(None, none).options.unanswerable
 
 
 def test_a_limit_that_cuts_says_how_much(tmp_path: Path) -> None:
