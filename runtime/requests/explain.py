@@ -1,14 +1,13 @@
 """Answer `request/explain`: the contribution of each stream to a decision, ages, lineage, what was executed and by whom.
 
-Reads stored experience, not the running tick. The version that took the decision explains it, in one thread of low
-priority; the work is bounded by `BUDGET` and `LIMIT_S` of `learners.model.shapley`.
+Reads stored experience, not the running tick. The version that took the decision explains it, in one thread with the priority of
+the agent; the work is bounded by `BUDGET` and `LIMIT_S` of `learners.model.shapley`. A thread of lower priority loses its core to
+other processes while it holds the interpreter lock. The tick waits for that lock: 230 ms at p99 on a busy machine.
 """
 
 from __future__ import annotations
 
 import asyncio
-import os
-import threading
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -27,8 +26,6 @@ from runtime.mqtt.rpc import Answer, RequestFailed
 
 BACKGROUND = 16
 """Number of other ticks that replace the stream of which the contribution is measured."""
-NICE = 10
-"""Niceness of the thread that explains; the learner has more."""
 SPREAD = 32
 """Ticks between two ticks of the background."""
 
@@ -43,7 +40,7 @@ class Explainer:
     engine: Engine
     seed: int
     """Seed of the untrained weights."""
-    _worker: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(1, "explain", _yield_to_others))
+    _worker: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(1, "explain"))
 
     async def explain(self, decision: str) -> Answer:
         """Explain one decision.
@@ -103,11 +100,6 @@ class Explainer:
             line.append(version)
             version = parents.get(version)
         return line
-
-
-def _yield_to_others() -> None:
-    """Give the thread a low priority."""
-    os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), NICE)
 
 
 def _window(reader: Reader, row: Row, history: int) -> list[Transition]:

@@ -10,7 +10,6 @@ the p99 ratio is a bootstrap over these turns. Takes 3 minutes on a quiet machin
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 import threading
 import time
@@ -114,7 +113,6 @@ def measure(streams: int, repeats: int) -> tuple[Figures, float]:
 
     def work() -> None:
         torch.set_num_threads(1)
-        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), 10)
         began, used = time.perf_counter(), time.thread_time()
         explain(policy, window, background, limit_s=SAMPLING_S)
         figures.took_s.append(time.perf_counter() - began)
