@@ -65,8 +65,15 @@ def pictures(cls: Any, config: Any, processor: Any) -> Maker:
     return lambda folder: tinymodels.save(folder, cls(config), processor)
 
 
-def sounds(cls: Any, config: Any, extractor: Any) -> Maker:
-    return lambda folder: tinymodels.save(folder, cls(config), extractor)
+def sounds(cls: Any, config: Any, extractor: Any, words: Any = None) -> Maker:
+    """Write a model that hears; with `words`, also the tokenizer of a model that writes."""
+
+    def make(folder: Path) -> Path:
+        if words is not None:
+            words.save_pretrained(folder)
+        return tinymodels.save(folder, cls(config), extractor)
+
+    return make
 
 
 def _makers() -> dict[str, Maker]:
@@ -146,11 +153,11 @@ def _makers() -> dict[str, Maker]:
         "Whisper": sounds(
             hf.WhisperModel,
             hf.WhisperConfig(
-                **seq2seq, vocab_size=64, num_mel_bins=80, max_source_positions=1500, max_target_positions=16,
-                pad_token_id=0, bos_token_id=1, eos_token_id=2, decoder_start_token_id=1,
-                suppress_tokens=None, begin_suppress_tokens=None,
+                **seq2seq, **ids(), num_mel_bins=80, max_source_positions=1500, max_target_positions=16,
+                decoder_start_token_id=3, suppress_tokens=None, begin_suppress_tokens=None,
             ),
             hf.WhisperFeatureExtractor(),
+            tokenizer(first=False),
         ),
         "wav2vec2": sounds(
             hf.Wav2Vec2Model,
@@ -316,9 +323,10 @@ def reference(folder: Path, kind: TaskKind, row: dict[str, Any], feature: dict[s
     if kind == "image-classification":
         auto = hf.AutoImageProcessor.from_pretrained(folder, backend="pil")
         return dict(auto(Image.fromarray(row["picture"]), return_tensors="pt"))
-    if kind == "audio-classification":
+    if "sound" in row:
         auto = hf.AutoFeatureExtractor
-        return dict(auto.from_pretrained(folder)(row["sound"], sampling_rate=16_000, return_tensors="pt"))
+        made = auto.from_pretrained(folder)(row["sound"], sampling_rate=16_000, return_tensors="pt")
+        return dict(made) | ({"decoder_input_ids": torch.tensor([[3, 5, 6]])} if "target" in row else {})
     auto = hf.AutoTokenizer.from_pretrained(folder)
     match kind:
         case "text-classification":

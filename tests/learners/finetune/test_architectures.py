@@ -26,6 +26,7 @@ REFUSED: tuple[tuple[str, TaskKind, str], ...] = (
     ("RoBERTa", "text-generation", "roberta reads texts in both directions, and text-generation needs a causal model"),
     ("BART", "text-generation", "bart is an encoder with a decoder, and text-generation needs a decoder alone"),
     ("ViT", "audio-classification", "vit has no head for audio-classification; it can do image-classification"),
+    ("wav2vec2", "automatic-speech-recognition", "wav2vec2 has no head for automatic-speech-recognition; it can do "),
 )
 
 
