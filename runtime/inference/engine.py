@@ -6,7 +6,8 @@ a version in a loader thread and compiles it at low priority while ticks go on. 
 thread: a tick never sees a mix of two versions, and a return to a loaded version takes one tick. Tokens are rounded to float16
 before they are used, so that the stored tokens are exactly those of the decision.
 
-Encoders with `when: arrival` make their tokens beside the tick (`arrival.py`).
+`stream_tokens.py` encodes readings and remembers their tokens. Encoders with `when: arrival` make theirs beside the tick
+(`arrival.py`).
 
 This module imports no torch. `compiled_engine.py` runs graphs, `torch_engine.py` runs torch.
 """
@@ -14,16 +15,14 @@ This module imports no torch. `compiled_engine.py` runs graphs, `torch_engine.py
 from __future__ import annotations
 
 import asyncio
-import threading
 import time
 from abc import ABC, abstractmethod
-from collections import defaultdict, deque
 from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any, Protocol, TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import safetensors.numpy
@@ -33,15 +32,14 @@ from learners.checkpoints.manifest import CheckpointRefused
 from learners.model.backends.calibration_cache import Calibrations
 from learners.model.backends.choice import BackendChoice, EncoderNotCompiled, NotCompiled
 from learners.model.spec import PolicySpec
-from runtime.inference.arrays.history import Fuse, ObservationHistory, TickFeatures
+from runtime.inference.arrays.history import Fuse, ObservationHistory
 from runtime.inference.arrays.input_statistics import InputStatistics
-from runtime.inference.arrival import ArrivalEncoder
 from runtime.inference.comparison import OtherDecision, SecondPolicy
 from runtime.inference.decision import HeadRow, InferenceResult, Masks, actions_of, choices_of, masks_of
 from runtime.inference.graph_compiler import CompilationFailed, GraphCompiler
-from sensors.codecs.telemetry_numbers import policy_numbers
+from runtime.inference.stream_tokens import StreamTokens
 from sensors.config import AngleField, EnumField
-from sensors.readings import Observation, Reading, Telemetry
+from sensors.readings import Observation, Reading
 
 __all__ = ["UNTRAINED", "Engine", "EngineSnapshot", "InferenceResult"]
 
@@ -49,8 +47,6 @@ UNTRAINED = "untrained"
 """The version of weights that no checkpoint holds."""
 MOST_LOADED = 4
 """Versions in memory at once: the acting one, the one before it, a candidate, and one to spare."""
-READY = 16
-"""Readings of a stream with tokens that were made at arrival; `align: common` may choose an older one."""
 HISTORY_FILE = "history.safetensors"
 ENCODER_FILE = "encoder-"
 """Fine-tuned weights of encoder NAME are the checkpoint's file `encoder-NAME.safetensors`."""
@@ -59,12 +55,6 @@ NEEDS_TORCH = "needs_torch"
 
 
 _Prepared = TypeVar("_Prepared")
-
-
-class Versioned(Protocol):
-    """What the engine itself needs of an encoder."""
-
-    version: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,13 +69,6 @@ class LoadedVersion:
     fuse: Fuse
     choice: BackendChoice | None = None
     """What runs the fused part; None where no backend was chosen."""
-
-
-@dataclass(slots=True)
-class _Cached:
-    reading: Reading
-    version: str
-    tokens_TW: NDArray[Any]
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,13 +127,17 @@ class Engine(ABC):
         threads = calibrations.settings.threads
         self._inference = ThreadPoolExecutor(1, "inference", self._prepare_thread, (threads,))
         self._loader = ThreadPoolExecutor(1, "loader", self._prepare_thread, (threads,))
-        self._cache: dict[str, _Cached] = {}
-        early = {stream: name for stream, name in routes.items() if name in at_arrival}
-        self._ready_tokens = {stream: deque[_Cached](maxlen=READY) for stream in early}
-        """By stream, tokens that were made when their readings arrived."""
-        self._encoding = {name: threading.Lock() for name in {*early.values()}}
-        """An encoder's graph serves one thread at a time."""
-        self.arrivals = ArrivalEncoder(early, self._encode_early, partial(self._prepare_thread, threads))
+        self._tokens = StreamTokens(
+            spec,
+            routes,
+            field_kinds=self.field_kinds,
+            at_arrival=at_arrival,
+            encode=self._encode,
+            acting=lambda: self._live.encoders,
+            prepare_thread=partial(self._prepare_thread, threads),
+        )
+        self.arrivals = self._tokens.arrivals
+        """Encodes readings when they arrive, beside the tick."""
         self._past = ObservationHistory(spec)
         self._statistics = InputStatistics(spec)
         self._loading = asyncio.Lock()
@@ -449,8 +436,8 @@ class Engine(ABC):
         live = self._live
         self._tick = observation.tick
         with self._stream:
-            encoded, encode_s = self._perceive(live, observation)
-            features = self._features(observation)
+            encoded, encode_s = self._tokens.encode_new(live.encoders, observation)
+            features = self._tokens.features(observation)
             if live.version == UNTRAINED:
                 self._statistics.observe(features, observation.fresh & observation.readings.keys())
             states_BHD = self._past.take(features, live.fuse)
@@ -459,8 +446,7 @@ class Engine(ABC):
             self._last = (states_BHD, out, masks) if explore is True else None
             actions, scores = actions_of(self.spec, out)
             choices = choices_of(self.spec, out)
-        tokens = {name: self._cache[name].tokens_TW for name in observation.readings if name in self.spec.names}
-        versions = {name: self._cache[name].version for name in tokens if name in self.routes}
+        tokens, versions = self._tokens.of(observation)
         value = float(out.value[0])
         latency_s = time.perf_counter() - start
         encoders = {name: encoder.version for name, encoder in live.encoders.items()}
@@ -478,63 +464,3 @@ class Engine(ABC):
             states_BHD, out, masks = self._last
             theirs_BHD = self._second.states(version, self.spec.names, other.fuse, self._past.window(), self._tick)
             return self._compared(other, theirs_BHD, live, states_BHD, out, masks)
-
-    def _numbers(self, reading: Telemetry) -> NDArray[np.float32]:
-        return policy_numbers(reading.fields, reading.values, self.field_kinds.get(reading.stream, {}))
-
-    def _perceive(self, live: LoadedVersion, observation: Observation) -> tuple[tuple[str, ...], dict[str, float]]:
-        """Encode new readings, streams that share an encoder in one batch; return these streams and the seconds of each encoder."""
-        work: dict[str, list[Reading]] = defaultdict(list)
-        early: list[str] = []
-        for name, reading in observation.readings.items():
-            if isinstance(reading, Telemetry):
-                self._cache[name] = _Cached(reading, "", self._numbers(reading)[None])
-            elif name in self.routes:
-                encoder = live.encoders[self.routes[name]]
-                cached = self._cache.get(name)
-                if cached is None or cached.reading is not reading or cached.version != encoder.version:
-                    if (ready := self._ready_for(reading, encoder.version)) is not None:
-                        self._cache[name] = ready
-                        early.append(name)
-                    else:
-                        work[self.routes[name]].append(reading)
-        took_s: dict[str, float] = {}
-        for route, readings in work.items():
-            encoder, start = live.encoders[route], time.perf_counter()
-            tokens_BTW = self._encode_now(route, encoder, readings)
-            for reading, tokens_TW in zip(readings, tokens_BTW, strict=True):
-                self._cache[reading.stream] = _Cached(reading, encoder.version, tokens_TW)
-            took_s[route] = time.perf_counter() - start
-        return (*early, *(reading.stream for readings in work.values() for reading in readings)), took_s
-
-    def _ready_for(self, reading: Reading, version: str) -> _Cached | None:
-        """Return the tokens that an encoder of this version made when the reading arrived."""
-        ready = tuple(self._ready_tokens.get(reading.stream, ()))
-        return next((one for one in ready if one.reading is reading and one.version == version), None)
-
-    def _encode_now(self, route: str, encoder: Any, readings: Sequence[Reading]) -> NDArray[np.float16]:
-        """Return the tokens [B, T, W] of readings, one by one for an encoder that otherwise works at arrival: a replay is exact."""
-        lock = self._encoding.get(route)
-        if lock is None:
-            return self._encode(encoder, readings)
-        with lock:
-            return np.concatenate([self._encode(encoder, [reading]) for reading in readings])
-
-    def _encode_early(self, reading: Reading) -> None:
-        """Store the tokens of a reading that arrived, in a thread of `arrivals`."""
-        route = self.routes[reading.stream]
-        encoder = self._live.encoders[route]
-        (tokens_TW,) = self._encode_now(route, encoder, [reading])
-        self._ready_tokens[reading.stream].append(_Cached(reading, encoder.version, tokens_TW))
-
-    def _features(self, observation: Observation) -> TickFeatures:
-        """Return the features of this tick; missing streams are zeros."""
-        tokens: dict[str, NDArray[np.float32]] = {}
-        present = [name in observation.readings for name in self.spec.names]
-        for stream, there in zip(self.spec.streams, present, strict=True):
-            if there:
-                tokens[stream.name] = np.array(self._cache[stream.name].tokens_TW, np.float32)[None]
-            else:
-                tokens[stream.name] = np.zeros((1, stream.tokens, stream.width), np.float32)
-        ages = [observation.ages_s.get(name, float("inf")) for name in self.spec.names]
-        return TickFeatures(tokens, np.array([present]), np.array([ages], np.float32))
