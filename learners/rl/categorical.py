@@ -26,11 +26,9 @@ from learners.model.categorical import project as onto_bins
 from learners.model.exploration import masked
 from learners.model.gaussian_actor import CategoricalCritics
 from learners.model.networks import Tracker, constrained, project
-from learners.model.spec import FINAL_EPSILON
-from learners.rl.adam import Group
 from learners.rl.batch import Batch, expert_mean
-from learners.rl.dqn import average, large_margin, prior_margin
-from learners.rl.head_algorithm import Contexts, HeadSettings, add_prefix, group, strip_prefix
+from learners.rl.dqn import EpsilonGreedyCritic, EpsilonGreedySettings, average, large_margin, prior_margin
+from learners.rl.head_algorithm import Contexts, add_prefix, strip_prefix
 from learners.rl.sac import ActorCritic, SacSettings
 
 if TYPE_CHECKING:
@@ -39,11 +37,10 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class CategoricalSettings(HeadSettings):
+class CategoricalSettings(EpsilonGreedySettings):
     """Settings of choices: one set for every task."""
 
     rate: float = 1e-3
-    epsilon: float = FINAL_EPSILON
     margin: float = 0.2
     """Of the imitation loss, in deviations of returns."""
 
@@ -71,22 +68,14 @@ def bootstrapped(next_BK: Tensor, rewards_B: Tensor, discounts_B: Tensor, scale:
     return onto_bins(next_BK, (rewards_B / scale).unsqueeze(-1) + discounts_B.unsqueeze(-1) * bins(next_BK))
 
 
-class C51:
-    """Learns the choice head.
-
-    Args:
-        head: the online critic.
-        names: of the choice actuators, in the order of the branches.
-        settings: the hyperparameters.
-    """
+class C51(EpsilonGreedyCritic["DuelingCategorical", CategoricalSettings]):
+    """Learns the choice head."""
 
     def __init__(
         self, head: DuelingCategorical, names: tuple[str, ...], settings: CategoricalSettings | None = None
     ) -> None:
-        self.settings = settings or CategoricalSettings()
-        self.head, self.names = head, names
-        self.target = copy.deepcopy(head).requires_grad_(False).train()
-        self._follow = Tracker(self.target, head)
+        super().__init__(head, names, settings or CategoricalSettings())
+        self.target.train()
         self._spheres = constrained(head)
 
     @property
@@ -146,30 +135,8 @@ class C51:
 
     def improve(self, contexts: Contexts, batch: Batch, updates: int) -> dict[str, Tensor]:
         """Project the weights, move the target, and reduce epsilon."""
-        del contexts, batch
         project(self._spheres)
-        self._follow(self.settings.track)
-        left = max(0.0, 1 - updates / self.settings.epsilon_updates)
-        self.head.epsilon.fill_(self.settings.epsilon + (1 - self.settings.epsilon) * left)
-        return {}
-
-    def updates_so_far(self) -> int:
-        """Return after how many updates epsilon has the value that the weights hold."""
-        spread = 1 - self.settings.epsilon
-        left = min(1.0, max(0.0, (float(self.head.epsilon) - self.settings.epsilon) / spread))
-        return round((1 - left) * self.settings.epsilon_updates)
-
-    def groups(self) -> list[Group]:
-        """Return the critic."""
-        return [group(self.head, self.settings.rate, self.settings.beta1)]
-
-    def state_dict(self) -> dict[str, Tensor]:
-        """Return the target critic."""
-        return add_prefix("target", self.target.state_dict())
-
-    def load_state_dict(self, state: dict[str, Tensor]) -> None:
-        """Load what `state_dict` returned."""
-        self.target.load_state_dict(strip_prefix("target", state))
+        return super().improve(contexts, batch, updates)
 
 
 class Xqc(ActorCritic):

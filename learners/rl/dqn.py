@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import copy
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Generic, TypeVar
 
 import torch
 from torch import Tensor
@@ -28,15 +28,26 @@ from learners.rl.batch import Batch, expert_mean
 from learners.rl.head_algorithm import Contexts, HeadSettings, add_prefix, group, strip_prefix
 
 if TYPE_CHECKING:
-    from learners.model.heads import DuelingQuantiles
+    from learners.model.heads import DuelingCategorical, DuelingQuantiles
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class DqnSettings(HeadSettings):
+class EpsilonGreedySettings(HeadSettings):
+    """Settings of every algorithm for choices."""
+
+    epsilon: float = FINAL_EPSILON
+    """Share of random choices after `epsilon_updates`."""
+
+
+Head = TypeVar("Head", bound="DuelingQuantiles | DuelingCategorical")
+Settings = TypeVar("Settings", bound=EpsilonGreedySettings)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DqnSettings(EpsilonGreedySettings):
     """One set for every task."""
 
     rate: float = 5e-4
-    epsilon: float = FINAL_EPSILON
     margin: float = 0.8
 
 
@@ -95,8 +106,8 @@ def prior_margin(scores_Bn: Tensor, prior_Bn: Tensor, largest: float) -> Tensor:
     return large_margin(scores_Bn, index_B2[:, 0], lead_B1)
 
 
-class Dqn:
-    """Learns the choice head.
+class EpsilonGreedyCritic(Generic[Head, Settings]):
+    """What the algorithms for choices share: a slow target, and an epsilon that decays.
 
     Args:
         head: the online critic.
@@ -104,11 +115,43 @@ class Dqn:
         settings: the hyperparameters.
     """
 
-    def __init__(self, head: DuelingQuantiles, names: tuple[str, ...], settings: DqnSettings | None = None) -> None:
-        self.settings = settings or DqnSettings()
-        self.head, self.names = head, names
+    def __init__(self, head: Head, names: tuple[str, ...], settings: Settings) -> None:
+        self.head, self.names, self.settings = head, names, settings
         self.target = copy.deepcopy(head).requires_grad_(False)
         self._follow = Tracker(self.target, head)
+
+    def improve(self, contexts: Contexts, batch: Batch, updates: int) -> dict[str, Tensor]:
+        """Move the target and reduce epsilon, after the critic's step."""
+        del contexts, batch
+        self._follow(self.settings.track)
+        left = max(0.0, 1 - updates / self.settings.epsilon_updates)
+        self.head.epsilon.fill_(self.settings.epsilon + (1 - self.settings.epsilon) * left)
+        return {}
+
+    def updates_so_far(self) -> int:
+        """Return after how many updates epsilon has the value that the weights hold."""
+        spread = 1 - self.settings.epsilon
+        left = min(1.0, max(0.0, (float(self.head.epsilon) - self.settings.epsilon) / spread))
+        return round((1 - left) * self.settings.epsilon_updates)
+
+    def groups(self) -> list[Group]:
+        """Return the critic."""
+        return [group(self.head, self.settings.rate, self.settings.beta1)]
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Return the target critic."""
+        return add_prefix("target", self.target.state_dict())
+
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        """Load what `state_dict` returned."""
+        self.target.load_state_dict(strip_prefix("target", state))
+
+
+class Dqn(EpsilonGreedyCritic["DuelingQuantiles", DqnSettings]):
+    """Learns the choice head."""
+
+    def __init__(self, head: DuelingQuantiles, names: tuple[str, ...], settings: DqnSettings | None = None) -> None:
+        super().__init__(head, names, settings or DqnSettings())
 
     def loss(self, contexts: Contexts, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         """Return the temporal-difference loss plus the imitation loss, and metrics."""
@@ -147,29 +190,3 @@ class Dqn:
             # times the number of quantiles, because the loss above is their sum
             loss = loss + self.settings.imitation * prior.weight * self.head.quantiles * pull
         return loss, metrics
-
-    def improve(self, contexts: Contexts, batch: Batch, updates: int) -> dict[str, Tensor]:
-        """After the critic's step: move the target, shrink epsilon."""
-        del contexts, batch
-        self._follow(self.settings.track)
-        left = max(0.0, 1 - updates / self.settings.epsilon_updates)
-        self.head.epsilon.fill_(self.settings.epsilon + (1 - self.settings.epsilon) * left)
-        return {}
-
-    def updates_so_far(self) -> int:
-        """Return after how many updates epsilon has the value that the weights hold."""
-        spread = 1 - self.settings.epsilon
-        left = min(1.0, max(0.0, (float(self.head.epsilon) - self.settings.epsilon) / spread))
-        return round((1 - left) * self.settings.epsilon_updates)
-
-    def groups(self) -> list[Group]:
-        """Return the critic."""
-        return [group(self.head, self.settings.rate, self.settings.beta1)]
-
-    def state_dict(self) -> dict[str, Tensor]:
-        """Return the target critic."""
-        return add_prefix("target", self.target.state_dict())
-
-    def load_state_dict(self, state: dict[str, Tensor]) -> None:
-        """Take up what `state_dict` gave."""
-        self.target.load_state_dict(strip_prefix("target", state))

@@ -5,32 +5,16 @@ It has no topic, so no MQTT client can write it. The runtime connects it to its 
 
 from __future__ import annotations
 
-import asyncio
-from collections import Counter
-from collections.abc import Callable
-
-from sensors.base import Publish
 from sensors.readings import Text
+from sensors.streams.internal_source import InternalSource
 
 
-class SpeechText:
+class SpeechText(InternalSource):
     """Publish transcribed utterances; the stamp of a text is the end of its utterance."""
 
     def __init__(self, name: str, max_chars: int) -> None:
-        self.name = name
-        self.drops: Counter[str] = Counter()
+        super().__init__(name)
         self._max_chars = max_chars
-        self._seq = 0
-        self._publish: Publish | None = None
-
-    async def run(self, publish: Publish, lost: Callable[[str], None], recovered: Callable[[], None]) -> None:
-        """Publish what `take` receives until cancelled; the microphone reports its own losses."""
-        del lost, recovered
-        self._publish = publish
-        try:
-            await asyncio.Event().wait()
-        finally:
-            self._publish = None
 
     def take(self, text: str, start_s: float, end_s: float, confidence: float) -> None:
         """Publish the words of an utterance; outside `run`, and above `max_chars`, they are dropped and counted."""

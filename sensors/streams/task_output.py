@@ -5,34 +5,20 @@ It has no topic, so no MQTT client can write it. The runtime connects it to its 
 
 from __future__ import annotations
 
-import asyncio
-from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 
 import numpy as np
 
-from sensors.base import Publish
 from sensors.readings import Telemetry
+from sensors.streams.internal_source import InternalSource
 
 
-class TaskOutputSensor:
+class TaskOutputSensor(InternalSource):
     """Publish the probabilities of a task's labels; a field without a value is 0, a value without a field is ignored."""
 
     def __init__(self, name: str, fields: tuple[str, ...]) -> None:
-        self.name = name
-        self.drops: Counter[str] = Counter()
+        super().__init__(name)
         self._fields = fields
-        self._seq = 0
-        self._publish: Publish | None = None
-
-    async def run(self, publish: Publish, lost: Callable[[str], None], recovered: Callable[[], None]) -> None:
-        """Publish what `take` receives until cancelled; this source cannot be lost."""
-        del lost, recovered
-        self._publish = publish
-        try:
-            await asyncio.Event().wait()
-        finally:
-            self._publish = None
 
     def take(self, values: Mapping[str, float], stamp_s: float) -> None:
         """Publish numbers by field; `stamp_s` is the capture time of what they describe. Outside `run` they are dropped and counted."""
