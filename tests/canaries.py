@@ -1,7 +1,7 @@
 """The passwords and tokens of the whole test suite, all from here, and how they are recognised wherever they turn up.
 
-Every one contains `MARK`, which stands nowhere else: whatever a test or a process it started says, and that contains it, has
-told a secret. `canary_watch.py` listens to the whole run.
+Every one contains `MARK`, which occurs nowhere else: output of a test or of its processes that contains it
+discloses a secret. `canary_watch.py` listens to the whole run.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ IN_A_URL = quote(ODD, safe="")
 
 
 def received(data: bytes | str | None, around: int = 30) -> str | None:
-    """The first secret in `data`, with what stands around it; none if it tells none."""
+    """The first secret in `data`, with the text around it; None if there is none."""
     if not data:
         return None
     if isinstance(data, str):

@@ -1,4 +1,4 @@
-"""Listens to the whole run for the secrets of `canaries.py`; a test that lets one be told fails, and is named.
+"""Listens to the whole run for the secrets of `canaries.py`; a test that discloses one fails, and is named.
 
 What is heard, of this process and of those it starts:
 - standard output, standard error and log records, as pytest captures them, and what a test took out of the capture itself;
@@ -7,7 +7,7 @@ What is heard, of this process and of those it starts:
 - bodies, headers and web-socket messages over HTTP; in the browser, console, frames and the page itself (`browser.py`);
 - messages of expected exceptions, and the output of command-line verbs run in this process.
 
-Not heard: settings and token files, which is where secrets belong, tensors, and what a child sends to nobody who is listened to.
+Not heard: settings and token files, which is where secrets belong, tensors, and what a child sends to unobserved programs.
 """
 
 from __future__ import annotations
@@ -75,7 +75,7 @@ class Watch:
         self._undo: list[Callable[[], None]] = []
 
     def take(self, where: str, *parts: object) -> None:
-        """Listen to something that was said."""
+        """Search one output."""
         for part in parts:
             received = canaries.received(part if isinstance(part, bytes | str) else None)
             if received is not None:
@@ -104,7 +104,7 @@ class Watch:
                 self.look_through(folder)
             if self.observed:
                 report.outcome = "failed"
-                report.longrepr = f"{item.nodeid} let a secret be told:\n" + "\n".join(dict.fromkeys(self.observed))
+                report.longrepr = f"{item.nodeid} disclosed a secret:\n" + "\n".join(dict.fromkeys(self.observed))
                 self.observed.clear()
         return report  # type: ignore[no-any-return]
 
@@ -118,7 +118,7 @@ class Watch:
         return result
 
     def pytest_configure(self) -> None:
-        """Put an ear on everything that is said."""
+        """Observe every output."""
         self._tap(pytest.TempPathFactory, "mktemp", lambda made, _: self._folders.setdefault(made))
         self._tap(pytest.CaptureFixture, "readouterr", lambda got, _: self.take("captured output", *got))
         self._tap(pytest.RaisesExc, "__exit__", lambda _, given: self.take("exception", *map(str, given[1:3])))

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 class ConfidenceSequence:
     """Lower and upper bound of the mean of values in [low, high], valid at every step at once.
 
-    One value a step: `update` returns the interval so far. The running intersection is kept, which is also valid.
+    One value a step: `update` returns the interval so far. The running intersection is returned, which is also valid.
     """
 
     alpha: float

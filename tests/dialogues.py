@@ -1,4 +1,4 @@
-"""Rule-made dialogues: the last answer names what the user said in two turns, so only a model that reads both is exact."""
+"""Rule-made dialogues: the last answer names words of the user from two turns, so only a model that reads both is exact."""
 
 from __future__ import annotations
 

@@ -1,14 +1,17 @@
 """Check prose against the writing rules: words to avoid, and sentences that are too long.
 
-`violations_in_page` reads a Markdown page, `violations_in_docstrings` the docstrings of a Python file. Both yield `Violation`, which
-prints as `file:line: problem: sentence`. Code blocks, code spans, HTML comments and tables of old names are not prose. Table cells are
+`violations_in_page` reads a Markdown page, `violations_in_docstrings` the docstrings of a Python file. `violations_in_texts` reads its
+other texts (errors, reasons, events, help), `violations_in_names` its names and comments, and `violations_in_script` JavaScript. All
+yield `Violation`, which prints as `file:line: problem: sentence`. Code blocks, code spans, HTML comments and tables of old names are not prose. Table cells are
 checked for words but not for length. Used by `test_docs_style.py`; imports nothing of the project.
 """
 
 from __future__ import annotations
 
 import ast
+import io
 import re
+import tokenize
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -138,3 +141,30 @@ def violations_in_docstrings(path: Path) -> Iterator[Violation]:
             indent = " " * node.col_offset
             text = "\n".join([first, *(line.removeprefix(indent) for line in rest.splitlines())])
             yield from violations_in_blocks(path, blocks_of_docstring(text, node.lineno))
+
+
+def violations_in_texts(path: Path) -> Iterator[Violation]:
+    """Every word to avoid in the texts of a Python file that have several words: errors, reasons, events, help. Docstrings are apart."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    docstrings = {id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Expr)}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Constant) and isinstance(node.value, str) and id(node) not in docstrings:
+            text = _SPAN.sub("`...`", node.value)
+            for found in _AVOIDED.finditer(text) if " " in text.strip() else ():
+                yield Violation(path, node.lineno, f"word to avoid, {found.group(1)!r}", " ".join(text.split()))
+
+
+def violations_in_names(path: Path) -> Iterator[Violation]:
+    """Every word to avoid as a part of a name, or in a comment, of a Python file."""
+    for token in tokenize.generate_tokens(io.StringIO(path.read_text(encoding="utf-8")).readline):
+        if token.type in (tokenize.NAME, tokenize.COMMENT):
+            text = token.string.replace("_", " ") if token.type == tokenize.NAME else _SPAN.sub("`...`", token.string)
+            for found in _AVOIDED.finditer(text):
+                yield Violation(path, token.start[0], f"word to avoid, {found.group(1)!r}", token.string)
+
+
+def violations_in_script(path: Path) -> Iterator[Violation]:
+    """Every word to avoid in a script, a style sheet or a page of HTML: names, comments and texts."""
+    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+        for found in _AVOIDED.finditer(line):
+            yield Violation(path, number, f"word to avoid, {found.group(1)!r}", line.strip())

@@ -1,4 +1,4 @@
-"""Sources whose drift is known: twenty numbers a second, and a camera, a microphone, a thermometer and orders that can be changed."""
+"""Sources with a known drift: twenty numbers a second, and a camera, a microphone, a thermometer and orders that can be changed."""
 
 from __future__ import annotations
 

@@ -30,7 +30,7 @@ def disk_full(*_: object) -> None:
 
 
 def free_port() -> int:
-    """A loopback port nobody listens on."""
+    """A loopback port without a listener."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
@@ -176,7 +176,7 @@ class Mosquitto:
 
 @dataclass(slots=True)
 class FakeClock:
-    """Time that moves only when told: `advance` wakes whoever waits for a moment that has come."""
+    """Time that moves only by `advance`, which wakes whoever waits for a moment that has come."""
 
     time_s: float = 0.0
     _waiting: list[tuple[float, int, asyncio.Future[None]]] = field(default_factory=list)

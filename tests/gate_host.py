@@ -113,7 +113,7 @@ class World:
             await asyncio.sleep(0.02)
 
     async def moving(self, value: str) -> None:
-        """Tick until the head was told `value`; a slow machine may let the dead-man act in between."""
+        """Tick until the head received `value`; a slow machine may let the dead-man act in between."""
         async with asyncio.timeout(60):
             while not (await self.propose({"head": value})).outcomes["head"].sent:  # noqa: ASYNC110 - the agent's own pace
                 await asyncio.sleep(0.02)

@@ -84,7 +84,7 @@ BOUND_S = 0.5
 
 
 class Loop(asyncio.SelectorEventLoop):
-    """An event loop whose clock is the model's."""
+    """An event loop with the model's clock."""
 
     now_s = 0.0
 
@@ -821,7 +821,7 @@ class World:
     stop_event = 0
 
     def check(self, condition: object, promise: str) -> None:
-        """Fail unless a promise is kept."""
+        """Fail if a promise is broken."""
         if not condition:
             self.broken.append(promise)
             raise BrokenPromiseError(promise)

@@ -93,7 +93,7 @@ class World:
         self.swaps = 0
 
     def prepare(self) -> None:
-        """Save versions whose continuous actuators wander half of the time."""
+        """Save versions with continuous actuators that wander half of the time."""
         checkpoints = open_checkpoints(self.config.state_dir, self.config.promotion)
         engine = build_engine(self.config, checkpoints)
         for number in range(VERSIONS):

@@ -80,7 +80,7 @@ class Corridor(gymnasium.Env[Any, Any]):
 
 
 class Tiles(gymnasium.Env[Any, Any]):
-    """A picture whose left or right half is bright; naming the side pays 1. One step each, twenty to an episode."""
+    """A picture with a bright left or right half; naming the side pays 1. One step each, twenty to an episode."""
 
     def __init__(self) -> None:
         self.observation_space = spaces.Box(0, 255, (8, 8, 3), np.uint8)

@@ -90,7 +90,7 @@ def modules(root: Path) -> list[Path]:
 
 
 def without_docstring(paths: Iterable[Path]) -> list[Path]:
-    """List the files whose module has no docstring."""
+    """List the files without a module docstring."""
     return [path for path in paths if not ast.get_docstring(ast.parse(path.read_text()))]
 
 

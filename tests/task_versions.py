@@ -1,4 +1,4 @@
-"""Versions of a fine-tuned task whose weights differ, without any training."""
+"""Versions of a fine-tuned task with different weights, without any training."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from learners.tasks.registry import open_task
 
 @torch.no_grad()
 def promote_version(state_dir: Path, task: str, model: str, number: int, scale: float = 0.02) -> TaskVersion:
-    """Add a version whose weights differ from the model's by noise of `scale`, and make it the live one."""
+    """Add a version with weights that differ from the model's by noise of `scale`, and make it the live one."""
     made = open_task("text-classification", model, labels=("x", "y"))
     torch.manual_seed(number)
     for parameter in made.model.parameters():

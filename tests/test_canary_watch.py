@@ -1,4 +1,4 @@
-"""The watch over secrets can fail: a run of tests that let one be told, each in another way, names each of them."""
+"""The watch over secrets can fail: a run of tests that disclose one, each in another way, names each of them."""
 
 from __future__ import annotations
 
@@ -90,7 +90,7 @@ CLEAN = {"test_settings_may_keep_one", "test_nothing"}
 
 @pytest.fixture
 def folder() -> Iterator[Path]:
-    """Not one of pytest's own: what stands there is not listened to."""
+    """Not one of pytest's own: text there is not observed."""
     with tempfile.TemporaryDirectory() as made:
         yield Path(made)
 
@@ -107,7 +107,7 @@ def test_every_way_of_telling_a_secret_is_named(folder: Path) -> None:
         code = subprocess.call([*command, "--basetemp", "base", "."], stdout=out, env=environment, cwd=folder)
     reported = (folder / "said").read_text()
     tests = set(re.findall(r"^def (test_\w+)", LEAKS, re.MULTILINE))
-    assert set(re.findall(r"::(test_\w+) let a secret be told", reported)) == tests - CLEAN, reported
+    assert set(re.findall(r"::(test_\w+) disclosed a secret", reported)) == tests - CLEAN, reported
     assert code == pytest.ExitCode.TESTS_FAILED
 
 

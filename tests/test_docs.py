@@ -42,7 +42,7 @@ def blocks(page: Path) -> Iterator[tuple[str, str]]:
 
 
 def spans(page: Path) -> list[str]:
-    """What stands in backticks within a line."""
+    """Text in backticks within a line."""
     return SPAN.findall(FENCE.sub("", page.read_text()))
 
 

@@ -1,58 +1,27 @@
-"""The pages keep to the writing rules: no word that stands for a missing term, no sentence of more than 30 words."""
+"""The pages keep to the writing rules: no word that replaces a missing term, no sentence of more than 30 words."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 import pytest
-from docs_style import MAX_WORDS, violations_in_docstrings, violations_in_page
+from docs_style import (
+    MAX_WORDS,
+    violations_in_docstrings,
+    violations_in_names,
+    violations_in_page,
+    violations_in_script,
+    violations_in_texts,
+)
 
 ROOT = Path(__file__).parents[1]
 PAGES = sorted([ROOT / "README.md", ROOT / "CHANGELOG.md", *(ROOT / "docs").rglob("*.md")])
-FOLDERS: tuple[str, ...] = (
-    "actuators",
-    "actuators/safety",
-    "actuators/sim",
-    "learners",
-    "learners/checkpoints",
-    "learners/continual",
-    "learners/experience",
-    "learners/export",
-    "learners/finetune",
-    "learners/gym",
-    "learners/ipc",
-    "learners/model",
-    "learners/model/backends",
-    "learners/model/encoders",
-    "learners/promotion",
-    "learners/promotion/ope",
-    "learners/reencoding",
-    "learners/rl",
-    "learners/safeguards",
-    "learners/tasks",
-    "learners/worker",
-    "runtime",
-    "runtime/agent",
-    "runtime/cli",
-    "runtime/config",
-    "runtime/control",
-    "runtime/dashboard",
-    "runtime/deploy",
-    "runtime/feedback",
-    "runtime/gate",
-    "runtime/inference",
-    "runtime/monitoring",
-    "runtime/mqtt",
-    "runtime/process",
-    "runtime/recording",
-    "runtime/requests",
-    "runtime/supervisor",
-    "sensors",
-    "sensors/codecs",
-    "sensors/drivers",
-    "sensors/streams",
+PACKAGES = ("actuators", "learners", "runtime", "sensors")
+CODE = sorted(path for package in PACKAGES for path in (ROOT / package).rglob("*.py"))
+TESTS = sorted((ROOT / "tests").rglob("*.py"))
+STATIC = sorted(
+    path for path in (ROOT / "runtime/dashboard/static").iterdir() if path.suffix in {".js", ".html", ".css"}
 )
-"""Packages of which the docstrings are checked, such as "runtime/process"; a folder counts without its subfolders."""
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
@@ -61,8 +30,20 @@ def test_a_page_keeps_to_the_writing_rules(page: Path) -> None:
 
 
 def test_docstrings_keep_to_the_writing_rules() -> None:
-    files = [path for folder in FOLDERS for path in sorted((ROOT / folder).glob("*.py"))]
-    assert [str(each) for path in files for each in violations_in_docstrings(path)] == []
+    assert [str(each) for path in CODE for each in violations_in_docstrings(path)] == []
+
+
+def test_errors_reasons_events_and_help_use_no_word_to_avoid() -> None:
+    assert [str(each) for path in CODE for each in violations_in_texts(path)] == []
+
+
+def test_names_and_comments_use_no_word_to_avoid() -> None:
+    assert [str(each) for path in (*CODE, *TESTS) for each in violations_in_names(path)] == []
+
+
+def test_the_page_of_the_dashboard_uses_no_word_to_avoid() -> None:
+    assert len(STATIC) > 20
+    assert [str(each) for path in STATIC for each in violations_in_script(path)] == []
 
 
 def test_words_and_long_sentences_are_found_with_their_lines(tmp_path: Path) -> None:
@@ -122,3 +103,16 @@ def f(a, b):
     path.write_text(source)
     found = {(each.line, each.problem.partition(",")[0]) for each in violations_in_docstrings(path)}
     assert found == {(7, "word to avoid"), (14, f"{2 * MAX_WORDS - 8} words in a sentence"), (18, "word to avoid")}
+
+
+def test_texts_names_and_comments_are_read(tmp_path: Path) -> None:
+    path = tmp_path / "module.py"
+    path.write_text(
+        '"""Docstrings are apart: nobody."""\n\nkept_rows = {"kept": 1}\n'
+        'raise ValueError(f"{kept_rows}: nobody listens; `told` is code")\n# what was said\n'
+    )
+    assert [(each.line, each.problem) for each in violations_in_texts(path)] == [(4, "word to avoid, 'nobody'")]
+    assert [each.line for each in violations_in_names(path)] == [3, 5]
+    script = tmp_path / "page.js"
+    script.write_text('const shown = 1;\nsetText(note, "nobody answered");\n')
+    assert [(each.line, each.problem) for each in violations_in_script(script)] == [(2, "word to avoid, 'nobody'")]

@@ -31,7 +31,7 @@ FOR_USERS = {
     "runtime/cli/reference.py", "runtime/cli/service.py",
     "learners/model/backends/calibration_cache.py", "learners/model/encoders/bundled.py",
 }  # fmt: skip
-"""They write what a person asked for, where the person said, or public models into the cache."""
+"""They write what a person requested, to the place that the person named, or public models into the cache."""
 
 
 def locked(folder: Path) -> None:

@@ -37,7 +37,7 @@ ROWS = rows()
 
 
 def schemas_at(path: str) -> list[dict[str, Any]]:
-    """Return the schemas that a dotted settings path may have; `X` stands for any name."""
+    """Return the schemas that a dotted settings path may have; `X` means any name."""
     found = [SCHEMA]
     for word in path.split("."):
         found = [inner for outer in found for inner in step(outer, word)]

@@ -269,13 +269,13 @@ def reencoded(folder: Path) -> None:
         assert [each.row for each in same.between(0, 9)] == [7]
     with closing(sqlite3.connect(path)) as db:
         db.execute("PRAGMA user_version = 2")
-    with closing(TokenStore(path)) as anew:
-        assert anew.last() == 0
-        anew.add(made)
+    with closing(TokenStore(path)) as reopened:
+        assert reopened.last() == 0
+        reopened.add(made)
     path.write_bytes(b"no database at all" * 100)
-    with closing(TokenStore(path)) as anew:
-        anew.add(made)
-        assert [each.row for each in anew.between(0, 9)] == [7]
+    with closing(TokenStore(path)) as reopened:
+        reopened.add(made)
+        assert [each.row for each in reopened.between(0, 9)] == [7]
 
 
 @shows("learner/outbox/*.json")

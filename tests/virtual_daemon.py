@@ -86,7 +86,7 @@ class AtOnce(Executor):
 
 
 class NeverWaits(threading.Event):
-    """A stop signal for a loop whose waits take no time."""
+    """A stop signal for a loop with waits that take no time."""
 
     def wait(self, timeout: float | None = None) -> bool:
         """Return at once."""

@@ -52,7 +52,7 @@ RULES = {"world": SourceRule("success", 2), "liar": SourceRule("success", 1)} | 
 
 
 class Blind(World):
-    """The world without its pictures, which nobody looks at here."""
+    """The world without its pictures, which are not used here."""
 
     def _paint(self) -> NDArray[np.uint8]:
         return np.zeros((1, 1, 3), np.uint8)
@@ -90,7 +90,7 @@ class Script:
 
 @dataclass
 class KeptStore:
-    """The store's part for feedback: takes everything, and knows who is kept apart."""
+    """The store's part for feedback: accepts everything, and knows the quarantined sources."""
 
     retained: set[str] = field(default_factory=set)
     taken: Counter[str] = field(default_factory=Counter)

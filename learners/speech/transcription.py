@@ -1,6 +1,6 @@
 """Transcribe one utterance, and refuse what the model invents: sound in, words with their confidence out.
 
-The guards are those of Whisper's paper (Radford et al. 2022, section 4.5): the probability of no speech, the mean
+The guards are those of Whisper's paper (Radford et al. 2022, section 4.5). They check the probability of no speech, the mean
 log-probability of the tokens, and the compression ratio of the text. A high ratio means repetition. Names of sounds in brackets are no
 words. A `Transcriber` knows neither streams nor threads, so that it runs wherever models run.
 """

@@ -81,7 +81,7 @@ class SettingsFile:
         text = await asyncio.to_thread(self._content)
         try:
             loaded = await asyncio.to_thread(load, self.path)
-        except ConfigError as error:  # then it is not known what in it is secret
+        except ConfigError as error:  # the secrets in it are then unknown
             raise SettingsRefused(f"the file has an error and is not shown; edit it there: {error}") from None
         for secret in sorted(loaded.secrets - set(self._secrets), key=len, reverse=True):
             if len(secret) >= SHORTEST_SECRET and secret in text:

@@ -160,7 +160,7 @@ class DriftWatch:
             return source
         if detector.add(described.values_D):
             self._changed(name, source, observation.stamp_s)
-        elif detector.drifting and self._accepts_by_itself(source, observation.stamp_s):
+        elif detector.drifting and self._accepts_automatically(source, observation.stamp_s):
             self._renew(name, "time")
         self.file.changed()
         return source
@@ -196,7 +196,7 @@ class DriftWatch:
             self._returned = True
             self._alarm.put_nowait(name)
 
-    def _accepts_by_itself(self, source: _Source, now_s: float) -> bool:
+    def _accepts_automatically(self, source: _Source, now_s: float) -> bool:
         limit_s = self.settings.accept_after_s
         return self.settings.react != "ask" and limit_s > 0 and now_s - source.since_s >= limit_s
 

@@ -60,7 +60,7 @@ REST_S = 1.0
 """For the devices to acknowledge the last safe actions at the end of the daemon."""
 COUNTED = ("agent_lost", "disarmed", "stopped", "broker_lost")
 """Events of the gate that the agent counts in its metrics."""
-KEPT_SERIALS = 64
+MAX_SERIALS = 64
 """Newest commands of one actuator for which an acknowledgement by the device is recognised."""
 
 
@@ -289,7 +289,7 @@ class GateHost:
         )
         serials = self._serials.setdefault(name, {})
         serials[self.commands.last(name)] = decision.serial
-        if len(serials) > KEPT_SERIALS:
+        if len(serials) > MAX_SERIALS:
             del serials[next(iter(serials))]
         self.counts["commands"] += 1
         delivered = partial(self._delivered, name, decision.serial)

@@ -79,7 +79,7 @@ class Usage:
     rss_mb: dict[str, float] = field(default_factory=dict)
     cpu: dict[tuple[str, str], list[float]] = field(default_factory=lambda: defaultdict(list))
     other: dict[str, list[float]] = field(default_factory=lambda: defaultdict(list))
-    """By block, cores that programs outside this run kept busy."""
+    """By block, cores that programs outside this run used."""
 
     def begin(self, daemon: psutil.Process) -> dict[str, float]:
         """Return the processor seconds until now: by process, and of the whole machine as `machine`."""
@@ -464,9 +464,7 @@ def report(measured: Measured, load: float) -> int:
             used = [np.mean(measured.usage.cpu.get((kind, name), [0.0])) for kind in table]
             print(f"{name:12}{rss:9.0f}" + "".join(f"{share:14.1%}" for share in used))
     cores = psutil.cpu_count() or 1
-    print(
-        f"\n{cores} cores; load average before the run {load:.1f}; `others`: cores kept busy by programs outside this run"
-    )
+    print(f"\n{cores} cores; load average before the run {load:.1f}; `others`: cores used by programs outside this run")
     events = json.dumps(dict(measured.events), sort_keys=True)
     print(f"start to first decision: {measured.first_s:.1f} s; events: {events}")
     refused = [body for _, body in measured.answers if body.get("status") != "ok"]

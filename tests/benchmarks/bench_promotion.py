@@ -84,7 +84,7 @@ def decide(test: ExperimentTest, against: dict[str, Array]) -> tuple[ExperimentV
 
 
 def alone(seed: int, values: Array, **changes: float) -> tuple[str, bool, int]:
-    """Return outcome, whether it was proved better, and the pairs of an experiment whose champion is the anchor."""
+    """Return outcome, whether it was proved better, and the pairs of an experiment with the anchor as its champion."""
     test = ExperimentTest(plan(seed, cap=len(values), **changes))  # type: ignore[arg-type]
     verdict, pairs = decide(test, {"champion": values})
     return ("none", False, pairs) if verdict is None else (verdict.outcome, verdict.better, pairs)

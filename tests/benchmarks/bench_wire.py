@@ -1,7 +1,7 @@
 """How long a message takes through a broker as it comes (mosquitto's default keeps Nagle's algorithm on): `bench_wire.py [ROUNDS]`.
 
 A sender publishes pairs of small QoS 0 messages fifty times a second, as a tick does (a command and its decision). The receiver is
-the daemon's connection, with and without acknowledging at once, in turn; and with a broker whose `set_tcp_nodelay` is on. Prints
+the daemon's connection, with and without acknowledging at once, in turn; and with a broker that has `set_tcp_nodelay` on. Prints
 the median and the 99th percentile of publish to handler, medians over the rounds.
 """
 

@@ -5,7 +5,7 @@
 
 Arms: `lock-step` is `reflexd train`. `wire` is a daemon in virtual time behind a simulated device, with the settings that
 `reflexd plant --config` prints, except that each candidate goes live within a second, as in lock-step. `wire-1` and `wire-5` have 1 %
-and 5 % of the commands one to two periods late. `daemon` is a daemon whose candidates go live as often as the settings say.
+and 5 % of the commands one to two periods late. `daemon` is a daemon that promotes as often as the settings allow.
 
 At every quarter of the budget the greedy policy plays the same 20 episodes. Each run is a file under `--out`; a second call skips
 the runs that exist, and prints the table of all of them.

@@ -129,7 +129,7 @@ class Log:
     weights: dict[int, dict[str, Tensor]] = field(default_factory=dict)
     """Of the learner, by tick."""
     acted: dict[int, int] = field(default_factory=dict)
-    """By tick of a decision on promotion: the tick whose weights act from then on."""
+    """By tick of a decision on promotion: the tick of the weights that act from then on."""
 
     def policy(self, tick: int) -> Policy:
         """The learner's policy of a tick."""

@@ -1,4 +1,4 @@
-"""An RTSP server whose picture turns white once a second, for bench_capture_time.py. Needs Debian's python3-gi.
+"""An RTSP server with a picture that turns white once a second, for bench_capture_time.py. Needs Debian's python3-gi.
 
 rtsp_flashes.py PORT: rtsp://127.0.0.1:PORT/test. Prints `ready` once it listens, then the monotonic time of each white frame.
 """

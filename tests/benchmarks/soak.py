@@ -48,7 +48,7 @@ QUANTITIES = ("rss_mb", "descriptors", "threads")
 
 @dataclass
 class Proxy:
-    """A TCP relay to the broker whose connections can be cut, all at once."""
+    """A TCP relay to the broker that can cut all its connections at once."""
 
     target: int
     port: int = 0

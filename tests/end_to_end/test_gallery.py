@@ -69,7 +69,7 @@ def label_by_colour(page: Page, name: str) -> None:
     expect(page.locator("#toasts")).to_contain_text(f"9 labelled {name}, 3 put aside to test")
 
 
-def test_three_classes_are_taught_by_clicking_and_go_live(world: World) -> None:
+def test_three_classes_are_labelled_on_the_page_and_go_live(world: World) -> None:
     world[3].see([tint for tint in TINTS for _ in range(12)])
     with chromium() as browser:
         with without_errors(browser.new_context(bypass_csp=True).new_page()) as page:

@@ -95,7 +95,7 @@ def test_the_streams_encoder_follows_its_task(daemon: labelling.Daemon) -> None:
         return reader.newest(1)[0].transition.encoder_versions == {"orders": swapped["version"]}
 
     daemon.wait("decision", lambda _: remembered(), timeout_s=60)
-    # what the version before saw of the first orders is encoded again, from the readings that were kept
+    # what the version before saw of the first orders is encoded again, from the stored readings
     daemon.wait("health", lambda body: body["learner"].get("reencoded", {}).get("done", 0) > 0, timeout_s=60)
 
 

@@ -1,4 +1,4 @@
-"""Every metric of a running daemon moves: what Prometheus and Grafana ask for is there, and nothing stands still for ever.
+"""Every metric of a running daemon moves: what Prometheus and Grafana ask for is there, and no metric is constant.
 
 One daemon with a learner is driven through an ordinary bad day (a stop, an override, a stalled agent, a killed learner, a lost
 broker, a stream that falls silent, promotions and a rollback) while its `/metrics` is read again and again.
@@ -121,7 +121,7 @@ class World:
 
 
 class Scrapes:
-    """Reads `/metrics` until told to stop; keeps every value of every family."""
+    """Reads `/metrics` until `stop`; keeps every value of every family."""
 
     def __init__(self, port: int) -> None:
         self.url = f"http://127.0.0.1:{port}/metrics"

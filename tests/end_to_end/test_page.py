@@ -202,7 +202,7 @@ def test_no_secret_is_in_anything_the_page_was_given(page: Page, world: tuple[st
         assert secret not in sections + page.content()
 
 
-def test_a_lost_broker_is_said_within_two_seconds_and_its_return_too(
+def test_a_lost_broker_is_reported_within_two_seconds_and_its_return_too(
     page: Page, world: tuple[str, str, Mosquitto]
 ) -> None:
     expect(page.locator("#pill")).to_contain_text("online")

@@ -65,7 +65,7 @@ class Device:
             return after()[0]
 
     def moves(self) -> None:
-        """Wait for three more reports: nobody has stopped it."""
+        """Wait for three more reports: it is not stopped."""
         with self.changed:
             wanted = len(self.reported) + 3
             assert self.changed.wait_for(lambda: len(self.reported) >= wanted, 60.0), "the head reports nothing more"

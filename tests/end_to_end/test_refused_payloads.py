@@ -1,4 +1,4 @@
-"""A whole daemon whose sensors say what no one can use: each refusal is an event with stream, field and reason; the rest is acted on."""
+"""A whole daemon with sensors that publish unusable readings: each refusal is an event with stream, field and reason; the rest is acted on."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A whole daemon over a real broker: a version whose rewards fall is back out within ten seconds, and dying does not save it."""
+"""A whole daemon over a real broker: a version with falling rewards is rolled back within ten seconds, and dying does not save it."""
 
 from __future__ import annotations
 

@@ -103,7 +103,7 @@ class Daemon:
     state: Path
 
     def child(self, marker: str) -> psutil.Process:
-        """The child whose command line contains `marker`."""
+        """The child with a command line that contains `marker`."""
         for each in psutil.Process(self.process.pid).children():
             if any(marker in part for part in each.cmdline()):
                 return each

@@ -133,7 +133,7 @@ async def failing(kind: str, folder: Path) -> AsyncIterator[str]:
     """Yield the `mqtt` section of settings for a broker that fails in this way."""
     port, broker = free_port(), None
     if kind == "silent host":
-        with socket.create_server(("127.0.0.1", port), backlog=64):  # the kernel accepts, and nobody answers
+        with socket.create_server(("127.0.0.1", port), backlog=64):  # the kernel accepts, and no program answers
             yield f"url: 'mqtt://127.0.0.1:{port}'"
         return
     if kind in ("other authority", "other host"):

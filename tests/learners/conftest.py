@@ -12,7 +12,7 @@ from learners.experience.store import Store
 
 @pytest.fixture
 def store(tmp_path: Path) -> Iterator[Store]:
-    """An experience store whose clock stands at 100 s; what it was given must be written when it closes."""
+    """An experience store with its clock at 100 s; what it was given must be written when it closes."""
     opened = Store(tmp_path / "experience", clock=lambda: 100.0)
     yield opened
     assert opened.close()

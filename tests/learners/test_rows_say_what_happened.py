@@ -37,7 +37,7 @@ SPEC = PolicySpec(
 
 @dataclass
 class Story:
-    """One row as it was told: the tick, and everything that was said about it, in order."""
+    """One row as reported: the tick, and every report about it, in order."""
 
     tick: Transition
     reported: list[Credit] = field(default_factory=list)
@@ -58,13 +58,13 @@ class Story:
 
     @property
     def action(self) -> str | None:
-        """What learning credits: a person's action; the policy's proposal, unless something else than itself kept it back."""
+        """What learning credits: a person's action; the policy's proposal, unless something else blocked it."""
         if not self.tick.armed:
             return None
         if self.tick.by["head"] == "override":
             return str(self.tick.actions["head"])
-        kept_back = self.tick.refused.get("head")
-        return str(self.tick.proposed["head"]) if kept_back is None or kept_back in PROPOSAL_RULES else None
+        blocked = self.tick.refused.get("head")
+        return str(self.tick.proposed["head"]) if blocked is None or blocked in PROPOSAL_RULES else None
 
     @property
     def is_expert(self) -> bool:
@@ -165,7 +165,7 @@ class Life:
         self.encoder += 1
 
     def expected(self, index: int) -> tuple[float, float, int] | None:
-        """The sum of n rewards, the discount, and the row whose state follows; None for what is never drawn."""
+        """The sum of n rewards, the discount, and the row of the next state; None for what is never drawn."""
         rows, quarantined = self.rows, self.quarantined
 
         def follows(k: int) -> bool:

@@ -35,7 +35,7 @@ def arm(**fields: Any) -> ContinuousSettings:
     return ContinuousSettings(kind="continuous", low=(-1.0,), high=(1.0,), **fields)
 
 
-def taught_ticks(safe: Any, mode: Mode, later: tuple[int, Callable[[GateWorld], object]] | None) -> list[int]:
+def demonstrated_ticks(safe: Any, mode: Mode, later: tuple[int, Callable[[GateWorld], object]] | None) -> list[int]:
     """Override at tick 100 for 1 s, act on `later`, and return the ticks that count as demonstrations."""
     world = GateWorld({"arm": arm(safe=safe)}, mode=mode)
     spec = PolicySpec(
@@ -67,7 +67,7 @@ def test_demonstrations_are_the_ticks_inside_the_hold(
     safe: Any, mode: Mode, later: tuple[int, Callable[[GateWorld], object]] | None
 ) -> None:
     inside = HELD_TICKS if later is None else range(HELD_TICKS.start, min(later[0], HELD_TICKS.stop))
-    assert taught_ticks(safe, mode, later) == list(inside)
+    assert demonstrated_ticks(safe, mode, later) == list(inside)
 
 
 MOVES = ("left", "stay", "right")

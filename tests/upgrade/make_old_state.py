@@ -250,7 +250,7 @@ def read(tree: Path, folder: Path) -> dict[str, Any]:
 
 
 def row_facts(row: Any) -> dict[str, Any]:
-    """What a transition says, with the first of each stream's tokens; `nobody` of 0.1.0 is called `none` here."""
+    """The content of a transition, with the first of each stream's tokens; `nobody` of 0.1.0 is called `none` here."""
     one = row.transition
     names = ("session", "tick", "decision", "stamp_s", "policy", "reward", "value")
     names += ("done", "intervention", "demonstration", "failure")
@@ -283,7 +283,7 @@ def pack(folder: Path, out: Path) -> None:
         entry.uname = entry.gname = ""
         return entry
 
-    # the embedded broker's own settings: written anew at each start, with the whole path of its folder in them
+    # the embedded broker's own settings: written again at each start, with the whole path of its folder in them
     shutil.rmtree(folder / "state" / "broker")
     for path in (path for path in folder.rglob("*") if path.is_file()):
         for mark in (b"/tmp", b"/work", b"/root", b"/home", canaries.MARK.encode(), str(folder).encode()):

@@ -182,7 +182,9 @@ def test_every_tick_reward_label_and_reading_is_retained(daemon: Upgraded) -> No
         daemon.until(lambda: reader.last_row() > last, "new experience after the old")
         rows = reader.rows(0, last + 1)
         assert [row_facts(row) for row in rows] == expected["rows"]
-        assert idle_words(rows) == idle_words(reader.rows(last + 1, 1 << 30)), "one word for an actuator nobody moved"
+        assert idle_words(rows) == idle_words(reader.rows(last + 1, 1 << 30)), (
+            "one word for an actuator that did not move"
+        )
         assert [[x.row, x.value, x.source] for x in reader.rewards(0, 1 << 30)] == expected["rewards"]
         assert [[x.text, x.label, x.source] for x in reader.labels("intents")] == expected["labels"]
         raw = [[x.stamp_s, x.encoding, x.data.decode()] for x in reader.raw("orders", 0, 1e12)]
@@ -248,7 +250,7 @@ def test_todays_settings_are_valid_and_old_ones_are_distinguished(tmp_path: Path
 
 
 def idle_words(rows: Iterable[Any]) -> set[str]:
-    """What `by` says of actuators that were told nothing; the program once called it `nobody`."""
+    """The value of `by` for actuators without a command; the program once called it `nobody`."""
     return {by for row in rows for by in row.transition.by.values()} - {"policy", "override", "gate"}
 
 

@@ -180,7 +180,7 @@ class LanguageEncoder(_Tower):
         """Return a short and a longer order, both with padding, so that calibration compares masking too."""
         texts = (
             "turn to the coffee",
-            "please turn slowly to the left until the red rocket stands in the middle of what you see",
+            "please turn slowly to the left until the red rocket appears in the middle of what you see",
         )
         return [tokenize(self.tokenizer, [text], self.limit, self.device) for text in texts]
 

@@ -50,7 +50,7 @@ class ExperimentState:
         self.guard = self.rules.guard(self.levels)
 
     def renew_guard(self) -> None:
-        """Begin the watch over the live version anew."""
+        """Restart the watch over the live version."""
         self.guard, self.block = self.rules.guard(self.levels), RunningBlock()
 
     def way_back(self, version: str) -> str | None:

@@ -36,7 +36,7 @@ def offer(
 
 
 class AckedActuator(Actuator):
-    """An actuator whose commands are acknowledged at once."""
+    """An actuator with commands that are acknowledged at once."""
 
     __slots__ = ()
 
@@ -56,7 +56,7 @@ class AckedGate(Gate):
 
 
 def make(*, now_s: float = 10.0, arm: bool = True, **actuators: AnyActuator) -> Gate:
-    """An armed gate whose actuators are reconciled and at rest."""
+    """An armed gate with reconciled actuators at rest."""
     gate = AckedGate(actuators or {"head": HEAD}, GateSettings(), ["cam"], period_s=0.1, now_s=now_s)
     for name, each in (actuators or {"head": HEAD}).items():
         rest: object = "" if each.kind == "text" else each.safe
@@ -450,7 +450,7 @@ def test_the_mode_is_the_more_careful_of_settings_and_latch() -> None:
         ("shadow", "autonomous", None, "shadow"),
         ("autonomous", "shadow", "autonomous", "shadow"),
         ("autonomous", "assist", "shadow", "assist"),
-        ("autonomous", "shadow", "shadow", "autonomous"),  # nobody asked for it: the settings have changed since
+        ("autonomous", "shadow", "shadow", "autonomous"),  # no operator requested it: the settings have changed since
         ("assist", "shadow", "assist", "shadow"),
         ("autonomous", "wild", "autonomous", "autonomous"),
     ):
@@ -476,7 +476,7 @@ def test_a_value_is_held_long_enough() -> None:
     assert gate.counters == {"min_hold": 1}
 
 
-def test_a_report_of_another_value_starts_the_hold_anew() -> None:
+def test_a_report_of_another_value_restarts_the_hold() -> None:
     gate = make(lamp=LAMP)
     assert gate.reconciled("lamp", "ON", 20.0) is None
     assert gate.last_command("lamp") == ("ON", "none")
@@ -522,7 +522,7 @@ def test_the_safe_action_is_never_forbidden() -> None:
     assert received(gate.stop(11.1, engaged=True)) == {"head": ("stay", "stopped", "gate")}
 
 
-def test_an_expression_about_nobody_is_refused_at_once() -> None:
+def test_an_expression_without_known_names_is_refused_at_once() -> None:
     with pytest.raises(ExpressionError, match="unknown name 'lmap'"):
         AckedGate({"head": HEAD}, GateSettings(forbid=("lmap == 'ON'",)))
     assert known_names({"head": HEAD, "arm": ARM, "say": SAY}) == {"head": None, "arm": 2, "say": None}
@@ -752,7 +752,7 @@ def test_an_agent_that_is_not_ready_moves_nothing() -> None:
     assert gate.armed, "draining is not death"
 
 
-def test_an_unknown_actuator_is_told() -> None:
+def test_an_unknown_actuator_is_reported() -> None:
     gate = make()
     ruling = one(gate, 11.0, "tail", "wag")
     assert (ruling.rule, ruling.value, ruling.rule_changed) == ("unknown_actuator", None, True)
@@ -876,7 +876,7 @@ def test_nothing_arms_after_the_end(arm: Literal["auto", "request"]) -> None:
     assert gate.stop(11.5, engaged=True)[0].value == "stay", "a stop counts to the last"
 
 
-def test_a_lost_broker_disarms_and_everything_is_asked_anew() -> None:
+def test_a_lost_broker_disarms_and_all_devices_must_report_again() -> None:
     gate = make()
     one(gate, 11.0, "head", "left")
     assert received(gate.disconnected(11.1)) == {"head": ("stay", "disarmed", "gate")}
@@ -1057,7 +1057,7 @@ def test_the_policy_yields_and_control_returns() -> None:
     assert gate.counters == {"overridden": 2}
 
 
-def test_without_a_wish_of_the_policy_nothing_is_overridden() -> None:
+def test_without_a_proposal_of_the_policy_nothing_is_overridden() -> None:
     gate = make()
     gate.override("head", "left", 0.5, 11.0)
     assert gate.judge(offer(11.1), 11.1) == [ActuatorDecision("head", None, None, "none")]
@@ -1137,7 +1137,7 @@ def test_hold_sends_nothing() -> None:
     assert received(make(it=named).lost(10.0)) == {"it": ("hold", "lost", "gate")}
 
 
-# What people are told.
+# What the gate reports to people.
 
 
 def test_reasons_say_what_happened() -> None:

@@ -1,4 +1,4 @@
-"""Whatever happens in whatever order, nothing reaches a device that must not. A model of the few promises, kept beside the gate."""
+"""Whatever happens in whatever order, nothing reaches a device that must not. A model of the few promises runs with the gate."""
 
 from __future__ import annotations
 

@@ -100,7 +100,7 @@ def test_the_largest_number_of_combinations_is_still_judged() -> None:
     assert rule.broken({"a": [(n / MAX_COMBINATIONS,) for n in range(MAX_COMBINATIONS + 1)]}) is not None
 
 
-def test_a_value_that_is_not_known_is_named() -> None:
+def test_an_unknown_value_is_named() -> None:
     found = Rule("a[0] > 0.5", known_names(ACTUATORS)).broken({"a": [None]})
     assert found is not None
     assert found.reason.startswith("it cannot be ruled out: ")

@@ -45,7 +45,7 @@ def cart() -> tuple[GymPlant, Broker]:
     return plant, Broker(plant, BASE)
 
 
-def test_it_stands_still_until_the_first_command() -> None:
+def test_it_does_not_move_before_the_first_command() -> None:
     plant, broker = cart()
     assert plant.period_s == pytest.approx(0.02)
     for _ in range(5):

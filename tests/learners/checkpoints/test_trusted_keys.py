@@ -61,7 +61,7 @@ def pem(key: Ed25519PrivateKey, path: Path) -> str:
 
 
 def test_an_unknown_key_is_shown_once_and_remembered(world: World) -> None:
-    refused = world.run()  # nobody answers: as from a script
+    refused = world.run()  # no answer: as from a script
     assert refused.exit_code == 2
     assert fingerprint(world.theirs.public_key()) in refused.output
     assert "--key" in refused.output

@@ -1,4 +1,4 @@
-"""What is labelled is kept: the reading lies beside its label for as long as the label counts, within a budget."""
+"""Labelled readings stay stored: the reading lies beside its label for as long as the label counts, within a budget."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def picture(seed: int, noise: int = 0) -> bytes:
 
 @dataclass
 class Camera:
-    """A store in virtual time, and a camera whose decisions are labelled."""
+    """A store in virtual time, and a camera with labelled decisions."""
 
     store: Store
     now_s: list[float]

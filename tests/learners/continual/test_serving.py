@@ -27,7 +27,7 @@ from sensors.readings import Frame, Reading, Sound, Telemetry, Text
 
 @dataclass
 class Heard:
-    """Everything a runner said."""
+    """Everything a runner reported."""
 
     results: list[Result] = field(default_factory=list)
     questions: list[Question] = field(default_factory=list)

@@ -1,4 +1,4 @@
-"""What judges a fine-tune is a file that nobody can reach from outside; a part of the labels only chooses the epoch."""
+"""What judges a fine-tune is a file that no client can change; a part of the labels only chooses the epoch."""
 
 from __future__ import annotations
 
@@ -115,7 +115,7 @@ def test_without_a_file_nothing_is_known_and_a_person_decides(tmp_path: Path, st
     assert third.figures["new_labels"] <= 20
 
 
-def test_poison_without_a_file_goes_nowhere_by_itself(tmp_path: Path, store: Store) -> None:
+def test_poison_without_a_file_is_not_promoted_automatically(tmp_path: Path, store: Store) -> None:
     one = tuner(tmp_path, None)
     publish(store, tinymodels.orders(60, 1, INTENTS), "mallory", flipped=True)
     verdict = one.run()

@@ -124,8 +124,8 @@ def test_waves_are_learned_retained_and_a_poisoned_one_is_refused(tmp_path: Path
     first = tuner.run()
     assert first.promoted, first
     assert first.event == "task_promoted"
-    assert first.figures["agreement"] >= 0.9, "on what it was taught"
-    assert 0.4 < first.figures["all_after"] <= 0.5, "half of the file is of classes nobody has taught yet"
+    assert first.figures["agreement"] >= 0.9, "on the classes of its labels"
+    assert 0.4 < first.figures["all_after"] <= 0.5, "half of the file is of classes without labels so far"
     publish(store, tinymodels.orders(60, 2, SECOND))
     second = tuner.run()
     assert second.promoted, second
@@ -185,7 +185,7 @@ def test_two_that_lie_together_are_both_named(tmp_path: Path, store: Store) -> N
 
 
 def test_no_source_is_blamed_for_what_chance_explains(tmp_path: Path, store: Store) -> None:
-    """A few wrong labels of an honest source cost an example or two of the file: refused, and nobody is kept apart."""
+    """A few wrong labels of an honest source cost an example or two of the file: refused, and no source is quarantined."""
     tuner = online(tmp_path)
     publish(store, tinymodels.orders(60, 1, FIRST | SECOND))
     assert tuner.run().promoted
@@ -273,7 +273,7 @@ def test_it_waits_for_time_and_labels(tmp_path: Path, store: Store) -> None:
     with pytest.raises(Stopped):
         tuner.run(stop=lambda: True)
     assert tuner.state.judged == 0, "a stopped run changes nothing"
-    assert not tuner.due(), "the pause begins anew"
+    assert not tuner.due(), "the pause restarts"
 
 
 def test_too_few_labels_are_reported(tmp_path: Path, store: Store) -> None:
@@ -527,7 +527,7 @@ def test_labels_of_other_forms_become_those_of_their_task(tmp_path: Path, store:
         assert one.example[field] == wanted
 
 
-def test_a_decision_stands_for_its_recorded_reading(tmp_path: Path, store: Store) -> None:
+def test_a_decision_refers_to_its_recorded_reading(tmp_path: Path, store: Store) -> None:
     picture, sound = io.BytesIO(), io.BytesIO()
     Image.new("RGB", (8, 6), (200, 10, 10)).save(picture, "PNG")
     soundfile.write(sound, np.zeros(800, np.float32), 16_000, format="FLAC")

@@ -507,7 +507,7 @@ print(json.dumps(found))
 
 
 def test_a_full_disk_costs_what_came_meanwhile_and_nothing_later(tmp_path: Path) -> None:
-    """In a process of its own: the limit of file sizes stands for the full disk."""
+    """In a process of its own: the limit of file sizes replaces the full disk."""
     ran = subprocess.run([sys.executable, "-c", FULL, str(tmp_path)], capture_output=True, text=True, check=True)
     found = json.loads(ran.stdout)
     assert (found["before"], found["full"], found["after"], found["closed"]) == (True, False, True, True)

@@ -1,4 +1,4 @@
-"""Experience becomes episodes, and episodes a LeRobotDataset v3.0 whose files have the documented columns and types."""
+"""Experience becomes episodes, and episodes a LeRobotDataset v3.0 with the documented columns and types."""
 
 from __future__ import annotations
 
@@ -104,7 +104,7 @@ def test_an_actuator_goes_on_with_what_it_was_commanded_and_ticks_before_are_lef
 def test_a_tick_has_the_picture_it_saw_or_none(tmp_path: Path) -> None:
     raws = [Raw("front", 1_000.1, "png", picture(1)), Raw("front", 1_000.3, "png", picture(3))]
     raws.append(Raw("orders", 1_000.4, "utf-8", b"find the cat"))
-    ages = {1: 0.02, 2: 0.12, 3: 0.02, 4: 0.02, 5: 0.22}  # the picture that tick 4 saw was not kept
+    ages = {1: 0.02, 2: 0.12, 3: 0.02, 4: 0.02, 5: 0.22}  # the picture that tick 4 saw was not stored
     ticks = [tick(n, ages_s={"front": age, "orders": 0.3}) for n, age in ages.items()]
     remember(tmp_path, ticks, raws)
     found, walk = episodes(tmp_path, frozenset({"front"}))

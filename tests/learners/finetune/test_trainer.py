@@ -31,7 +31,7 @@ ROWS = tinymodels.orders(40, 0, {"go": "go", "stop": "stop"})
 
 
 class Scripted(ClassifyText):
-    """Validation scores as told, and the weights at each validation."""
+    """Validation scores as given, and the weights at each validation."""
 
     scores = (0.2, 0.6, 0.5, 0.6, 0.4, 0.9)
 
@@ -78,7 +78,7 @@ def build(folder: Path, state: Path | None, stop: Callable[[], bool] | None = No
 def test_an_interrupted_run_ends_with_the_same_weights(tmp_path: Path) -> None:
     whole = build(tmp_path / "m", None)
     received: list[TrainingProgress] = []
-    whole._tell = received.append
+    whole._on_progress = received.append
     run = whole.run()
     seen = 0
 

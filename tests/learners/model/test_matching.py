@@ -34,7 +34,7 @@ def spec(**fields: object) -> PolicySpec:
 
 
 def scenes(count: int, seed: int) -> tuple[Features, torch.Tensor]:
-    """Things at places, one of them named in another language; the answer is where it stands."""
+    """Things at places, one of them named in another language; the answer is its place."""
     generator = torch.Generator().manual_seed(7)
     looks, names = (torch.randn(THINGS, WIDTH, generator=generator) for _ in range(2))
     generator.manual_seed(seed)

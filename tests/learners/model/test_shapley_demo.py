@@ -49,7 +49,7 @@ def tick_of(policy: Policy, world: Panorama, encoders: dict[str, Encoder], n: in
 def changed(
     policy: Policy, encoders: dict[str, Encoder], seed: int
 ) -> tuple[Transition, list[list[Transition]]] | None:
-    """The first decision under a new order, and the second before; None where no photograph stands on the other side in sight."""
+    """The first decision under a new order, and the second before; None where no photograph is on the other side in sight."""
     world = Panorama()
     world.reset(seed=seed)
     if world.world.spoken:

@@ -1,7 +1,7 @@
 """Orders lead an explanation when the order changes, in the demo's world with its truth in place of pictures and words.
 
-Beside `test_explain_demo.py`, which does the same through the real encoders and takes long: here `front` is told where every
-photograph stands, `orders` which one is asked for, and a policy learns both from random ticks in a few seconds.
+Beside `test_explain_demo.py`, which does the same through the real encoders and takes long: here `front` gets the place of every
+photograph, `orders` which one is asked for, and a policy learns both from random ticks in a few seconds.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Each step of the promotion gate on scripted policies whose worth is known."""
+"""Each step of the promotion gate on scripted policies of known worth."""
 
 from __future__ import annotations
 
@@ -87,7 +87,7 @@ class Clock:
 
 
 class World:
-    """A store whose rows grow whenever a trial asks for newer ones."""
+    """A store with rows that grow whenever a trial asks for newer ones."""
 
     def __init__(self, count: int, grows: int = 0) -> None:
         self.rows = [Row(n + 1, learning.made(n)) for n in range(count)]
@@ -304,7 +304,7 @@ def test_motions_are_distinguished_by_how_much_they_vary() -> None:
 
 
 def test_continuous_actuators_are_judged_by_their_densities() -> None:
-    """An arm whose reward falls with its distance from the first number; the worse policy goes the other way."""
+    """An arm with a reward that falls with its distance from the first number; the worse policy goes the other way."""
     from actuators.actions import ActionSpace, Continuous
     from learners.model.spec import PolicySpec
 

@@ -311,7 +311,7 @@ def test_the_running_learner_does_it_beside_training_and_says_so(tmp_path: Path,
             break
     assert present(background.learner) == [True] * 44
     assert background.figures()["reencoded"] == {"done": 40, "without_raw": 0, "waiting": 0, "failed": 0}
-    assert not background.reencoder._encoders, "nothing is left to encode, so nothing is kept in memory"
+    assert not background.reencoder._encoders, "nothing is left to encode, so nothing stays in memory"
 
 
 def test_a_version_that_is_gone_leaves_its_ticks_out(tmp_path: Path, store: Store) -> None:
@@ -336,7 +336,7 @@ def test_a_version_that_is_gone_leaves_its_ticks_out(tmp_path: Path, store: Stor
     assert again.step(one.replay, FOREVER) == 0
     assert again.figures() == {"done": 0, "without_raw": 8, "waiting": 0, "failed": 0}
     assert recall("joints", "") is None
-    assert recall("nobody", "") is None
+    assert recall("unknown", "") is None
 
 
 def test_which_raw_reading_a_tick_saw(tmp_path: Path, store: Store) -> None:
@@ -351,7 +351,7 @@ def test_which_raw_reading_a_tick_saw(tmp_path: Path, store: Store) -> None:
     first = raw_reading(reader, seen[0], "orders")
     assert first is not None
     assert first.data == b"first"
-    assert raw_reading(reader, seen[1], "orders") is None, "its own was not kept, and the first is not taken for it"
+    assert raw_reading(reader, seen[1], "orders") is None, "its own was not stored, and the first is not taken for it"
     assert store.add_raw(Raw("orders", 0.2, "utf-8", b"second"))
     assert store.flush()
     found = [raw_reading(reader, one, "orders") for one in seen]

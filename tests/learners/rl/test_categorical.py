@@ -188,7 +188,7 @@ def test_rewards_of_another_scale_leave_every_weight_the_same(factor: float) -> 
         learning = Algorithm(policy, torch.Generator().manual_seed(0))
         chance = torch.Generator().manual_seed(1)
         for i in range(8):
-            batch = random_batch(policy, 16, chance, taught=i % 2 == 1)
+            batch = random_batch(policy, 16, chance, trained=i % 2 == 1)
             batch.rewards.mul_(scale)
             learning.rescale(scale * (2.0 + i))
             learning.update(batch)

@@ -122,7 +122,7 @@ def test_what_was_not_moved_or_weighs_nothing_does_not_teach() -> None:
     assert float(part.loss(contexts, light)[0].detach()) == 0
 
 
-def test_demonstrations_pull_the_policy_to_what_was_taught() -> None:
+def test_demonstrations_pull_the_policy_to_their_actions() -> None:
     policy = plain(CHOICE)
     algorithm = Algorithm(policy, torch.Generator().manual_seed(0))
     generator = torch.Generator().manual_seed(1)

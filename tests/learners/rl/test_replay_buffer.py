@@ -61,7 +61,7 @@ def test_one_step_and_what_is_executed() -> None:
     torch.testing.assert_close(batch.actions["arm"][0], torch.tensor([0.001, -1.0]))
     assert batch.features.tokens["front"].dtype == torch.float32
     assert batch.features.ages[0, 0].tolist() == [0.5, 0.25]
-    assert memory.ordered(3, 99) is None  # what came of the newest is not known
+    assert memory.ordered(3, 99) is None  # the outcome of the newest is unknown
 
 
 def test_n_steps_stop_at_the_end_of_the_world_of_a_session_and_of_time() -> None:
@@ -225,7 +225,7 @@ def test_what_follows_a_time_limit_is_another_episode() -> None:
     assert ticks(batch.features) == [[0, 0], [0, 1], [2, 3]]
 
 
-def test_the_share_of_taught_rows_grows_with_their_number() -> None:
+def test_the_share_of_demonstrations_grows_with_their_number() -> None:
     memory, generator, shares = replay(), torch.Generator().manual_seed(0), {}
     for n in range(800):
         memory.append(tick(n, demonstration=n < 60))
@@ -267,7 +267,7 @@ def test_endings_are_drawn_more_often_and_count_as_often_as_they_happened() -> N
     assert value(ends / weights) > 1 / (1 - 0.9), "the risk is worth it"
 
 
-def test_terminal_and_taught_rows_have_their_share() -> None:
+def test_terminal_rows_and_demonstrations_have_their_share() -> None:
     memory = replay()
     generator = torch.Generator().manual_seed(0)
     for n in range(400):
@@ -279,7 +279,7 @@ def test_terminal_and_taught_rows_have_their_share() -> None:
     memory.append(tick(410, done=True))
     batch = memory.sample(64, generator)
     assert int(batch.is_expert["head"].sum()) >= round(64 * 8 * 10 / 411)
-    assert not batch.is_expert["arm"].any()  # nobody taught the arm
+    assert not batch.is_expert["arm"].any()  # no demonstration of the arm
     assert int((batch.discounts == 0).sum()) >= 1
     assert len(batch) == 64
 

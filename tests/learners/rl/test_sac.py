@@ -121,7 +121,7 @@ def test_finds_the_best_action_inside_the_limits(algorithm: str) -> None:
     assert bool((explored <= torch.tensor(ARM.high)).all())
 
 
-def test_cloning_pulls_only_what_was_taught() -> None:
+def test_cloning_pulls_only_demonstrated_actions() -> None:
     policy = plain(ARM, width=2, gamma=0.0, algorithm="sac")
     learning = Algorithm(policy, torch.Generator().manual_seed(0))
     generator = torch.Generator().manual_seed(1)

@@ -26,7 +26,7 @@ def test_by_name_and_by_time() -> None:
     assert settled["s-21"].total() is None
 
 
-def test_what_is_not_known_is_counted() -> None:
+def test_unknown_decisions_are_counted() -> None:
     ledger = filled()
     ledger.credit("w", 1.0, "other")
     ledger.credit("w", 1.0, ledger.decision_at(99.0))  # long after the last one

@@ -57,7 +57,7 @@ def follow(one: LearnerLoop) -> None:
 
 
 def first_live(folder: Path, **promotion: Any) -> LearnerLoop:
-    """A learner of a good policy whose first version is live."""
+    """A learner of a good policy with a live first version."""
     learning.fill(folder, 0, 600)
     one = background(folder, **promotion)
     one.begin()

@@ -1,6 +1,6 @@
 """A device behind the broker: a room with a heater that is switched, and a thermometer.
 
-`Device` does what every device must: it drops a command whose `seq` is not above the last of the same `boot`, or that is older
+`Device` does what every device must: it drops a command with a `seq` not above the last of the same `boot`, or that is older
 than its `ttl_ms`, and reports what it does, retained.
 """
 

@@ -1,4 +1,4 @@
-"""Task results, questions and speech go where they belong; raw readings are kept only where someone needs them."""
+"""Task results, questions and speech go where they belong; raw readings are stored only if they are needed."""
 
 from __future__ import annotations
 

@@ -58,7 +58,7 @@ def test_check_tells_of_a_file_that_is_not_there(tmp_path: Path, wrong: str) -> 
 def test_check_says_nothing_where_all_is_well(tmp_path: Path) -> None:
     held = tinymodels.held_out(tmp_path / "held.jsonl", 4, {"go": "move"})
     assert checked(written(tmp_path, str(held))) == (0, "")
-    assert checked(written(tmp_path, enabled=False)) == (0, ""), "nobody fine-tunes"
+    assert checked(written(tmp_path, enabled=False)) == (0, ""), "no learner fine-tunes"
 
 
 def test_check_tells_of_a_second_task_on_one_encoder(tmp_path: Path) -> None:

@@ -310,7 +310,7 @@ FRAMES = [
     b"\x81\xff" + struct.pack(">Q", 2**63 - 1) + b"\0\0\0\0",  # the longest frame there could be
     b"\x89\xfe\x02\x00\0\0\0\0" + bytes(512),  # a ping longer than pings may be
     b"\x80\x80\0\0\0\0",  # a continuation of nothing
-    b"\x01\x81\0\0\0\0{" * 3,  # fragments never ended, begun anew
+    b"\x01\x81\0\0\0\0{" * 3,  # fragments never ended, begun again
     b"\x81\x82\0\0\0\0\xff\xfe",  # text that is no UTF-8
     b"\x88\x81\0\0\0\0x",  # a close of one byte
 ]

@@ -83,7 +83,7 @@ async def test_previews_are_asked_for_only_while_someone_looks(broker: Mosquitto
 
 
 def requested(agent: FakeAgent) -> list[object]:
-    return [body for what, body in agent.received if what == "preview/subscribe"]
+    return [body for what, body in agent.observed if what == "preview/subscribe"]
 
 
 async def test_commands_are_answered_refused_or_time_out_in_words(broker: Mosquitto) -> None:

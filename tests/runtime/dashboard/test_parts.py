@@ -1,4 +1,4 @@
-"""The page's parts without a network: tokens, curves, what is seen, and what may be wished."""
+"""The page's parts without a network: tokens, curves, what is shown, and which commands are allowed."""
 
 from __future__ import annotations
 

@@ -25,7 +25,7 @@ from runtime.process.http_server import Admission, network
 
 PUBLIC = ["/login", "/static/style.css", "/static/app.js", "/static/icon.svg"]
 MATRIX = [
-    # method, path, nobody, viewer, operator
+    # method, path, anonymous, viewer, operator
     ("GET", "/", 303, 200, 200),
     ("GET", "/socket", 401, 426, 426),
     ("POST", "/logout", 401, 200, 200),
@@ -40,11 +40,11 @@ MATRIX = [
 ]
 
 
-@pytest.mark.parametrize(("method", "path", "nobody", "viewer", "operator"), MATRIX)
-async def test_roles_by_routes(method: str, path: str, nobody: int, viewer: int, operator: int) -> None:
+@pytest.mark.parametrize(("method", "path", "anonymous", "viewer", "operator"), MATRIX)
+async def test_roles_by_routes(method: str, path: str, anonymous: int, viewer: int, operator: int) -> None:
     async with site() as page:
         cookies = [None, await page.sign_in(VIEWER), await page.sign_in(OPERATOR)]
-        for cookie, expected in zip(cookies, (nobody, viewer, operator), strict=True):
+        for cookie, expected in zip(cookies, (anonymous, viewer, operator), strict=True):
             headers = {"Origin": page.url} | ({"Cookie": cookie} if cookie else {})
             answer = await page.http.request(method, f"{page.url}{path}", headers=headers, allow_redirects=False)
             assert answer.status == expected
@@ -249,7 +249,7 @@ async def test_one_operator_more_takes_the_place_of_the_oldest(monkeypatch: pyte
             assert (await reply(ws, 1))["data"] == {"sent": True, "rule": None}
 
 
-async def test_connections_held_open_keep_nobody_out(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_connections_held_open_block_no_other_client(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("runtime.process.http_server.MAX_PER_ADDRESS", 20)
     async with site() as page:
         held = await page.talk(await page.sign_in(OPERATOR))

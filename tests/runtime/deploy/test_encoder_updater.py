@@ -67,7 +67,7 @@ def engine_of(config: Config) -> TorchEngine:
 
 
 def promote(config: Config, number: int) -> Path:
-    """A version whose backbone is another one, as after a fine-tune."""
+    """A version with another backbone, as after a fine-tune."""
     task = open_task("text-classification", config.tasks["intents"].model, labels=("x", "y"))
     with torch.no_grad():
         for parameter in task.model.parameters():
@@ -93,7 +93,7 @@ async def test_an_encoder_follows_its_task_between_ticks_and_tokens_are_never_mi
     assert await tuning.sync("language")
     assert not await tuning.sync("language"), "once a version"
     after = await engine.decide(seen(1, order))
-    assert after.encoded == ("orders",), "the same reading is encoded anew"
+    assert after.encoded == ("orders",), "the same reading is encoded again"
     assert after.encoder_versions != before.encoder_versions
     assert reported == [
         (
@@ -110,7 +110,7 @@ async def test_an_encoder_follows_its_task_between_ticks_and_tokens_are_never_mi
         x_BLW = AutoModel.from_pretrained(folder).eval()(input_ids=ids[0], attention_mask=ids[1]).last_hidden_state
     mean_W = (x_BLW[0] * ids[1][0, :, None]).sum(0) / ids[1].sum()
     assert after.tokens["orders"][0] == pytest.approx((mean_W / mean_W.norm()).numpy(), abs=2e-3)
-    fresh = engine_of(config)  # as after a restart: the same version, whose tokens are still comparable
+    fresh = engine_of(config)  # as after a restart: the same version with comparable tokens
     wanted = {"language": engine.encoders["language"].version}
     promote(config, 2)
     with pytest.raises(EncoderVersionNotFound, match="no longer here"):
@@ -156,7 +156,7 @@ async def test_a_trained_policy_keeps_its_encoder_over_a_promotion_a_restart_and
     reported: list[tuple[str, Any]] = []
     await live_through(engine, first, reported)
     assert [kind for kind, _ in reported] == ["encoder_on_trial"], (
-        "the task's new version waits for a candidate, said once"
+        "the task's new version waits for a candidate, reported once"
     )
     reported.clear()
     await live_through(paired_engine(config, checkpoints), second, reported)

@@ -1,4 +1,4 @@
-"""The test of one source against its own past, on worlds whose drift is known."""
+"""The test of one source against its own past, on worlds with a known drift."""
 
 from __future__ import annotations
 

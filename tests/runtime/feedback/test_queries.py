@@ -62,7 +62,7 @@ def usual(one: UncertaintyQueries) -> None:
 def test_it_asks_when_it_is_less_sure_than_usual_and_not_too_often() -> None:
     one, events = asking()
     one.ticked(ticked(0, 0.01))
-    assert not events, "nobody knows yet what is usual"
+    assert not events, "the usual margin is unknown"
     usual(one)
     one.ticked(ticked(MIN_MARGINS, 0.05))
     assert not events, "a quarter of the usual lead is enough"

@@ -46,7 +46,7 @@ async def test_a_hostile_source_is_named_and_its_rewards_count_no_more(tmp_path:
     assert stage.feedback.counts["reward"] - honest == pytest.approx(200, abs=2)
     assert stage.store.taken["liar"] > stored  # stored as before, where it counts for nothing
     counted = stage.experiments.falls.seconds[stage.version["good"]]
-    assert min(list(counted)[-15:]) > -0.5  # what is kept apart is not judged by either
+    assert min(list(counted)[-15:]) > -0.5  # quarantined rewards are not compared
 
 
 def sources(folder: Path, store: KeptStore, events: list[tuple[str, dict[str, Any]]]) -> SourceQuarantine:

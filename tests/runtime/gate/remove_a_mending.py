@@ -163,7 +163,7 @@ def stale_streams_are_harmless() -> Patch:
     return lambda: mock.patch.object(gate_module, "freshness_refusal", fresh)
 
 
-def undying_wish() -> Patch:
+def dying_last_will() -> Patch:
     """A lost broker leaves the request to arm."""
     disconnected, go_safe = Gate.disconnected, Gate.go_safe
 
@@ -226,7 +226,7 @@ MENDINGS: dict[str, Callable[[], Patch]] = {
     "old telemetry counts as missing": old_telemetry,
     "missing telemetry forbids": missing_telemetry_is_harmless,
     "a required stream or condition is there": stale_streams_are_harmless,
-    "H7 a request to arm dies": undying_wish,
+    "H7 a request to arm dies": dying_last_will,
     "a request to arm that waits ends with a stop or a disarming": undying_requests,
     "H8 the page shows what the gate answered": page_without_answers,
     "H8 a hold is published until the queue has room": holds_sent_once,
@@ -242,7 +242,7 @@ def _both(*patches: Any) -> Iterator[None]:
 
 
 def steps_until_noticed(patch: Patch, most: int) -> tuple[int | None, str]:
-    """Steps until the model fails, and how it said so; None when it does not."""
+    """Steps until the model fails, and its message; None when it does not."""
     taken = 0
     step = GateModel.check_invariants
 

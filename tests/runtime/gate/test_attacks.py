@@ -11,9 +11,9 @@ The gate and the page were first attacked with a series of scripts. What each of
   `test_a_stop_that_the_broker_retained_is_obeyed_at_the_start_and_a_retained_release_is_not`,
   `test_a_stop_sent_while_the_gate_is_dead_holds_after_its_restart`
 - every user on every topic, response topics as a way around the ACL, a session taken over:
-  `test_nobody_but_the_gate_writes_commands`, `test_each_user_writes_its_own_topics_only`,
+  `test_only_the_gate_writes_commands`, `test_each_user_writes_its_own_topics_only`,
   `test_an_answer_goes_nowhere_but_below_the_agents_own_response`,
-  `test_nobody_takes_over_the_gates_session_by_its_identifier`
+  `test_no_client_takes_over_the_gates_session_by_its_identifier`
 - floods before a stop, of every topic and quality of service: `test_a_flood_is_cut_down_and_the_newest_wins`,
   `test_a_full_queue_swallows_no_safe_action_no_stop_and_no_status`; times are measured by `bench_stop.py`
 - the page without a daemon, foreign hosts and origins, wrong tokens from many addresses, too many viewers, odd commands and
@@ -28,7 +28,7 @@ The gate and the page were first attacked with a series of scripts. What each of
 - a broker that pauses while twelve actuators move and the agent dies:
   `test_a_broker_that_pauses_while_the_agent_drains_has_the_safe_actions_afterwards`
 - one retained message that ended page and daemon: `test_a_child_that_is_not_essential_never_ends_the_daemon`
-- half-open connections at the page, a token or key that another user wrote: `test_connections_held_open_keep_nobody_out`,
+- half-open connections at the page, a token or key that another user wrote: `test_connections_held_open_block_no_other_client`,
   `test_a_token_that_another_user_may_have_written_is_refused`, `test_the_key_is_made_once_readable_by_its_owner_alone`
 - a retained malformed report at the start, a forbidden zone entered by hand:
   `test_a_malformed_report_that_the_broker_stored_does_not_either`, `test_a_forbidden_zone_is_left_step_by_step`
@@ -40,7 +40,7 @@ The gate and the page were first attacked with a series of scripts. What each of
   `test_override_mode_promote_rollback_label_and_text_reach_the_agent`, `test_a_refusal_of_the_gate_is_shown_as_one`,
   `test_a_hold_shows_what_is_left_of_it_and_can_be_given_back`, `test_sliders_start_at_the_value_in_force`,
   `test_the_confirm_button_is_not_replaced_while_it_is_pressed`, `test_the_stop_works_over_an_open_question`
-- the page offline, its broker gone, the agent frozen or gone: `test_a_lost_broker_is_said_within_two_seconds_and_its_return_too`,
+- the page offline, its broker gone, the agent frozen or gone: `test_a_lost_broker_is_reported_within_two_seconds_and_its_return_too`,
   `test_when_the_agent_is_gone_figures_are_old_and_no_stop_is_promised`
 - accessibility, width, zoom and keyboard: `test_no_serious_accessibility_finding_and_no_sideways_scrolling`,
   `test_at_400_percent_zoom_the_content_has_room_and_the_stop_is_in_sight`
@@ -67,7 +67,7 @@ RELEASE = b'{"engaged": false}'
 
 @pytest.fixture
 def world() -> Iterator[World]:
-    """An armed gate whose arm is at 0, whose heater and fan are on."""
+    """An armed gate with the arm at 0 and heater and fan on."""
     made = World()
     for name, value in {"arm": [0.0], "wheel": [0.0], "heater": "OFF", "fan": "OFF", "lamp": "OFF"}.items():
         made.report(name, value)

@@ -1,4 +1,4 @@
-"""Repeated throttle are told once, then now and then with their number; none is lost from the count."""
+"""Repeated refusals are published once, then at intervals with their number; none is lost from the count."""
 
 from __future__ import annotations
 

@@ -374,14 +374,14 @@ async def test_the_end_rests_and_says_so(tmp_path: Path, broker: Mosquitto) -> N
     async with world_of(tmp_path, broker) as world:
         await world.armed()
         await world.propose({"head": "left"})
-        await world.host.go_safe("told to end")
+        await world.host.go_safe("requested end")
         await eventually(lambda: world.commands()[-1]["value"] == "stay")
         with suppress(TimeoutError):
             async with asyncio.timeout(0.2):
                 await world.propose({"head": "left"})
         world.host.tick()
-        await world.host.publish_offline("told to end")
-        await eventually(lambda: world.of("status")[-1] == {"state": "offline", "reasons": ["told to end"]})
+        await world.host.publish_offline("requested end")
+        await eventually(lambda: world.of("status")[-1] == {"state": "offline", "reasons": ["requested end"]})
         assert world.commands()[-1]["value"] == "stay"
 
 

@@ -26,7 +26,7 @@ ON = {"arm": (0.4,), "heater": "ON", "fan": "ON"}
 
 @pytest.fixture
 def world() -> Iterator[World]:
-    """An armed gate whose heater and fan are on, and whose arm is at 0.4."""
+    """An armed gate with heater and fan on and the arm at 0.4."""
     made = World()
     for name, value in {"arm": [0.4], "wheel": [0.0], "heater": "OFF", "fan": "OFF", "lamp": "OFF"}.items():
         made.report(name, value)
@@ -309,7 +309,7 @@ def test_a_choice_in_a_template_adds_no_key(text: str) -> None:
     assert orjson.loads(out.payload) == {"state": text}
 
 
-def test_a_message_whose_age_is_unknown_is_no_message(world: World) -> None:
+def test_a_message_of_unknown_age_is_no_message(world: World) -> None:
     """Stored and sent just after the connection resumed: neither a release nor, as ever, a request."""
     world.stop(STOP)
     old = Message(TOPICS("stop"), RELEASE, 1, retain=False, resumed=True)

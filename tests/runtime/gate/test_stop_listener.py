@@ -32,7 +32,7 @@ def message(payload: bytes, *, retain: bool = False, resumed: bool = False) -> M
 
 
 class World:
-    """A listener whose parent and disk a test takes away."""
+    """A listener; a test takes away its parent and disk."""
 
     def __init__(self, folder: Path, port: int) -> None:
         self.parent = True
@@ -97,10 +97,10 @@ async def test_a_stop_is_latched_again_after_a_release_that_only_the_gate_receiv
 ) -> None:
     world = World(tmp_path, broker.port)
     running = asyncio.create_task(world.listener.run())
-    world.listener.received(message(b'{"engaged": true}'))
+    world.listener.on_stop(message(b'{"engaged": true}'))
     await eventually(lambda: world.latch.read() is not None, "the latch")
     world.latch.remove()
-    world.listener.received(message(b"ON"))
+    world.listener.on_stop(message(b"ON"))
     await eventually(lambda: world.latch.read() is not None, "the latch of the second stop")
     world.listener.ended.set()
     await running

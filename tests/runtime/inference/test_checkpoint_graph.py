@@ -309,7 +309,7 @@ def test_half_a_graph_is_refused_and_an_import_keeps_a_whole_one(tmp_path: Path)
     assert isinstance(files, GraphFiles)
 
 
-def test_a_signed_graph_that_the_library_cannot_read_is_compiled_anew(tmp_path: Path) -> None:
+def test_a_signed_graph_that_the_library_cannot_read_is_compiled_again(tmp_path: Path) -> None:
     loaded = versions(tmp_path).load(save(versions(tmp_path), 1, graph=True))
     broken = LoadedCheckpoint(loaded.manifest, loaded.tensors, loaded.documents, {"policy": GraphFiles(b"<net/>", b"")})
     policy = Policy(SPEC).eval()

@@ -1,4 +1,4 @@
-"""Graphs of the fused part: kept for the weights they were made of, and not for ever."""
+"""Graphs of the fused part: stored for the weights they were made of, and not for ever."""
 
 from __future__ import annotations
 

@@ -503,7 +503,7 @@ ARM = ActionSpace((Choice("head", ("left", "stay", "right")), Continuous("arm", 
 
 
 def explorer(backend: Any = "torch") -> Engine:
-    """An engine whose continuous actuators wander: half of the time an excursion, whose noise has a memory."""
+    """An engine with continuous actuators that wander: half of the time an excursion with autocorrelated noise."""
     made = engine_of(spec_of(actions=ARM), backend)
     assert made.policy.heads.continuous is not None
     made.policy.heads.continuous.epsilon.fill_(0.5)

@@ -48,7 +48,7 @@ OWN: dict[str, tuple[dict[str, Any], list[str]]] = {
     "button": ({"cmd_t": TOPIC, "pl_prs": TEXT}, ["cmd_t"]),
 }
 # The format as published: https://www.home-assistant.io/integrations/mqtt/#device-discovery-payload (2024.11 and later):
-# every component names its platform and, to be kept, a unique id; shared options stand at the top.
+# every component names its platform and, to be stored, a unique id; shared options are at the top.
 SCHEMA: dict[str, Any] = {
     "type": "object",
     "additionalProperties": False,

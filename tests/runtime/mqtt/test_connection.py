@@ -232,7 +232,7 @@ async def test_cancelled_while_connecting_leaves_nothing(tmp_path: Path) -> None
 
 
 async def _fails_when_cancelled() -> None:
-    """As a publish whose time-out comes together with the cancellation."""
+    """As a publish with a time-out at the same moment as the cancellation."""
     try:
         await asyncio.Event().wait()
     finally:

@@ -1,4 +1,4 @@
-"""`configs/mosquitto/` in a real mosquitto: who may write actuator topics, and that nobody can take over the gate's session."""
+"""`configs/mosquitto/` in a real mosquitto: who may write actuator topics, and that no client can take over the gate's session."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ def client(broker: Mosquitto, user: str, password: str | None = None, identifier
 
 
 async def write(broker: Mosquitto, user: str, topic: str) -> int:
-    """The reason code of a QoS 1 publish: 0x00 or 0x10 (nobody reads) when taken."""
+    """The reason code of a QoS 1 publish: 0x00 or 0x10 (no subscriber) when taken."""
     codes: list[int] = []
     async with client(broker, user) as out:
 
@@ -99,7 +99,7 @@ async def write(broker: Mosquitto, user: str, topic: str) -> int:
 
 
 @pytest.mark.parametrize("user", [user for user in USERS if user != "gate"])
-async def test_nobody_but_the_gate_writes_commands(guarded: Mosquitto, user: str) -> None:
+async def test_only_the_gate_writes_commands(guarded: Mosquitto, user: str) -> None:
     assert await write(guarded, user, COMMAND) == NOT_AUTHORIZED
     assert await write(guarded, user, "zigbee2mqtt/lamp/set") == NOT_AUTHORIZED
 
@@ -158,7 +158,7 @@ async def test_without_a_password_no_one_gets_in(guarded: Mosquitto) -> None:
             pass
 
 
-async def test_nobody_takes_over_the_gates_session_by_its_identifier(guarded: Mosquitto) -> None:
+async def test_no_client_takes_over_the_gates_session_by_its_identifier(guarded: Mosquitto) -> None:
     async with client(guarded, "gate", identifier="reflexd-demo-gate") as gate:
         async with client(guarded, "home", identifier="gate") as thief:
             await thief.publish("reflexd/demo/reward", b"{}", qos=1)

@@ -13,7 +13,7 @@ from gi.repository import GLib, Gst, GstRtspServer  # noqa: E402 - the versions 
 
 
 def guard(server: GstRtspServer.RTSPServer, factory: GstRtspServer.RTSPMediaFactory, password: str) -> None:
-    """Let in who logs in as `cam`, and nobody else."""
+    """Let in who logs in as `cam`, and no other user."""
     auth, cam = GstRtspServer.RTSPAuth.new(), GstRtspServer.RTSPToken()
     cam.set_string(GstRtspServer.RTSP_TOKEN_MEDIA_FACTORY_ROLE, "cam")
     auth.add_basic(GstRtspServer.RTSPAuth.make_basic("cam", password), cam)

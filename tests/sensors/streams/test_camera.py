@@ -256,11 +256,13 @@ def test_capture_counts_bad_pictures_of_a_device_and_says_when_it_stops(monkeypa
     assert device.wanted == {38: 1, 3: 640, 4: 480}
 
 
-@pytest.mark.parametrize(("source_hz", "rate_hz", "kept_hz"), [(30, 10, 10), (15, 10, 10), (10, 10, 10), (5, 10, 5)])
-def test_the_pace_keeps_as_many_as_asked(source_hz: float, rate_hz: float, kept_hz: float) -> None:
+@pytest.mark.parametrize(
+    ("source_hz", "rate_hz", "received_hz"), [(30, 10, 10), (15, 10, 10), (10, 10, 10), (5, 10, 5)]
+)
+def test_the_pace_keeps_as_many_as_asked(source_hz: float, rate_hz: float, received_hz: float) -> None:
     pace, generator = FrameRateLimit(rate_hz), np.random.default_rng(3)
     stamps = np.arange(0, 20, 1 / source_hz) + generator.normal(0, 0.003, 20 * int(source_hz))
-    assert sum(pace.due(stamp) for stamp in stamps) / 20 == pytest.approx(kept_hz, rel=0.05)
+    assert sum(pace.due(stamp) for stamp in stamps) / 20 == pytest.approx(received_hz, rel=0.05)
 
 
 def test_a_burst_after_a_stall_keeps_its_true_stamps() -> None:

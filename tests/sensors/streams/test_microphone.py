@@ -245,7 +245,7 @@ def test_a_write_larger_than_the_ring_keeps_its_end() -> None:
 
 
 class PortAudio:
-    """The part of sounddevice that `record` uses, with a device that misbehaves as told."""
+    """The part of sounddevice that `record` uses, with a device that misbehaves on request."""
 
     class PortAudioError(Exception):
         """As sounddevice's."""

@@ -34,7 +34,7 @@ def _words() -> dict[str, np.ndarray]:
     return found
 
 
-def test_a_word_has_nearly_the_same_tokens_wherever_it_stands() -> None:
+def test_a_word_has_nearly_the_same_tokens_at_every_position() -> None:
     encoder = ModulationEncoder(4, 2.0)
     words = list(_words().values())[:8]
     assert len(words) == 8

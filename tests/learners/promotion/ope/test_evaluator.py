@@ -185,14 +185,14 @@ def test_too_few_effective_samples_are_inconclusive() -> None:
     assert "1e+06 are needed" in judged.unknown
 
 
-def test_too_few_decisions_are_not_known() -> None:
+def test_too_few_decisions_are_inconclusive() -> None:
     evidence, _ = logged(6, 6)
     judged = judge(evidence, confidence=0.95, min_effective_samples=1)
     assert judged.decides is None
     assert judged.unknown.startswith("5 decisions")
 
 
-def test_a_value_function_that_runs_away_is_not_known() -> None:
+def test_a_diverging_value_function_is_inconclusive() -> None:
     evidence, _ = logged(400, 7)
     wild = Side(evidence.candidate.probability, 40 * evidence.candidate.features)
     judged = judge(replace(evidence, candidate=wild), confidence=0.95, min_effective_samples=1)
@@ -236,7 +236,7 @@ def test_values_stay_within_what_rewards_can_add_up_to() -> None:
     assert attainable(replace(up, done=np.zeros_like(up.done)))[0] == pytest.approx(0.5 / (1 - GAMMA))
 
 
-def test_numbers_that_are_not_finite_are_not_known() -> None:
+def test_numbers_that_are_not_finite_are_inconclusive() -> None:
     evidence, _ = logged(400, 8)
     for field in ("probability", "features"):
         broken = getattr(evidence.candidate, field).copy()
