@@ -110,7 +110,7 @@ class Deliberator:
     # --- what is known
 
     def ticked(self, ticked: TickResult) -> None:
-        """Note what a tick observed, and end a goal whose condition holds."""
+        """Note what a tick observed, and end a goal when its condition holds."""
         observation = ticked.observation
         for name in sorted(observation.fresh):
             reading = observation.readings[name]
