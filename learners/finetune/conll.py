@@ -52,6 +52,8 @@ def columns(path: Path) -> Examples:
         else:
             sentences[-1].append((number, cells))
     sentences = [sentence for sentence in sentences if sentence]
+    if width > 2 and all(map(_is_conllu, sentences)):  # the words of a range and empty nodes come once more, one by one
+        sentences = [[line for line in sentence if line[1][0].isdecimal()] for sentence in sentences]
     word = int(width > 2 and all(_numbered(sentence) for sentence in sentences))
     rows = [
         LocatedExample(
@@ -85,6 +87,14 @@ def _comment(line: str, cells: list[str], width: int, tags: frozenset[str]) -> b
 
 def _numbered(sentence: list[Line]) -> bool:
     return [cells[0] for _, cells in sentence] == [str(number) for number in range(1, len(sentence) + 1)]
+
+
+_UNNUMBERED = re.compile(r"\d+[-.]\d+")
+
+
+def _is_conllu(sentence: list[Line]) -> bool:
+    """Return whether the first column is that of CoNLL-U: numbers from 1, among them ranges (`1-2`) and empty nodes (`8.1`)."""
+    return _numbered([line for line in sentence if not _UNNUMBERED.fullmatch(line[1][0])])
 
 
 def to_iob2(examples: Examples) -> None:

@@ -51,7 +51,17 @@ def read(path: Path | str, task: type[Task] | None = None) -> Examples:
     if task is not None:
         fields.check(examples, task)
     conll.to_iob2(examples)
+    examples.notes += _alike(examples)
     return examples
+
+
+def _alike(examples: Examples) -> list[str]:
+    """Return a note for labels that differ only in case: each is a class of its own, which is seldom meant."""
+    labels = {row["label"] for row in examples if isinstance(row.get("label"), str)}
+    spellings: dict[str, list[str]] = {}
+    for label in sorted(labels):
+        spellings.setdefault(label.casefold(), []).append(label)
+    return [f"the labels {', '.join(found)} differ only in case" for found in spellings.values() if len(found) > 1]
 
 
 def text(path: Path) -> Examples:

@@ -6,6 +6,7 @@ chosen between. Knows the names of fields and no file format.
 
 from __future__ import annotations
 
+import unicodedata
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -36,8 +37,20 @@ MOST = 5
 
 def field_of(name: str) -> str:
     """Return the field that a column head or key names; an unknown name stays as it is."""
-    plain = name.strip().casefold()
-    return ALIASES.get(plain, plain if plain in FIELDS else name.strip())
+    plain = visible(name).casefold()
+    return ALIASES.get(plain, plain if plain in FIELDS else visible(name))
+
+
+INVISIBLE = "\u200b\u200e\u200f\u2060\ufeff"
+"""Characters without width that editors and web pages leave at the ends of words."""
+
+
+def visible(name: str) -> str:
+    """Return a name without white space and invisible characters at its ends."""
+    stripped = name.strip()
+    while stripped != (shorter := stripped.strip(INVISIBLE).strip()):
+        stripped = shorter
+    return stripped
 
 
 def fields_of(names: Iterable[str], where: str) -> dict[str, str]:
@@ -98,7 +111,7 @@ def _label(value: Any, where: str) -> Any:
     if isinstance(value, int):
         return str(value)
     if isinstance(value, str):
-        return value.strip()
+        return unicodedata.normalize("NFC", visible(value))
     raise DataError(f"{where}: the label {value!r} is a {type(value).__name__}; write the name of a class")
 
 

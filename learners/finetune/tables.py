@@ -48,6 +48,7 @@ def table(path: Path) -> Examples:
     named = _named_columns(path, number, names, body)
     fields_of([names[at] for at in named], f"{path}:{number}")
     body = [(line, row) for line, row in body if any(cell.strip() for cell in row)]
+    _check_headers(path, names, body)
     rows = [to_row({names[at]: row[at] for at in named}, path, line) for line, row in body]
     for row in rows:
         row.header = number
@@ -132,6 +133,18 @@ def _check_quotes(path: Path, rows: Rows, delimiter: str) -> None:
                         f"{path}:{line + inner}: this line ends as a row does, within the double quotes opened in line {line}; "
                         'close them, or write a quote of the text twice: ""'
                     )
+
+
+_RULE = re.compile(r":?-+:?")
+
+
+def _check_headers(path: Path, names: list[str], rows: Rows) -> None:
+    """Refuse the header of a second file in the middle, and the line under the header of a table in Markdown."""
+    for line, row in rows:
+        if [field_of(cell) for cell in row] == [field_of(name) for name in names]:
+            raise DataError(f"{path}:{line}: the header again, as where two files were joined; delete this line")
+        if all(_RULE.fullmatch(cell.strip()) for cell in row if cell.strip()):
+            raise DataError(f"{path}:{line}: a line of dashes, as in Markdown; save the table as CSV")
 
 
 def _named_columns(path: Path, number: int, names: list[str], rows: Rows) -> list[int]:

@@ -94,7 +94,7 @@ def _found(check: Callable[[Config], Found], config: Config) -> Found:
     try:
         yield from check(config)
     except OSError as error:
-        yield (), f"{str(error.filename)[:80]}: {error.strerror}", "correct the path"
+        yield (), f"{error.filename}: {error.strerror}", "correct the path"
 
 
 def _streams(config: Config) -> Found:

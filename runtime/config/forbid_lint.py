@@ -11,6 +11,7 @@ from __future__ import annotations
 import ast
 import itertools
 import math
+import operator
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -64,8 +65,93 @@ def check_rule(rule: Expression, actuators: Mapping[str, AnyActuator]) -> None:
         raise ExpressionError(f"the rule never has a value ({failed}); compare words with == and numbers with <")
     if not missed and not failed:
         raise ExpressionError("the rule always holds, so nothing could move; write what must not happen")
-    if not held and _proved(rule, actuators):
+    if not held and (_proved(rule, actuators) or never_holds(rule.text, actuators)):
         raise ExpressionError("the rule can never hold within the choices and limits of its actuators; correct it")
+
+
+def check_condition(condition: Expression) -> None:
+    """Refuse a condition under `requires` that can never hold, or always holds; one with arithmetic is not judged.
+
+    Raises:
+        ExpressionError: which of these, and what would be right.
+    """
+    values = _combinations(condition, {}) if _proved(condition, {}) else None
+    held = {bool(condition.evaluate(value)) for value in values or ()}
+    if held == {False}:
+        raise ExpressionError("the condition can never hold, so the actuator would never move; correct it")
+    if held == {True}:
+        raise ExpressionError("the condition always holds and guards nothing; name the stream, or correct it")
+
+
+Bounds = tuple[float, float]
+
+
+def never_holds(text: str, actuators: Mapping[str, AnyActuator]) -> bool:
+    """Return whether interval arithmetic proves that a rule over continuous components never holds (Moore, 1966)."""
+    return _truth(ast.parse(text.strip(), mode="eval").body, actuators) is False
+
+
+def _truth(node: ast.expr, actuators: Mapping[str, AnyActuator]) -> bool | None:
+    """Return whether a part holds for all values, False if for none, None if that is unknown."""
+    if isinstance(node, ast.BoolOp):
+        decides = isinstance(node.op, ast.Or)
+        parts = {_truth(each, actuators) for each in node.values}
+        return decides if decides in parts else None if None in parts else not decides
+    if isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.Not):
+        inner = _truth(node.operand, actuators)
+        return None if inner is None else not inner
+    if not isinstance(node, ast.Compare) or len(node.ops) != 1:
+        return None
+    left, right = (_bounds(each, actuators) for each in (node.left, node.comparators[0]))
+    if left is None or right is None:
+        return None
+    greater = {
+        ast.Gt: left[1] <= right[0],
+        ast.GtE: left[1] < right[0],
+        ast.Lt: left[0] >= right[1],
+        ast.LtE: left[0] > right[1],
+    }
+    return False if greater.get(type(node.ops[0])) else None
+
+
+def _bounds(node: ast.expr, actuators: Mapping[str, AnyActuator]) -> Bounds | None:
+    """Return the least and the greatest value of a part; None if they are unknown."""
+    match node:
+        case ast.Constant(value=int() | float() as value):
+            found: Bounds | None = (float(value), float(value))
+        case ast.Subscript(value=ast.Name(id=name), slice=ast.Constant(value=int(part))):
+            found = _limits(actuators.get(name), part)
+        case ast.UnaryOp(op=ast.USub(), operand=operand):
+            inner = _bounds(operand, actuators)
+            found = None if inner is None else (-inner[1], -inner[0])
+        case ast.Call(func=ast.Name(id="abs"), args=[argument]):
+            found = _size(_bounds(argument, actuators))
+        case ast.BinOp(op=ast.Add() | ast.Sub() | ast.Mult() as op, left=left, right=right):
+            found = _combined(op, _bounds(left, actuators), _bounds(right, actuators))
+        case _:
+            found = None
+    return found
+
+
+def _limits(actuator: AnyActuator | None, part: int) -> Bounds | None:
+    if isinstance(actuator, ContinuousSettings) and 0 <= part < len(actuator.low):
+        return actuator.low[part], actuator.high[part]
+    return None
+
+
+def _size(inner: Bounds | None) -> Bounds | None:
+    if inner is None:
+        return None
+    ends = [abs(each) for each in inner]
+    return (0.0 if inner[0] <= 0 <= inner[1] else min(ends)), max(ends)
+
+
+def _combined(op: ast.Add | ast.Sub | ast.Mult, left: Bounds | None, right: Bounds | None) -> Bounds | None:
+    if left is None or right is None:
+        return None
+    function = {ast.Add: operator.add, ast.Sub: operator.sub, ast.Mult: operator.mul}[type(op)]
+    values = [float(function(a, b)) for a, b in itertools.product(left, right)]
+    return min(values), max(values)
 
 
 def _combinations(rule: Expression, actuators: Mapping[str, AnyActuator]) -> Iterator[dict[str, Any]] | None:

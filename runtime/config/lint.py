@@ -5,14 +5,19 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from actuators.config import AnyActuator
+from actuators.config import AnyActuator, ChoiceSettings, ContinuousSettings
+from actuators.expressions import Expression
+from learners.files import read_plain_file
 from learners.task_kinds import KINDS
 from runtime.config.errors import Problem, Steps, dotted
 from runtime.config.loader import LoadedConfig
+from runtime.config.schema import Config
+from sensors.config import AnyStream
 
 
 def lint(path: Path, loaded: LoadedConfig) -> list[Problem]:
@@ -84,6 +89,64 @@ HEATS_OR_MOVES = frozenset(
 _WORDS = re.compile(r"[A-Z]?[a-z]+")
 
 
+Doubt = tuple[tuple[str, ...], str, str]
+"""Setting of an actuator, what is doubtful, and the remedy."""
+
+
+def _of_safe_action(config: Config, name: str, actuator: AnyActuator) -> Iterator[Doubt]:
+    words = sorted(_words(name, actuator) & HEATS_OR_MOVES)
+    if words and actuator.safe == "hold" and actuator.kind != "text":
+        yield (
+            ("safe",),
+            (
+                f"`hold` sends nothing when in doubt: the device goes on with its last value, and {', '.join(words)} in its "
+                "name or topic says that it heats or moves something"
+            ),
+            "name a value that is safe, such as off or zero",
+        )
+    if words and (moves := _moving_safe(actuator)):
+        yield (
+            ("safe",),
+            f"the safe action is {moves}, and {', '.join(words)} in its name or topic says that it heats or moves something",
+            "name a value that is safe, such as off or zero",
+        )
+    if actuator.requires == () and config.required_streams:
+        yield (
+            ("requires",),
+            "an empty list: it moves although every required stream is stale",
+            "name the streams it needs, or leave `requires` out",
+        )
+
+
+def _of_commands(config: Config, actuator: AnyActuator) -> Iterator[Doubt]:
+    if actuator.kind == "continuous" and actuator.max_rate is None:
+        yield (
+            (),
+            "no max_rate: the value may jump from one limit to the other within a tick",
+            "give max_rate, the largest change a second of each component",
+        )
+    elif actuator.kind == "continuous" and actuator.max_rate is not None:
+        spans = [high - low for low, high in zip(actuator.low, actuator.high, strict=True)]
+        if any(rate * config.tick.period_s >= span for rate, span in zip(actuator.max_rate, spans, strict=True)):
+            yield (
+                ("max_rate",),
+                "no limit: it lets the value jump from one limit to the other within a tick",
+                "lower it to the largest change a second that is safe",
+            )
+    if actuator.state_topic is not None and actuator.state_topic == actuator.topic:
+        yield (
+            ("state_topic",),
+            "the same topic as the commands: each command counts as a report of the device, also while the device is off",
+            "name the topic on which the device reports, or leave it out",
+        )
+    if actuator.kind == "choice" and (alike := _alike(actuator.choices)):
+        yield (
+            ("choices",),
+            f"{' and '.join(map(repr, alike))} are one word but for case or white space, and devices may not tell them apart",
+            "give each choice a word of its own",
+        )
+
+
 def _dangerous(path: Path, loaded: LoadedConfig) -> Iterator[Problem]:
     """Yield a warning for each setting that is legal and that can do harm, with the reason."""
     config = loaded.config
@@ -92,26 +155,16 @@ def _dangerous(path: Path, loaded: LoadedConfig) -> Iterator[Problem]:
         return Problem(path, loaded.line(where), dotted(where), message, remedy)
 
     for name, actuator in config.actuators.items():
-        words = sorted(_words(name, actuator) & HEATS_OR_MOVES)
-        if words and actuator.safe == "hold" and actuator.kind != "text":
+        for setting, message, remedy in (*_of_safe_action(config, name, actuator), *_of_commands(config, actuator)):
+            yield problem(("actuators", name, *setting), message, remedy)
+    for name, stream in config.streams.items():
+        if stream.required and (age_s := age_of(stream)) > LONGEST_AGE_S:
             yield problem(
-                ("actuators", name, "safe"),
-                f"`hold` sends nothing when in doubt: the device goes on with its last value, and {', '.join(words)} in its "
-                "name or topic says that it heats or moves something",
-                "name a value that is safe, such as off or zero",
+                ("streams", name, "ttl_s" if stream.kind == "text" else "max_age_s"),
+                f"required, and fresh for {age_s / 86_400:.0f} days after its source is silent: it guards nothing",
+                "lower it to the time within which the source always sends",
             )
-        if actuator.kind == "continuous" and actuator.max_rate is None:
-            yield problem(
-                ("actuators", name),
-                "no max_rate: the value may jump from one limit to the other within a tick",
-                "give max_rate, the largest change a second of each component",
-            )
-        if actuator.requires == () and config.required_streams:
-            yield problem(
-                ("actuators", name, "requires"),
-                "an empty list: it moves although every required stream is stale",
-                "name the streams it needs, or leave `requires` out",
-            )
+    yield from _rules(path, loaded)
     guarded = config.required_streams or any(actuator.requires for actuator in config.actuators.values())
     if config.gate.arm == "auto" and config.mode == "autonomous" and not guarded:
         yield problem(
@@ -119,6 +172,81 @@ def _dangerous(path: Path, loaded: LoadedConfig) -> Iterator[Problem]:
             "the gate arms without a person, and the machine acts although every stream may be stale: none is required",
             "mark a stream with `required: true`, or write `arm: request`",
         )
+
+
+LONGEST_AGE_S = 86_400.0
+"""A required stream may be silent for a day; beyond that it is doubted."""
+_ACTIVE = frozenset(
+    {"on", "heat", "heating", "open", "start", "run", "go", "forward", "backward", "up", "full", "high", "max"}
+)
+"""Words of a safe action with which a device heats or moves."""
+
+
+def age_of(stream: AnyStream) -> float:
+    """Return the seconds for which a reading of a stream counts as fresh."""
+    return stream.ttl_s if stream.kind == "text" else stream.max_age_s
+
+
+def _moving_safe(actuator: AnyActuator) -> str:
+    """Return a safe action that seems to heat or move; empty for any other."""
+    if isinstance(actuator, ChoiceSettings):
+        return actuator.safe if actuator.safe.casefold() in _ACTIVE else ""
+    is_away = (
+        isinstance(actuator, ContinuousSettings)
+        and actuator.safe != "hold"
+        and any(
+            low < 0 < high and value in (low, high)
+            for low, value, high in zip(actuator.low, actuator.safe, actuator.high, strict=True)
+        )
+    )
+    return str(list(actuator.safe)) if is_away else ""
+
+
+def _alike(choices: tuple[str, ...]) -> list[str]:
+    """Return choices that only case or white space tells apart."""
+    first: dict[str, str] = {}
+    for word in choices:
+        if (other := first.setdefault(word.strip().casefold(), word)) != word:
+            return [other, word]
+    return []
+
+
+def _rules(path: Path, loaded: LoadedConfig) -> Iterator[Problem]:
+    """Yield a warning for each rule under `forbid` that the policy cannot break, or can break with one of its actuators only."""
+    config, modes = loaded.config, _modes(loaded)
+    for number, text in enumerate(config.gate.forbid):
+        names = Expression(text).names & config.actuators.keys()
+        shadow = sorted(name for name in names if modes[name] == "shadow")
+        if not shadow:
+            continue
+        others = ", ".join(f"{name} in {modes[name]}" for name in sorted(names - set(shadow)))
+        reason = f", while {others} moves beside what a person sets" if others else ""
+        yield Problem(
+            path,
+            loaded.line(("gate", "forbid", number)),
+            f"gate.forbid.{number}",
+            f"in mode shadow the policy never moves {', '.join(shadow)}: only a person's override can break this rule there{reason}",
+            "test the rule in the mode in which the machine will act",
+        )
+
+
+def _modes(loaded: LoadedConfig) -> dict[str, str]:
+    """Return the mode of each actuator: of the settings, or a more careful one that an operator set and the state folder has."""
+    config = loaded.config
+    modes = dict.fromkeys(config.actuators, str(config.mode))
+    try:
+        latched = json.loads(read_plain_file(config.state_dir / "latches.json", MOST_LATCH_BYTES))
+    except (OSError, ValueError):
+        return modes
+    found = latched.get("modes") if isinstance(latched, dict) else None
+    for name, mode in found.items() if isinstance(found, dict) else ():
+        if name in modes and mode in MODES and MODES.index(mode) < MODES.index(modes[name]):
+            modes[name] = mode
+    return modes
+
+
+MODES = ("shadow", "assist", "autonomous")
+MOST_LATCH_BYTES = 65_536
 
 
 def _unmeasured(path: Path, loaded: LoadedConfig) -> Iterator[Problem]:

@@ -297,7 +297,7 @@ def _bad_conditions(config: Config, readings: Known) -> Iterator[tuple[Steps, Ex
         for n, entry in enumerate(actuator.requires or ()):
             try:
                 if entry in conditions_of(actuator.requires):
-                    Expression(entry, readings)
+                    forbid_lint.check_condition(Expression(entry, readings))
             except ExpressionError as error:
                 yield ("actuators", name, "requires", n), error
 

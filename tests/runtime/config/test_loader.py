@@ -290,7 +290,7 @@ def test_a_tilde_means_the_home_directory(tmp_path: Path, monkeypatch: pytest.Mo
 @pytest.mark.parametrize(
     "rule",
     [
-        "head == 'left' and arm[0] > 0.999999", "arm[0] * arm[0] > 2", "abs(arm[0]) > 0.5", "not (arm[0] < 1)", "head != 'left'",
+        "head == 'left' and arm[0] > 0.999999", "arm[0] * arm[0] > 0.5", "abs(arm[0]) > 0.5", "not (arm[0] < 1)", "head != 'left'",
         "arm[0] > 0 if head == 'right' else arm[0] < -0.9",
     ],
 )  # fmt: skip
