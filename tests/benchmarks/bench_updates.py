@@ -105,12 +105,15 @@ def main() -> None:
     rows = (
         ("CartPole-v1", "dqn", True),
         ("CartPole-v1", "dqn", False),
+        ("CartPole-v1", "xqc", False),
         ("HalfCheetah-v5", "sac", True),
         ("HalfCheetah-v5", "sac", False),
         ("HalfCheetah-v5", "crossq", False),
+        ("HalfCheetah-v5", "xqc", False),
     )
     for environment, algorithm, plain in (row for row in rows if row[0] in arguments.only):
-        sides = (theirs(environment, "dqn" if algorithm == "dqn" else "sac"), ours(environment, algorithm, plain=plain))
+        reference = "dqn" if environment == "CartPole-v1" else "sac"
+        sides = (theirs(environment, reference), ours(environment, algorithm, plain=plain))
         for side in sides:
             side(20)
         taken = np.array([[cpu_ms(side, arguments.updates) for side in sides] for _ in range(arguments.rounds)])
