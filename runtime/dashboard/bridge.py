@@ -26,7 +26,7 @@ MAX_EXTRA = 256
 GATED = frozenset({"stop", "override", "arm", "disarm", "mode", "end_override", "reload"})
 """What the gate responds to; the agent responds to all other requests."""
 MAX_PACKET = 8_388_608
-RETAINED = ("status", "info", "act/+/state", "hold/+")
+RETAINED = ("status", "info", "act/+/state", "hold/+", "goal")
 LIVE = ("health", "decision", "event", "reward", "proposal/+", "task/+", "act/+/set")
 
 

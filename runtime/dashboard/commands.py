@@ -88,6 +88,14 @@ class TextCommand(ClientCommand):
     text: str = Field(min_length=1, max_length=2_000)
 
 
+class GoalCommand(ClientCommand):
+    """A person sets the goal of the deliberator."""
+
+    do: Literal["goal"]
+    value: Name
+    hold_s: float = Field(600.0, ge=0, le=86_400)
+
+
 class RequestCommand(ClientCommand):
     """One of the verbs that the daemon responds to."""
 
@@ -157,6 +165,7 @@ AnyCommand = Annotated[
     | RewardCommand
     | LabelCommand
     | TextCommand
+    | GoalCommand
     | RequestCommand
     | LabelReadingsCommand
     | CorrectLabelsCommand
@@ -211,6 +220,8 @@ class CommandPublisher:
                     self.answered(command.question)
             case TextCommand():
                 await self._publish("in", command.stream, text=command.text)
+            case GoalCommand():
+                await self._publish("override", "goal", value=command.value, hold_s=command.hold_s, source=SOURCE)
             case SubscribePreviews():
                 pass
             case _:

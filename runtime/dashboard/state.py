@@ -22,6 +22,7 @@ from runtime.mqtt.daemon_messages import (
     MAX_ENTRIES,
     DecisionMessage,
     EventMessage,
+    GoalMessage,
     HealthMessage,
     HoldMessage,
     Info,
@@ -95,6 +96,8 @@ class ViewState:
                 self._entry("proposals", name, _model(ProposalMessage, payload))
             case ["hold", name]:
                 self._entry("holds", name, _model(HoldMessage, payload))
+            case ["goal"]:
+                self.set("goal", {**_model(GoalMessage, payload), "at": self.wall()})
             case ["task", name]:
                 self._entry("tasks", name, _object(payload))
             case ["status"]:

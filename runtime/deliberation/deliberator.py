@@ -12,7 +12,7 @@ import hashlib
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Collection, Mapping, MutableMapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any, Protocol
 
 from actuators.expressions import Expression, ExpressionError, Known
@@ -271,10 +271,11 @@ class Deliberator:
         now_s, unix_s = self.clock(), self.wall()
         goal = self.goal
         body = {
-            "goal": goal.goal, "why": why, "confidence": round(goal.confidence, 4),
+            "goal": goal.goal, "goals": list(self.settings.goals), "why": why, "confidence": round(goal.confidence, 4),
             "probabilities": {name: round(p, 4) for name, p in goal.probabilities.items()},
             "still": None if answer is None else answer.still, "model": goal.model, "id": str(self._number),
             "since": unix_s - (now_s - goal.since_s), "stamp": unix_s, "ttl_s": self.settings.ttl_s,
+            "past": [asdict(past) | {"lasted_s": round(past.lasted_s, 1)} for past in goal.past],
             "held_s": max(0.0, round(goal.held_until_s - now_s, 1)),
             "state_sha256": "" if question is None else hashlib.sha256(question.state.encode()).hexdigest(),
             "took_ms": None if answer is None else round(answer.took_s * 1e3, 1),

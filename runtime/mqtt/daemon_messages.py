@@ -169,3 +169,25 @@ class HoldMessage(Published):
 
     value: Shown = None
     until: float | None = None
+
+
+class PastGoalEntry(Published):
+    """A goal that was in force before, in `goal`."""
+
+    goal: Name
+    outcome: Short = ""
+    lasted_s: float | None = None
+
+
+class GoalMessage(Published):
+    """`goal`: the goal in force, why, and the probability of each goal by the newest answer."""
+
+    goal: Name
+    goals: list[Name] = Field([], max_length=MAX_ENTRIES)
+    why: Short = ""
+    confidence: float | None = None
+    probabilities: dict[Name, float] = Field({}, max_length=MAX_ENTRIES)
+    model: Short = ""
+    since: float | None = None
+    held_s: float | None = None
+    past: list[PastGoalEntry] = Field([], max_length=MAX_ENTRIES)

@@ -4,6 +4,7 @@ import * as events from "./events.js";
 import * as explanation from "./explanation.js";
 import * as feedback from "./feedback.js";
 import * as gallery from "./gallery.js";
+import * as goal from "./goal.js";
 import * as header from "./header.js";
 import * as healthPanel from "./health.js";
 import * as learning from "./learning.js";
@@ -13,7 +14,7 @@ import * as summary from "./summary.js";
 import { trouble } from "./derived.js";
 import { connect, onChange, operator } from "./socket.js";
 
-const parts = Object.entries({ header, summary, streams, actuators, explanation, feedback, gallery, healthPanel, learning, settings, events });
+const parts = Object.entries({ header, summary, streams, goal, actuators, explanation, feedback, gallery, healthPanel, learning, settings, events });
 const broken = new Set();
 for (const [, part] of parts) part.mount();
 

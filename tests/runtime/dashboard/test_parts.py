@@ -591,3 +591,19 @@ def test_a_viewer_may_ask_what_only_tells(verb: str) -> None:
 def test_commands_outside_the_contract_are_refused(command: dict[str, object]) -> None:
     with pytest.raises(ValueError, match="validation error"):
         COMMANDS.validate_python(command)
+
+
+def test_the_goal_is_shown_and_a_malformed_one_is_counted() -> None:
+    made = state()
+    body = {
+        "goal": "greet",
+        "goals": ["idle", "greet"],
+        "probabilities": {"idle": 0.2, "greet": 0.8},
+        "past": [{"goal": "idle"}],
+    }
+    tell(made, "goal", body)
+    assert made.sections["goal"]["probabilities"] == {"idle": 0.2, "greet": 0.8}
+    for odd in ({}, {"goal": "x" * 65}, {"goal": "idle", "goals": ["a"] * 65}, {"goal": "idle", "past": [3]}):
+        tell(made, "goal", odd)
+    assert made.refused == {"goal: ValidationError": 4}
+    assert made.sections["goal"]["goal"] == "greet"
