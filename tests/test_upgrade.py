@@ -158,10 +158,10 @@ def experiments(folder: Path) -> None:
 
     versions.promote(first)
     opened().close(clean=True)
-    assert opened().trust.anchor == first
+    assert opened().state.trust.anchor == first
     path = folder / EXPERIMENTS_FILE
     path.write_bytes(orjson.dumps(orjson.loads(path.read_bytes()) | {"format": 99}))
-    assert opened().trust.anchor == first
+    assert opened().state.trust.anchor == first
     assert events == ["experiment_state_unreadable"]
 
 
@@ -175,7 +175,7 @@ def probation(folder: Path) -> None:
         ExperimentRules(), versions, folder, lambda _kind, _data: None, lambda: 1.0, Quarantine()
     )
     made.start()
-    assert (made.trust.anchor, made.trust.previous) == (second, first)
+    assert (made.state.trust.anchor, made.state.trust.previous) == (second, first)
 
 
 @shows("quarantine.json")
