@@ -338,13 +338,18 @@ class World:
                 not requested or MODES.index(now) <= MODES.index(latched),
                 f"{name}: mode {now} although {latched} was asked",
             )
-        if (self.disk.content or {}).get("stopped") or self.latch.found is not None:
+        if self._is_saved():
             self.stop_in_force = True
-        self.check(not self.stop_in_force or host.gate.stopped, "a saved stop is lost over a restart")
+        self.check(not self._is_saved() or host.gate.stopped, "a saved stop is lost over a restart")
         self.latched_only = None
         self.listener.start()
         self.connect(self.safety)
+        self.check(not self.stop_in_force or host.gate.stopped, "a stop that the broker stored is lost")
         self.connect(self.requests)
+
+    def _is_saved(self) -> bool:
+        """Return whether a stop is on the disk, in either file."""
+        return bool((self.disk.content or {}).get("stopped")) or self.latch.found is not None
 
     async def _reload(self) -> dict[str, Any]:
         return {}
@@ -393,8 +398,7 @@ class World:
         self.is_dead = True
         self.listener.orphan()
         self.loop.spin(8)
-        on_disk = (self.disk.content or {}).get("stopped") or self.latch.found is not None
-        if self.stop_in_force and not on_disk:
+        if self.stop_in_force and not self._is_saved():
             self.check("stopped" not in self.event_types[self.stop_event :], "an announced stop was not on the disk")
             if not self.stored:
                 self._lose_the_stop()

@@ -60,6 +60,10 @@ class EncodedMedia:
             raise DataError(f"a stored {self.encoding} cannot be decoded: {error}") from None
 
 
+LOCAL: dict[str, Any] = {"dtype": torch.float32, "trust_remote_code": False}
+"""How models are loaded: no code that comes with the weights is ever run."""
+
+
 class DataError(ValueError):
     """Examples cannot be used; `str` says which, why and what would be right."""
 
@@ -180,26 +184,24 @@ class Task(ABC):
     def load_model(self, source: Path | str) -> Any:
         """Load the pretrained model with a head for `labels`; a saved head passes on the rows of the labels that it knows."""
         with quiet():
-            config = AutoConfig.from_pretrained(source)
+            config = AutoConfig.from_pretrained(source, trust_remote_code=False)
             self.configure(config)
             if not self.pools:
                 without_layer(config)
             if not (wanted := self.outputs_named()):
-                return self.auto.from_pretrained(source, config=config, dtype=torch.float32)
+                return self.auto.from_pretrained(source, config=config, **LOCAL)
             known = [str(config.id2label[i]) for i in sorted(config.id2label)] if config.id2label else []
             if known == list(wanted):
-                return self.auto.from_pretrained(source, config=config, dtype=torch.float32)
+                return self.auto.from_pretrained(source, config=config, **LOCAL)
             if (Path(source) / NAME).is_file() or set(known) & set(wanted):
-                old, loaded = self.auto.from_pretrained(
-                    source, config=config, dtype=torch.float32, output_loading_info=True
-                )
+                old, loaded = self.auto.from_pretrained(source, config=config, output_loading_info=True, **LOCAL)
                 if not any(name.startswith(output_layer(old)) for name in _drawn(loaded)):
                     return with_labels(old, wanted)
             config.id2label = dict(enumerate(wanted))
             config.label2id = {name: i for i, name in enumerate(wanted)}
             self.new_head = True
             made, loaded = self.auto.from_pretrained(
-                source, config=config, dtype=torch.float32, ignore_mismatched_sizes=True, output_loading_info=True
+                source, config=config, ignore_mismatched_sizes=True, output_loading_info=True, **LOCAL
             )
             if not any(name.startswith(output_layer(made)) for name in _drawn(loaded)):
                 made.get_submodule(output_layer(made)).reset_parameters()  # it was a head for other labels

@@ -50,7 +50,7 @@ class ClassifySounds(Classifier):
     def load_processor(self, source: Path | str) -> Any:
         """Load the feature extractor, with the length of the window."""
         auto: Any = AutoFeatureExtractor
-        extractor = auto.from_pretrained(source)
+        extractor = auto.from_pretrained(source, trust_remote_code=False)
         if hasattr(extractor, "chunk_length"):
             extractor.chunk_length = int(self.options.window_s or 1)
             extractor.n_samples = extractor.chunk_length * extractor.sampling_rate

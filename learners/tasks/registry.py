@@ -69,7 +69,7 @@ def unfit_reason(kind: str, source: Path | str) -> str | None:
     """
     cls = task_class(kind)
     with quiet():
-        config = AutoConfig.from_pretrained(source)
+        config = AutoConfig.from_pretrained(source, trust_remote_code=False)
     if (refusal := _refusal(kind, cls, config)) is None:
         return None
     fitting = sorted(name for name, other in known().items() if _refusal(name, other, config) is None)

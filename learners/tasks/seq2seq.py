@@ -47,7 +47,7 @@ class Rewrite(TextTask):
     @classmethod
     def fitting_new_tokens(cls, source: Path | str, examples: Sequence[Example]) -> int:
         """Return the tokens of the longest target, and some more."""
-        tokenizer = AutoTokenizer.from_pretrained(source)
+        tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
         longest = max((len(tokenizer(text_target=str(e["target"]))["input_ids"]) for e in examples), default=0)
         return min(longest + SPARE, int(cls.recipe.options["max_length"]))
 

@@ -89,10 +89,10 @@ class Transcribe(Task):
             ValueError: the model needs another rate than 16 kHz.
         """
         extractor: Any = AutoFeatureExtractor
-        features = extractor.from_pretrained(source)
+        features = extractor.from_pretrained(source, trust_remote_code=False)
         if features.sampling_rate != RATE_HZ:
             raise ValueError(f"{source}: wants {features.sampling_rate} Hz; models at {RATE_HZ} Hz are supported")
-        return SpeechProcessor(features, AutoTokenizer.from_pretrained(source))
+        return SpeechProcessor(features, AutoTokenizer.from_pretrained(source, trust_remote_code=False))
 
     @classmethod
     def fitting_new_tokens(cls, source: Path | str, examples: Sequence[Example]) -> int:

@@ -36,7 +36,7 @@ class TextTask(Task):
 
     def load_processor(self, source: Path | str) -> Any:
         """Load the tokenizer; it must be a fast one, which reports the positions of its pieces."""
-        tokenizer = AutoTokenizer.from_pretrained(source)
+        tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
         if not tokenizer.is_fast:
             raise ValueError(f"{source}: its tokenizer has no fast form; save one with tokenizers first")
         return tokenizer

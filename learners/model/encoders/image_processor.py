@@ -27,7 +27,7 @@ def load_image_processor(source: Path | str) -> Any:
     settings: Settings = reader.get_image_processor_dict(source)[0]
     if _declares_type(source, settings):
         auto: Any = AutoImageProcessor
-        return auto.from_pretrained(source, backend="pil")
+        return auto.from_pretrained(source, trust_remote_code=False, backend="pil")
     from transformers import ViTImageProcessorPil  # noqa: PLC0415 - only for models that transformers does not know
 
     plain: Any = ViTImageProcessorPil
@@ -42,7 +42,7 @@ def _declares_type(source: Path | str, settings: Settings) -> bool:
 
     mapping: Any = IMAGE_PROCESSOR_MAPPING
     try:
-        return type(AutoConfig.from_pretrained(source)) in mapping
+        return type(AutoConfig.from_pretrained(source, trust_remote_code=False)) in mapping
     except (OSError, ValueError):  # no configuration, or one of a type that is not installed
         return False
 

@@ -216,7 +216,7 @@ def load(settings: EncoderSettings, tokens: int, device: torch.device, *, window
         return BUILT_IN[settings.model](tokens, window_s)
     source = resolve(settings.model)
     # float32: the reference every backend is measured against
-    model = AutoModel.from_pretrained(source, dtype=torch.float32).eval()
+    model = AutoModel.from_pretrained(source, trust_remote_code=False, dtype=torch.float32).eval()
     config, name = model.config, getattr(model, "main_input_name", "")
     if name == "pixel_values" or hasattr(config, "vision_config"):
         options = _options(BaseImageProcessor.get_image_processor_dict, source)
@@ -226,7 +226,9 @@ def load(settings: EncoderSettings, tokens: int, device: torch.device, *, window
     if name == "input_values" and config.model_type != "audio-spectrogram-transformer":
         return AudioEncoder(model, _sample_extractor(source), tokens, window_s, device)
     if name == "input_ids" and hasattr(config, "hidden_size"):
-        return LanguageEncoder(model, AutoTokenizer.from_pretrained(source), _limit(source, config), device)
+        return LanguageEncoder(
+            model, AutoTokenizer.from_pretrained(source, trust_remote_code=False), _limit(source, config), device
+        )
     raise UnknownArchitecture(
         f"encoder {settings.model}: {type(model).__name__} takes {name or 'unknown inputs'}; a model of vision, hearing or language is needed"
     )
