@@ -45,7 +45,7 @@ class Chat(TextTask):
     @classmethod
     def fitting_new_tokens(cls, source: Path | str, examples: Sequence[Example]) -> int:
         """Return the tokens of the assistant's longest turn, and some more; at most half of what the model reads."""
-        tokenizer = AutoTokenizer.from_pretrained(source)
+        tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
         answers = [t["content"] for e in examples for t in e.get("messages", ()) if t["role"] == "assistant"]
         longest = max((len(tokenizer(text, add_special_tokens=False)["input_ids"]) for text in answers), default=0)
         return min(longest + SPARE, int(cls.recipe.options["max_length"]) // 2)

@@ -97,7 +97,7 @@ class Transcribe(Task):
     @classmethod
     def fitting_new_tokens(cls, source: Path | str, examples: Sequence[Example]) -> int:
         """Return the tokens of the longest transcript, and some more."""
-        tokenizer = AutoTokenizer.from_pretrained(source)
+        tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
         texts = [str(example["target"]) for example in examples if "target" in example]
         longest = max((len(tokenizer(text, add_special_tokens=False)["input_ids"]) for text in texts), default=0)
         return min(longest + SPARE, int(cls.recipe.options["max_length"]))
