@@ -3,12 +3,13 @@
 The learner converts a candidate here and stores the graph in its checkpoint. The agent reads the graph, so that it converts
 nothing while it acts.
 
-Shapes: B batch, S streams, D state.
+Shapes: B batch, S streams, K tokens of all streams, F telemetry numbers, D state.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -20,6 +21,8 @@ from learners.model.backends.checkpoint_graph import DOCUMENT, POLICY, GraphNote
 from learners.model.backends.openvino import LIBRARY, OpenVinoRun, convert, graph_files, read_graph
 from learners.model.backends.selection import Inputs, Run, compare, has_bfloat16, processor
 from learners.model.features import Features
+from learners.model.fusion import MAX_AGE_S, masked
+from learners.model.normalizer import CLIP
 from learners.model.policy import Policy
 from learners.model.spec import PolicySpec
 
@@ -45,6 +48,115 @@ class FlatPolicyModule(nn.Module):
     def forward(self, present_BS: Tensor, ages_BS: Tensor, *tokens: Tensor) -> Tensor:
         """Return the state [B, D]."""
         return self.policy.estimate(list(tokens), present_BS, ages_BS)
+
+
+class GroupedPolicyModule(nn.Module):
+    """`FlatPolicyModule` of a policy in `eval()`, with the telemetry streams of one width as one batch of matrices.
+
+    A graph has about fifty nodes for each stream that runs alone. A house has hundreds of sensors, and each node costs microseconds.
+    It computes what the policy computes, but for rounding.
+
+    Args:
+        policy: the weights, which must not change afterwards.
+    """
+
+    tokens: Tensor
+    """The places of the tokens in the order of the spec, K."""
+    numbers: Tensor
+    """The places of the telemetry numbers in the order of the spec, F."""
+
+    def __init__(self, policy: Policy) -> None:
+        super().__init__()
+        assert policy.fusion is not None
+        self.policy, streams = policy, policy.spec.streams
+        self.counts = [stream.tokens for stream in streams]
+        places = telemetry_groups(policy.spec)
+        self.groups = nn.ModuleList(_TelemetryGroup(policy, group) for group in places)
+        grouped = [s for group in places for s in group]
+        self.alone = [s for s in range(len(streams)) if s not in grouped]
+        order = [*grouped, *self.alone]
+        self.register_buffer("tokens", _sorted_places(order, dict(enumerate(self.counts))), persistent=False)
+        widths = {s: stream.width for s, stream in enumerate(streams) if stream.modality == "telemetry"}
+        self.register_buffer("numbers", _sorted_places([s for s in order if s in widths], widths), persistent=False)
+
+    def forward(self, present_BS: Tensor, ages_BS: Tensor, *tokens: Tensor) -> Tensor:
+        """Return the state [B, D]."""
+        fusion, streams = self.policy.fusion, self.policy.spec.streams
+        assert fusion is not None
+        made = [group(present_BS, ages_BS, tokens) for group in self.groups]
+        adapted, numbers = [one[0] for one in made], [one[1] for one in made]
+        for s in self.alone:
+            here_B = present_BS[:, s]
+            adapted.append(fusion.adapters[s](tokens[s], here_B, ages_BS[:, s]) + fusion.streams[s])
+            if streams[s].modality == "telemetry":
+                normal = fusion.adapters[s].normalise(masked(tokens[s], here_B))  # type: ignore[operator]
+                numbers.append(masked(normal, here_B).flatten(1))
+        x_BKD = torch.cat(adapted, dim=1).index_select(1, self.tokens)
+        raw_BF = torch.cat(numbers, dim=1).index_select(1, self.numbers)
+        fused_BD = fusion.how(torch.split(x_BKD, self.counts, dim=1), present_BS)
+        return torch.cat((fused_BD, raw_BF), dim=-1)
+
+
+class _TelemetryGroup(nn.Module):
+    """Telemetry streams of one width; G streams in the group, W their width."""
+
+    def __init__(self, policy: Policy, places: Sequence[int]) -> None:
+        super().__init__()
+        self.places = list(places)
+        fusion: Any = policy.fusion
+        adapters = [fusion.adapters[s] for s in places]
+        stacked = {
+            "index": torch.tensor(self.places),
+            "seen": torch.stack([one.normalise.count > 0 for one in adapters])[:, None],
+            "count": torch.stack([one.normalise.count for one in adapters])[:, None],
+            "mean": torch.stack([one.normalise.mean for one in adapters]),
+            "scatter": torch.stack([one.normalise.scatter for one in adapters]),
+            "eps": adapters[0].normalise.eps,
+            "weight": torch.stack([one.project.weight.T for one in adapters]),
+            "bias": torch.stack([one.project.bias + one.place[0] + one.age.bias for one in adapters])
+            + fusion.streams[self.places],
+            "age": torch.stack([one.age.weight.T for one in adapters]),
+        }
+        for name, values in stacked.items():
+            self.register_buffer(name, values.detach().clone(), persistent=False)
+
+    def forward(self, present_BS: Tensor, ages_BS: Tensor, tokens: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+        """Return adapted tokens [B, G, D] and normalised numbers [B, G W]."""
+        b: Any = self
+        present_BG1 = present_BS.index_select(1, b.index)[..., None]
+        x_BGW = torch.cat([tokens[s] for s in self.places], dim=1)
+        x_BGW = torch.where(present_BG1, x_BGW, torch.zeros_like(x_BGW))
+        var_GW = torch.where(b.seen, b.scatter / b.count.clamp(min=1).to(x_BGW.dtype), torch.ones_like(b.scatter))
+        normal_BGW = ((x_BGW - b.mean) / (var_GW + b.eps).sqrt()).clamp(-CLIP, CLIP)
+        normal_BGW = torch.where(b.seen, normal_BGW, x_BGW)
+        ages_BG1 = ages_BS.index_select(1, b.index)[..., None]
+        ages_BG1 = torch.where(present_BG1, ages_BG1, torch.zeros_like(ages_BG1)).clamp(0.0, MAX_AGE_S)
+        ages_BG2 = torch.cat((ages_BG1.log1p(), torch.exp(-ages_BG1)), dim=-1)
+        adapted_BGD = (normal_BGW[:, :, None] @ b.weight + ages_BG2[:, :, None] @ b.age).squeeze(2) + b.bias
+        return adapted_BGD, torch.where(present_BG1, normal_BGW, torch.zeros_like(normal_BGW)).flatten(1)
+
+
+def telemetry_groups(spec: PolicySpec) -> list[list[int]]:
+    """Return the places of telemetry streams that share a width, for each width of at least two streams."""
+    by_width: dict[int, list[int]] = defaultdict(list)
+    for place, stream in enumerate(spec.streams):
+        if stream.modality == "telemetry" and not spec.plain:
+            by_width[stream.width].append(place)
+    return [places for places in by_width.values() if len(places) > 1]
+
+
+def _sorted_places(order: Sequence[int], counts: Mapping[int, int]) -> Tensor:
+    """Return where the items of each stream lie that are concatenated in `order`, in the order of the streams."""
+    begins, begin = dict[int, int](), 0
+    for stream in order:
+        begins[stream], begin = begin, begin + counts[stream]
+    return torch.tensor([begins[stream] + item for stream in sorted(order) for item in range(counts[stream])])
+
+
+def module_of(policy: Policy) -> nn.Module:
+    """Return the module that backends convert for a policy in `eval()`, which must not change afterwards."""
+    grouped = bool(telemetry_groups(policy.spec))
+    return (GroupedPolicyModule(policy) if grouped else FlatPolicyModule(policy)).eval()
 
 
 def example_inputs(spec: PolicySpec) -> Inputs:
@@ -78,7 +190,7 @@ def compile_for_checkpoint(
         OSError: temporary files cannot be written.
     """
     module, example = FlatPolicyModule(policy).eval(), example_inputs(policy.spec)
-    files = graph_files(convert(module, example))
+    files = graph_files(convert(module_of(policy), example))
     run = OpenVinoRun(read_graph(files), "float32", threads)
     inputs = [example, *(flat(window[-1], policy.spec) for window in windows)]
     _, difference = compare([module(*x) for x in inputs], [run(*x) for x in inputs])

@@ -112,9 +112,13 @@ class Bottleneck(nn.Module):
 class Attention(nn.Module):
     """The bottleneck: adapted tokens of all streams -> B,D; with nothing present it is the latents' own."""
 
+    places: Tensor
+    """The stream of each token, K."""
+
     def __init__(self, spec: PolicySpec) -> None:
         super().__init__()
-        self.counts = tuple(stream.tokens for stream in spec.streams)
+        places = [s for s, stream in enumerate(spec.streams) for _ in range(stream.tokens)]
+        self.register_buffer("places", torch.tensor(places, dtype=torch.long), persistent=False)
         self.latents = nn.Parameter(torch.randn(spec.latents, spec.width) * 0.02)
         self.layers = nn.ModuleList(Bottleneck(spec.width, spec.heads) for _ in range(spec.layers))
         self.out = nn.Sequential(
@@ -126,9 +130,7 @@ class Attention(nn.Module):
     def forward(self, adapted: Sequence[Tensor], present_BS: Tensor) -> Tensor:
         """The state."""
         x_BKD = torch.cat(list(adapted), dim=1)
-        visible_BK = torch.cat(
-            [present_BS[:, s : s + 1].expand(-1, count) for s, count in enumerate(self.counts)], dim=1
-        )
+        visible_BK = present_BS.index_select(1, self.places)
         z_BLD = self.latents.expand(x_BKD.shape[0], -1, -1)
         for layer in self.layers:
             z_BLD = layer(z_BLD, x_BKD, visible_BK)

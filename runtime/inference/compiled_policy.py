@@ -21,7 +21,7 @@ from learners.model.backends.calibration_cache import Calibrations
 from learners.model.backends.checkpoint_graph import FIRST, LATER, NO_GRAPH, StoredGraph
 from learners.model.backends.choice import in_float32
 from learners.model.backends.selection import BackendChoice, Inputs, NotCompiled, Run, build, calibrate
-from learners.model.fused_part import FlatPolicyModule, Window, digest, same_decisions
+from learners.model.fused_part import Window, digest, module_of, same_decisions
 from learners.model.policy import Policy
 
 MAX_GRAPHS = 3
@@ -54,7 +54,7 @@ def compile_policy(
         NoBackend: none of them runs within the tolerance.
         NotCompiled: there is no graph, and this process may not convert.
     """
-    module, examples, settings = FlatPolicyModule(policy).eval(), [example], calibrations.settings
+    module, examples, settings = module_of(policy), [example], calibrations.settings
     shape = hashlib.sha256(policy.spec.to_json()).hexdigest()[:16]
     version = f"{FIRST if first else LATER}-{digest(policy)}"
     device = example[0].device

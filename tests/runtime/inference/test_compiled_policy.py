@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from actuators.actions import ActionSpace, Choice
+from learners.model import fused_part
 from learners.model.backends import selection
 from learners.model.backends.calibration_cache import Calibrations
 from learners.model.backends.selection import BackendSettings, Inputs, Measured
@@ -51,11 +52,11 @@ def test_a_restart_converts_nothing_and_other_weights_never_use_the_graph(
     assert (converted, choice.backend) == ([], "openvino")
     with torch.inference_mode():
         torch.testing.assert_close(
-            run(*example()), compiled_policy.FlatPolicyModule(policy(1)).eval()(*example()), atol=1e-3, rtol=1e-3
+            run(*example()), fused_part.FlatPolicyModule(policy(1)).eval()(*example()), atol=1e-3, rtol=1e-3
         )
         other, _ = compiled_policy.compile_policy(calibrations, policy(2), example(), first=False)
         torch.testing.assert_close(
-            other(*example()), compiled_policy.FlatPolicyModule(policy(2)).eval()(*example()), atol=1e-3, rtol=1e-3
+            other(*example()), fused_part.FlatPolicyModule(policy(2)).eval()(*example()), atol=1e-3, rtol=1e-3
         )
     assert len(converted) == 1
 
@@ -118,7 +119,7 @@ def lead(weights: Policy, run: selection.Run, window: tuple[Features, ...]) -> f
 @torch.inference_mode()
 def tied(weights: Policy, seen: list[tuple[Features, ...]]) -> Policy:
     """Weights with which the precision decides the choice in one of the observations."""
-    module = compiled_policy.FlatPolicyModule(weights).eval()
+    module = fused_part.FlatPolicyModule(weights).eval()
     runs = (module, selection.torch_run(module, "bfloat16"))
     leads = [[lead(weights, run, window) for run in runs] for window in seen]
     apart = max(leads, key=lambda pair: abs(pair[0] - pair[1]))

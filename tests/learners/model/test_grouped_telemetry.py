@@ -1,0 +1,55 @@
+"""Telemetry streams of one width as one batch of matrices compute what each stream alone computes, in torch and as a graph."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+from actuators.actions import ActionSpace, Choice
+from learners.model.backends.openvino import OpenVinoRun, convert
+from learners.model.fused_part import FlatPolicyModule, example_inputs, module_of, telemetry_groups
+from learners.model.policy import Policy
+from learners.model.spec import PolicySpec, StreamSpec
+
+ACTIONS = ActionSpace((Choice("head", ("left", "stay", "right")),))
+PICTURE, ORDER = StreamSpec("front", "image", 4, 12, columns=2), StreamSpec("orders", "text", 1, 8)
+NUMBERS = [StreamSpec(f"s{i}", "telemetry", 1, width) for i, width in enumerate((3, 2, 3, 5, 3, 2))]
+
+
+def policy_of(fusion: Any) -> Policy:
+    """A policy with weights and statistics drawn at random, whose telemetry lies between the other streams."""
+    streams = (NUMBERS[0], PICTURE, NUMBERS[1], NUMBERS[2], ORDER, *NUMBERS[3:])
+    torch.manual_seed(3)
+    policy = Policy(PolicySpec(streams=streams, actions=ACTIONS, fusion=fusion, width=16, latents=3, heads=2)).eval()
+    for name, normaliser in policy.normalisers().items():
+        if name != "s2":  # one that has seen nothing
+            normaliser.observe(torch.randn(50, len(normaliser.mean)) * 3 + 1)
+    return policy
+
+
+@pytest.mark.parametrize("fusion", ["latent-attention", "low-rank-bilinear"])
+@torch.inference_mode()
+def test_grouped_streams_compute_what_single_ones_do(fusion: str) -> None:
+    policy = policy_of(fusion)
+    assert telemetry_groups(policy.spec) == [[0, 3, 6], [2, 7]]
+    exact, grouped, example = FlatPolicyModule(policy).eval(), module_of(policy), example_inputs(policy.spec)
+    run = OpenVinoRun(convert(grouped, example), "float32", 1)
+    count = len(policy.spec.streams)
+    generator = torch.Generator().manual_seed(5)
+    for _ in range(20):
+        present = torch.rand(1, count, generator=generator) > 0.3
+        ages = torch.rand(1, count, generator=generator) * 100
+        ages[~present] = float("inf")
+        tokens = [torch.randn(x.shape, generator=generator) * 4 for x in example[2:]]
+        tokens[0][:] = torch.where(present[0, 0], tokens[0], torch.nan)  # what is missing has no part in it
+        wanted = exact(present, ages, *tokens)
+        assert torch.isfinite(wanted).all()
+        for found in (grouped(present, ages, *tokens), run(present, ages, *tokens)):
+            assert torch.allclose(found, wanted, rtol=1e-4, atol=1e-5)
+
+
+def test_streams_of_different_widths_run_alone() -> None:
+    policy = Policy(PolicySpec(streams=(NUMBERS[0], NUMBERS[1], ORDER), actions=ACTIONS))
+    assert isinstance(module_of(policy), FlatPolicyModule)
