@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import inspect
 import re
 from collections.abc import Iterator
@@ -13,6 +14,7 @@ import pytest
 from prometheus_client import CollectorRegistry
 
 from actuators.safety.actuator_state import By
+from learners.model.shapley import StreamContribution
 from learners.task_kinds import KINDS
 from learners.worker.loop import LearnerLoop
 from runtime.cli.main import main
@@ -81,7 +83,7 @@ def of(where: str) -> list[tuple[list[str], list[str]]]:
 
 def test_every_row_is_of_a_place_that_is_checked() -> None:
     places = {place.split(",")[0] for _, _, place in ROWS}
-    assert places == {"setting", "topic", "event", "`health.learner`", "metric label", "metric", "verb"}
+    assert places == {"setting", "topic", "event", "`health.learner`", "metric label", "metric", "verb", "response to `explain`"}
     assert len(ROWS) > 40
 
 
@@ -121,6 +123,13 @@ def test_health_of_the_learner() -> None:
     for old, new in of("`health.learner`"):
         assert all(f'"{word}":' in fields for word in new)
         assert not any(f'"{word}":' in fields for word in old)
+
+
+def test_fields_of_an_explanation() -> None:
+    fields = {field.name for field in dataclasses.fields(StreamContribution)}
+    for old, new in of("response to `explain`"):
+        assert fields.isdisjoint(old)
+        assert fields.issuperset(new)
 
 
 def test_metrics() -> None:

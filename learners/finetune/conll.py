@@ -94,7 +94,8 @@ _UNNUMBERED = re.compile(r"\d+[-.]\d+")
 
 def _is_conllu(sentence: list[Line]) -> bool:
     """Return whether the first column is that of CoNLL-U: numbers from 1, among them ranges (`1-2`) and empty nodes (`8.1`)."""
-    return _numbered([line for line in sentence if not _UNNUMBERED.fullmatch(line[1][0])])
+    words = [line for line in sentence if not _UNNUMBERED.fullmatch(line[1][0])]
+    return bool(words) and _numbered(words)
 
 
 def to_iob2(examples: Examples) -> None:
