@@ -83,7 +83,16 @@ def of(where: str) -> list[tuple[list[str], list[str]]]:
 
 def test_every_row_is_of_a_place_that_is_checked() -> None:
     places = {place.split(",")[0] for _, _, place in ROWS}
-    assert places == {"setting", "topic", "event", "`health.learner`", "metric label", "metric", "verb", "response to `explain`"}
+    assert places == {
+        "setting",
+        "topic",
+        "event",
+        "`health.learner`",
+        "metric label",
+        "metric",
+        "verb",
+        "response to `explain`",
+    }
     assert len(ROWS) > 40
 
 

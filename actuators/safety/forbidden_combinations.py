@@ -34,25 +34,37 @@ class ForbiddenCombinations:
         self.readings: Readings = {}
         """The telemetry of the newest proposal, where it is fresh."""
 
-    def refusal(self, each: Actuator, value: Value, *, arrived: bool = False) -> Refusal | None:
-        """Refuse a value that a rule forbids, unless it is a step out of the forbidden zone.
-
-        Args:
-            each: the actuator.
-            value: its own.
-            arrived: assume that every command so far has arrived, as it will have at the next tick.
-        """
+    def refusal(self, each: Actuator, value: Value) -> Refusal | None:
+        """Refuse a value that a rule forbids, unless it is a step out of the forbidden zone."""
         for rule in self._rules:
             if each.name not in rule.names:
                 continue
-            others = self._newest(rule) if arrived else {}
-            would = self._broken(rule, others | {each.name: (value,)})
+            would = self._broken(rule, {each.name: (value,)})
             if would is None:
                 continue
-            now = None if rule.streams else self._broken(rule, others)
-            if now is None or not would.degree < now.degree < math.inf:  # from the unknown nothing is a step out
+            now = None if rule.streams else self._broken(rule, {})
+            if not _is_step_out(would, now):
                 return Refusal("forbidden", would.reason)
         return None
+
+    def evaluations(self, each: Actuator, choices: int) -> int | None:
+        """Return how often `passing` evaluates a rule; None where a rule names another actuator of unknown value."""
+        rules = [rule for rule in self._rules if each.name in rule.names]
+        if any(other.value is None for rule in rules for other in self._named(rule) if other is not each):
+            return None
+        return (choices + 1) * len(rules)
+
+    def passing(self, each: Actuator, choices: Sequence[str]) -> tuple[str, ...]:
+        """Return the choices that no rule forbids when every command so far has arrived, as it will have at the next tick."""
+        left = list(choices)
+        for rule in self._rules:
+            if each.name not in rule.names:
+                continue
+            others = self._newest(rule)
+            now = None if rule.streams else self._broken(rule, others)
+            found = {choice: self._broken(rule, others | {each.name: (choice,)}) for choice in left}
+            left = [choice for choice, would in found.items() if would is None or _is_step_out(would, now)]
+        return tuple(left)
 
     def broken_by_telemetry(self) -> Iterator[tuple[Violation, list[Actuator]]]:
         """Yield every rule that the telemetry of this tick makes true, or leaves open, with the actuators that it names.
@@ -109,3 +121,8 @@ class ForbiddenCombinations:
 def _at_rest(group: list[Actuator]) -> dict[str, Sequence[Value | None]]:
     """The safe value of each actuator that has one; what holds keeps what it has."""
     return {each.name: (each.settings.safe,) for each in group if not safe_is_hold(each.settings)}
+
+
+def _is_step_out(would: Violation, now: Violation | None) -> bool:
+    """Return whether a violation is smaller than the present one; from the unknown nothing is a step out."""
+    return now is not None and would.degree < now.degree < math.inf

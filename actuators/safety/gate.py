@@ -43,6 +43,8 @@ MAX_READINGS_AGE_S = 1.0
 """Age of a proposal above which its readings count as unknown, in seconds."""
 MODES: tuple[Mode, ...] = ("shadow", "assist", "autonomous")
 """From the most careful to the least."""
+MOST_EVALUATIONS = 200
+"""Of rules, in one search for the allowed choices: about 2 ms."""
 INVALID_ACTION_RULES = frozenset({"wrong_type", "not_finite", "unknown_choice"})
 """Refusals that end the policy's last action too, and that do not count as a heartbeat."""
 TRANSIENT_RULES = frozenset({"too_soon", "min_hold", "unacknowledged"})
@@ -168,16 +170,23 @@ class Gate:
         """Return the choices that a policy may propose at `now_s`, by choice actuator; absent where all are, or where it does not act.
 
         The gate assumes that every command so far has arrived, and takes the telemetry of the last proposal. What it refuses may still
-        be proposed: this only tells the policy in time.
+        be proposed: this only informs the policy in time. An actuator is left out where a rule names another one of unknown value, and
+        where its rules need more evaluations than are left of `MOST_EVALUATIONS`: the gate must not be late for this.
         """
         if self._arming.refusal() is not None:
             return {}
         found: dict[str, tuple[str, ...]] = {}
+        left = MOST_EVALUATIONS
         for each in self._actuators.values():
             settings = each.settings
             if not isinstance(settings, ChoiceSettings) or each.mode != "autonomous" or each.hold is not None:
                 continue
-            passing = tuple(choice for choice in settings.choices if self._would_pass(each, choice, now_s))
+            choices = self._in_pace(each, settings, now_s)
+            needed = self._forbidden.evaluations(each, len(choices))
+            if needed is None or needed > left:
+                continue
+            left -= needed
+            passing = self._forbidden.passing(each, choices)
             if 0 < len(passing) < len(settings.choices):
                 found[each.name] = passing
         return found
@@ -466,12 +475,12 @@ class Gate:
         each.rule = None
         return each.command(paced, by, now_s)
 
-    def _would_pass(self, each: Actuator, choice: str, now_s: float) -> bool:
-        """Return whether pace and rules would let a choice pass at `now_s`; a short interval holds back every choice alike."""
+    @staticmethod
+    def _in_pace(each: Actuator, settings: ChoiceSettings, now_s: float) -> list[str]:
+        """Return the choices that the pace lets pass at `now_s`; a short interval holds back every choice alike."""
         last = limits.LastCommand(each.value, math.inf, now_s - each.changed_s)
-        if isinstance(limits.pace(each.settings, choice, last, 0.0, approach=False), Refusal):
-            return False
-        return self._forbidden.refusal(each, choice, arrived=True) is None
+        paces = ((choice, limits.pace(settings, choice, last, 0.0, approach=False)) for choice in settings.choices)
+        return [choice for choice, pace in paces if not isinstance(pace, Refusal)]
 
     def _end_forbidden(self, now_s: float) -> list[ActuatorDecision]:
         """Bring to their safe state the actuators of every rule that the telemetry of this tick makes true, or leaves open."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from typing import Annotated, Literal, Self
+from urllib.parse import urlsplit
 
 from pydantic import Field, SecretStr, model_validator
 
@@ -50,6 +51,13 @@ class EndpointBackend(Settings):
 
     @model_validator(mode="after")
     def _named(self) -> Self:
+        try:
+            parts = urlsplit(self.url)
+            found = bool(parts.hostname) and parts.port != 0
+        except ValueError:
+            found = False
+        if not found:
+            raise ValueError(f"url: {self.url!r} names no host and port; write `http://HOST:PORT/v1`")
         if self.kind == "openai" and self.model is None:
             raise ValueError("model: missing; an OpenAI-compatible server needs the name of a model")
         return self
@@ -67,6 +75,7 @@ class GoalSettings(Settings):
     means: Meaning = Field(description="what the goal means, in words; the model reads it")
     done: str | None = Field(
         None,
+        min_length=1,
         description="a condition over telemetry and actions with which the goal is done, as `room.temperature > 21`; then `default` "
         "is in force",
     )
@@ -102,7 +111,7 @@ class DeliberatorSettings(Settings):
     margin: float = Field(
         0.1, ge=0, le=1, description="another goal must be more probable than the one in force by at least this"
     )
-    ttl_s: Positive = Field(300.0, description="a goal that was not confirmed for this long gives way to `default`")
+    ttl_s: Positive = Field(1_800.0, description="a goal that was not confirmed for this long gives way to `default`")
     timeout_s: Positive = Field(10.0, le=120, description="an answer that takes longer counts as a failure")
     calls_per_hour: int = Field(
         360, ge=1, le=36_000, description="limit of questions in any hour; what is beyond is counted and not asked"

@@ -50,6 +50,11 @@ class DeliberationRunner:
         self._model: LocalModel | None = None
         self._late: asyncio.Future[Any] | None = None
         """The work of the local model on a question that has failed already."""
+        self._late_s = 0.0
+
+    def busy_s(self) -> float:
+        """Return for how long the local model has worked on a question that has failed already; 0 where it does not."""
+        return 0.0 if self._late is None or self._late.done() else time.monotonic() - self._late_s
 
     def ask(self, question: GoalQuestion) -> None:
         """Ask a question in place of one that waits; called on the event loop."""
@@ -98,7 +103,7 @@ class DeliberationRunner:
         work = asyncio.get_running_loop().run_in_executor(pool, self._work, question)
         done, _ = await asyncio.wait({work}, timeout=limit_s)
         if not done:
-            self._late = work
+            self._late, self._late_s = work, time.monotonic()
             raise BackendFailed(f"the model gave no answer within {limit_s:g} s")
         return work.result()
 

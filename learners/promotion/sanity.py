@@ -20,7 +20,7 @@ def sanity(context: EvaluationContext) -> Working:
     logged = context.logged(context.experience.recent(context.settings.sanity_observations))
     if not len(logged):
         return StepResult(passed=True, figures={"observations": 0, "applies": False})
-    candidate = yield from working(act(context.candidate, logged))
+    candidate = yield from working(act(context.candidate, logged, masked=False))
     figures: dict[str, Any] = {
         "observations": len(logged),
         "finite": candidate.sound,
@@ -32,7 +32,7 @@ def sanity(context: EvaluationContext) -> Working:
     stuck = {name for name, is_stuck in collapsed(context.spec, candidate.values).items() if is_stuck}
     if context.live is None or len(logged) < FEWEST:
         return StepResult(passed=True, figures=figures | {"collapsed": sorted(stuck)})
-    live = yield from working(act(context.live, logged))
+    live = yield from working(act(context.live, logged, masked=False))
     figures["live"] = shares(context.spec, live.values)
     figures["agreement"] = agreement(context.spec, candidate.values, live.values)
     stuck -= {name for name, is_stuck in collapsed(context.spec, live.values).items() if is_stuck}

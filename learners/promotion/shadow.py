@@ -74,14 +74,15 @@ class ShadowRun:
         """Decide one fresh tick with both policies."""
         history = [*self.past, row.transition]
         logged = self.context.logged(history)
-        at_BH = logged.history(slice(len(history) - 1, len(history)))
+        newest = slice(len(history) - 1, len(history))
+        at_BH, masks = logged.history(newest), logged.masks(newest)
         features = logged.seen(at_BH)
         started = time.thread_time()
-        out = _decide(self.context.candidate, features)
+        out = _decide(self.context.candidate, features, masks)
         self.seconds.append(time.thread_time() - started)
         self.sound &= is_sound(out)
         self.candidate_values.append(_values(out))
-        self.live_values.append(_values(_decide(self.live, logged.of(self.live).seen(at_BH))))
+        self.live_values.append(_values(_decide(self.live, logged.of(self.live).seen(at_BH), masks)))
         self.ticks, self.last = self.ticks + 1, row.row
         self.past = history[len(history) - self.context.spec.history + 1 :]
 
@@ -135,9 +136,9 @@ class ShadowRun:
 
 
 @torch.no_grad()
-def _decide(policy: ActingPolicy, features: Any) -> HeadOutput:
+def _decide(policy: ActingPolicy, features: Any, masks: Any) -> HeadOutput:
     context_BC = policy.encode(features)
-    return policy.heads.act(context_BC, generator=torch.Generator().manual_seed(0), explore=False)
+    return policy.heads.act(context_BC, generator=torch.Generator().manual_seed(0), explore=False, masks=masks)
 
 
 def _values(out: HeadOutput) -> Values:

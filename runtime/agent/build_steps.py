@@ -300,6 +300,7 @@ def build_deliberator(
         publishing.emit,
         context.degraded,
         drift.figures,
+        {name: stream.ttl_s for name, stream in config.streams.items() if isinstance(stream, TextSettings)},
         context.clock.now,
         context.wall,
     )

@@ -10,9 +10,12 @@ from typing import Literal
 from learners.deliberation.config import GOAL
 from runtime.agent.components import Components
 from runtime.monitoring.home_assistant import BIRTH_TOPIC
-from runtime.mqtt import Connection, Handler
+from runtime.mqtt import Connection, Handler, Limit
 from runtime.mqtt.topics import Topics
 from sensors.base import TopicSensor
+
+GOALS = Limit(rate_hz=1.0, burst=5)
+"""Goals that people set; between two of them the newest wins."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,6 +27,7 @@ class Route:
     handler: Handler
     qos: Literal[0, 1] = 1
     retained: Literal["send", "ignore"] = "ignore"
+    limit: Limit | None = None
 
 
 def routes(parts: Components, topics: Topics) -> Iterator[Route]:
@@ -39,7 +43,7 @@ def routes(parts: Components, topics: Topics) -> Iterator[Route]:
     yield Route(control, topics("reward"), lambda message: parts.feedback.reward(message.payload))
     yield Route(control, topics("label"), lambda message: parts.feedback.label(message.payload))
     if parts.deliberator is not None:
-        yield Route(control, topics("override", GOAL), parts.deliberator.set_goal)
+        yield Route(control, topics("override", GOAL), parts.deliberator.set_goal, limit=GOALS)
     yield Route(control, topics("preview", "subscribe"), parts.viewer.watch, qos=0)
     for verb in parts.requests.verbs:
         yield Route(control, topics("request", verb), parts.requests.take)
@@ -51,4 +55,6 @@ def routes(parts: Components, topics: Topics) -> Iterator[Route]:
 def subscribe(parts: Components, topics: Topics) -> None:
     """Subscribe to every topic of the table; takes effect when the connections run."""
     for route in routes(parts, topics):
-        route.connection.subscribe(route.topic, route.handler, qos=route.qos, retained=route.retained)
+        route.connection.subscribe(
+            route.topic, route.handler, qos=route.qos, retained=route.retained, limit=route.limit
+        )

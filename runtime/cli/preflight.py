@@ -18,7 +18,7 @@ from importlib.metadata import entry_points
 from pathlib import Path
 
 from actuators.actions import action_space
-from actuators.expressions import Expression, ExpressionError
+from actuators.expressions import ExpressionError
 from actuators.sim.registry import GROUP as PLANTS
 from actuators.sim.registry import PANORAMA, ROOM, plant_settings
 from actuators.wire import CommandWriter, WireError, check_state_value
@@ -27,7 +27,7 @@ from learners.deliberation.config import EndpointBackend
 from learners.files import not_plain
 from learners.model.encoders import packages
 from learners.model.spec import Modality, PolicySpec, SpecError, StreamSpec
-from learners.rewards import RewardUnknown, build_rewards, known
+from learners.rewards import RewardUnknown, build_rewards
 from learners.task_kinds import KINDS
 from runtime.cli.ports import busy_ports
 from runtime.config.errors import Problem, Steps, dotted, split_path
@@ -196,11 +196,6 @@ def _deliberator(config: Config) -> Found:
         return
     if not isinstance(settings.backend, EndpointBackend) and (problem := packages.missing(settings.backend.model)):
         yield ("deliberator", "backend", "model"), problem, ""
-    for goal, condition in settings.conditions.items():
-        try:
-            Expression(condition, known(config.streams, config.actuators))
-        except ExpressionError as error:
-            yield ("deliberator", "goals", goal, "done"), str(error), ""
 
 
 def _unfit(tasks: Mapping[str, TaskSettings]) -> dict[str, str]:

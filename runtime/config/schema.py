@@ -325,7 +325,7 @@ class Config(Settings):
         for name, task in self.tasks.items():
             check_task(name, task, self.streams)
         if self.deliberator is not None:
-            check_goal(self.streams, self.tasks, self.actuators)
+            check_goal(self.deliberator, self.streams, self.actuators, self.tasks)
         self._check_ports()
         self._check_topics()
         check_frames(self.streams, self.actuators, self.gate.forbid)

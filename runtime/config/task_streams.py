@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from typing import Any
 
+from actuators.config import AnyActuator
+from actuators.expressions import Expression, ExpressionError
 from learners.config import TaskSettings
 from learners.deliberation.config import GOAL, DeliberatorSettings
 from learners.task_kinds import KINDS, reading
-from sensors.config import PREFIX, AnyStream, Settings
+from sensors.config import PREFIX, AnyStream, Settings, fields_of
 
 
 def check_task(name: str, task: TaskSettings, streams: Mapping[str, AnyStream]) -> None:
@@ -84,20 +86,28 @@ GOAL_AGE_S = 5.0
 """The deliberator repeats the goal every second."""
 
 
-def check_goal(streams: Mapping[str, AnyStream], *others: Collection[str]) -> None:
-    """Check that only the deliberator has the name of the goal's stream and topics.
-
-    Args:
-        streams: with the stream of the goal.
-        others: the names of tasks and of actuators.
+def check_goal(
+    deliberator: DeliberatorSettings,
+    streams: Mapping[str, AnyStream],
+    actuators: Mapping[str, AnyActuator],
+    tasks: Collection[str],
+) -> None:
+    """Check that only the deliberator has the name of the goal's stream and topics, and that its conditions can be evaluated.
 
     Raises:
-        ValueError: a stream of another source, a task or an actuator has it.
+        ValueError: a stream of another source, a task or an actuator has the name, or a condition cannot be used.
     """
-    if getattr(streams[GOAL], "source", None) != f"{PREFIX}{GOAL}" or any(GOAL in names for names in others):
+    if getattr(streams[GOAL], "source", None) != f"{PREFIX}{GOAL}" or GOAL in tasks or GOAL in actuators:
         raise ValueError(
             f"deliberator: the name `{GOAL}` is that of its stream and topic; rename the stream, task or actuator"
         )
+    names: dict[str, Any] = {name: fields_of(one) for name, one in streams.items() if fields_of(one) and name != GOAL}
+    names |= {name: len(one.low) if one.kind == "continuous" else None for name, one in actuators.items()}
+    for goal, condition in deliberator.conditions.items():
+        try:
+            Expression(condition, names)
+        except ExpressionError as error:
+            raise ValueError(f"deliberator.goals.{goal}.done: {error}") from None
 
 
 def with_goal_stream(body: dict[str, Any]) -> dict[str, Any]:

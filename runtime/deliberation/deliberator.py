@@ -22,7 +22,7 @@ from learners.deliberation.config import DeliberatorSettings
 from learners.rewards import expression_values
 from runtime.control.tick import TickResult
 from runtime.deliberation.goal_in_force import GoalInForce
-from runtime.deliberation.question_schedule import QuestionSchedule
+from runtime.deliberation.question_schedule import LONGEST_S, QuestionSchedule
 from runtime.deliberation.state_text import MOST_ORDERS, MOST_TEXT, KnownState, Order, TaskResult, one_line, state_text
 from runtime.models.goal_client import GoalClient
 from runtime.mqtt import Message
@@ -31,6 +31,8 @@ from runtime.process.emit import Emit
 from sensors.readings import Observation, Telemetry, Text
 
 CHECK_S = 0.2
+REPORT_S = 60.0
+"""Between two events about failures."""
 FEED_S = 1.0
 """Between two readings of the stream `goal` while nothing changes."""
 LATE_S = 5.0
@@ -60,6 +62,7 @@ class Deliberator:
         emit: publishes events.
         degraded: the agent's reasons for a degraded status; the key `deliberator` belongs to this component.
         drifting: returns the names of what drifts now.
+        ttl_s: by text stream, how long an order is known.
         clock: monotonic seconds.
         wall: Unix seconds.
     """
@@ -72,6 +75,7 @@ class Deliberator:
     emit: Emit
     degraded: MutableMapping[str, str]
     drifting: Callable[[], Collection[str]] = tuple
+    ttl_s: Mapping[str, float] = field(default_factory=dict)
     clock: Callable[[], float] = time.monotonic
     wall: Callable[[], float] = time.time
     model: GoalClient = field(init=False)
@@ -89,10 +93,16 @@ class Deliberator:
     """The question on its way, and when it was asked."""
     _number: int = field(init=False, default=0)
     _words: tuple[object, ...] = field(init=False, default=())
-    """Of the state at the last question."""
+    """Of the state at the last answer."""
     _was_drifting: frozenset[str] = field(init=False, default=frozenset())
     _ended: bool = field(init=False, default=False)
-    """Whether a goal ended since the last question."""
+    """Whether a goal ended since the last answer."""
+    _asked_about: tuple[tuple[object, ...], frozenset[str]] = field(init=False, default=((), frozenset()))
+    """Words and drifts of the newest question; they are dealt with when it is answered."""
+    _done: set[str] = field(init=False, default_factory=set)
+    """Goals that are done while their condition holds and no other order came: they are not chosen again."""
+    _failure_reported: bool = field(init=False, default=False)
+    _failure_s: float = field(init=False, default=float("-inf"))
     _again_s: float = field(init=False, default=float("inf"))
     """When a goal that an answer would have replaced may be replaced."""
     _fed_s: float = field(init=False, default=float("-inf"))
@@ -115,12 +125,18 @@ class Deliberator:
         for name in sorted(observation.fresh):
             reading = observation.readings[name]
             if isinstance(reading, Text):
-                self._orders.appendleft(reading)
+                if one_line(reading.text):
+                    self._orders.appendleft(reading)
+                    self._done.clear()
             elif isinstance(reading, Telemetry) and name != "goal":
                 for field_name, value in zip(reading.fields, reading.values.tolist(), strict=True):
                     self._numbers[f"{name}.{field_name}"] = value
+        self._done -= {goal for goal in self._done if not self._holds(self._conditions[goal], observation, ticked)}
         condition = self._conditions.get(self.goal.goal)
-        if condition is not None and self._holds(condition, observation, ticked) and self.goal.is_done(self.clock()):
+        if condition is not None and self._holds(condition, observation, ticked):
+            self._done.add(self.goal.goal)
+            self.goal.is_done(self.clock())
+            self._orders.clear()  # they are carried out
             self._ended = True
             self._announce("done")
 
@@ -139,8 +155,10 @@ class Deliberator:
             return False
 
     def state(self) -> KnownState:
-        """Return what is known now."""
+        """Return what is known now; an order is known as long as its stream's `ttl_s`."""
         now_s = self.clock()
+        valid = [text for text in self._orders if now_s - text.stamp_s <= self.ttl_s.get(text.stream, float("inf"))]
+        self._orders = deque(valid, MOST_ORDERS)
         return KnownState(
             tuple(Order(text.stream, text.text, now_s - text.stamp_s) for text in self._orders),
             tuple(
@@ -189,13 +207,13 @@ class Deliberator:
             or ("surprise" in on and bool(surprised))
             or now_s >= self._again_s
         )
-        if not self.schedule.ask(now_s, urgent=urgent):
+        longest_s = LONGEST_S if self.goal.goal == self.settings.default else min(LONGEST_S, self.settings.ttl_s / 2)
+        if not self.schedule.ask(now_s, urgent=urgent, longest_s=longest_s):
             return
         self._number += 1
         orders = tuple(one_line(order.text) for order in state.orders)
         question = GoalQuestion(self._number, state_text(state), orders, self.goal.goal)
-        self._words, self._ended, self._was_drifting = state.words, False, drifting
-        self._again_s = float("inf")
+        self._asked_about = (state.words, drifting)
         self._asked = (question, now_s)
         self.model.ask_goal(question)
 
@@ -206,11 +224,14 @@ class Deliberator:
             return
         question, _ = self._asked
         self._asked, self._answered = None, True
-        if self.schedule.failures:
+        (self._words, self._was_drifting), self._ended, self._again_s = self._asked_about, False, float("inf")
+        if self._failure_reported:
+            self._failure_reported = False
             self.emit("deliberation_recovered", {"failures": self.schedule.failures})
         self.schedule.answered()
         self.degraded.pop("deliberator", None)
-        verdict = self.goal.take(answer, self.clock())
+        best = max(answer.probabilities, key=lambda goal: answer.probabilities[goal], default="")
+        verdict = "nothing" if best in self._done else self.goal.take(answer, self.clock())
         self.counts[verdict] += 1
         if verdict == "held":
             self._again_s = max(self.goal.held_until_s, self.goal.since_s + self.settings.min_hold_s)
@@ -226,8 +247,10 @@ class Deliberator:
             return
         self._asked = None
         self.counts["failed"] += 1
-        first, paused = self.schedule.failures == 0, self.schedule.failed(self.clock())
-        if first:
+        now_s = self.clock()
+        paused = self.schedule.failed(now_s)
+        if not self._failure_reported and now_s - self._failure_s >= REPORT_S:
+            self._failure_reported, self._failure_s = True, now_s
             self.emit("deliberation_failed", {"reason": reason, "goal": self.goal.goal})
         if paused:
             self.degraded["deliberator"] = f"no answer about the goal: {reason}"[:200]
@@ -245,6 +268,8 @@ class Deliberator:
             is_other = self.goal.set_by_person(wanted.value, wanted.hold_s, self.clock())
         except ValueError as error:
             raise Refused(str(error)) from None
+        self._orders.clear()  # an order of before must not end it
+        self._again_s = self.goal.held_until_s
         self.emit("goal_set", {"goal": wanted.value, "hold_s": wanted.hold_s, "source": wanted.source})
         self._announce("changed" if is_other else "confirmed")
 

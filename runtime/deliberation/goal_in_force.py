@@ -13,6 +13,9 @@ from learners.deliberation.answers import GoalAnswer
 from learners.deliberation.config import DeliberatorSettings
 from runtime.deliberation.state_text import MOST_GOALS, PastGoal
 
+PERSON = "person"
+"""In place of the name of a model."""
+
 
 @dataclass(slots=True)
 class GoalInForce:
@@ -87,7 +90,7 @@ class GoalInForce:
             raise ValueError(f"no goal {goal[:40]!r}; there are {', '.join(sorted(self.settings.goals))}")
         self.held_until_s = now_s + hold_s
         self.probabilities = {name: float(name == goal) for name in self.settings.goals}
-        self.model, self.confirmed_s = "person", now_s
+        self.model, self.confirmed_s = PERSON, now_s
         if goal == self.goal:
             return False
         self._set(goal, "replaced by a person", now_s)
@@ -102,8 +105,8 @@ class GoalInForce:
         return True
 
     def expire(self, now_s: float) -> bool:
-        """Give way to the default goal where nothing confirmed the one in force for `ttl_s`; return whether that happened."""
-        limit_s = max(self.confirmed_s + self.settings.ttl_s, self.held_until_s)
+        """Give way to the default goal: `ttl_s` after the last confirmation, or at the end of a person's hold; return whether it did."""
+        limit_s = self.held_until_s if self.model == PERSON else self.confirmed_s + self.settings.ttl_s
         if self.goal == self.settings.default or now_s < limit_s:
             return False
         self._set(self.settings.default, "expired", now_s)

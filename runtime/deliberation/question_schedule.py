@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter, deque
+from collections import Counter
 from dataclasses import dataclass, field
 
 LONGEST_S = 900.0
@@ -18,44 +18,58 @@ PAUSE_S = (5.0, 300.0)
 
 @dataclass(slots=True)
 class QuestionSchedule:
-    """When the next question may be asked; all times are monotonic seconds."""
+    """When the next question may be asked; all times are monotonic seconds.
+
+    A quarter of the budget is there at once, the rest comes back evenly: no hour has more than `calls_per_hour` questions, and a busy
+    stream cannot take them all in its first minutes.
+    """
 
     every_s: float
     calls_per_hour: int
     counts: Counter[str] = field(default_factory=Counter)
     """Questions that were not asked: `over_budget`, `paused`."""
-    _asked_s: deque[float] = field(default_factory=deque)
+    _left: float = field(init=False)
+    _filled_s: float | None = None
     _last_s: float = float("-inf")
     """When the last question was asked or refused."""
     _wait_s: float = 0.0
     _failures: int = 0
     _paused_until_s: float = float("-inf")
 
-    def ask(self, now_s: float, *, urgent: bool) -> bool:
+    def __post_init__(self) -> None:
+        self._left = self._most
+
+    @property
+    def _most(self) -> float:
+        return max(1.0, self.calls_per_hour / 4)
+
+    def ask(self, now_s: float, *, urgent: bool, longest_s: float = LONGEST_S) -> bool:
         """Return whether to ask now, and note it. A question that the limits forbid is counted.
 
         Args:
             now_s: the present time.
-            urgent: words changed, the goal is done, or a drift began since the last question.
+            urgent: words changed, the goal is done, or a drift began since the last answer.
+            longest_s: between two questions without a reason.
         """
-        if now_s - self._last_s < (URGENT_S if urgent else max(self.every_s, self._wait_s)):
+        usual_s = min(max(self.every_s, self._wait_s), max(self.every_s, longest_s))
+        if now_s - self._last_s < (URGENT_S if urgent else usual_s):
             return False
         self._last_s = now_s
-        while self._asked_s and now_s - self._asked_s[0] >= HOUR_S:
-            self._asked_s.popleft()
-        refused = (
-            "paused" if now_s < self._paused_until_s else "over_budget" * (len(self._asked_s) >= self.calls_per_hour)
-        )
+        refill = max(0.0, self.calls_per_hour - self._most) / HOUR_S
+        since_s = 0.0 if self._filled_s is None else now_s - self._filled_s
+        self._left, self._filled_s = min(self._most, self._left + refill * since_s), now_s
+        refused = "paused" if now_s < self._paused_until_s else "over_budget" * (self._left < 1.0)
         if refused:
             self.counts[refused] += 1
             return False
-        self._asked_s.append(now_s)
+        self._left -= 1.0
         self._wait_s = self.every_s if urgent else min(LONGEST_S, 2 * max(self.every_s, self._wait_s))
         return True
 
     def failed(self, now_s: float) -> bool:
         """Note a failure; return whether the model gets no question for a while from now on."""
         self._failures += 1
+        self._wait_s = self.every_s
         if self._failures < TRIES:
             return False
         self._paused_until_s = now_s + min(PAUSE_S[1], PAUSE_S[0] * 2 ** min(self._failures - TRIES, 16))

@@ -67,7 +67,7 @@ class KnownState:
         """Orders and results without numbers and ages: a change of them is worth a question at once."""
         return (
             tuple((one.stream, one.text) for one in self.orders),
-            tuple((one.task, one.value) for one in self.results),
+            tuple((one.task, one.value) for one in self.results if not _is_number(one.value)),
         )
 
 
@@ -122,3 +122,11 @@ def _time(seconds: float) -> str:
 
 def _cut(text: str, most: int) -> str:
     return text.encode(errors="replace")[:most].decode(errors="ignore")
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True

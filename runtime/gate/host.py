@@ -41,6 +41,8 @@ log = structlog.get_logger(__name__)
 
 TICK_S = 0.01
 """How often the gate gets the time: the dead-man is late by this at most."""
+EARLIEST = 0.8
+"""Periods from an answer to the next proposal, at least; what is not allowed by then is left out."""
 PROPOSE_EVERY = 10
 """Ticks after which an unchanged proposal is published again: a late subscriber sees it too."""
 AT_ONCE = 16
@@ -233,7 +235,7 @@ class GateHost:
             restarts,
             events,
             gate.short_overrides,
-            gate.allowed_choices(self.now() + self.config.tick.period_s),
+            gate.allowed_choices(self.now() + EARLIEST * self.config.tick.period_s),
         )
         try:
             assert self._end is not None

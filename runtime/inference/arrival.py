@@ -8,11 +8,17 @@ training and replay see the same. Imports no torch.
 from __future__ import annotations
 
 import threading
+import time
+from collections import Counter
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+
+import structlog
 
 from sensors.readings import Reading
+
+_LOG = structlog.get_logger(__name__)
+WARN_EVERY_S, MOST_REASON = 10.0, 300
 
 
 class ArrivalEncoder:
@@ -33,6 +39,9 @@ class ArrivalEncoder:
         self._lock = threading.Lock()
         self._waiting: dict[str, tuple[Reading, Callable[[Reading], None]]] = {}
         self._closed = False
+        self.failures: Counter[str] = Counter()
+        """Readings that could not be encoded, by stream; a tick never sees them."""
+        self._warned_s: dict[str, float] = {}
 
     def offer(self, reading: Reading, store: Callable[[Reading], None]) -> bool:
         """Encode a reading, then store it; called from any thread.
@@ -56,9 +65,21 @@ class ArrivalEncoder:
     def _work(self, stream: str) -> None:
         with self._lock:
             reading, store = self._waiting.pop(stream)
-        with suppress(Exception):  # the tick encodes it again, and reports what is wrong
+        try:
             self._encode(reading)
-        store(reading)
+        except Exception as error:  # noqa: BLE001 - encoders raise anything; the reading is dropped, and its stream ages
+            self._report(stream, error)
+        else:
+            store(reading)
+
+    def _report(self, stream: str, error: Exception) -> None:
+        """Count a reading that could not be encoded; log it, at most every `WARN_EVERY_S` for one stream."""
+        self.failures[stream] += 1
+        now_s = time.monotonic()
+        if now_s - self._warned_s.get(stream, float("-inf")) >= WARN_EVERY_S:
+            self._warned_s[stream] = now_s
+            reason = f"{type(error).__name__}: {error}"[:MOST_REASON]
+            _LOG.warning("arrival.not_encoded", stream=stream, reason=reason, count=self.failures[stream])
 
     def close(self) -> None:
         """End the threads; readings that wait are dropped."""

@@ -144,7 +144,8 @@ class ModelsServer:
         while True:
             self._send({"is": "beat"})
             self._send_speech_counts()
-            if max(self.runner.busy_s(), self.speech.busy_s()) < MOST_WORK_S:
+            goal_s = 0.0 if self.deliberation is None else self.deliberation.busy_s()
+            if max(self.runner.busy_s(), self.speech.busy_s(), goal_s) < MOST_WORK_S:
                 self._live_on()
             await asyncio.sleep(BEAT_S)
 

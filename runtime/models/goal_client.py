@@ -7,6 +7,7 @@ that ends fails at once.
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
 
@@ -74,6 +75,8 @@ class GoalClient:
             return
         still = None if header["still"] is None else float(header["still"])
         model, took_s = str(header["model"])[:MOST_NAME], float(header["took_s"])
+        if not (still is None or 0 <= still <= 1) or not 0 <= took_s < math.inf:
+            raise BadMessage(f"still {still}, took_s {took_s}")
         try:
             found = checked(dict(header["probabilities"]), self._goals) if header["probabilities"] else {}
         except BackendFailed as failure:

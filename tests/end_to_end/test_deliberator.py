@@ -105,8 +105,8 @@ def test_the_policy_reads_a_goal_that_people_and_a_model_set(tmp_path: Path, ser
         wait_for(lambda: goals[-1]["goal"] == "sleep", "the goal of a person")
         assert goals[-1]["model"] == "person"
         say("override/goal", json.dumps({"value": "open the door"}))
-        say("override/goal", json.dumps({"value": "cosy", "hold_s": 0.0, "source": "anna"}))
-        wait_for(lambda: goals[-1]["goal"] == "cosy", "the goal that gives the choice back")
+        say("override/goal", json.dumps({"value": "cosy", "hold_s": 4.0, "source": "anna"}))
+        wait_for(lambda: goals[-1]["goal"] == "cosy", "another goal of a person")
         server.silent.set()
         say("in/orders", "sleep well")
         wait_for(lambda: goals[-1]["goal"] == "away" and goals[-1]["why"] == "expired", "the default goal")

@@ -34,14 +34,20 @@ class Actions:
     """Motions outside their limits and choices that do not exist."""
 
 
-def act(policy: ActingPolicy, logged: Logged) -> Generator[None, None, Actions]:
-    """Go through the observations chunk by chunk; the generator returns the whole."""
+def act(policy: ActingPolicy, logged: Logged, *, masked: bool = True) -> Generator[None, None, Actions]:
+    """Go through the observations chunk by chunk; the generator returns the whole.
+
+    Args:
+        policy: chooses the greedy actions.
+        logged: the observations.
+        masked: leave out the choices that the gate would not have let pass.
+    """
     generator = torch.Generator().manual_seed(0)
     parts: list[Values] = []
     sound = True
     for rows in logged.chunks():
         with torch.no_grad():
-            context_BC, masks = logged.contexts(policy, rows), logged.masks(rows)
+            context_BC, masks = logged.contexts(policy, rows), logged.masks(rows) if masked else None
             out = policy.heads.act(context_BC, generator=generator, explore=False, masks=masks)
         sound &= is_sound(out)
         parts.append({name: value.double().numpy() for name, value in out.values.items()})

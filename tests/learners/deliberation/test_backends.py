@@ -91,6 +91,24 @@ async def test_an_openai_server_answers_by_the_probabilities_of_letters() -> Non
     assert still is None
 
 
+async def test_probabilities_that_contradict_the_answer_or_say_little_are_not_used() -> None:
+    with pytest.raises(BackendFailed, match="not the most probable"):
+        await ask(openai(('{"goal": "B"}', [("A", math.log(0.9)), ("B", math.log(0.1))])), "openai", key="secret-key")
+    little = [("C", -9.0), ("x", math.log(0.9))]
+    found, _ = await ask(openai(('{"goal": "C"}', little), ('{"goal": "C"}', little)), "openai", key="secret-key")
+    assert found["rocket"] == 1.0
+
+
+@pytest.mark.parametrize(
+    "text", ['{"error": "secret-key"}', '{"answers": {"goal": {"probabilities": {"secret-key": 1.0}}}}']
+)
+@pytest.mark.parametrize("status", [200, 401])
+async def test_no_reason_repeats_the_key(text: str, status: int) -> None:
+    with pytest.raises(BackendFailed) as failure:
+        await ask(_text(text, status), key="secret-key")
+    assert "secret" not in str(failure.value)
+
+
 async def test_without_probabilities_two_equal_answers_are_needed() -> None:
     found, _ = await ask(openai(('{"goal":"C"}', []), ('{"goal": "C"}', [])), "openai", key="secret-key")
     assert found == {"idle": 0.0, "dog": 0.0, "rocket": 1.0}
@@ -144,7 +162,7 @@ def _text(text: str, status: int = 200, **headers: str) -> Handler:
         (systemone({"idle": 0.1, "dog": 0.1, "rocket": 0.1}), "sum 0.3"),
         (systemone({"idle": True, "dog": 0.0, "rocket": 0.0}), "probability of idle"),
         (systemone([0.1, 0.7, 0.2]), "another form"),
-        (systemone({"idle": 0.1, "dog": 0.7, "rocket": 0.2}, "maybe"), "another form"),
+        (systemone({"idle": 0.1, "dog": 0.7, "rocket": 0.2}, "maybe"), "probability of the present goal"),
         (systemone({"idle": 0.1, "dog": 0.7, "rocket": 0.2}, 7), "probability of the present goal"),
     ],
 )

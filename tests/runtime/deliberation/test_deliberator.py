@@ -47,6 +47,7 @@ class World:
             lambda kind, data: self.events.append((kind, data)),
             self.degraded,
             lambda: self.drifting,
+            {"orders": 500.0},
             self.clock.now,
             lambda: self.clock.now() + 1e9,
         )
@@ -242,3 +243,51 @@ def test_an_order_within_the_hold_is_asked_about_again_when_it_ends() -> None:
     assert len(world.questions) == asked + 1
     world.answer(greet=1.0)
     assert world.it.goal.goal == "greet"
+
+
+def test_an_order_that_is_carried_out_does_not_choose_its_goal_again() -> None:
+    world = World()
+    room = lambda t: Telemetry("room", world.clock.now(), 1, ("t",), np.array([t]))  # noqa: E731
+    world.hear("warm the room")
+    for _ in range(20):
+        world.wait(1)
+        world.see(room(22.0))
+        if world.questions and world.it._asked is not None:
+            world.answer(warm=1.0)
+    assert world.kinds.count("goal_changed") == 2, "chosen once, done once"
+    world.see(room(20.0))
+    world.hear("warm the room again")
+    world.wait(1)
+    world.answer(warm=1.0)
+    assert world.it.goal.goal == "warm"
+
+
+def test_old_orders_invisible_ones_and_numbers_are_no_reason_to_ask() -> None:
+    world = World()
+    world.hear("hello")
+    world.wait(0.2)
+    world.answer(idle=1.0)
+    world.clock.advance(501.0)
+    assert world.it.state().orders == ()
+    world.it.step()
+    world.answer(idle=1.0)
+    asked = len(world.questions)
+    world.hear("\u200b\n")
+    for number in range(9):
+        prediction = SimpleNamespace(value=2.0 + number / 1e4, confidence=0.9)
+        world.it.result(SimpleNamespace(task="level", prediction=prediction))  # type: ignore[arg-type]
+        world.wait(1)
+    assert len(world.questions) == asked
+    assert world.it.state().results[0].value == "2.0008"
+
+
+def test_failures_and_recoveries_in_turn_are_few_events() -> None:
+    world = World(every_s=1.0)
+    for number in range(60):
+        world.hear(f"order {number}")
+        world.wait(1.2)
+        if number % 2:
+            world.answer(idle=1.0)
+        else:
+            world.it.failed(world.questions[-1].number, "status 500")
+    assert world.kinds == ["deliberation_failed", "deliberation_recovered"] * 2

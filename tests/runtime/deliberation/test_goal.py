@@ -66,6 +66,8 @@ def test_without_a_newer_answer_the_default_follows_and_an_unsure_one_does_not_p
 
 def test_a_person_s_goal_is_in_force_for_its_time_and_done_ends_it() -> None:
     goal = GoalInForce(settings(ttl_s=10), 0.0)
+    assert goal.set_by_person("dog", 5.0, 0.0)
+    assert goal.expire(5.0), "a person's goal is not in force longer than the person asked for"
     assert goal.set_by_person("dog", 100.0, 0.0)
     assert goal.take(answer(greet=1.0), 50.0) == "held"
     assert not goal.expire(99.9)
@@ -106,7 +108,7 @@ def test_whatever_comes_the_goal_is_listed_and_never_older_than_its_limit(
             case _:
                 pass
         assert goal.goal in GOALS
-        assert goal.goal == "idle" or now_s <= max(goal.confirmed_s + 60, goal.held_until_s)
+        assert goal.goal == "idle" or now_s <= (goal.held_until_s if goal.model == "person" else goal.confirmed_s + 60)
         assert 0 <= goal.confidence <= 1
         assert len(goal.past) <= 5
 
@@ -122,8 +124,10 @@ def test_an_idle_house_asks_at_most_six_times_in_an_hour() -> None:
 def test_words_are_asked_about_at_once_but_not_beyond_the_budget() -> None:
     schedule = QuestionSchedule(1.0, 100)
     asked = [second for second in range(2 * 3_600) if schedule.ask(float(second), urgent=True)]
-    assert asked == [*range(100), *range(3_600, 3_700)]
-    assert schedule.counts == {"over_budget": 2 * 3_600 - 200}
+    assert asked[:25] == [*range(25)]
+    assert all(sum(start <= at < start + 3_600 for at in asked) <= 100 for start in range(0, 3_601, 10))
+    assert 70 <= len([at for at in asked if at >= 3_600]) <= 100
+    assert schedule.counts == {"over_budget": 2 * 3_600 - len(asked)}
     assert HOUR_S == 3_600
 
 
