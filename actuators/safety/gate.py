@@ -170,8 +170,8 @@ class Gate:
         """Return the choices that a policy may propose at `now_s`, by choice actuator; absent where all are, or where it does not act.
 
         The gate assumes that every command so far has arrived, and takes the telemetry of the last proposal. What it refuses may still
-        be proposed: this only informs the policy in time. An actuator is left out where a rule names another one of unknown value, and
-        where its rules need more evaluations than are left of `MOST_EVALUATIONS`: the gate must not be late for this.
+        be proposed: this only informs the policy in time. An actuator is left out where a rule names another one of unknown value. It
+        is also left out where its rules need more evaluations than are left of `MOST_EVALUATIONS`: the gate must not be late.
         """
         if self._arming.refusal() is not None:
             return {}

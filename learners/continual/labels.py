@@ -9,9 +9,10 @@ two moments of one scene.
 from __future__ import annotations
 
 import hashlib
+import unicodedata
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
@@ -20,7 +21,7 @@ from learners.continual.reading_inputs import inputs_of_text
 from learners.experience.reader import Reader, raw_reading
 from learners.experience.records import Label, Raw
 from learners.finetune.conll import TAG, as_iob2
-from learners.finetune.fields import check
+from learners.finetune.fields import check, visible
 from learners.model.encoders.bundled import resolve
 from learners.task_kinds import KINDS, Output
 from learners.tasks.base import DataError, EncodedMedia, names_several_labels
@@ -83,6 +84,7 @@ class Labels:
         return list(found.values())
 
     def _one(self, label: Label) -> Labelled | None:
+        label = replace(label, label=_as_in_files(label.label))
         given = (label.label,) if isinstance(label.label, str) else label.label
         if (
             KINDS[self.settings.kind].target == "label"
@@ -97,6 +99,9 @@ class Labels:
         raw = subject.get("raw")
         body = raw.data if raw is not None else "\0".join(subject.values()).encode()
         block = _digest(f"{raw.stream} {raw.stamp_s // BLOCK_S:.0f}".encode()) if raw is not None else ""
+        _ = (
+            KINDS[self.settings.kind].target == "label" and self._several
+        )  # a model that is not there is no fault of the label
         try:
             example = self._example(subject, label)
             check([example], task_class(self.settings.kind))
@@ -209,3 +214,10 @@ def _subject(raw: Raw, context: Raw | None) -> dict[str, Any]:
         return {"raw": raw}
     texts = {"text": raw} if context is None else {"text": raw, "context": context}
     return {name: one.data.decode(errors="replace") for name, one in texts.items()}
+
+
+def _as_in_files(given: str | tuple[str, ...]) -> str | tuple[str, ...]:
+    """Return a label as files of labels are read: what people see alike is one class."""
+    if isinstance(given, str):
+        return unicodedata.normalize("NFC", visible(given))
+    return tuple(unicodedata.normalize("NFC", visible(one)) for one in given)

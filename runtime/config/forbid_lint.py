@@ -21,7 +21,7 @@ from actuators.expressions import Expression, ExpressionError
 MOST = 20_000
 """Combinations that are tried; a rule with more is accepted untried."""
 FAR = 1e12
-"""The largest telemetry that is tried."""
+"""The largest telemetry that is tried, or twice the largest number of the rule."""
 
 
 def check_words(text: str, actuators: Mapping[str, AnyActuator]) -> None:
@@ -63,7 +63,7 @@ def check_rule(rule: Expression, actuators: Mapping[str, AnyActuator]) -> None:
             held, missed = held + holds, missed + (not holds)
     if not held and not missed:
         raise ExpressionError(f"the rule never has a value ({failed}); compare words with == and numbers with <")
-    if not missed and not failed:
+    if not missed and not failed and (_proved(rule, actuators) or _interval_truth(rule.text, actuators) is True):
         raise ExpressionError("the rule always holds, so nothing could move; write what must not happen")
     if not held and (_proved(rule, actuators) or never_holds(rule.text, actuators)):
         raise ExpressionError("the rule can never hold within the choices and limits of its actuators; correct it")
@@ -88,7 +88,11 @@ Bounds = tuple[float, float]
 
 def never_holds(text: str, actuators: Mapping[str, AnyActuator]) -> bool:
     """Return whether interval arithmetic proves that a rule over continuous components never holds (Moore, 1966)."""
-    return _truth(ast.parse(text.strip(), mode="eval").body, actuators) is False
+    return _interval_truth(text, actuators) is False
+
+
+def _interval_truth(text: str, actuators: Mapping[str, AnyActuator]) -> bool | None:
+    return _truth(ast.parse(text.strip(), mode="eval").body, actuators)
 
 
 def _truth(node: ast.expr, actuators: Mapping[str, AnyActuator]) -> bool | None:
@@ -111,7 +115,14 @@ def _truth(node: ast.expr, actuators: Mapping[str, AnyActuator]) -> bool | None:
         ast.Lt: left[0] >= right[1],
         ast.LtE: left[0] > right[1],
     }
-    return False if greater.get(type(node.ops[0])) else None
+    always = {
+        ast.Gt: left[0] > right[1],
+        ast.GtE: left[0] >= right[1],
+        ast.Lt: left[1] < right[0],
+        ast.LtE: left[1] <= right[0],
+    }
+    operation = type(node.ops[0])
+    return False if greater.get(operation) else True if always.get(operation) else None
 
 
 def _bounds(node: ast.expr, actuators: Mapping[str, AnyActuator]) -> Bounds | None:
@@ -172,7 +183,8 @@ def _values(name: str, actuator: AnyActuator | None, rule: Expression, numbers: 
     """Return values of one actuator, or of a stream (None); none if there are too many, or it is a text."""
     if actuator is None:
         fields = sorted(part for root, part in rule.parts if root == name and isinstance(part, str))
-        points = _points(-FAR, FAR, [*numbers, 0.0, 1.0])
+        far = max([FAR, *(2 * abs(number) for number in numbers)])
+        points = _points(-far, far, [*numbers, 0.0, 1.0])
         if len(points) ** len(fields) > MOST:
             return []
         return [dict(zip(fields, value, strict=True)) for value in itertools.product(points, repeat=len(fields))]

@@ -108,7 +108,7 @@ def _of_safe_action(config: Config, name: str, actuator: AnyActuator) -> Iterato
         yield (
             ("safe",),
             f"the safe action is {moves}, and {', '.join(words)} in its name or topic says that it heats or moves something",
-            "name a value that is safe, such as off or zero",
+            "make sure that it is safe, as an opened valve of a cooler may be, or name another value",
         )
     if actuator.requires == () and config.required_streams:
         yield (
@@ -286,9 +286,14 @@ def _shared_encoders(path: Path, loaded: LoadedConfig) -> Iterator[Problem]:
             )
 
 
+LIGHTS = frozenset({"light", "lights", "lamp", "lamps", "led", "leds", "bulb"})
+"""Words of a name or topic that neither heats nor moves, whatever else is in it."""
+
+
 def _words(name: str, actuator: AnyActuator) -> set[str]:
     texts = (name, actuator.topic or "", actuator.state_topic or "")
-    return {word.lower() for text in texts for word in _WORDS.findall(text)}
+    found = [{word.lower() for word in _WORDS.findall(text)} for text in texts]
+    return set().union(*(words for words in found if not words & LIGHTS))
 
 
 def _unjudged(path: Path, loaded: LoadedConfig) -> Iterator[Problem]:

@@ -29,7 +29,7 @@ MAX_DELAY_S = 60.0
 """A stamp that is older than this at its arrival is not believed."""
 AHEAD_S = 0.1
 """A stamp further ahead of its arrival is not believed; clocks that are synchronised differ by less."""
-AGREE = 5
+AGREE, AGREE_S, SILENT_S = 5, 10.0, 60.0
 """Readings in a row that must agree that the sender's clock is off; one alone may be late."""
 BIN_S = 10.0
 BINS = 60
@@ -108,8 +108,7 @@ class SenderStamps:
         self._wall, self._clock = wall, clock
         self._sender = SenderClock() if settings.stamp_clock == "own" else None
         self._limit_s = age_limit_s(settings)
-        self._ages: deque[float] = deque(maxlen=AGREE)
-        """Of the newest readings at their arrival, by a clock that should be synchronised."""
+        self._off = _Off()
         self.missing = self.implausible = 0
         """Messages without a readable stamp, and with one that is not believed."""
 
@@ -124,7 +123,7 @@ class SenderStamps:
         if self._sender is not None:
             return self._sender.captured_s(stamp_s, message.stamp_s), "sender"
         age_s = self._wall() - (self._clock() - message.stamp_s) - stamp_s
-        self._ages.append(age_s)
+        self._off.note(age_s, min(self._limit_s, MAX_DELAY_S), self._clock())
         if not -AHEAD_S <= age_s <= MAX_DELAY_S:
             self.implausible += 1
             return message.stamp_s, "arrival"
@@ -140,12 +139,7 @@ class SenderStamps:
 
     def offset_s(self) -> float | None:
         """Return how far the sender's clock is ahead, by readings in a row that agree; None while its stamps can be used."""
-        ages = tuple(self._ages)
-        if len(ages) < AGREE or self._sender is not None:
-            return None
-        if min(ages) > min(self._limit_s, MAX_DELAY_S):
-            return -min(ages)
-        return -max(ages) if max(ages) < -AHEAD_S else None
+        return None if self._sender is not None else self._off.offset_s(self._clock())
 
     def _stated(self, message: Message) -> object:
         if self._property is not None:
@@ -157,6 +151,31 @@ class SenderStamps:
             return None
         found = look_up(document, self._field, self._pointer) if isinstance(document, dict) else MISSING
         return None if found is MISSING else found
+
+
+@dataclass(slots=True)
+class _Off:
+    """Since when the newest readings agree that the sender's clock is off."""
+
+    side: int = 0
+    """1 where readings are older than their limit, -1 where they are from the future, 0 where the stamps can be used."""
+    since_s: float = 0.0
+    last_s: float = 0.0
+    count: int = 0
+    least_s: float = 0.0
+    """The least of their ages, without its sign."""
+
+    def note(self, age_s: float, limit_s: float, now_s: float) -> None:
+        """Note the age of a reading at its arrival."""
+        side = 1 if age_s > limit_s else -1 if age_s < -AHEAD_S else 0
+        if side != self.side:
+            self.side, self.since_s, self.count, self.least_s = side, now_s, 0, abs(age_s)
+        self.last_s, self.count, self.least_s = now_s, self.count + 1, min(self.least_s, abs(age_s))
+
+    def offset_s(self, now_s: float) -> float | None:
+        """Return how far the sender's clock is ahead; None while that is not sure, or the sender is silent."""
+        is_sure = self.count >= AGREE and self.last_s - self.since_s >= AGREE_S and now_s - self.last_s < SILENT_S
+        return -self.side * self.least_s if self.side and is_sure else None
 
 
 @dataclass(slots=True)
@@ -182,15 +201,19 @@ class ClockReporter:
                 self._off.discard(name)
                 self.degraded.pop(f"streams.{name}", None)
                 self.emit("clock_offset_ended", {"of": f"streams.{name}"})
-            elif offset_s is not None and name not in self._off:
-                self._off.add(name)
+            elif offset_s is not None:
                 makes_stale = -MAX_DELAY_S <= offset_s < 0
                 words = f"{abs(offset_s):.1f} s {'ahead' if offset_s > 0 else 'behind'}"
                 effect = "every reading is stale" if makes_stale else "readings count as of their arrival"
                 if makes_stale:
                     self.degraded[f"streams.{name}"] = f"the sender's clock is {words}, or its readings are that late"
-                reason = f"{effect}; synchronise the clock with NTP, or set stamp_clock: own"
-                self.emit("clock_offset", {"of": f"streams.{name}", "offset_s": round(offset_s, 3), "reason": reason})
+                else:
+                    self.degraded.pop(f"streams.{name}", None)
+                if name not in self._off:
+                    self._off.add(name)
+                    reason = f"{effect}; synchronise the clock with NTP, or set stamp_clock: own"
+                    data = {"of": f"streams.{name}", "offset_s": round(offset_s, 3), "reason": reason}
+                    self.emit("clock_offset", data)
 
 
 def unix_seconds(stated: object) -> float | None:

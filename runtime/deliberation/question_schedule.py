@@ -20,7 +20,7 @@ PAUSE_S = (5.0, 300.0)
 class QuestionSchedule:
     """When the next question may be asked; all times are monotonic seconds.
 
-    A quarter of the budget is there at once, the rest comes back evenly: no hour has more than `calls_per_hour` questions, and a busy
+    A quarter of the budget is there at once, the rest comes back evenly. No hour has more than `calls_per_hour` questions, and a busy
     stream cannot take them all in its first minutes.
     """
 

@@ -95,6 +95,8 @@ class GateHost:
     """By actuator: the gate's number of a command by its `seq`."""
     _proposals: dict[str, Any] = field(default_factory=dict)
     _stopped_s: float = float("-inf")
+    _released_ns: int = 0
+    """When the newest release was executed, Unix nanoseconds: a file of the second listener from before it is late."""
     _ticked_s: float = math.inf
     _stalled_s: float = float("-inf")
     _dropped: int = 0
@@ -359,6 +361,7 @@ class GateHost:
         if decisions:
             self._stopped_s = now_s
         self.latches.release = not engaged
+        self._released_ns = self._released_ns if engaged else time.time_ns()
         if engaged != was:
             self.publisher.stop_reason = reason if engaged else ""
         kind, data = ("stopped" if engaged else "stop_released"), ({"reason": reason} if reason else {})
@@ -441,7 +444,8 @@ class GateHost:
             await asyncio.sleep(LATCH_POLL_S)
             found = await asyncio.to_thread(self.stop_latch.read)
             written, reason = found or (None, "")
-            if written is not None and not self.gate.stopped and (written == before or not self.safety.connected):
+            is_newer = written is not None and written == before and written > self._released_ns
+            if written is not None and not self.gate.stopped and (is_newer or not self.safety.connected):
                 self.stop(engaged=True, reason=f"{SECOND_LISTENER}: {reason}")
             before = written
 

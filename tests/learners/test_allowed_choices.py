@@ -14,6 +14,8 @@ from gate_world import GateWorld
 from actuators.actions import ActionSpace, Choice
 from actuators.config import ChoiceSettings, ContinuousSettings, GateSettings
 from actuators.safety.decisions import Proposal
+from actuators.safety.gate import MOST_EVALUATIONS
+from actuators.safety.rules import Rule
 from learners.experience.transition import Transition, decode_head, encode
 from learners.model.features import Features
 from learners.model.policy import Policy
@@ -64,6 +66,30 @@ def test_the_gate_lets_pass_what_it_named_and_nothing_else() -> None:
     assert masked > 50
     one.gate.stop(one.now_s, engaged=True)
     assert one.gate.allowed_choices(one.now_s) == {}
+
+
+def test_the_search_is_bounded_whatever_the_rules_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    names, choices = [f"a{n}" for n in range(12)], tuple(f"c{n}" for n in range(20))
+    rules = [f"{one} == 'c1' and {two} == 'c2'" for one in names for two in names if one < two]
+    large = GateWorld(
+        {name: ChoiceSettings(kind="choice", choices=choices, safe="c0") for name in names},
+        GateSettings(forbid=tuple(rules)),
+    )
+    asked = [0]
+    evaluate = Rule.broken
+
+    def counted(rule: Rule, *given: Any, **more: Any) -> Any:
+        asked[0] += 1
+        return evaluate(rule, *given, **more)
+
+    monkeypatch.setattr(Rule, "broken", counted)
+    assert large.gate.allowed_choices(large.now_s) == {}, "no device has reported: every value is unknown"
+    assert asked[0] == 0
+    for _ in range(3):
+        large.tick(dict.fromkeys(names, "c1"), np.zeros(1))
+    asked[0] = 0
+    large.gate.allowed_choices(large.now_s)
+    assert asked[0] <= MOST_EVALUATIONS
 
 
 def spec_of(**fields: Any) -> PolicySpec:

@@ -291,7 +291,8 @@ def test_a_tilde_means_the_home_directory(tmp_path: Path, monkeypatch: pytest.Mo
     "rule",
     [
         "head == 'left' and arm[0] > 0.999999", "arm[0] * arm[0] > 0.5", "abs(arm[0]) > 0.5", "not (arm[0] < 1)", "head != 'left'",
-        "arm[0] > 0 if head == 'right' else arm[0] < -0.9",
+        "arm[0] > 0 if head == 'right' else arm[0] < -0.9", "arm[0] / 10 < 0.02 or arm[0] / 10 > 0.03",
+        "arm[0] * 18 + 32 < 33 or arm[0] * 18 + 32 > 34",
     ],
 )  # fmt: skip
 def test_rules_that_may_hold_are_accepted(tmp_path: Path, rule: str) -> None:

@@ -14,7 +14,15 @@ from pydantic import TypeAdapter, ValidationError
 from fakes import eventually
 from runtime.control.inbox import Inbox
 from runtime.control.payload_decoder import PayloadDecoder
-from runtime.control.sender_stamps import AGREE, ClockReporter, SenderClock, SenderStamps, unix_seconds
+from runtime.control.sender_stamps import (
+    AGREE,
+    AGREE_S,
+    SILENT_S,
+    ClockReporter,
+    SenderClock,
+    SenderStamps,
+    unix_seconds,
+)
 from runtime.mqtt import Message
 from sensors.config import AnyStream
 from sensors.readings import Frame, Reading, Telemetry, Text
@@ -155,13 +163,18 @@ def test_readings_of_one_moment() -> None:
     ("ahead_s", "is_stale"), [(-5.0, True), (-3_600.0, False), (3_600.0, False)], ids=["behind", "far behind", "ahead"]
 )
 def test_a_sender_with_another_clock_is_named_with_its_offset(ahead_s: float, is_stale: bool) -> None:
-    of, events, degraded = stamps(stamp="t", max_age_s=1), list[tuple[str, Any]](), dict[str, str]()
+    past_s = [0.0]
+    of = SenderStamps(
+        settings(stamp="t", max_age_s=1), wall=lambda: UNIX_S + 1 + past_s[0], clock=lambda: NOW_S + 1 + past_s[0]
+    )
+    events, degraded = list[tuple[str, Any]](), dict[str, str]()
     reporter = ClockReporter({"s": of}, lambda kind, data: events.append((kind, data)), degraded)
 
     def deliver(offset_s: float, count: int) -> None:
         for _ in range(count):
             of.of(message({"t": UNIX_S + offset_s}))
             reporter.ticked(None)
+            past_s[0] += AGREE_S / (AGREE - 1)
 
     deliver(ahead_s, AGREE - 1)
     assert events == []
@@ -171,6 +184,15 @@ def test_a_sender_with_another_clock_is_named_with_its_offset(ahead_s: float, is
     assert ("stale" in data["reason"]) is is_stale
     assert (f"{abs(ahead_s):.1f} s behind" in degraded.get("streams.s", "")) is is_stale
     assert of.figures()["clock_offset_s"] == pytest.approx(ahead_s, abs=1e-3)
+    deliver(3_600.0 if ahead_s < 0 else -5.0, AGREE + 1)
+    assert ("streams.s" in degraded) is (ahead_s > 0), "the status follows the offset"
+    assert len(events) <= 3
+    past_s[0] += SILENT_S
+    reporter.ticked(None)
+    assert degraded == {}, "of a silent sender nothing is known"
+    events[1:] = []
+    deliver(ahead_s, AGREE)
+    events[1:] = []
     deliver(-0.2, 1)
     assert events[1:] == [("clock_offset_ended", {"of": "streams.s"})]
     assert degraded == {}
