@@ -103,12 +103,10 @@ def test_what_cannot_be_used_is_named_and_what_can_be_used_is_acted_on(house: Ou
     wait_for(lambda: house.received["decision"]["ages_ms"].get("bare") is not None, "a bare number", 60.0)
     assert "bare" not in house.received["decision"]["missing"]
     wait_for(lambda: "act/heater/set" in house.received, "a command", 60.0)
+    heats = lambda: house.received["decision"]["actions"]["heater"]["probabilities"]["ON"]  # noqa: E731
+    wait_for(lambda: heats() > 0.0, "a proposal to heat, perhaps", 60)
     house.send("hall/window", "OPEN")
-    wait_for(
-        lambda: house.received["decision"]["actions"]["heater"].get("probabilities", {}).get("ON") == 0.0,
-        "no proposal to heat while the window is open",
-        60,
-    )
+    wait_for(lambda: heats() == 0.0, "no proposal to heat while the window is open", 60)
     house.send("reflexd/house/override/heater", '{"value": "ON", "hold_s": 1.0}')
     wait_for(
         lambda: any(
