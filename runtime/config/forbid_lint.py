@@ -207,8 +207,17 @@ def _points(low: float, high: float, numbers: Sequence[float]) -> list[float]:
 
 
 def _proved(rule: Expression, actuators: Mapping[str, AnyActuator]) -> bool:
-    """Return whether the evaluation was a proof: only choices, or no arithmetic on continuous components."""
+    """Return whether the evaluation was a proof: only choices, or continuous components compared with numbers alone."""
     if all(isinstance(actuators.get(name), ChoiceSettings) for name in rule.names):
         return True
-    arithmetic = (ast.BinOp, ast.Call)
-    return not any(isinstance(node, arithmetic) for node in ast.walk(ast.parse(rule.text.strip(), mode="eval")))
+    nodes = list(ast.walk(ast.parse(rule.text.strip(), mode="eval")))
+    if any(isinstance(node, ast.BinOp | ast.Call) for node in nodes):
+        return False
+    return not any(isinstance(node, ast.Compare) and _varying(node, actuators) > 1 for node in nodes)
+
+
+def _varying(comparison: ast.Compare, actuators: Mapping[str, AnyActuator]) -> int:
+    """Return how many different operands of a comparison vary without being a choice: of two, the sampled values may miss what is between."""
+    operands = {ast.unparse(each): each for each in (comparison.left, *comparison.comparators)}
+    names = [{node.id for node in ast.walk(each) if isinstance(node, ast.Name)} - {"pi"} for each in operands.values()]
+    return sum(any(not isinstance(actuators.get(name), ChoiceSettings) for name in found) for found in names)

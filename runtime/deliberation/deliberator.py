@@ -261,8 +261,10 @@ class Deliberator:
         Raises:
             Refused: it is retained, malformed, or no listed goal.
         """
-        if message.retain:
-            raise Refused("a retained goal may be old; publish it without `retain`")
+        if message.retain or message.resumed:
+            raise Refused(
+                "the broker may have stored this goal, so its age is unknown; publish it again without `retain`"
+            )
         wanted = decode(GoalOverride, message.payload)
         try:
             is_other = self.goal.set_by_person(wanted.value, wanted.hold_s, self.clock())

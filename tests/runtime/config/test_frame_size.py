@@ -55,8 +55,9 @@ def test_the_largest_messages_of_accepted_settings_fit() -> None:
     refused = {name: {f"unacknowledged{rule}": 10**9 for rule in range(20)} for name in values}
     outcomes = {name: ipc.Outcome(True, "unacknowledged", value, "override") for name, value in values.items()}
     modes = dict.fromkeys(config.actuators, "autonomous")
-    ipc.pack(ipc.GateVerdict("d" * 256, True, False, modes, outcomes, refused, overridden=values, allowed=allowed))
-    ipc.pack(Proposal(1, "d" * 256, "p" * 256, LONGEST, values, degraded=("\0" * 256,) * 8))
+    verdict = ipc.GateVerdict("d" * 256, True, False, modes, outcomes, refused, overridden=values, allowed=allowed)
+    proposal = Proposal(1, "d" * 256, "p" * 256, LONGEST, values, degraded=("\0" * 256,) * 8)
+    assert all(MAX_FRAME // 8 < len(ipc.pack(message)) <= MAX_FRAME for message in (verdict, proposal))
 
 
 def test_only_fields_that_rules_name_are_sent() -> None:

@@ -290,6 +290,26 @@ def test_a_tilde_means_the_home_directory(tmp_path: Path, monkeypatch: pytest.Mo
 @pytest.mark.parametrize(
     "rule",
     [
+        "a[0] > a[1] and a[1] > a[2] and a[2] > a[3]",
+        "a[0] == b[0]",
+        "a[1] == b[0] and a[1] != 0.95",
+        "a[0] < a[1] < a[2] < a[3]",
+    ],
+)
+def test_components_that_are_compared_with_each_other_are_not_judged_by_samples(tmp_path: Path, rule: str) -> None:
+    file = tmp_path / "good.yaml"
+    arms = "  a: {kind: continuous, low: [0, 0, 0, 0], high: [1, 1, 1, 1]}\n  b: {kind: continuous, low: [0.9], high: [5]}\n"
+    file.write_text(f'{GOOD}{arms}gate: {{forbid: ["{rule}"]}}\n')
+    try:
+        loader.load(file)
+    except loader.ConfigError as error:
+        assert "never hold" not in str(error)  # noqa: PT017 - a rule may forbid the safe values
+        assert "always holds" not in str(error)  # noqa: PT017
+
+
+@pytest.mark.parametrize(
+    "rule",
+    [
         "head == 'left' and arm[0] > 0.999999", "arm[0] * arm[0] > 0.5", "abs(arm[0]) > 0.5", "not (arm[0] < 1)", "head != 'left'",
         "arm[0] > 0 if head == 'right' else arm[0] < -0.9", "arm[0] / 10 < 0.02 or arm[0] / 10 > 0.03",
         "arm[0] * 18 + 32 < 33 or arm[0] * 18 + 32 > 34",

@@ -207,8 +207,10 @@ def test_a_person_sets_a_goal_and_nothing_odd_does() -> None:
     ):
         with pytest.raises(Refused):
             send(body)
-    with pytest.raises(Refused, match="retained"):
+    with pytest.raises(Refused, match="age is unknown"):
         send({"value": "warm"}, retain=True)
+    with pytest.raises(Refused, match="age is unknown"):
+        world.it.set_goal(Message("override/goal", orjson.dumps({"value": "warm"}), 1, retain=False, resumed=True))
     assert world.it.goal.goal == "greet"
 
 
