@@ -17,9 +17,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from actuators.actions import Continuous
-from learners.model.categorical import BINS, expectation
 from learners.model.exploration import INDEPENDENT, SLOW, ColouredNoise, Excursions
 from learners.model.networks import Norm, UnitLinear, trunk
+from learners.model.return_bins import BINS, expectation
 from learners.model.spec import LEAST_NOISE
 
 LOG_STD = (-5.0, 2.0)

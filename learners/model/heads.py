@@ -18,11 +18,11 @@ import torch
 from torch import Tensor, nn
 
 from actuators.actions import ActionSpace, Choice, Continuous, Value
-from learners.model.categorical import BINS, expectation
 from learners.model.exploration import draw, epsilon_greedy
 from learners.model.gaussian_actor import ContinuousHead
 from learners.model.linear_posterior import LinearPosterior
 from learners.model.networks import Norm, UnitLinear, trunk
+from learners.model.return_bins import BINS, expectation
 from learners.model.spec import FINAL_EPSILON, Algorithm, ExplorationSchedule
 
 MAX_LOG_DENSITY = 700.0

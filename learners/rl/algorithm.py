@@ -19,7 +19,7 @@ from learners.model.networks import BatchRenorm, Tracker, UnitBatchNorm, UnitLin
 from learners.rl.adam import Adam, Group
 from learners.rl.bandit import Bandit
 from learners.rl.batch import Batch
-from learners.rl.categorical import C51, CategoricalSettings, Xqc, XqcSettings
+from learners.rl.categorical_critics import C51, CategoricalSettings, Xqc, XqcSettings
 from learners.rl.crossq import Crossq, CrossqSettings
 from learners.rl.dqn import Dqn, DqnSettings
 from learners.rl.head_algorithm import Contexts, HeadAlgorithm, add_prefix, strip_prefix

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from learners.experiments.paired_outcomes import OWN
 from learners.safeguards.reward_ledger import Ledger, LedgerEntry
-from runtime.control.attribution import attribution
+from runtime.control.responsibility import responsibility
 from runtime.control.tick import TickResult
 from runtime.deploy.experiments.controller import ExperimentController
 from runtime.feedback.source_quarantine import SourceQuarantine
@@ -38,7 +38,7 @@ class OutcomeTracker:
         if settled:
             self.sources.settled(settled)
             self.experiments.settled(settled)
-        acted, refused = attribution(result)
+        acted, refused = responsibility(result)
         self._last = LedgerEntry(
             result.decision, result.stamp_unix_s, result.decided.policy, acted=acted, refused=refused
         )

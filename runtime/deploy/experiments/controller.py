@@ -32,7 +32,7 @@ from learners.experiments.switchback import Assignment
 from learners.safeguards.reward_ledger import LedgerEntry
 from learners.safeguards.source_consistency import Quarantine
 from runtime.control.arm_record import ArmRecord
-from runtime.control.attribution import attribution
+from runtime.control.responsibility import responsibility
 from runtime.control.tick import TickResult
 from runtime.deploy.experiments.live_moves import LiveMoves
 from runtime.deploy.experiments.phase import ExperimentPhase
@@ -185,7 +185,7 @@ class ExperimentController:
 
     def ticked(self, result: TickResult) -> None:
         """Take one finished tick: its harms; its rewards come by `credit`."""
-        acted, refused = attribution(result)
+        acted, refused = responsibility(result)
         verdict = result.verdict
         held = "override" in result.by.values()
         stopped = self.acting and verdict is not None and verdict.stopped

@@ -44,7 +44,7 @@ LOW_STD, HIGH_STD = -5.0, 2.0
 CLIP = np.float32(2.0)
 """Of a bandit's features."""
 BINS, LIMIT = 101, 5.0
-"""Bins of a categorical critic, and the magnitude of the outermost ones, as in `learners.model.categorical`."""
+"""Bins of a categorical critic, and the magnitude of the outermost ones, as in `learners.model.return_bins`."""
 WIDTH, TEMPERATURE = 0.15, 0.02
 """How far above the mean a bandit judges a choice, in deviations, and the temperature of its softmax."""
 

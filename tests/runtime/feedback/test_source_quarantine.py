@@ -19,7 +19,7 @@ from learners.experience.store import Store
 from learners.experience.transition import Transition
 from learners.safeguards.reward_ledger import Ledger
 from learners.safeguards.source_consistency import Quarantine
-from runtime.control.attribution import attribution
+from runtime.control.responsibility import responsibility
 from runtime.control.tick import TickResult, executed_actions
 from runtime.feedback.source_quarantine import FILE, SourceQuarantine
 from runtime.gate.ipc import GateVerdict, Outcome
@@ -141,6 +141,6 @@ async def test_what_counts_as_the_policy_s_doing(
     ticked: TickResult = stage._ticked("v", "left", refused=False)
     assert ticked.decided.actions == {"head": Action("left", 1.0)}
     by = executed_actions(ticked.decided.actions, verdict)[1]
-    assert attribution(replace(ticked, verdict=verdict, by=by)) == expected
-    assert attribution(replace(ticked, verdict=None)) == (False, False)
+    assert responsibility(replace(ticked, verdict=verdict, by=by)) == expected
+    assert responsibility(replace(ticked, verdict=None)) == (False, False)
     assert np.isfinite(ticked.stamp_unix_s)

@@ -26,7 +26,7 @@ from learners.model.backends.calibration_cache import Calibrations
 from learners.model.backends.selection import BackendSettings
 from learners.model.policy import Policy
 from learners.model.spec import PolicySpec, StreamSpec
-from runtime.inference.arrival import ArrivalEncoder
+from runtime.inference.arrival_encoder import ArrivalEncoder
 from runtime.inference.engine import ENCODER_FILE, MOST_LOADED
 from runtime.inference.torch_engine import TorchEngine as Engine
 from sensors.readings import Observation, Reading, Telemetry, Text

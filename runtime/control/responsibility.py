@@ -1,4 +1,4 @@
-"""Decide whether the outcome of a tick is the policy's doing."""
+"""Decide whether the policy is responsible for the outcome of a tick."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ POLICY_RULES = frozenset(
 """Refusals that are the policy's own doing."""
 
 
-def attribution(result: TickResult) -> tuple[bool, bool]:
+def responsibility(result: TickResult) -> tuple[bool, bool]:
     """Return whether the outcome is the policy's doing, and whether the gate refused its action for what it was.
 
     It is not the policy's doing without a verdict, while disarmed or stopped, under an override, or in a mode in which the

@@ -11,13 +11,13 @@ from rl import ARM, CHOICE, plain, random_batch, seen
 
 from actuators.actions import ActionSpace, Choice, Continuous
 from learners.experience.transition import Transition
-from learners.model.categorical import BINS, LIMIT, WIDTH, bins, cross_entropy, expectation, project, two_hot
 from learners.model.networks import UnitBatchNorm, UnitLinear
 from learners.model.policy import Policy
+from learners.model.return_bins import BINS, LIMIT, WIDTH, bins, cross_entropy, expectation, project, two_hot
 from learners.model.spec import PolicySpec, StreamSpec
 from learners.rl.algorithm import RESCALE_EVERY, Algorithm
 from learners.rl.batch import Batch
-from learners.rl.categorical import C51, Xqc, bootstrapped
+from learners.rl.categorical_critics import C51, Xqc, bootstrapped
 from learners.rl.replay_buffer import HEADROOM, ReplayBuffer
 
 PLACES, GAMMA = 4, 0.8

@@ -21,11 +21,11 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from learners.model.categorical import bins, cross_entropy, expectation
-from learners.model.categorical import project as onto_bins
 from learners.model.exploration import masked
 from learners.model.gaussian_actor import CategoricalCritics
 from learners.model.networks import Tracker, constrained, project
+from learners.model.return_bins import bins, cross_entropy, expectation
+from learners.model.return_bins import project as onto_bins
 from learners.rl.batch import Batch, expert_mean
 from learners.rl.dqn import EpsilonGreedyCritic, EpsilonGreedySettings, average, large_margin, prior_margin
 from learners.rl.head_algorithm import Contexts, add_prefix, strip_prefix
