@@ -7,6 +7,7 @@ client, the disk and the clocks are replaced. Time is virtual, so nothing here w
 from __future__ import annotations
 
 import asyncio
+import json
 import tempfile
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, field
@@ -552,8 +553,7 @@ class World:
     def stop(self, payload: bytes, *, retain: bool = False, qos: int = 1, properties: Any = None) -> None:
         """Any message on `stop`: for the gate, and for the second listener."""
         self.loop.spin()  # what has left already has left
-        body = _json(payload)
-        plain = isinstance(body, dict) and body.get("engaged") is False and set(body) <= {"engaged", "source"}
+        plain = _is_release(payload)
         ignored = (not payload and retain) or (plain and retain)
         is_away = self.is_dead or self.safety.group is None
         resumed = self.loop.now_s - self.safety.connection._inbound.resumed_s < subscriber.RESUMED_S
@@ -838,6 +838,24 @@ def _safe(name: str) -> Value:
 
 def _value(value: Any) -> Value:
     return tuple(value) if isinstance(value, list) else str(value)
+
+
+def _is_release(payload: bytes) -> bool:
+    """Whether it is `{"engaged": false}`, perhaps with the name of a sender, and nothing else."""
+    try:
+        pairs = json.loads(payload.decode(), object_pairs_hook=lambda pairs: pairs)
+    except ValueError:
+        return False
+    if not isinstance(pairs, list) or not all(isinstance(pair, tuple) for pair in pairs):
+        return False
+    body = dict(pairs)
+    is_named = isinstance(body.get("source", ""), str) and len(body.get("source", "")) <= 64
+    return (
+        body.get("engaged") is False
+        and is_named
+        and len(pairs) == len(body) <= 2
+        and set(body) <= {"engaged", "source"}
+    )
 
 
 def _json(payload: bytes) -> Any:

@@ -5,6 +5,8 @@ A `PolicySpec` is saved next to the weights (`spec.json`), so that a checkpoint 
 
 from __future__ import annotations
 
+import hashlib
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal, get_args
 
@@ -59,6 +61,14 @@ class StreamSpec:
             raise SpecError(f"stream {self.name}: {self.tokens} tokens are no grid of {self.columns} columns")
         if self.modality == "telemetry" and self.tokens != 1:
             raise SpecError(f"stream {self.name}: telemetry is one token, not {self.tokens}")
+
+
+def fields_version(fields: Sequence[str]) -> str:
+    """Return the version of a telemetry stream's numbers: other names, or another order, are another version.
+
+    It is stored in place of an encoder's version, so that no number of stored experience is ever read as another field.
+    """
+    return f"fields-{hashlib.sha256(orjson.dumps(list(fields))).hexdigest()[:16]}"
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,7 +9,7 @@ Shapes: N positions, T tokens of a stream, W their width, S streams, C choices, 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -21,6 +21,9 @@ from actuators.actions import Choice, Continuous, Value
 from learners.experience.transition import Transition
 from learners.model.features import Features
 from learners.model.spec import PolicySpec
+
+SLACK = 1e-6
+"""Share of an actuator's range by which rounding may exceed its limits."""
 
 
 def row_bytes(spec: PolicySpec) -> int:
@@ -135,25 +138,33 @@ class ReplayStorage:
         return self._where.get(number)
 
     def stale(self, at: NDArray[np.int64]) -> dict[str, list[int]]:
-        """Return, by stream, the rows at given positions with tokens of an earlier encoder version; newest first."""
+        """Return, by stream, the rows at given positions with tokens of an earlier encoder version; newest first.
+
+        Telemetry with other fields is never among them: nothing can encode it again.
+        """
         found: dict[str, list[int]] = {}
         for s, stream in enumerate(self.spec.streams):
-            if stream.name not in self.versions:
+            if stream.name not in self.versions or stream.modality == "telemetry":
                 continue
-            version_N = self.version_NS[at, s]
-            present = self._version_ids.get(self.versions[stream.name], -2)
-            rows = self.number_N[at[(version_N >= 0) & (version_N != present)]]
+            rows = self.number_N[at[self._is_other(at, s)]]
             found[stream.name] = np.sort(rows[rows >= 0])[::-1].tolist()
         return found
 
     def outdated(self, at: NDArray[np.int64]) -> NDArray[np.bool_]:
-        """Return whether positions have tokens of an earlier encoder version, which count as missing."""
+        """Return whether positions have tokens of an earlier encoder version, or numbers of other fields; they count as missing."""
         outdated = np.zeros(at.shape, bool)
         for s, stream in enumerate(self.spec.streams):
             if stream.name in self.versions:
-                version = self.version_NS[at, s]
-                outdated |= (version >= 0) & (version != self._version_ids.get(self.versions[stream.name], -2))
+                outdated |= self._is_other(at, s)
         return outdated
+
+    def _is_other(self, at: NDArray[np.int64], s: int) -> NDArray[np.bool_]:
+        """Return whether stream number `s` has a version other than the present one; telemetry without a version has none."""
+        stream, version = self.spec.streams[s], self.version_NS[at, s]
+        other: NDArray[np.bool_] = (version >= 0) & (version != self._version_ids.get(self.versions[stream.name], -2))
+        if stream.modality == "telemetry":  # rows stored before its fields were named
+            other &= version != self._version_ids.get("", -2)
+        return other
 
     def retoken(self, number: int, stream: str, version: str, tokens_TW: NDArray[Any]) -> bool:
         """Give a row's stream the tokens of another version; False when the row is not held, or they do not fit."""
@@ -256,7 +267,7 @@ class ReplayStorage:
                 return False
             self.index_NC[at, u] = actuator.choices.index(str(value))
             return True
-        if isinstance(value, str) or len(value) != len(actuator.low):
+        if isinstance(value, str) or not _within(value, actuator):
             return False
         self.value[actuator.name][at] = value
         return True
@@ -266,8 +277,16 @@ class ReplayStorage:
         present: NDArray[np.bool_] = version >= 0
         for s, stream in enumerate(self.spec.streams):
             if stream.name in self.versions:
-                present[..., s] = version[..., s] == self._version_ids.get(self.versions[stream.name], -2)
+                present[..., s] &= ~self._is_other(at, s)
         return present
+
+
+def _within(value: Sequence[float], actuator: Continuous) -> bool:
+    """Return whether an action lies in the present limits; one of other limits would be read as another."""
+    return len(value) == len(actuator.low) and all(
+        low - SLACK * (high - low) <= part <= high + SLACK * (high - low)
+        for part, low, high in zip(value, actuator.low, actuator.high, strict=True)
+    )
 
 
 def _gather(array: NDArray[Any], at: NDArray[np.int64]) -> Tensor:

@@ -182,8 +182,11 @@ class Learner:
             self._normalise()
 
     def _take_encoders(self, versions: Mapping[str, str]) -> None:
-        """Take the present encoder versions; the statistics of a stream with a new encoder start over."""
+        """Take the present versions of encoders and fields; the statistics of a stream with a new one start over."""
         known = self.replay.versions
+        versions = {
+            name: version for name, version in versions.items() if name in self.spec.names
+        }  # others have been removed
         changed = [name for name, version in versions.items() if known.get(name, version) != version]
         if changed:
             self._normalise()

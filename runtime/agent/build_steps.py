@@ -22,6 +22,7 @@ from learners.config import TopicReward
 from learners.deliberation.config import GOAL
 from learners.experience.store import Store
 from learners.ipc.outbox import Outbox
+from learners.model.spec import fields_version
 from learners.rewards import TickRewards, build_rewards, known
 from learners.safeguards.reward_ledger import Ledger
 from learners.safeguards.source_consistency import Quarantine, source_rules
@@ -76,7 +77,7 @@ from runtime.requests.gallery import Gallery
 from runtime.requests.handlers import Requests
 from runtime.requests.record import RecordingController
 from sensors.base import Sensor, TopicSensor
-from sensors.config import TextSettings
+from sensors.config import TextSettings, policy_fields_of
 from sensors.streams.fault_injection import apply_fault, parse_fault
 from sensors.streams.registry import build as build_sensor
 from sensors.streams.speech import SpeechText
@@ -360,6 +361,9 @@ def build_control_loop(
         utterances=models.utterances,
         listeners=tuple(listeners),
         conditions=_conditions(config),
+        field_versions={
+            name: fields_version(fields) for name, s in config.streams.items() if (fields := policy_fields_of(s))
+        },
         choose=feedback.experiments.choose,
         mode=config.mode,
         degraded=context.degraded,

@@ -113,6 +113,8 @@ class ControlLoop:
     """Whether the gate must not carry out the policy's actions, because nothing says which policy may act."""
     conditions: Conditions = field(default_factory=lambda: Conditions((), {}))
     """On telemetry, without which an actuator does not act."""
+    field_versions: Mapping[str, str] = field(default_factory=dict)
+    """By telemetry stream, what its numbers mean (`learners.model.spec.fields_version`); stored with each transition."""
     choose: ChooseVersion | None = None
     """Says which version acts; without it, the one that the engine has activated."""
     explore: bool = True
@@ -230,7 +232,7 @@ class ControlLoop:
             stamp_s=stamp_unix_s,
             policy=decided.policy,
             tokens=decided.tokens,
-            encoder_versions=decided.encoder_versions,
+            encoder_versions={**self.field_versions, **decided.encoder_versions},
             present={name: name in observation.readings for name in (*observation.readings, *observation.missing)},
             ages_s=dict(observation.ages_s),
             actions=executed,

@@ -16,7 +16,7 @@ from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, Literal
 
-from pydantic import ConfigDict, Field
+from pydantic import ConfigDict, Field, field_validator
 
 from actuators.safety.gate import MODES
 from learners.deliberation.config import GOAL
@@ -38,6 +38,10 @@ MAX_WAITING = 4
 STORED = 100
 """Messages on `stop` that the broker stored, after which it may have dropped one; brokers store 100 or more."""
 RELEASE_KEYS = {"engaged", "source"}
+MAX_SOURCE = 64
+"""Characters of the name of a sender."""
+STOP_WORDS = ("stop", "halt")
+"""A verb that does not exist and contains one of them engages the stop."""
 SHOWN = 60
 """Characters of a malformed payload in a reason."""
 
@@ -49,6 +53,14 @@ class ModeRequest(Payload):
 
     mode: Literal["shadow", "assist", "autonomous"]
     actuator: str | None = Field(None, max_length=64)
+
+    @field_validator("actuator")
+    @classmethod
+    def _named(cls, actuator: str | None) -> str | None:
+        """Refuse null, as a template without its variable sends it: it must not change the mode of all."""
+        if actuator is None:
+            raise ValueError("null names no actuator; leave it out for all")
+        return actuator
 
 
 class EndOverrideRequest(Payload):
@@ -86,7 +98,7 @@ def read_stop(message: Message) -> tuple[bool, str] | None:
     except Refused:
         body = None
     engaged = body.get("engaged") if isinstance(body, dict) else None
-    if engaged is False and isinstance(body, dict) and body.keys() <= RELEASE_KEYS:
+    if engaged is False and isinstance(body, dict) and _is_plain_release(body):
         if message.retain:
             raise Refused("a retained release is ignored")
         if message.resumed:
@@ -96,6 +108,17 @@ def read_stop(message: Message) -> tuple[bool, str] | None:
         return True, "a retained stop message" if message.retain else ""
     shown = message.payload[:SHOWN].decode(errors="replace")
     return True, f'a message on `stop` that is no release counts as a stop: {shown!r}; write {{"engaged": true}}'
+
+
+def _is_plain_release(body: dict[str, Any]) -> bool:
+    """Return whether nothing but a release is in it: another key, or a source that is no name, may mean something else."""
+    source = body.get("source", "")
+    return body.keys() <= RELEASE_KEYS and isinstance(source, str) and len(source) <= MAX_SOURCE
+
+
+def _may_mean_stop(verb: str) -> bool:
+    """Return whether a verb that does not exist may be meant as a stop, as `stop`, `estop` or `emergency_halt`."""
+    return any(word in verb.lower() for word in STOP_WORDS)
 
 
 class OperatorCommands:
@@ -193,7 +216,12 @@ class OperatorCommands:
             return
         if serve is None:
             known = ", ".join(sorted((*rpc.GATE_VERBS, *rpc.AGENT_VERBS)))
-            self._respond(message, rpc.error(f"unknown verb {verb[:64]!r}; there are {known}"))
+            error = f"unknown verb {verb[:64]!r}; there are {known}"
+            if _may_mean_stop(verb):
+                reason = f"a request {verb[:64]!r} counts as a stop; publish stops on `stop`"
+                self.host.stop(engaged=True, reason=reason)
+                error = f"{error}. The stop is engaged: {reason}"
+            self._respond(message, rpc.error(error))
             return
         try:
             serve(message)

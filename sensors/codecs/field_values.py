@@ -16,6 +16,8 @@ FALSE = frozenset({"off", "false", "no", "closed", "clear", "offline", "not_home
 """Words for 1 and 0, in any case: of Home Assistant, Zigbee2MQTT and Tasmota."""
 UNKNOWN = frozenset({"", "unknown", "unavailable", "none", "null", "nan"})
 """Words of a source that has no value."""
+INFINITE = frozenset({"inf", "infinity", "infinite", "nan", "1.#inf", "1.#qnan", "1.#ind"})
+"""Words for numbers that are not finite, after a sign: of C, Python, JavaScript and Windows."""
 
 
 def number_of(field: str, value: object, words: Sequence[str] = ()) -> float:
@@ -30,9 +32,10 @@ def number_of(field: str, value: object, words: Sequence[str] = ()) -> float:
         PayloadRefused: `not_a_number`, `not_finite`, `unavailable` or `unknown_word`.
     """
     if words:
-        if value not in words:
+        word = str(value) if type(value) is int else value  # `1` of the words 1, 2, 3
+        if word not in words:
             raise PayloadRefused("unknown_word", f"{field}: {str(value)[:64]!r} is not one of {list(words)}")
-        return float(words.index(str(value)))
+        return float(words.index(str(word)))
     if isinstance(value, str):
         return _of_text(field, value)
     if not isinstance(value, int | float):
@@ -51,6 +54,8 @@ def _of_text(field: str, text: str) -> float:
             return 0.0
         if word.lower() in UNKNOWN:
             raise PayloadRefused("unavailable", f"{field}: the source has no value ({word!r})")
+        if word.lower().lstrip("+-") in INFINITE:
+            raise PayloadRefused("not_finite", f"{field} is {word!r}, which is not finite")
     remedy = "; write a decimal point, not a comma" if NUMBER.fullmatch(word.replace(",", ".", 1)) else ""
     raise PayloadRefused("not_a_number", f"{field}: {text[:64]!r} is no number and no word such as ON or OFF{remedy}")
 

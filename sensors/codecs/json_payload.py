@@ -7,6 +7,7 @@ Sensors and the wire contract of the runtime read every payload here. The actuat
 from __future__ import annotations
 
 import json
+import sys
 from typing import Any
 
 import orjson
@@ -26,13 +27,15 @@ def parse_json(payload: bytes, limit: int = MAX_JSON_BYTES) -> Any:
     orjson refuses NaN, Infinity, numbers beyond a double and half surrogates; it would keep the last of two equal keys.
 
     Raises:
-        PayloadRefused: `too_large`, `not_json`, `too_deep` or `duplicate_key`.
+        PayloadRefused: `too_large`, `not_json`, `not_finite`, `too_deep` or `duplicate_key`.
     """
     if len(payload) > limit:
         raise PayloadRefused("too_large", f"{len(payload)} bytes of JSON; the limit is {limit} bytes")
     try:
         value = orjson.loads(payload)
     except orjson.JSONDecodeError as error:
+        if (place := _not_finite(payload)) is not None:
+            raise PayloadRefused("not_finite", f"{place}; JSON has no such number, send null") from None
         raise PayloadRefused("not_json", f"not JSON: {error}") from None
     if _deeper_than(value, MAX_DEPTH):
         raise PayloadRefused("too_deep", f"nested deeper than {MAX_DEPTH} levels")
@@ -63,6 +66,27 @@ def look_up(document: dict[str, Any], field: str, pointer: JsonPointer | None) -
     except JsonPointerException:
         return MISSING
     return found
+
+
+def _not_finite(payload: bytes) -> str | None:
+    """Return which number of an object or a list is not finite, if the payload is JSON but for that; None for any other payload."""
+    try:
+        value = json.loads(payload.decode())  # Python's parser reads NaN and Infinity, as its writer writes them
+    except (ValueError, RecursionError):
+        return None
+    level: list[tuple[str, object]] = [("", value)]
+    for _ in range(MAX_DEPTH):
+        for place, item in level:
+            if place and isinstance(item, int | float) and not abs(item) <= sys.float_info.max:
+                return f"{place[1:65]} is {'too large a number' if isinstance(item, int) else item}"
+        level = [(f"{place}.{key}", child) for place, item in level for key, child in _named_children(item)]
+    return None
+
+
+def _named_children(item: object) -> list[tuple[object, object]]:
+    if isinstance(item, dict):
+        return list(item.items())
+    return list(enumerate(item)) if isinstance(item, list) else []
 
 
 def _distinct(pairs: list[tuple[str, Any]]) -> None:

@@ -129,6 +129,16 @@ def test_kind_1_whatever_moves_is_refused_unless_it_is_exactly_right(
     assert world.devices["arm"] == (0.0,)
 
 
+@pytest.mark.parametrize("verb", MESSAGES["stop_verbs"])
+def test_kind_1_a_verb_that_may_mean_stop(world: Listening, verb: str) -> None:
+    """There is no such verb, and the answer says so; the stop engages all the same."""
+    answer = orjson.loads(world.ask(f"request/{verb}", "{}"))
+    assert answer["status"] == "error"
+    assert "unknown verb" in answer["error"]
+    assert "publish stops on `stop`" in answer["error"]
+    assert world.host.gate.stopped
+
+
 # Kinds 3, 7, 13 and 20: payloads of sensors.
 
 STREAMS: dict[str, dict[str, Any]] = {

@@ -10,7 +10,7 @@ import torch
 
 from actuators.actions import ActionSpace, Choice, Continuous
 from learners.experience.transition import Transition
-from learners.model.spec import PolicySpec, StreamSpec
+from learners.model.spec import PolicySpec, StreamSpec, fields_version
 from learners.rl.replay_buffer import MAX_GAP, ReplayBuffer
 
 torch.set_num_threads(1)
@@ -376,6 +376,32 @@ def test_ticks_with_tokens_of_another_encoder_version_are_set_aside_until_they_a
         assert batch.features.present[..., 1].all()
         assert memory.outdated == {None: 0, "v1": 1, "v2": 3, "v3": 4}[version]
     assert memory.skipped["shape"] == 1
+
+
+def test_numbers_of_other_fields_are_set_aside_and_wait_for_no_encoder() -> None:
+    """Fields that settings list in another order have the same width, and another meaning."""
+    before, after = fields_version(("q1", "q2")), fields_version(("q2", "q1"))
+    assert before != after
+    memory = replay()
+    for n, version in enumerate((before, after, "", before, after, after)):
+        memory.append(tick(n, encoder_versions={"joints": version} if version else {}))
+    memory.versions = {"joints": after}
+    batch = memory.ordered(0, 9)
+    assert batch is not None
+    assert ticks(batch.features) == [1, 2, 4], "a row without names was stored before fields had versions"
+    assert memory.outdated == 2
+    assert memory.stale() == {}
+
+
+def test_an_action_beyond_the_present_limits_is_left_out() -> None:
+    """Limits that settings narrow, or that have another unit, leave no way to take such an action."""
+    memory = replay()
+    for n, value in enumerate(((0.5, 1.5), (-1.0, 1.0), (90.0, 45.0), (1.0 + 1e-9, 0.0), (0.0, 0.0))):
+        memory.append(tick(n, actions={"arm": value}))
+    batch = memory.ordered(0, 9)
+    assert batch is not None
+    assert ticks(batch.features) == [1, 3]
+    assert memory.skipped["action"] == 2
 
 
 def test_an_action_that_is_no_longer_offered_is_left_out() -> None:

@@ -20,7 +20,7 @@ from learners.experience.snapshots import ExperienceSnapshots, SnapshotId
 from learners.experience.store import Mark, Store
 from learners.model.heads import Heads
 from learners.model.policy import Policy
-from learners.model.spec import PolicySpec
+from learners.model.spec import PolicySpec, fields_version
 from learners.worker.journal import Journal, JournalEntry
 from learners.worker.learner import Learner
 
@@ -131,6 +131,25 @@ def test_a_store_that_began_again_is_followed(tmp_path: Path) -> None:
     assert one.ingest() == 50
     assert len(one.replay) == 150
     assert one.position.row == 50
+
+
+def test_experience_with_fields_in_another_order_trains_nothing_and_a_removed_stream_ends_nothing(
+    tmp_path: Path,
+) -> None:
+    """Before, numbers of the same width were read as the fields of today."""
+    one = learning.make_learner(tmp_path, learning.SPEC, Policy)
+    store = Store(tmp_path / "experience", ExperienceSettings.model_validate({}))
+    for n in range(90):
+        fields = fields_version(("q1", "q2") if n < 60 else ("q2", "q1"))
+        versions = {"joints": fields, "removed": f"v{n // 30}"}
+        assert store.append(replace(learning.made(n), encoder_versions=versions))
+    assert store.flush()
+    store.close()
+    assert one.ingest() == 90
+    assert one.replay.outdated == 60
+    assert one.replay.strata().sampleable == 29, "the newest waits for its successor"
+    assert one.replay.versions == {"joints": fields_version(("q2", "q1"))}
+    assert float(one.policy.normalisers()["joints"].count) == 30, "the statistics are those of today's fields"
 
 
 def test_a_loss_that_is_not_finite_is_counted_and_left_out(tmp_path: Path, monkeypatch: Any) -> None:

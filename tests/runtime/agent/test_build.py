@@ -18,6 +18,8 @@ import yaml
 
 from actuators.safety.decisions import Proposal
 from fakes import eventually, free_port
+from learners.experience.reader import Reader
+from learners.model.spec import fields_version
 from runtime.agent.build import build
 from runtime.agent.components import Components
 from runtime.agent.jobs import jobs, unready
@@ -191,6 +193,22 @@ async def test_a_signed_policy_is_never_read_with_reordered_choices(
         assert parts.policy_updater.is_untried, "nothing moves until a person sets the mode"
     async with agent(tmp_path, wall) as parts:
         assert parts.engine.version == good
+
+
+async def test_a_row_says_what_its_numbers_mean(tmp_path: Path) -> None:
+    """So the learner never reads a stored number as another field."""
+    wall = Wall()
+    named: list[str] = []
+    for fields in (["angle"], ["torque"]):
+        async with agent(
+            tmp_path, wall, streams={"joints": SETTINGS["streams"]["joints"] | {"fields": fields}}
+        ) as parts:
+            await parts.control_loop.tick(0)
+            folder = parts.config.state_dir / "experience"
+        (row,) = Reader(folder).newest(1)
+        assert row.transition.encoder_versions == {"joints": fields_version(fields)}
+        named.append(fields_version(fields))
+    assert named[0] != named[1]
 
 
 async def test_the_settings_and_the_mode_decide_how_much_the_policy_explores(tmp_path: Path) -> None:

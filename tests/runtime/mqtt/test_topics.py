@@ -10,8 +10,8 @@ from runtime.mqtt.topics import MAX_JSON_BYTES, Refused, Reward, decode, parse
 @pytest.mark.parametrize(
     ("payload", "reason"),
     [
-        (b'{"value":NaN}', "not JSON"),
-        (b'{"value":1e999}', "not JSON"),
+        (b'{"value":NaN}', "value is nan"),
+        (b'{"value":1e999}', "value is inf"),
         (b'{"value":1,"value":-1}', "the key 'value' appears twice"),
         (b'{"value":1,"more":' + b"[" * 17 + b"]" * 17 + b"}", "deeper than 16"),
         (b" " * (MAX_JSON_BYTES + 1), f"the limit is {MAX_JSON_BYTES} bytes"),
