@@ -18,7 +18,7 @@ FLOW = (
     "runtime/backup", "runtime/mqtt", "runtime/gate", "runtime/supervisor", "runtime/control", "runtime/inference",
     "runtime/inference/arrays", "runtime/feedback", "runtime/drift", "runtime/deliberation", "runtime/models",
     "runtime/deploy", "runtime/deploy/experiments", "runtime/recording", "runtime/monitoring", "runtime/requests", "runtime/agent",
-    "runtime/dashboard", "runtime/console", "runtime/discovery", "runtime/cli",
+    "runtime/dashboard", "runtime/console", "runtime/discovery", "runtime/mcp_server", "runtime/cli",
 )  # fmt: skip
 """Packages in the order in which data flows."""
 

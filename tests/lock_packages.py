@@ -24,7 +24,7 @@ FILES = {
 }
 BUILD = ("setuptools", "setuptools-scm", "wheel")
 """`seqeval` asks for `setuptools-scm` while it is built."""
-RUN, TEST = ("chat", "simulation", "embedded"), ("export", "fleet", "test")
+RUN, TEST = ("chat", "simulation", "embedded", "mcp"), ("export", "fleet", "test")
 CUDA = re.compile(r"^(cuda|nvidia|triton)\b")
 ELSEWHERE = {"torch==2.13.0+cpu": ("6746dbcbeb526eb61330b76b41ff1b4eb848951103a892eeb080dfa2b264667b",)}
 """Builds that the package index does not have. This one is for Python 3.11 on x86_64 with manylinux_2_28."""
@@ -70,7 +70,12 @@ def locked(*, upgrade: bool) -> dict[str, dict[str, str]]:
     """
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     now = [line for name in FILES if (ROOT / name).exists() for line in entries((ROOT / name).read_text()).values()]
-    pins = "" if upgrade else "\n".join(found[0] for line in now if (found := ENTRY.match(line)))
+    # a build that the index does not have is no pin: the version that the index has is in constraints.txt
+    pins = (
+        ""
+        if upgrade
+        else "\n".join(found[0] for line in now if (found := ENTRY.match(line)) and found[0] not in ELSEWHERE)
+    )
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "pins.txt"
         file.write_text(pins)

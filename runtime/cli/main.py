@@ -36,7 +36,7 @@ from runtime.cli.options import (
     takes_settings,
 )
 from runtime.cli.service import service
-from runtime.cli.session import arm, disarm, explain, mode, record, replay, sources
+from runtime.cli.session import arm, disarm, explain, mcp, mode, record, replay, sources
 from runtime.cli.training import compare, evaluate, finetune, train
 
 
@@ -294,6 +294,7 @@ for _command in (
     record,
     replay,
     sources,
+    mcp,
     service,
     checkpoints,
     export,

@@ -1,9 +1,13 @@
-"""Define the verbs that send a request to a running agent or read its recordings: explain, record, sources, replay."""
+"""Define the verbs that send a request to a running agent or read its recordings: explain, record, sources, replay, mcp."""
 
 from __future__ import annotations
 
+import asyncio
 import json
+import os
+import socket
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -162,3 +166,52 @@ def replay(file: Path, config: Path | None, policy: str | None, *, as_json: bool
     report = replay_file(file, load_or_demo(config).config, policy=policy, progress=sys.stderr.isatty())
     click.echo(json.dumps(report.body()) if as_json else report.text())
     sys.exit(0 if report.same or policy else 1)
+
+
+class ListenAddress(click.ParamType):  # type: ignore[type-arg] # generic only in the newest click
+    """HOST:PORT on which a server listens."""
+
+    name = "HOST:PORT"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[str, int]:
+        """Return host and port; anything else ends the program with exit code 2."""
+        host, _, port = str(value).rpartition(":")
+        if not host or not port.isdecimal() or int(port) > 65_535:
+            self.fail(f"{value!r} is no address; write HOST:PORT, such as 127.0.0.1:8765", param, ctx)
+        return host.strip("[]"), int(port)
+
+
+@click.command()
+@takes_settings()
+@click.option(
+    "--http", "listen", type=ListenAddress(), help="Serve http://HOST:PORT/mcp instead of standard input and output."
+)
+@refusing
+def mcp(config: Path | None, *, listen: tuple[str, int] | None) -> None:
+    """Serve the running daemon of CONFIG (default: the demo) as tools for a language model, over MCP.
+
+    A viewer may call status, streams, decisions, events, explain, goals, checkpoints and stop. An operator may also call arm,
+    disarm, mode, override, end_override, set_goal, promote and rollback. The gate decides what becomes of each.
+
+    On standard input and output, the client is a viewer unless the environment variable REFLEXD_TOKEN has the operator's token
+    of the page. With --http, every request needs `Authorization: Bearer TOKEN`, with the token of a viewer or of the operator.
+
+    Examples: reflexd mcp home.yaml; reflexd mcp home.yaml --http 127.0.0.1:8765; REFLEXD_TOKEN=... reflexd mcp home.yaml
+    """
+    try:
+        from runtime.mcp_server.roles import TOKEN_VARIABLE, access_of, role_of_process
+        from runtime.mcp_server.server import serve_http, serve_stdio
+    except ModuleNotFoundError as error:
+        raise click.ClickException(f"{error.name} is not installed; install reflexd[mcp]") from None
+    settings = load_or_demo(config).config
+    with suppress(KeyboardInterrupt):
+        if listen is None:
+            role = role_of_process(settings, os.environ.get(TOKEN_VARIABLE))
+            click.echo(f"reflexd mcp: tools of {settings.agent} on standard input and output, as {role}", err=True)
+            asyncio.run(serve_stdio(settings, role))
+            return
+        tokens = access_of(settings)
+        with socket.create_server(listen, family=socket.AF_INET6 if ":" in listen[0] else socket.AF_INET) as listening:
+            host, port = listening.getsockname()[:2]
+            click.echo(f"reflexd mcp: tools of {settings.agent} on http://{host}:{port}/mcp", err=True)
+            asyncio.run(serve_http(settings, tokens, listening))

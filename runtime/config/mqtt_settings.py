@@ -12,7 +12,7 @@ from sensors.config import Settings
 
 SCHEMES = {"mqtt": 1883, "mqtts": 8883, "embedded": 1883}
 """Default port of each scheme of `mqtt.url`."""
-Client = Literal["gate", "agent", "dashboard", "status", "top", "request", "device"]
+Client = Literal["gate", "agent", "dashboard", "status", "top", "request", "mcp", "device"]
 """The clients of the broker; each may have its own login."""
 
 
@@ -35,9 +35,9 @@ class Credentials(Settings):
 
     stop: str | None = Field(
         None,
-        description="user of the connection for the stop alone, with the same password: of the gate's second listener, or of the "
-        "dashboard. Without it, the gate has no second listener where `requests` is set, and the dashboard sends the stop on its "
-        "first connection",
+        description="user of the connection for the stop alone, with the same password: of the gate's second listener, of the "
+        "dashboard or of `reflexd mcp`. Without it, the gate has no second listener where `requests` is set, and the other two "
+        "send the stop on their first connection",
     )
 
     def for_stop(self) -> Credentials:
@@ -80,6 +80,7 @@ class MqttSettings(Settings):
     request: Credentials | None = Field(
         None, description="login of verbs that send a request, such as `reflexd explain`"
     )
+    mcp: Credentials | None = Field(None, description="login of `reflexd mcp`")
     device: Credentials | None = Field(None, description="login of the simulated device (`plant:`)")
     keepalive_s: int = Field(
         2, ge=1, le=600, description="MQTT keep-alive; a broker that stops answering is detected within half of it"
@@ -137,6 +138,7 @@ class MqttSettings(Settings):
             "status": self.status,
             "top": self.top,
             "request": self.request,
+            "mcp": self.mcp,
             "device": self.device,
         }
         return {client: login for client, login in own.items() if login is not None}

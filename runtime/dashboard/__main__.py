@@ -13,13 +13,12 @@ from pathlib import Path
 
 import structlog
 
-from learners.files import private_folder, write_atomically
+from learners.files import write_atomically
 from runtime.config.loader import ConfigError, load
 from runtime.config.schema import Config, DashboardSettings
-from runtime.dashboard.auth import Access, token_file
+from runtime.dashboard.auth import Access, access
 from runtime.dashboard.bridge import MqttBridge
 from runtime.dashboard.commands import CommandPublisher
-from runtime.dashboard.login_link import redeem
 from runtime.dashboard.server import Page
 from runtime.dashboard.settings_file import SettingsFile
 from runtime.dashboard.sockets import Hub
@@ -36,18 +35,6 @@ LEAVE_S = 3.0
 """For connections to close."""
 SESSIONS = "dashboard-sessions.json"
 STORE_S = 600.0
-
-
-def access(config: Config, settings: DashboardSettings) -> Access:
-    """Return the tokens, from the settings or from `state_dir/token`, which is made where it is missing.
-
-    Raises:
-        OSError, ValueError: the token file cannot be used.
-    """
-    viewer = settings.viewer_token.get_secret_value() if settings.viewer_token else None
-    private_folder(config.state_dir)
-    token = settings.token.get_secret_value() if settings.token else token_file(config.state_dir / "token")
-    return Access(token, viewer, time.monotonic, lambda code: redeem(config.state_dir, code, time.time()))
 
 
 def is_loopback(host: str) -> bool:

@@ -13,6 +13,7 @@ import hmac
 import math
 import os
 import secrets
+import time
 from collections import OrderedDict, deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -23,7 +24,9 @@ import orjson
 import structlog
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from learners.files import write_atomically
+from learners.files import private_folder, write_atomically
+from runtime.config.schema import Config, DashboardSettings
+from runtime.dashboard.login_link import redeem
 
 log = structlog.get_logger(__name__)
 
@@ -133,6 +136,17 @@ class Access:
             sessions.popitem(last=False)
         self.changed = True
         return name, role
+
+    def identify(self, token: str, peer: str) -> Role | None:
+        """Return the role of a token without a session, or None for a wrong token. No code of a one-time link is accepted.
+
+        Raises:
+            RateLimited: the token is wrong, and too many were wrong lately from this peer.
+        """
+        role = self._role_of(token)
+        if role is None:
+            self._note_wrong(peer)
+        return role
 
     def role(self, session: str | None) -> Role | None:
         """Return the role of a session that is still good, and extend it."""
@@ -253,3 +267,15 @@ def token_file(path: Path) -> str:
                 f"{path} holds fewer than {MIN_TOKEN} characters; remove it and a new token is made"
             ) from None
     return token
+
+
+def access(config: Config, settings: DashboardSettings) -> Access:
+    """Return the tokens, from the settings or from `state_dir/token`, which is made where it is missing.
+
+    Raises:
+        OSError, ValueError: the token file cannot be used.
+    """
+    viewer = settings.viewer_token.get_secret_value() if settings.viewer_token else None
+    private_folder(config.state_dir)
+    token = settings.token.get_secret_value() if settings.token else token_file(config.state_dir / "token")
+    return Access(token, viewer, time.monotonic, lambda code: redeem(config.state_dir, code, time.time()))

@@ -51,6 +51,8 @@ class MqttBridge:
     topics: Topics
     state: ViewState
     watched: Callable[[], list[str]]
+    name: str = "page"
+    """Of this client in its identifiers and response topics."""
     control: Connection = field(init=False)
     stop: Connection = field(init=False)
     """Sends the stop. It is `control` where the broker would take both for one client."""
@@ -59,9 +61,9 @@ class MqttBridge:
     _extra: set[str] = field(default_factory=set)
 
     def __post_init__(self) -> None:
-        self.control = self._connection("page", on_connection_change=self._link)
-        self.stop = self._connection("page-stop") if has_own_stop(self.address.credentials) else self.control
-        for line, what in ((self.stop, "page-stop"), (self.control, "page")):
+        self.control = self._connection(self.name, on_connection_change=self._link)
+        self.stop = self._connection(f"{self.name}-stop") if has_own_stop(self.address.credentials) else self.control
+        for line, what in ((self.stop, f"{self.name}-stop"), (self.control, self.name)):
             line.expect_answers(self.topics("response", what, self.instance))
         for name in RETAINED:
             self.control.subscribe(self.topics(name), self._take, retained="send")
@@ -77,7 +79,7 @@ class MqttBridge:
         address = self.address
         if what == "media" and address.credentials is not None:
             address = replace(address, credentials=address.credentials.for_media())
-        if what == "page-stop" and address.credentials is not None:
+        if what == f"{self.name}-stop" and address.credentials is not None:
             address = replace(address, credentials=address.credentials.for_stop())
         return Connection(address, identifier, on_connection_change=on_connection_change, max_packet=MAX_PACKET)
 
@@ -180,7 +182,7 @@ class MqttBridge:
         what = " ".join(parts)
         is_stop = parts == ("stop",) and self.stop.connected
         line = self.stop if is_stop else self.control
-        reply_to = self.topics("response", "page-stop" if is_stop else "page", self.instance)
+        reply_to = self.topics("response", f"{self.name}-stop" if is_stop else self.name, self.instance)
         try:
             answer = await line.request(self.topics(*parts), encode(body), reply_to=reply_to, timeout_s=timeout_s)
             response = parse(answer.payload, 1_048_576)
