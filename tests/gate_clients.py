@@ -115,7 +115,7 @@ class Clients:
         world = self.world
         world.settle_loop()
         job = self.page.execute("operator", COMMANDS.validate_python(command))
-        with mock.patch.object(commands, "ANSWER_S", GATE_S):  # agent's requests may take longer; the gate's do not
+        with mock.patch.object(commands, "GATE_ANSWER_S", GATE_S):
             pressed = world.loop.create_task(job)
             world.loop.spin(1)
         until_s = world.loop.now_s + MOST_S

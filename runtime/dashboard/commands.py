@@ -15,7 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 
 from runtime.config.schema import Config
 from runtime.dashboard.auth import Role
-from runtime.dashboard.bridge import MqttBridge
+from runtime.dashboard.bridge import GATED, MqttBridge
 from runtime.dashboard.settings_file import MAX_TEXT, SettingsFile, SettingsRefused
 from runtime.dashboard.task_settings import with_class, with_task
 from runtime.mqtt.topics import Topics, encode
@@ -24,9 +24,10 @@ Name = Annotated[str, Field(pattern=r"^[a-z0-9_-]{1,64}$")]
 PersonName = Annotated[str, Field(pattern=r"^[a-z0-9_-]{0,32}$")]
 READING_VERBS = frozenset({"explain", "checkpoints", "readings", "labels"})
 SOURCE = "dashboard"
-ANSWER_S = 10.0
-GALLERY_S = 25.0
-"""The agent compares pictures at low priority."""
+GATE_ANSWER_S = 10.0
+"""Of a request to the gate; a reload of the settings takes seconds."""
+ANSWER_S = 35.0
+"""Longer than the agent's own limits (`runtime.requests.handlers`), so that its reason arrives."""
 GATE_S = 1.5
 """The gate responds within milliseconds; where it does not, a person must know at once."""
 
@@ -252,7 +253,7 @@ def _request(
     """Return topic, body and patience of a command that is answered."""
     match command:
         case RequestCommand():
-            patience_s = GALLERY_S if command.verb in {"readings", "labels"} else ANSWER_S
+            patience_s = GATE_ANSWER_S if command.verb in GATED else ANSWER_S
             return ("request", command.verb), command.data, patience_s
         case StopCommand():
             return ("stop",), {"engaged": command.engaged}, GATE_S
@@ -261,7 +262,7 @@ def _request(
             return ("override", command.actuator), body, GATE_S
         case _:
             body = command.model_dump(exclude={"id", "do", "by"}) | {"source": _source(command.by)}
-            return ("request", command.do), body, GALLERY_S
+            return ("request", command.do), body, ANSWER_S
 
 
 def _edited(command: EditTaskCommand, text: str, config: Config) -> str:

@@ -91,7 +91,7 @@ def watched(demo: Demo) -> Iterator[Device]:
 def demo(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Demo]:
     changes: dict[str, Any] = {
         "plant": {"simulated_overrides": False},
-        "learner": {"promote_every_s": 5},
+        "learner": {"promote_every_s": 5, "priority": "nice"},
         "promotion": {"steps": ["integrity", "latency"], "experiments": False},
         "dashboard": {"viewer_token": VIEWER},
         "tasks": {"intents": INTENTS},
@@ -213,7 +213,15 @@ def test_versions_are_promoted_and_rolled_back(page: Page) -> None:
 
 def test_a_decision_is_explained_with_bars(page: Page) -> None:
     page.locator(".decisions button").nth(2).click()
-    expect(page.locator("#explanation .shapley li")).to_have_count(4, timeout=PATIENCE_MS)
+    bars, again = page.locator("#explanation .shapley li"), page.get_by_role("button", name="Try again")
+    refusals = []
+    for _ in range(4):  # a busy machine may refuse; a person then tries again
+        expect(bars.first.or_(again)).to_be_visible(timeout=PATIENCE_MS)
+        if not again.is_visible():
+            break
+        refusals.append(page.locator("#explanation .error").inner_text())
+        again.click()
+    assert bars.count() == 4, refusals
 
 
 @pytest.mark.parametrize(("scheme", "width"), [("light", 1440), ("dark", 390)])

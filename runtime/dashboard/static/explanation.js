@@ -5,6 +5,7 @@ import { request, section, send } from "./socket.js";
 
 const SHOWN = 10;
 const FIRST_MS = 3000;
+const AGAIN_MS = 1500;
 const listed = [];
 const remembered = new Map();
 let explained = null;
@@ -73,13 +74,15 @@ export async function explain(decision, quiet = false) {
   busy = true;
   if (!quiet) panel.replaceChildren(h("p", { class: "muted" }, `Explaining decision ${decision.id} …`));
   try {
-    const data = await request("explain", { decision: decision.id });
+    const data = await (quiet ? ask(decision) : ask(decision).catch((error) => askAgain(decision, error)));
     explained = { decision: decision.id, at: decision.stamp, bars: summed(data), data };
     show(decision);
   } catch (error) {
     if (!quiet) {
       explained = null;
-      panel.replaceChildren(h("p", { class: "error" }, `Not explained: ${error.message}`));
+      panel.replaceChildren(
+        h("p", { class: "error" }, `Not explained: ${error.message}`),
+        h("button", { type: "button", class: "button", onclick: () => explain(decision) }, "Try again"));
     }
   } finally {
     busy = false;
@@ -87,6 +90,15 @@ export async function explain(decision, quiet = false) {
     next = null;
     if (chosen) explain(chosen);
   }
+}
+
+const ask = (decision) => request("explain", { decision: decision.id });
+
+/** A second and last request after AGAIN_MS: the decision may not be on the disk yet, or the connection has just come back. */
+async function askAgain(decision, error) {
+  panel.replaceChildren(h("p", { class: "muted" }, `Explaining decision ${decision.id} … (${error.message}; the page tries once more)`));
+  await new Promise((resolve) => setTimeout(resolve, AGAIN_MS));
+  return ask(decision);
 }
 
 function show(decision) {

@@ -26,12 +26,13 @@ from runtime.dashboard.auth import (
     RateLimited,
     token_file,
 )
-from runtime.dashboard.commands import COMMANDS, CommandPublisher, Forbidden, allowed
+from runtime.dashboard.commands import ANSWER_S, COMMANDS, GATE_ANSWER_S, CommandPublisher, Forbidden, allowed
 from runtime.dashboard.sections import ClientPosition, Sections
 from runtime.dashboard.series import MAX_POINTS, Returns, TimeSeries
 from runtime.dashboard.state import EVENTS, QUESTIONS, ViewState
 from runtime.dashboard.streams import StreamViews
 from runtime.mqtt.topics import Topics
+from runtime.requests.handlers import EXPLAIN_S, URGENT_S, USUAL_S
 
 
 class Clock:
@@ -567,7 +568,9 @@ async def test_a_viewer_may_ask_for_nothing_that_changes_anything(verb: str) -> 
     command = COMMANDS.validate_python({"do": "request", "verb": verb, "data": {"x": 1}})
     assert not allowed("viewer", command)
     answer = await CommandPublisher(Topics("demo"), FakeBridge(), lambda _: None).execute("operator", command)
-    assert answer == {"verb": verb, "timeout_s": 10.0, "x": 1}
+    agent_answers = verb in {"promote", "rollback", "record", "finetune"}
+    assert answer == {"verb": verb, "timeout_s": ANSWER_S if agent_answers else GATE_ANSWER_S, "x": 1}
+    assert max(URGENT_S, USUAL_S, EXPLAIN_S) < ANSWER_S, "the agent's reason arrives first"
 
 
 @pytest.mark.parametrize("verb", ["explain", "checkpoints"])
