@@ -23,6 +23,10 @@ DISK_REFUSALS = frozenset(
 )
 """Errors of a disk that is full, over its quota, read-only or broken, and of folders without the right to write."""
 
+_ACCESS_REFUSALS = frozenset({
+    sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED, sqlite3.SQLITE_NOMEM, sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_FULL,
+    sqlite3.SQLITE_PERM, sqlite3.SQLITE_READONLY, sqlite3.SQLITE_PROTOCOL, sqlite3.SQLITE_INTERRUPT,
+})  # fmt: skip
 DRAFT = ".draft-"
 """First part of the names of drafts. Their writer holds a lock on them until they have their name."""
 _CREATE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
@@ -40,6 +44,11 @@ def storage_problem(error: BaseException, folder: Path) -> str | None:
     if not isinstance(error, OSError) or error.errno not in DISK_REFUSALS:
         return None
     return f"{error.filename or folder}: {error.strerror}"
+
+
+def access_refused(error: sqlite3.Error) -> bool:
+    """Return whether SQLite could not use a file now: busy, no memory, disk full, too many open files. Its content may be intact."""
+    return (getattr(error, "sqlite_errorcode", 0) & 0xFF) in _ACCESS_REFUSALS
 
 
 def write_synced(path: Path, content: bytes, *, mode: int = 0o666) -> None:

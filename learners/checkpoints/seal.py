@@ -72,6 +72,7 @@ def check_seal(folder: Path, name: str, key: Ed25519PrivateKey | None = None) ->
     Raises:
         FileNotFoundError: there is no such folder.
         SealBroken: a file was changed, added or removed, or the signature is not by this key.
+        OSError: a file cannot be read now, such as with too many open files; that breaks no seal.
     """
     found = _digests(folder)
     try:
@@ -79,7 +80,7 @@ def check_seal(folder: Path, name: str, key: Ed25519PrivateKey | None = None) ->
         content, signature = str(seal["content"]).encode(), bytes.fromhex(seal["signature"])
         sealed: Any = orjson.loads(content)
         named, files = sealed["name"], dict(sealed["files"])
-    except (OSError, ValueError, TypeError, KeyError):
+    except (FileNotFoundError, IsADirectoryError, ValueError, TypeError, KeyError):
         raise SealBroken(f"no readable {SEAL}") from None
     if key is not None and not verified(key.public_key(), signature, content):
         raise SealBroken("its seal is not signed by this daemon's key")

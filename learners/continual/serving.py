@@ -64,8 +64,8 @@ class TaskRunner:
     ) -> None:  # fmt: skip
         self.tasks, self.callbacks = dict(tasks), callbacks
         self.counts: Counter[str] = Counter()
-        """`done`, `dropped` (a newer reading came first), `waiting` (no trained model yet), `unusable` (the task cannot take the
-        reading), `failed` (the model failed on it), `unasked`."""
+        """Readings: `done`, `dropped` (a newer one came first), `waiting` (no trained model yet), `unusable` (the task cannot take it),
+        `failed` (the model failed on it). Questions: `unasked`. Attempts to load a version that failed: `unloadable`."""
         self._ask_every_s, self._clock = ask_every_s, clock
         self._waiting: dict[str, Offered] = {}
         self._unreported: Counter[str] = Counter()
@@ -225,10 +225,12 @@ class TaskRunner:
             labels = tuple(document.get("labels", ())) or settings.labels
             task = open_task(settings.kind, source, labels=labels, **options_of(settings))
         except Exception as error:  # noqa: BLE001 - a damaged model makes the libraries raise anything
+            self.counts["unloadable"] += 1
             self._broken[name] = (wanted, self._clock())
             if broken != wanted:
                 loop.call_soon_threadsafe(self.callbacks.failed, name, str(error) or type(error).__name__)
             return loaded
+        self._broken.pop(name, None)  # the same version, damaged later, is reported again
         self._loaded[name] = ServedModel(task, wanted, trained)
         return self._loaded[name]
 

@@ -144,10 +144,18 @@ class TaskVersionStore:
         write_atomically(self.folder / CURRENT, orjson.dumps(body))
 
     def _tidy(self) -> None:
-        """Delete all but the last few, the live one, the one a rollback would return to, and the encoders of policies."""
+        """Delete all but the last few, the live one, the one a rollback would return to, and the encoders of policies.
+
+        While a policy's manifest cannot be read, nothing is deleted.
+        """
         live, earlier = self.live(), self.was_live()
         needed = {live.name if live is not None else "", *earlier[-1:]}
-        encoders = encoders_of_policies(self.folder.parents[2] / "checkpoints") if len(self.folder.parents) > 2 else ()
+        try:
+            encoders = (
+                encoders_of_policies(self.folder.parents[2] / "checkpoints") if len(self.folder.parents) > 2 else ()
+            )
+        except OSError:
+            return  # the next version tidies
         for old in self.all()[:-KEEP]:
             if old.name not in needed and old.encoder_version not in encoders:
                 self.remove(old)
@@ -170,10 +178,14 @@ class TaskVersionStore:
 
 
 def encoders_of_policies(checkpoints: Path) -> frozenset[str]:
-    """Return the encoder versions that the policy versions of a folder name: without them these policies cannot act."""
+    """Return the encoder versions that the policy versions of a folder name: without them these policies cannot act.
+
+    Raises:
+        OSError: a manifest cannot be read now, so what it names is unknown.
+    """
     found: set[str] = set()
     for path in checkpoints.glob("*/manifest.json"):
-        with suppress(OSError, orjson.JSONDecodeError, AttributeError, KeyError, TypeError):
+        with suppress(FileNotFoundError, orjson.JSONDecodeError, AttributeError, KeyError, TypeError):
             found |= {str(version) for version in orjson.loads(path.read_bytes())["encoder_versions"].values()}
     return frozenset(found)
 

@@ -15,6 +15,7 @@ from typing import Any
 
 from learners.experience.schema import connect
 from learners.experience.transition import checksum
+from learners.files import access_refused
 
 _TABLES = ("transitions", "rewards", "changes", "sources", "labels")
 _STEP = 256
@@ -53,7 +54,11 @@ def quarantine_and_recover(path: Path, reason: str, stamp_s: float) -> SetAside:
 
 
 def damaged(path: Path) -> str | None:
-    """Return what is wrong with a database file, by its header and a walk over its tables; None if it seems intact."""
+    """Return what is wrong with a database file, by its header and a walk over its tables; None if it seems intact.
+
+    Raises:
+        sqlite3.Error: the file cannot be read now, which says nothing about its content.
+    """
     if not path.exists() or not path.stat().st_size:
         return None
     try:
@@ -64,6 +69,8 @@ def damaged(path: Path) -> str | None:
                     db.execute(f"SELECT count(*), sum(stamp_s) FROM {name}").fetchone()  # noqa: S608 - our own table names
             (verdict,) = db.execute("PRAGMA quick_check(1)").fetchone()
     except sqlite3.DatabaseError as error:
+        if access_refused(error):
+            raise
         return str(error)
     return None if verdict == "ok" else str(verdict)
 

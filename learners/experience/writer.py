@@ -95,8 +95,7 @@ class Writer:
                 reason = str(error)
                 items = self._left(items)
             except sqlite3.DatabaseError as error:  # a broken page
-                reason = str(error)
-                self._set_aside_broken(reason)
+                reason = self._set_aside_broken(str(error))
             else:
                 self._lost = False
                 self._failures.succeeded()
@@ -172,13 +171,18 @@ class Writer:
             if reason:
                 self._set_aside(path, reason)
 
-    def _set_aside_broken(self, reason: str) -> None:
+    def _set_aside_broken(self, reason: str) -> str:
+        """Set aside the files that are broken; return the reason, or why that cannot be done now."""
         if self._database is not None:
             self._database.close()
             self._database = None
-        broken = [n for n in ("experience.db", "raw.db") if damaged(self.folder / n)]
-        for name in broken or ["experience.db"]:
-            self._set_aside(self.folder / name, reason)
+        try:
+            broken = [n for n in ("experience.db", "raw.db") if damaged(self.folder / n)]
+            for name in broken or ["experience.db"]:
+                self._set_aside(self.folder / name, reason)
+        except (OSError, sqlite3.Error) as error:
+            return f"{reason}; it cannot be set aside: {error}"
+        return reason
 
     def _set_aside(self, path: Path, reason: str) -> None:
         result = quarantine_and_recover(path, reason, self._clock())

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from learners.experience.reader import Row
 from learners.experience.transition import Transition
-from learners.files import private_folder
+from learners.files import access_refused, private_folder
 
 FORMAT = 1
 _TABLE = """
@@ -62,13 +62,19 @@ def _check(version: int, path: Path) -> None:
 
 
 class TokenStore:
-    """The database of re-encoded tokens. Only the learner writes it; a corrupt or outdated file is replaced by an empty one."""
+    """The database of re-encoded tokens. Only the learner writes it; a corrupt or outdated file is replaced by an empty one.
+
+    Raises:
+        sqlite3.Error: the file cannot be used now, such as a busy one.
+    """
 
     def __init__(self, path: Path) -> None:
         private_folder(path.parent)
         try:
             self._db = _opened(path)
-        except sqlite3.DatabaseError:
+        except sqlite3.DatabaseError as error:
+            if access_refused(error):
+                raise
             for file in (path, *(path.with_name(path.name + end) for end in ("-wal", "-shm"))):
                 file.unlink(missing_ok=True)
             self._db = _opened(path)

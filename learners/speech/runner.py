@@ -83,7 +83,8 @@ class SpeechRunner:
     ) -> None:
         self.streams, self.callbacks = dict(streams), callbacks
         self.counts: Counter[str] = Counter()
-        """`done`, `dropped` (sound that the worker had no time for), and why utterances were refused."""
+        """`done`, `dropped` (sound that the worker had no time for), `failed` (utterances, and models that could not be opened), and
+        why utterances were refused."""
         self.failures: dict[str, str] = {}
         """By stream, why its model cannot be used now."""
         self._threads, self._clock = threads, clock
@@ -147,6 +148,7 @@ class SpeechRunner:
                     source.cutter = source.cutter or self._new_cutter()
                     self._model(stream, self.streams[stream])
                 except Exception as error:  # noqa: BLE001 - a damaged model makes the libraries raise anything
+                    self.counts["failed"] += 1
                     self._fail(loop, stream, error)
         self._busy_since_s = None
 
@@ -158,6 +160,7 @@ class SpeechRunner:
             try:
                 found = self._cut(source, ended=silent)
             except Exception as error:  # noqa: BLE001 - a damaged model makes the libraries raise anything
+                self.counts["dropped"] += len(source.waiting)
                 source.waiting.clear()
                 self.counts["failed"] += 1
                 for stream in self._streams_of(name):

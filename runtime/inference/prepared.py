@@ -273,12 +273,15 @@ class Preparation:
         return self.calibrations.sealed(FOLDER, shared=True)
 
     def _sealed(self, place: SealedFolder, key: str, read: Callable[[Path], _Read]) -> _Read | None:
-        """Return what `read` makes of a sealed folder; None where it is absent, or damaged and now removed."""
+        """Return what `read` makes of a sealed folder; None where it is absent, cannot be read now, or is damaged and now removed."""
         folder = place.path / key
         try:
             check_seal(folder, key, place.key)
             return read(folder)
         except (FileNotFoundError, NotCompiled):
+            return None
+        except (OSError, MemoryError) as error:  # such as too many open files: the folder may be good
+            place.refused(str(folder), f"{type(error).__name__}: {error}"[:200])
             return None
         except Exception as error:  # noqa: BLE001 - of several libraries: a damaged file is named and made again
             name = "" if isinstance(error, SealBroken) else f"{type(error).__name__}: "

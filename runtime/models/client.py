@@ -43,7 +43,7 @@ STUCK_S = 60.0
 WARN_EVERY_S = 10.0
 """Between two log lines about answers that cannot be read."""
 MOST_TEXT = 500
-CAUSES = frozenset({"done", "waiting", "unusable", "failed", "unasked", "dropped"})
+CAUSES = frozenset({"done", "waiting", "unusable", "failed", "unloadable", "unasked", "dropped"})
 
 
 class Runner(Protocol):

@@ -142,6 +142,7 @@ class Health:
         total.update(self.decoder.drops.get(name, Counter()))
         if name in self.sensors:
             total.update(self.sensors[name].drops)
+        total["not_encoded"] += self.control_loop.engine.arrivals.failures[name]
         return Counter({cause: count for cause, count in total.items() if count})
 
     def learner(self) -> dict[str, Any]:

@@ -194,7 +194,10 @@ def _read(place: SealedFolder, name: str) -> Any:
         return _core().read_model(folder / "graph.xml")
     except FileNotFoundError:  # another process removed it
         return None
-    except (SealBroken, RuntimeError, OSError) as error:
+    except OSError as error:  # such as too many open files: the folder may be good
+        place.refused(str(folder), str(error)[:200])
+        return None
+    except (SealBroken, RuntimeError) as error:
         place.refused(str(folder), str(error).strip().splitlines()[0][:200])
         shutil.rmtree(folder, ignore_errors=True)
         return None

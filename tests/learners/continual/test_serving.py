@@ -282,6 +282,7 @@ async def test_a_damaged_version_is_reported_and_the_one_before_goes_on(tmp_path
         await received.until(lambda: len(received.results) == 2)
     assert [task for task, _ in received.failures] == ["intents"]
     assert received.results[0].version == received.results[1].version
+    assert runner.counts["unloadable"] == 1
 
 
 async def test_a_model_that_could_not_be_loaded_is_tried_again_after_a_while(

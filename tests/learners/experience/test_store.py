@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import sqlite3
 import subprocess
@@ -18,7 +19,7 @@ import pytest
 
 from fakes import Contention
 from learners.config import ExperienceSettings
-from learners.experience import database, schema
+from learners.experience import database, schema, writer
 from learners.experience.reader import Reader
 from learners.experience.store import Label, Mark, Raw, Store, Transition
 from learners.experience.transition import checksum, encode
@@ -450,6 +451,35 @@ def test_a_reader_may_come_before_the_writer(tmp_path: Path) -> None:
         assert (reader.count(), reader.last_row(), reader.decision("x")) == (0, 0, None)
         (tmp_path / "experience.db").write_bytes(b"not a database" * 100)
         assert reader.count() == 0
+
+
+def test_a_broken_file_that_cannot_be_set_aside_costs_no_later_tick(
+    tmp_path: Path, events: Events, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = Store(tmp_path, settings(), on_event=lambda kind, fields: events.append((kind, fields)))
+    store.append(tick(1))
+    assert store.flush()
+    errors: list[Exception] = [sqlite3.DatabaseError("a broken page"), OSError(errno.ENOSPC, "No space left on device")]
+    add, set_aside = database.Database.add, writer.quarantine_and_recover
+
+    def broken(self: database.Database, row: Transition) -> int:
+        if len(errors) == 2:
+            raise errors[0]
+        return add(self, row)
+
+    def refused(*given: Any) -> Any:
+        if len(errors) == 2:
+            raise errors.pop()
+        return set_aside(*given)
+
+    monkeypatch.setattr(database.Database, "add", broken)
+    monkeypatch.setattr(writer, "quarantine_and_recover", refused)
+    store.append(tick(2))
+    assert store.flush(), "the second try stores it"
+    store.close()
+    assert [kind for kind, _ in events] == []
+    with Reader(tmp_path) as reader:
+        assert [row.transition.tick for row in reader.rows(0, 10)] == [1, 2]
 
 
 def test_a_disk_that_refuses_is_an_event_and_later_ticks_are_stored(tmp_path: Path, events: Events) -> None:

@@ -249,6 +249,7 @@ async def test_models_open_before_the_first_utterance(tmp_path: Path, monkeypatc
     await eventually(lambda: opened == ["orders", "names"] and bool(failed), "the models")
     assert failed == [("damaged", "no such model")]
     assert runner.failures == {"damaged": "no such model"}
+    assert runner.counts["failed"] == 1
     assert runner._sources["room"].cutter is not None
     await eventually(lambda: runner.busy_s() == 0.0, "a worker that waits for sound")
     working.cancel()
