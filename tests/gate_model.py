@@ -76,8 +76,6 @@ STEP = 1.0 * 2 * PERIOD_S + 1e-6
 INSTANT_S = 1e-6
 """Between two messages: no two have one time of arrival."""
 LONG_S = 0.2
-FOUND_S = 2 * host_module.LATCH_POLL_S + 0.1
-"""Within this time a connected gate finds the latch of the second listener."""
 LATCHED_S = 0.6
 """Longer than the second listener waits before it tries to write again."""
 BOUND_S = 0.5
@@ -123,7 +121,6 @@ class Latch:
     def __init__(self, disk: Disk, now: Callable[[], float]) -> None:
         self.found: tuple[int, str] | None = None
         self.disk, self.now = disk, now
-        self.written_s = 0.0
 
     @classmethod
     def of(cls, _state_dir: Path) -> Latch:
@@ -133,8 +130,7 @@ class Latch:
 
     def write(self, reason: str) -> None:
         self._must_work()
-        self.written_s = self.now()
-        self.found = (round(self.written_s * 1e9), reason)
+        self.found = (round(self.now() * 1e9), reason)
 
     def read(self) -> tuple[int, str] | None:
         return self.found
@@ -260,8 +256,8 @@ class World:
         self.is_dead = False
         """There is no supervisor, so no gate."""
         self.latched_only: tuple[bool, bool] | None = None
-        """The listener alone has the stop: what was granted before, and whether a release waited for arming."""
-        self.connected_s = 0.0
+        """The listener alone has the stop, because the gate is dead or its loop has not read the channel yet: what was granted
+        before, and whether a release waited for arming."""
         self.listener = ListenerProcess(self)
         self.stored: list[PublishMessage] = []
         """What the broker stores for the gate while it is dead."""
@@ -460,7 +456,6 @@ class World:
         if line is self.safety:
             self.session, self.commanded, self.received = {}, {}, set[str]()
             self.disarmed()
-            self.connected_s = self.loop.now_s
         away, line.away = line.away, []
         self.open_line(line, resumed=bool(away))
         for out in away:
@@ -581,6 +576,10 @@ class World:
         self.arrive(self.safety, TOPICS("stop"), payload, retain=retain, qos=qos, properties=properties)
         if not is_away:
             self.check(self.host.gate.stopped == self.stop_in_force, "the stop is not what was last sent")
+        elif latched and not plain and not self.is_dead:
+            self.settle_loop()
+            reached = self.host.gate.stopped or self.turns is not None
+            self.check(reached, "the second listener has a stop, and the gate without a connection does not have it")
 
     def request(self, verb: str, payload: bytes, *, retain: bool = False, properties: Any = None) -> None:
         """Any request."""
@@ -755,11 +754,8 @@ class World:
         self.known[name] = value
 
     def _must_be_stopped(self) -> bool:
-        """Whether the gate must know of the stop: one that the listener alone has must be on the disk for a moment."""
-        if self.latched_only is None or not self.stop_in_force:
-            return self.stop_in_force
-        found_s = self.loop.now_s - self.latch.written_s
-        return self.latch.found is not None and (self.connected_s >= self.latch.written_s or found_s > FOUND_S)
+        """Whether the gate must know of the stop."""
+        return self.stop_in_force and self.latched_only is None
 
     def _check_step(self, name: str, value: Value) -> None:
         if not isinstance(value, tuple):

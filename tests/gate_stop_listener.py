@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import aiomqtt
 
+from runtime.gate.stop_channel import StopSender
 from runtime.gate.stop_listener import StopListener, connection_of
 from runtime.mqtt.models import PublishMessage
 
@@ -29,6 +30,23 @@ class Run:
     job: asyncio.Task[None]
     parent: list[bool]
     """Whether the supervisor that started it lives."""
+
+
+class Channel(StopSender):
+    """The listener's end of the channel; the other end is in one supervisor, dead or alive."""
+
+    def __init__(self, world: World) -> None:
+        super().__init__()
+        self.world, self.host = world, world.host
+
+    def send(self, reason: str | None) -> bool:
+        """What is sent waits in the socket until the gate's loop reads it."""
+        self.world.loop.call_soon(self._read, reason)
+        return True
+
+    def _read(self, reason: str | None) -> None:
+        if self.host is self.world.host and not self.world.is_dead:
+            self.host.listener_states(reason)
 
 
 class ListenerProcess:
@@ -57,6 +75,7 @@ class ListenerProcess:
             world.host.topics,
             lambda: parent[0],
             lambda: world.loop.now_s,
+            Channel(world),
         )
         run = Run(listener, world.new_line(listener.connection), world.loop.create_task(listener.run()), parent)
         run.job.add_done_callback(lambda job: job.cancelled() or job.exception())

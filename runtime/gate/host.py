@@ -26,7 +26,7 @@ from actuators.safety.gate import Gate
 from actuators.safety.limits import Refusal
 from actuators.wire import SAFE_TTL_MS, CommandWriter, DeviceReport, WireError, parse_state, state_topic
 from runtime.config.schema import Config
-from runtime.gate import ipc
+from runtime.gate import ipc, stop_channel
 from runtime.gate.event_throttle import EventThrottle
 from runtime.gate.info import InfoBuilder
 from runtime.gate.latches import LatchWriter, Saved
@@ -57,6 +57,8 @@ AFTER_STALL_S = 0.5
 """They are read within this time."""
 LATCH_POLL_S = 0.25
 """How often the latch of the second listener is read."""
+OWN_STOP_S = 0.5
+"""A connected gate waits so long for a stop that the second listener has received: its own connection has the order of the messages."""
 SECOND_LISTENER = "the second listener received it"
 REST_S = 1.0
 """For the devices to acknowledge the last safe actions at the end of the daemon."""
@@ -91,6 +93,9 @@ class GateHost:
     agent: AgentLiveness = field(default_factory=AgentLiveness)
     ending: bool = False
     _end: socket.socket | None = None
+    _listener: socket.socket | None = None
+    _listener_stop: tuple[float, str] | None = None
+    """When the second listener's stop was read, and its reason, while this gate is not stopped."""
     _serials: dict[str, dict[int, int]] = field(default_factory=dict)
     """By actuator: the gate's number of a command by its `seq`."""
     _proposals: dict[str, Any] = field(default_factory=dict)
@@ -267,6 +272,54 @@ class GateHost:
         self.apply(self.gate.lost(self.now()))
         self.publisher.event("agent_lost", {"cause": cause})
 
+    # --- the second listener
+
+    def attach_listener(self, end: socket.socket) -> None:
+        """Read the second listener's channel; its end stays open here, so that each new listener can inherit it."""
+        self._listener = end
+        asyncio.get_running_loop().add_reader(end.fileno(), self._listener_readable)
+
+    def detach_listener(self) -> None:
+        """Stop reading from the second listener."""
+        if self._listener is not None:
+            asyncio.get_running_loop().remove_reader(self._listener.fileno())
+            self._listener.close()
+            self._listener = None
+
+    def _listener_readable(self) -> None:
+        for _ in range(AT_ONCE):
+            if self._listener is None:
+                return
+            try:
+                is_read, reason = stop_channel.receive(self._listener)
+            except EOFError:
+                self.detach_listener()
+                return
+            if not is_read:
+                return
+            self.listener_states(reason)
+
+    def listener_states(self, reason: str | None) -> None:
+        """Take a stop that the second listener received, with its reason, or None once it received a release.
+
+        While the gate is not connected, it engages the stop at once. While it is connected, it waits for its own message:
+        a stop that was released meanwhile must not be engaged again. No statement releases an engaged stop.
+        """
+        if reason is None or self.gate.stopped:
+            self._listener_stop = None
+        elif self._listener_stop is None:
+            self._listener_stop = self.now(), reason
+        self._engage_listener_stop()
+
+    def _engage_listener_stop(self, *, at_once: bool = False) -> None:
+        if self._listener_stop is None:
+            return
+        read_s, reason = self._listener_stop
+        if self.gate.stopped:
+            self._listener_stop = None
+        elif at_once or not self.safety.connected or self.now() - read_s >= OWN_STOP_S:
+            self.stop(engaged=True, reason=f"{SECOND_LISTENER}: {reason}")
+
     # --- devices
 
     def apply(self, decisions: Iterable[ActuatorDecision], proposal: Proposal | None = None) -> None:
@@ -361,6 +414,7 @@ class GateHost:
         if decisions:
             self._stopped_s = now_s
         self.latches.release = not engaged
+        self._listener_stop = None
         self._released_ns = self._released_ns if engaged else time.time_ns()
         if engaged != was:
             self.publisher.stop_reason = reason if engaged else ""
@@ -463,6 +517,7 @@ class GateHost:
             self.stop(
                 engaged=True, reason="too many messages on `stop` at once: one that was dropped may have been a stop"
             )
+        self._engage_listener_stop()
         self.apply(self.gate.tick(now_s))
         self.publisher.publish_changes()
         self.holds.publish_changes(now_s)
@@ -478,7 +533,9 @@ class GateHost:
         self.publisher.invalidate()
         self.gate.connected(self.now())
         self.apply(self.gate.go_safe(self.now(), "connected to the broker"))
-        found = None if self.gate.stopped else self.stop_latch.read()  # before anything arms
+        self._listener_readable()  # this and the file before anything arms
+        self._engage_listener_stop(at_once=True)
+        found = None if self.gate.stopped else self.stop_latch.read()
         if found is not None:
             self.stop(engaged=True, reason=f"{SECOND_LISTENER}: {found[1]}")
         self.publisher.publish_changes()

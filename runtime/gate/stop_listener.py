@@ -1,10 +1,12 @@
 """Listen to the stop in a process of its own, and latch it on the disk: `python -m runtime.gate.stop_listener CONFIG`.
 
 The supervisor starts it. It has a connection of its own and outlives the supervisor, so that a stop counts that is sent while
-the gate restarts, hangs, or has lost its connection. A stop is written to the file `stop-latch`; the gate engages the stop
-when it finds the file, and removes it with the release. The listener never releases a stop that it latched without the gate.
+the gate restarts, hangs, or has lost its connection. It sends a stop to the gate through the channel that it inherited, and writes
+it to the file `stop-latch`. The gate engages the stop when it reads either, and removes the file with the release. The listener
+never releases a stop that it latched without the gate.
 
-Without a supervisor it ends when the next listener takes its session over, or after `ORPHAN_S`. It imports no torch.
+Without a supervisor it ends when the next listener takes its session over, or after `ORPHAN_S`, but never before its stop is on the
+disk. It imports no torch.
 """
 
 from __future__ import annotations
@@ -25,6 +27,7 @@ import structlog
 from runtime.config.loader import ConfigError, load
 from runtime.config.schema import Config
 from runtime.gate.operator_commands import read_stop
+from runtime.gate.stop_channel import StopSender
 from runtime.gate.stop_latch import StopLatch
 from runtime.mqtt import Address, Connection, Message
 from runtime.mqtt.topics import Topics
@@ -37,7 +40,11 @@ ORPHAN_S = 60.0
 """How long it listens without a supervisor; the service manager starts the daemon again within seconds."""
 POLL_S = 0.5
 RETRY_S = 0.5
-"""Between two attempts at a write that the disk refused."""
+"""Between two attempts at a write that the disk refused, or at a statement that the gate has no room for."""
+AGAIN_S = 1.0
+"""After a stop, when it looks whether the file is still there: the gate may have been removing it for an earlier release."""
+LAST_TRIES = 3
+"""Writes tried after SIGTERM."""
 _LOG = structlog.get_logger(__name__)
 
 
@@ -74,12 +81,21 @@ class StopListener:
     topics: Topics
     has_parent: Callable[[], bool]
     clock: Callable[[], float] = time.monotonic
+    gate: StopSender = field(default_factory=StopSender)
     ended: asyncio.Event = field(default_factory=asyncio.Event)
+    """Set by SIGTERM: it ends at once, after `LAST_TRIES` at a stop that is not on the disk."""
+    _unneeded: asyncio.Event = field(default_factory=asyncio.Event)
+    """It need not listen any longer."""
     _reason: str | None = None
     """Of the stop in force; None without one."""
+    _unsent: asyncio.Event = field(default_factory=asyncio.Event)
     _changed: asyncio.Event = field(default_factory=asyncio.Event)
+    """The file may differ from the stop in force."""
+    _saved: asyncio.Event = field(default_factory=asyncio.Event)
+    _look_again: asyncio.TimerHandle | None = None
 
     def __post_init__(self) -> None:
+        self._saved.set()
         self.connection.subscribe(self.topics("stop"), self.on_stop, retained="send")
         self.connection.on_connection_change = self._connection_changed
 
@@ -92,45 +108,76 @@ class StopListener:
             Refused: a release that the broker may have stored.
         """
         read = read_stop(message)
-        if read is None:
+        if read is None or not (read[0] or self.has_parent()):
             return
         engaged, reason = read
-        if engaged:
-            self._reason = self._reason or reason or "sent while the gate did not listen"
-            self._changed.set()
-        elif not engaged and self.has_parent():
-            self._reason = None
-            self._changed.set()
+        self._reason = (self._reason or reason or "sent while the gate did not listen") if engaged else None
+        self._saved.clear()
+        self._unsent.set()
+        self._changed.set()
+        if self._look_again is not None:
+            self._look_again.cancel()
+        self._look_again = asyncio.get_running_loop().call_later(AGAIN_S, self._changed.set)
 
     async def run(self) -> None:
-        """Listen until it is no longer needed, or cancelled.
+        """Listen until it is no longer needed and has saved its stop, or until `ended`, or until cancelled.
 
         Raises:
             OSError: a stop could not be written at the end.
         """
         async with asyncio.TaskGroup() as group:
-            tasks = [group.create_task(job) for job in (self.connection.run(), self._write(), self._watch_parent())]
-            await self.ended.wait()
-            for task in tasks:
+            connection = group.create_task(self.connection.run())
+            others = [group.create_task(job) for job in (self._send(), self._write(), self._watch_parent())]
+            waits = [group.create_task(each.wait()) for each in (self.ended, self._unneeded)]
+            await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+            connection.cancel()
+            waits.append(group.create_task(self._saved.wait()))
+            await asyncio.wait((waits[0], waits[-1]), return_when=asyncio.FIRST_COMPLETED)
+            for task in (*others, *waits):
                 task.cancel()
-        if self._changed.is_set() and self._reason is not None:
-            await asyncio.to_thread(self.latch.write, self._reason)
+        for left in reversed(range(LAST_TRIES)):
+            if self._saved.is_set() or self._reason is None:
+                return
+            try:
+                await asyncio.to_thread(self._save, self._reason)
+            except OSError:
+                if left == 0:
+                    raise
+                await asyncio.sleep(RETRY_S)
+            else:
+                return
+
+    async def _send(self) -> None:
+        """Send the newest received state to the gate; retry while it reads nothing."""
+        while True:
+            await self._unsent.wait()
+            self._unsent.clear()
+            if not self.gate.send(self._reason):
+                self._unsent.set()
+                await asyncio.sleep(RETRY_S)
 
     async def _write(self) -> None:
         """Write the newest received state to the file; retry while the disk refuses."""
         while True:
             await self._changed.wait()
             self._changed.clear()
-            reason = self._reason
             try:
-                if reason is None:
-                    await asyncio.to_thread(self.latch.remove)
-                elif not await asyncio.to_thread(self.latch.exists):  # the gate removes it with a release
-                    await asyncio.to_thread(self.latch.write, reason)
+                await asyncio.to_thread(self._save, self._reason)
             except OSError as error:
                 _LOG.error("stop_listener.not_saved", file=str(self.latch.path), reason=str(error))
                 self._changed.set()
                 await asyncio.sleep(RETRY_S)
+            else:
+                if not self._changed.is_set():
+                    self._saved.set()
+
+    def _save(self, reason: str | None) -> None:
+        """Make the file say what is in force; a removal that an orphan still owes could delete the next listener's stop."""
+        if reason is not None:
+            if not self.latch.exists():  # the gate removes it with a release
+                self.latch.write(reason)
+        elif self.has_parent():
+            self.latch.remove()
 
     async def _watch_parent(self) -> None:
         """End `ORPHAN_S` after the supervisor."""
@@ -140,18 +187,19 @@ class StopListener:
             if orphaned_s is None and not self.has_parent():
                 orphaned_s = self.clock()
                 _LOG.warning("stop_listener.gate_gone", listens_s=ORPHAN_S)
-        self.ended.set()
+        self._unneeded.set()
 
     def _connection_changed(self, up: bool, reason: str) -> None:  # noqa: FBT001 - the connection's callback
         """Give way to the next supervisor's listener, which took the session over."""
         if not up and not self.has_parent():
             _LOG.info("stop_listener.replaced", reason=reason)
-            self.ended.set()
+            self._unneeded.set()
 
 
-async def listen(config: Config, has_parent: Callable[[], bool]) -> None:
+async def listen(config: Config, has_parent: Callable[[], bool], gate: StopSender) -> None:
     """Listen until SIGTERM, or until it is no longer needed."""
-    listener = StopListener(connection_of(config), StopLatch.of(config.state_dir), Topics(config.agent), has_parent)
+    connection, latch = connection_of(config), StopLatch.of(config.state_dir)
+    listener = StopListener(connection, latch, Topics(config.agent), has_parent, gate=gate)
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, listener.ended.set)
     await listener.run()
 
@@ -160,6 +208,7 @@ def main(arguments: list[str]) -> int:
     """Run the process; return 0 after a regular end, 2 for settings that cannot be used, 1 for a file that cannot be read."""
     parser = argparse.ArgumentParser(prog="runtime.gate.stop_listener")
     parser.add_argument("--parent", type=int, default=os.getppid())
+    parser.add_argument("--gate-fd", type=int, help="the inherited channel to the gate")
     parser.add_argument("config", type=Path)
     given = parser.parse_args(arguments)
     try:
@@ -171,9 +220,10 @@ def main(arguments: list[str]) -> int:
     log.configure(secrets=loaded.secrets)
     try:
         with suppress(KeyboardInterrupt):
-            asyncio.run(listen(loaded.config, lambda: os.getppid() == given.parent))
+            sender = StopSender.of(given.gate_fd)
+            asyncio.run(listen(loaded.config, lambda: os.getppid() == given.parent, sender))
     except (OSError, ValueError) as error:
-        _LOG.error("stop_listener.start_failed", reason=str(error))
+        _LOG.error("stop_listener.failed", reason=str(error))
         return 1
     return 0
 

@@ -42,9 +42,11 @@ class Spec:
 
     name: str
     command: tuple[str, ...]
-    """Already wrapped (`child.wrapped`) if it must die with this process; `{gate_fd}` is replaced by the link's descriptor."""
+    """Already wrapped (`child.with_parent_death`) if it must die with this process; `{gate_fd}` is replaced by its descriptor."""
     linked: bool = False
     """Only this child inherits the link to the gate."""
+    stop_channel: bool = False
+    """Only this child inherits the channel to the gate that carries the stop."""
     grace_s: float = 10.0
     """From SIGTERM to SIGKILL."""
     stdin: bool = False
@@ -61,10 +63,19 @@ def table(config: Config, path: Path, *, faults: tuple[str, ...] = (), verbose: 
     python = [sys.executable, "-m"]
     more = [*(part for fault in faults for part in ("--fault", fault)), *(["--verbose"] if verbose else [])]
     agent = [*python, "runtime.agent", str(path), "--gate-fd", "{gate_fd}", *more]
-    listener = [*python, "runtime.gate.stop_listener", "--parent", str(os.getpid()), str(path)]
+    listener = [
+        *python,
+        "runtime.gate.stop_listener",
+        "--parent",
+        str(os.getpid()),
+        "--gate-fd",
+        "{gate_fd}",
+        str(path),
+    ]
     specs = [Spec("agent", tuple(child.with_parent_death(agent)), linked=True, stdin=True)]
     if has_own_session(config):
-        specs.append(Spec("stop listener", tuple(child.outliving(listener)), grace_s=3.0, essential=False))
+        command = tuple(child.outliving(listener))
+        specs.append(Spec("stop listener", command, stop_channel=True, grace_s=3.0, essential=False))
     if config.learner.enabled:
         settings = config.state_dir / "learner" / "settings.json"
         learner = [*python, "learners.worker", str(settings)]
@@ -113,7 +124,7 @@ class Child:
 
     spec: Spec
     link: Callable[[], int] | None = None
-    """Creates a new agent's end of the link and returns its descriptor, which the child inherits."""
+    """Returns the descriptor that the child inherits; a new one for each agent."""
     unlink: Callable[[], None] = lambda: None
     """Called once the child has its descriptor."""
     restarted: Callable[[str, int, int], None] = lambda _name, _code, _restarts: None

@@ -12,6 +12,7 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import socket
 import time
 from collections.abc import Callable, Coroutine
 from contextlib import suppress
@@ -28,7 +29,7 @@ from learners.files import BusyError, exclusive_lock
 from learners.ipc import settings
 from runtime.config.loader import ConfigError, LoadedConfig, load
 from runtime.config.schema import Config
-from runtime.gate import ipc
+from runtime.gate import ipc, stop_channel
 from runtime.gate.build import SettingsUnusable, build_host
 from runtime.gate.host import GateHost
 from runtime.gate.info import InfoBuilder
@@ -120,6 +121,8 @@ class Supervisor:
     _reason: str = "stop requested"
     _code: int = 0
     _agent_end: Any = None
+    _listener_end: socket.socket | None = None
+    """Of every stop listener of this run, so that the gate reads on when one is restarted."""
     _signalled_s: float = float("-inf")
 
     async def run(self) -> int:
@@ -127,6 +130,8 @@ class Supervisor:
         prepared = broker.prepare(self.config.mqtt, self.config.state_dir) if self._embedded else None
         self._host = build_host(self.config, self.notifier, self._info())
         self._host.publisher.failing = self._failing
+        gate_end, self._listener_end = stop_channel.pair()
+        self._host.attach_listener(gate_end)
         operators = OperatorCommands(self._host, self.reload)
         self._signals(operators)
         try:
@@ -155,6 +160,8 @@ class Supervisor:
                     await self._broker.stop()
         finally:
             self.force_exit()
+            self._host.detach_listener()
+            self._listener_end.close()
         log.info("supervisor.ended", reason=self._reason, code=self._code)
         return self._code
 
@@ -209,6 +216,8 @@ class Supervisor:
     def _launch(self, spec: Spec, start: Callable[..., asyncio.Task[None]]) -> None:
         if spec.linked:
             each = Child(spec, link=self._link, unlink=self._linked, restarted=self._restarted)
+        elif spec.stop_channel:
+            each = Child(spec, link=self._listener_descriptor, restarted=self._restarted)
         else:
             each = Child(spec, restarted=self._restarted)
         self.children.append(each)
@@ -227,6 +236,10 @@ class Supervisor:
         gate_end, self._agent_end = ipc.pair()
         self._host.attach(gate_end)
         return int(self._agent_end.fileno())
+
+    def _listener_descriptor(self) -> int:
+        assert self._listener_end is not None
+        return self._listener_end.fileno()
 
     def _linked(self) -> None:
         """The child has its copy; ours would hide the end-of-file."""

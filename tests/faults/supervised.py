@@ -26,6 +26,7 @@ def main() -> int:
                 name,
                 tuple(child.outliving(command) if name == "stop listener" else child.with_parent_death(command)),
                 linked=linked,
+                stop_channel=name == "stop listener",
                 grace_s=2.0,
             )
             for name, linked, command in rows

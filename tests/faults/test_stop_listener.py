@@ -10,18 +10,32 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
+import canaries
 import psutil
+from disks import small_disk
 from faults.harness import Daemon, Device, agent_row, device_on, end_daemon, start_daemon, write_config
 
-from fakes import Mosquitto, eventually
+from fakes import Mosquitto, eventually, free_port
 from runtime.gate.stop_latch import StopLatch
 
 STOP = "reflexd/tester/stop"
+DEAF_GATE = """\
+listener {port} 127.0.0.1
+allow_anonymous true
+acl_file {acl}
+set_tcp_nodelay true
+user root
+"""
+"""A broker that passes no stop to the gate's own connection."""
+LOGINS = f"gate: {{username: gate, requests: requests, stop: halt, password: {canaries.MQTT}}}"
 
 
 def rows(config: Path) -> list[list[Any]]:
     listener = "import os, sys; from runtime.gate.stop_listener import main; sys.exit(main(sys.argv[1:]))"
-    return [agent_row(), ["stop listener", False, [sys.executable, "-c", listener, str(config)]]]
+    return [
+        agent_row(),
+        ["stop listener", False, [sys.executable, "-c", listener, "--gate-fd", "{gate_fd}", str(config)]],
+    ]
 
 
 def listener_of(daemon: Daemon) -> psutil.Process:
@@ -29,9 +43,10 @@ def listener_of(daemon: Daemon) -> psutil.Process:
 
 
 @asynccontextmanager
-async def listening(folder: Path, broker: Mosquitto) -> AsyncIterator[tuple[Path, Daemon, Device]]:
+async def listening(folder: Path, broker: Mosquitto, logins: str = "") -> AsyncIterator[tuple[Path, Daemon, Device]]:
     """A moving device, and a listener that is connected."""
     config = write_config(folder, broker.url)
+    config.write_text(config.read_text().replace(canaries.LOGIN_YAML, f"{canaries.LOGIN_YAML}, {logins}"))
     async with device_on(broker.port) as device:
         daemon = start_daemon(folder, config, rows(config))
         try:
@@ -100,3 +115,28 @@ async def test_a_frozen_gate_has_the_stop_on_the_disk(tmp_path: Path, broker: Mo
         finally:
             daemon.process.send_signal(signal.SIGCONT)
         await eventually(lambda: device.statuses[-1]["state"] == "stopped", "stopped")
+
+
+async def test_a_stop_that_the_listener_alone_receives_reaches_the_gate_while_the_disk_refuses(tmp_path: Path) -> None:
+    users = "".join(f"user {name}\ntopic readwrite #\n" for name in ("tester", "requests", "halt"))
+    acl = tmp_path / "acl"
+    acl.write_text(f"{users}user gate\ntopic deny {STOP}\ntopic readwrite #\n")
+    port = free_port()
+    broker = Mosquitto(tmp_path, port, DEAF_GATE.format(port=port, acl=acl)).start()
+    try:
+        with small_disk(tmp_path / "state", "size=1m") as disk:
+            async with listening(tmp_path, broker, LOGINS) as (_, daemon, device):
+                listener_of(daemon).kill()
+                await eventually(lambda: daemon.log.read_text().count('"event":"mqtt.connected"') >= 4, "the next one")
+                disk.fill()
+                await device.connection.publish(STOP, b'{"engaged": true}', qos=0)
+                await eventually(lambda: "stopped" in [e["data"].get("change") for e in device.events], "the stop")
+                moved = device.moves()
+                await eventually(lambda: device.value == "stay", "the safe action")
+                assert not StopLatch.of(disk.folder).exists()
+                disk.free()
+                await eventually(lambda: device.statuses[-1]["state"] == "stopped", "the stop on the disk")
+                assert "second listener" in device.statuses[-1]["reasons"][0]
+                assert device.moves() == moved
+    finally:
+        broker.stop()

@@ -128,6 +128,11 @@ def old_releases() -> Patch:
     return lambda: mock.patch.object(operator_commands, "read_stop", old)
 
 
+def listener_without_a_channel() -> Patch:
+    """The gate knows what the second listener received from its file alone."""
+    return lambda: mock.patch.object(GateHost, "listener_states", lambda _self, _reason: None)
+
+
 def unjudged_rest() -> Patch:
     """An actuator rests alone."""
     return lambda: mock.patch.object(ForbiddenCombinations, "with_coupled", lambda _self, chosen: list(chosen))
@@ -221,6 +226,7 @@ MENDINGS: dict[str, Callable[[], Patch]] = {
     "H4 a failed write is tried again": one_write,
     "H4 what may mean stop is a stop": exact_stops,
     "H4 no release from the broker's store": old_releases,
+    "H4 the second listener needs no disk": listener_without_a_channel,
     "H5 rest is judged": unjudged_rest,
     "telemetry ends what it forbids": telemetry_stops_nothing,
     "old telemetry counts as missing": old_telemetry,

@@ -15,7 +15,8 @@ from gate_host import TOPICS, make_host, resumed, world_of
 from wire_helpers import running
 
 from fakes import Mosquitto, disk_full, eventually, free_port
-from runtime.gate import ipc, latches
+from runtime.gate import host as host_module
+from runtime.gate import ipc, latches, stop_channel
 from runtime.gate.stop_latch import StopLatch
 from runtime.mqtt import Address, Connection
 from runtime.mqtt.topics import encode
@@ -98,6 +99,60 @@ async def test_a_latch_of_the_second_listener_is_engaged_before_a_reconnected_ga
         world.host.on_connect()
         assert world.host.gate.stopped
         assert not (await world.propose({"head": "left"})).outcomes["head"].sent
+
+
+async def test_a_stop_on_the_second_listeners_channel_is_engaged_at_once_without_a_connection(
+    tmp_path: Path, broker: Mosquitto
+) -> None:
+    for data in (b"stop: sent at QoS 0", b"\xff", b"withdrawn?", bytes(10_000)):
+        gate_end, listener_end = stop_channel.pair()
+        async with world_of(tmp_path / str(len(data)), broker) as world:
+            world.host.attach_listener(gate_end)
+            await world.armed()
+            listener_end.send(stop_channel.WITHDRAWN)  # releases nothing and engages nothing
+            listener_end.send(data)
+            world.host.on_connection_change(False, "lost")
+            world.host.on_connect()  # reads the channel before anything arms
+            assert world.host.gate.stopped
+            assert not (await world.propose({"head": "left"})).outcomes["head"].sent
+            listener_end.send(stop_channel.WITHDRAWN)
+            await world.propose({})
+            assert world.host.gate.stopped
+            reason = world.host.publisher.stop_reason
+            assert reason.startswith("the second listener received it")
+            assert len(reason) < 400
+            listener_end.close()
+            await eventually(lambda: world.host._listener is None, "the end of file")
+            await world.ask("disarm")
+
+
+async def test_a_connected_gate_waits_for_its_own_stop_before_it_engages_the_second_listeners(
+    tmp_path: Path, broker: Mosquitto, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gate_end, listener_end = stop_channel.pair()
+    async with world_of(tmp_path, broker) as world:
+        host = world.host
+        host.attach_listener(gate_end)
+        await world.armed()
+        monkeypatch.setattr(host_module, "OWN_STOP_S", 1e6)
+        host.listener_states("late: the gate has handled the release already")
+        host.listener_states(None)
+        host.listener_states("released by the gate's own connection")
+        host.stop(engaged=True)
+        host.stop(engaged=False)
+        monkeypatch.setattr(host_module, "OWN_STOP_S", 0.0)
+        host.tick()
+        assert not host.gate.stopped
+        monkeypatch.setattr(host_module, "OWN_STOP_S", 1e6)
+        listener_end.send(b"stop: ")
+        await eventually(lambda: host._listener_stop is not None, "the statement")
+        host.tick()
+        assert not host.gate.stopped
+        monkeypatch.setattr(host_module, "OWN_STOP_S", 0.0)
+        host.tick()
+        assert host.gate.stopped
+        host.detach_listener()
+        listener_end.close()
 
 
 async def test_nothing_that_is_not_finite_or_in_range_reaches_a_device(tmp_path: Path, broker: Mosquitto) -> None:

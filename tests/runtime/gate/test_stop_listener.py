@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 from wire_helpers import address
+from wire_helpers import running as running_on
 
 from fakes import Mosquitto, eventually
 from runtime.config.schema import Config
-from runtime.gate import stop_listener
+from runtime.gate import stop_channel, stop_listener
+from runtime.gate.stop_channel import StopSender
 from runtime.gate.stop_latch import StopLatch
 from runtime.gate.stop_listener import StopListener, connection_of, has_own_session
 from runtime.mqtt import Connection, Message
@@ -34,19 +37,45 @@ def message(payload: bytes, *, retain: bool = False, resumed: bool = False) -> M
 class World:
     """A listener; a test takes away its parent and disk."""
 
+    sockets: ClassVar[list[socket.socket]] = []
+
     def __init__(self, folder: Path, port: int) -> None:
         self.parent = True
         self.now_s = 0.0
         self.latch = StopLatch.of(folder / "state")
+        self.gate, end = stop_channel.pair()
+        self.sockets += self.gate, end
         self.listener = StopListener(
-            Connection(address(port), "listener"), self.latch, TOPICS, lambda: self.parent, lambda: self.now_s
+            Connection(address(port), "listener"),
+            self.latch,
+            TOPICS,
+            lambda: self.parent,
+            lambda: self.now_s,
+            StopSender(end),
         )
+
+    def stated(self) -> list[str | None]:
+        """What the listener has stated since the last call."""
+        found: list[str | None] = []
+        while True:
+            is_read, reason = stop_channel.receive(self.gate)
+            if not is_read:
+                return found
+            found.append(reason)
+
+
+@pytest.fixture(autouse=True)
+def closed_sockets() -> Iterator[None]:
+    yield
+    while World.sockets:
+        World.sockets.pop().close()
 
 
 @pytest.fixture
 def quick(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setattr(stop_listener, "POLL_S", 0.01)
     monkeypatch.setattr(stop_listener, "RETRY_S", 0.01)
+    monkeypatch.setattr(stop_listener, "AGAIN_S", 0.02)
     return
 
 
@@ -125,6 +154,75 @@ async def test_a_disk_that_refuses_is_tried_again_and_at_the_end(
     world.listener.ended.set()  # before the task that writes has had a turn
     await running
     assert world.latch.read() is not None
+
+
+async def test_the_gate_has_a_stop_that_the_disk_refuses(tmp_path: Path, broker: Mosquitto, quick: None) -> None:
+    world = World(tmp_path, broker.port)
+    (tmp_path / "state").write_text("a file in place of the folder")
+    running = asyncio.create_task(world.listener.run())
+    stated: list[str | None] = []
+    world.listener.on_stop(message(b"ON"))
+    await eventually(lambda: bool(stated.extend(world.stated()) or stated), "the statement")
+    assert stated[0] is not None
+    assert "'ON'" in stated[0]
+    for _ in range(2_000):  # more than the channel takes while the gate is frozen
+        world.listener.on_stop(message(b'{"engaged": true}'))
+        await asyncio.sleep(0)
+    assert len(world.stated()) < 2_000
+    world.listener.on_stop(message(b'{"engaged": false}'))
+    await eventually(lambda: world.stated()[-1:] == [None], "the release, the newest of all")
+    world.gate.close()
+    world.listener.on_stop(message(b"ON"))  # the supervisor is dead: the file remains
+    (tmp_path / "state").unlink()
+    await eventually(lambda: world.latch.read() is not None, "the latch")
+    world.listener.ended.set()
+    await running
+
+
+async def test_an_orphan_does_not_end_before_its_stop_is_on_the_disk(
+    tmp_path: Path, broker: Mosquitto, quick: None
+) -> None:
+    world = World(tmp_path, broker.port)
+    (tmp_path / "state").write_text("a file in place of the folder")
+    running = asyncio.create_task(world.listener.run())
+    async with asyncio.timeout(60):
+        await world.listener.connection.up()
+    world.parent, world.now_s = False, 1.0
+    world.listener.on_stop(message(b'{"engaged": true}'))
+    async with running_on(Connection(address(broker.port), "listener")):
+        await eventually(world.listener._unneeded.is_set, "the session taken over")
+        await eventually(lambda: not world.listener.connection.connected, "leaving the session to the next one")
+    assert not running.done()
+    (tmp_path / "state").unlink()
+    async with asyncio.timeout(60):
+        await running
+    assert world.latch.read() is not None
+
+    (tmp_path / "again").mkdir()
+    world = World(tmp_path / "again", broker.port)
+    (tmp_path / "again" / "state").write_text("a file in place of the folder")
+    running = asyncio.create_task(world.listener.run())
+    world.listener.on_stop(message(b'{"engaged": true}'))
+    world.listener.ended.set()
+    with pytest.raises(OSError, match="state"):
+        await running
+
+
+async def test_an_orphan_removes_nothing_and_looks_again_for_its_stop(
+    tmp_path: Path, broker: Mosquitto, quick: None
+) -> None:
+    world = World(tmp_path, broker.port)
+    running = asyncio.create_task(world.listener.run())
+    world.listener.on_stop(message(b'{"engaged": true}'))
+    await eventually(lambda: world.latch.read() is not None, "the latch")
+    world.latch.remove()  # by the gate, for a release that came before this stop
+    await eventually(lambda: world.latch.read() is not None, "the latch again")
+    world.parent = False
+    world.listener._reason = None  # the disk refused the removal until the supervisor was dead
+    world.listener._save(None)
+    assert world.latch.read() is not None
+    world.listener.ended.set()
+    await running
 
 
 async def test_an_orphan_gives_way_to_the_next_listener(tmp_path: Path, broker: Mosquitto) -> None:

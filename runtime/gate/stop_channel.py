@@ -1,0 +1,75 @@
+"""Pass a stop from the second listener to the gate in memory, so that a disk that refuses delays nothing.
+
+The supervisor makes one socket pair, which each listener that it starts inherits. One datagram is one statement. Every datagram
+counts as a stop, except `WITHDRAWN`: the listener has received a release. That never releases a stop that the gate has engaged. A
+listener that outlives its supervisor has no channel any more: its file `stop-latch` remains.
+"""
+
+from __future__ import annotations
+
+import socket
+from contextlib import suppress
+
+from runtime.gate.stop_latch import MAX_REASON
+
+WITHDRAWN = b"withdrawn"
+STOP = b"stop: "
+"""Before the reason: a datagram is never empty, because an empty one reads as the end of file."""
+
+
+def pair() -> tuple[socket.socket, socket.socket]:
+    """Return the gate's end and the listener's end, both non-blocking and closed on exec unless passed on."""
+    gate, listener = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    for end in (gate, listener):
+        end.setblocking(False)
+    return gate, listener
+
+
+class StopSender:
+    """The listener's end; without a socket it sends nothing."""
+
+    def __init__(self, end: socket.socket | None = None) -> None:
+        self._end = end
+
+    @classmethod
+    def of(cls, descriptor: int | None) -> StopSender:
+        """Return the sender on an inherited descriptor.
+
+        Raises:
+            OSError: it is no open socket.
+        """
+        if descriptor is None:
+            return cls()
+        end = socket.socket(fileno=descriptor)
+        end.setblocking(False)
+        end.set_inheritable(False)
+        return cls(end)
+
+    def send(self, reason: str | None) -> bool:
+        """Send a stop with its reason, or None once it is released; False when the gate has read too little for another one."""
+        if self._end is None:
+            return True
+        data = WITHDRAWN if reason is None else STOP + reason.encode(errors="replace")[:MAX_REASON]
+        with suppress(BrokenPipeError, ConnectionResetError):  # the supervisor is dead: the file remains
+            try:
+                self._end.send(data)
+            except BlockingIOError:
+                return False
+        return True
+
+
+def receive(end: socket.socket) -> tuple[bool, str | None]:
+    """Return whether a statement was read, and its reason: None for a release that the listener received.
+
+    Raises:
+        EOFError: no process has the other end.
+    """
+    try:
+        data = end.recv(len(STOP) + MAX_REASON)  # a longer one is cut
+    except BlockingIOError:
+        return False, None
+    except OSError:
+        data = b""
+    if not data:
+        raise EOFError
+    return True, None if data == WITHDRAWN else data.removeprefix(STOP).decode(errors="replace")
