@@ -130,7 +130,7 @@ def old_releases() -> Patch:
 
 def listener_without_a_channel() -> Patch:
     """The gate knows what the second listener received from its file alone."""
-    return lambda: mock.patch.object(GateHost, "listener_states", lambda _self, _reason: None)
+    return lambda: mock.patch.object(GateHost, "listener_states", return_value=None)
 
 
 def unjudged_rest() -> Patch:
