@@ -20,6 +20,7 @@ from runtime.agent.components import Components
 from runtime.agent.subscriptions import subscribe
 from runtime.config.loader import LoadedConfig
 from runtime.gate.client import GateLink
+from runtime.monitoring.agent_card import AgentCard
 from runtime.monitoring.home_assistant import Announcer, Discovery
 from runtime.process.pacing import MonotonicClock
 
@@ -65,6 +66,9 @@ async def build(
     if config.discovery:
         discovery = Discovery(config, installed_version("reflexd"))
         announcer = Announcer(discovery, publishing.control, health, gate)
+    agent_card = None
+    if config.a2a is not None:
+        agent_card = AgentCard(config.a2a, config, installed_version("reflexd"), publishing.control)
 
     parts = Components(
         config=config,
@@ -97,6 +101,7 @@ async def build(
         health=health,
         requests=requests,
         announcer=announcer,
+        agent_card=agent_card,
     )
     subscribe(parts, context.topics)
     return parts

@@ -26,6 +26,7 @@ from runtime.feedback.receiver import Feedback
 from runtime.feedback.source_quarantine import SourceQuarantine
 from runtime.gate.client import GateLink
 from runtime.inference.engine import Engine
+from runtime.monitoring.agent_card import AgentCard
 from runtime.monitoring.health import Health
 from runtime.monitoring.home_assistant import Announcer
 from runtime.monitoring.previews import Viewer
@@ -74,6 +75,7 @@ class Components:
     health: Health
     requests: Requests
     announcer: Announcer | None
+    agent_card: AgentCard | None
 
     def close(self, *, clean: bool) -> None:
         """Commit and close everything that holds data; takes up to a few seconds.

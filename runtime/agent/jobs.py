@@ -49,6 +49,8 @@ def jobs(parts: Components) -> dict[str, Coroutine[Any, Any, None]]:
         running["deliberator"] = parts.deliberator.run()
     if parts.announcer is not None:
         running["home assistant"] = parts.announcer.run()
+    if parts.agent_card is not None:
+        running["agent card"] = parts.agent_card.run()
     if parts.config.metrics is not None:
         running["metrics"] = serve_metrics(parts.registry, partial(unready, parts), parts.config.metrics.listen)
     return running

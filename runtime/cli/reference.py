@@ -76,6 +76,7 @@ def topics_page() -> str:
         *(f"| `{name}` | {how} | {_cell(what)} |" for name, how, what in TOPICS),
         "",
         "Home Assistant's discovery message is retained on `homeassistant/device/reflexd_<agent>/config` (`discovery: true`).",
+        "The agent card of A2A is retained on `$a2a/v1/discovery/<organization>/<unit>/<agent>` (`a2a: {organization, unit}`).",
         "",
         "## Event types",
         "",

@@ -97,6 +97,16 @@ class DashboardSettings(Settings):
     )
 
 
+CardName = Annotated[str, Field(min_length=1, max_length=64, pattern=r"^[A-Za-z0-9_.-]+$")]
+
+
+class AgentCardSettings(Settings):
+    """Settings of the agent card by which agents of A2A over MQTT find this one."""
+
+    organization: CardName = Field(description="`org_id` in the topic of the card, such as `com.example`")
+    unit: CardName = Field(description="`unit_id` in the topic of the card, such as `home`")
+
+
 class MetricsSettings(Settings):
     """Settings of /metrics, /livez and /readyz."""
 
@@ -221,6 +231,10 @@ class Config(Settings):
         None, description="a simulated device that the supervisor starts; default: none"
     )
     discovery: Annotated[bool, Field(description="publish the discovery message of Home Assistant")] = False
+    a2a: AgentCardSettings | None = Field(
+        None,
+        description="publish an agent card, retained on `$a2a/v1/discovery/<organization>/<unit>/<agent>`; default: none",
+    )
 
     @property
     def required_streams(self) -> frozenset[str]:

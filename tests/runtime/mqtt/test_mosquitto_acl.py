@@ -121,6 +121,8 @@ async def test_the_gate_writes_commands_and_devices_hear_them(guarded: Mosquitto
         ("agent", "reflexd/demo/status", False),
         ("agent", "reflexd/demo/decision", True),
         ("agent", "reflexd/demo/stop", False),
+        ("agent", "$a2a/v1/discovery/com.example/home/demo", True),
+        ("device", "$a2a/v1/discovery/com.example/home/demo", False),
         ("agent", "reflexd/demo/override/head", False),
         ("page", "reflexd/demo/stop", True),
         ("page", "reflexd/demo/decision", False),
