@@ -25,6 +25,7 @@ from typing import Literal
 import aiomqtt
 import structlog
 
+from runtime.mqtt import handshake
 from runtime.mqtt.client import Newest, cancelled, connect, error_text, faithful, make, publish, shut, was_resumed
 from runtime.mqtt.connection_problem import ConnectionProblem
 from runtime.mqtt.models import (
@@ -277,6 +278,7 @@ class Connection:
         failure: BaseException = MqttLost(reason)
         try:
             await connect(client)
+            handshake.check(client)
             self._inbound.resumed_s = time.monotonic() if was_resumed(client) else float("-inf")
             async with asyncio.TaskGroup() as group:
                 self._group, self._client = group, client
@@ -288,12 +290,12 @@ class Connection:
                 finally:
                     self._leave()
         except (aiomqtt.MqttError, MqttLost) as error:
-            reason, failure = error_text(error), error
+            reason, failure = error_text(error), handshake.cause(client, error)
         except ExceptionGroup as errors:
             _, other = errors.split((aiomqtt.MqttError, MqttLost))
             if other is not None:
                 raise other from None
-            reason, failure = error_text(errors), errors
+            reason, failure = error_text(errors), handshake.cause(client, errors)
         finally:
             self._leave()
             if cancelled():  # whatever a child raised meanwhile: without a DISCONNECT the broker publishes the will
@@ -319,7 +321,7 @@ class Connection:
         return reason
 
     def _new_client(self) -> aiomqtt.Client:
-        return make(
+        client = make(
             self.address,
             self.identifier,
             self.will,
@@ -328,6 +330,8 @@ class Connection:
             max_outgoing=self.max_outgoing,
             session_s=self.session_s,
         )
+        handshake.watch(client)
+        return client
 
     async def _greet(self, client: aiomqtt.Client) -> None:
         await self._inbound.subscribe(client, list(self._inbound.subscriptions.values()))

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import errno
 import socket
 import ssl
 import time
@@ -12,8 +13,10 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
 import aiomqtt
+from aiomqtt.exceptions import MqttConnectError
 
 from runtime.mqtt.client import TAKEN_OVER, error_text
+from runtime.mqtt.handshake import HandshakeFailed, NotMqtt
 from runtime.mqtt.models import Address, BrokerSilent, MqttLost
 
 REPEAT_S = (10.0, 60.0, 600.0)
@@ -25,6 +28,27 @@ SHORT_SESSIONS = 3
 UNAUTHORISED = frozenset({0x86, 0x87})
 """MQTT 5.0, 3.2.2.2: bad user name or password; not authorized."""
 BAD_IDENTIFIER = 0x85
+REASONS: dict[int, str] = {
+    0x82: "takes the connection for malformed; use a broker that speaks MQTT 5",
+    0x84: "does not speak MQTT 5; use a broker that does, as mosquitto 1.6 or later",
+    0x88: "is not available; start its service, or wait until it is ready",
+    0x89: "is busy; reduce its load, or wait",
+    0x8A: "bans this client; remove the ban in the settings of the broker",
+    0x8B: "is shutting down; start it again, or wait",
+    0x8C: "expects another way to log in; allow user name and password in the settings of the broker",
+    0x93: "received too many messages at once; raise its receive maximum",
+    0x95: "takes no packet of this size; raise its largest packet",
+    0x96: "receives messages too fast; raise its limit of messages a second",
+    0x97: "has reached a limit (quota); raise it in the settings of the broker",
+    0x98: "ended the session by an administrator; ask who runs the broker",
+    0x9A: "stores no retained messages; allow them in the settings of the broker",
+    0x9B: "does not support QoS 1; use a broker that does",
+    0x9C: "refers to another server; correct mqtt.url",
+    0x9D: "has moved to another server; correct mqtt.url",
+    0x9F: "accepts no more connections at present; raise its limit of connections a second",
+}
+"""What a broker's reason code means, with the remedy (MQTT 5.0, 2.4)."""
+UNREACHABLE = frozenset({errno.ENETUNREACH, errno.EHOSTUNREACH, errno.ENETDOWN, errno.EHOSTDOWN})
 MOST_REASONS = 8
 """Different reasons of one trouble that are each logged at once."""
 MAX_CHAIN = 8
@@ -100,7 +124,8 @@ class ConnectionProblem:
 
 def explain(error: BaseException, address: Address, identifier: str) -> str:
     """Return what is wrong and what helps, in one sentence without any password."""
-    at = f"{address.host}:{address.port}"
+    host = f"[{address.host}]" if ":" in address.host else address.host
+    at = f"{host}:{address.port}"
     for each in _chain(error):
         found = _refusal(each, address, identifier) or _transport(each, address)
         if found is not None:
@@ -111,30 +136,43 @@ def explain(error: BaseException, address: Address, identifier: str) -> str:
 def _refusal(error: BaseException, address: Address, identifier: str) -> str | None:
     """Return what the broker's reason code means."""
     code = getattr(getattr(error, "rc", None), "value", getattr(error, "rc", None))
-    if not isinstance(error, aiomqtt.MqttCodeError):
+    if not isinstance(error, aiomqtt.MqttCodeError) or not isinstance(code, int):
         return None
-    if code == TAKEN_OVER:
-        return f"ended the session: {same_name(identifier)}"
-    if code in UNAUTHORISED:
-        user = f"user {address.credentials.username}" if address.credentials else "no user"
-        return f"refuses the login ({user}); correct mqtt.username and mqtt.password, or those of this client"
-    if code == BAD_IDENTIFIER:
-        return f"refuses the client identifier {identifier}; let the broker accept it"
-    return None
+    user = f"user {address.credentials.username}" if address.credentials else "no user"
+    login = f"refuses the login ({user}); correct mqtt.username and mqtt.password, or those of this client"
+    meanings = REASONS | dict.fromkeys(UNAUTHORISED, login)
+    meanings[TAKEN_OVER] = f"ended the session: {same_name(identifier)}"
+    meanings[BAD_IDENTIFIER] = f"refuses the client identifier {identifier}; let the broker accept it"
+    if code not in meanings and isinstance(error, MqttConnectError):
+        return f"refuses the connection ({error.rc}); the log of the broker has the reason"
+    return meanings.get(code)
 
 
 def _transport(error: BaseException, address: Address) -> str | None:
     """Return what an error of the network or of TLS means."""
-    texts: dict[type[BaseException], str] = {
-        ConnectionRefusedError: "is closed: no broker listens there; start it, or correct mqtt.url",
-        socket.gaierror: f"is unknown: no address for {address.host}; correct mqtt.url",
-        TimeoutError: "does not answer; check mqtt.url, the network and the firewall",
-    }
     if isinstance(error, ssl.SSLCertVerificationError):
         return f"has a certificate that is refused: {error.verify_message}; correct mqtt.ca, or the host in mqtt.url"
     if isinstance(error, ssl.SSLError):
         why = error.reason or error
         return f"cannot agree on TLS: {why}; check that this is the TLS port, and mqtt.cert and mqtt.key"
+    expected = "no TLS (mqtt://), or mqtt.cert and mqtt.key" if address.tls is not None else "TLS (mqtts://)"
+    closes = (
+        f"closes the connection without an answer: it may expect {expected}, be full, or be no broker; correct mqtt.url"
+    )
+    texts: dict[type[BaseException], str] = {
+        NotMqtt: "answers, but not in MQTT: another program listens there; correct mqtt.url",
+        ConnectionResetError: closes,
+        BrokenPipeError: closes,
+        ConnectionRefusedError: "is closed: no broker listens there; start it, or correct mqtt.url",
+        socket.gaierror: f"is unknown: no address for {address.host}; correct mqtt.url",
+        TimeoutError: "does not answer; check mqtt.url, the network and the firewall",
+    }
+    if error.__cause__ is None:
+        texts[HandshakeFailed] = closes
+    if isinstance(error, OSError) and error.errno in UNREACHABLE:
+        texts[OSError] = f"cannot be reached from this machine ({error.strerror}); check its network, and mqtt.url"
+    if isinstance(error, OSError) and error.errno == errno.EINVAL:
+        texts[OSError] = "is no address that can be connected to; correct mqtt.url"
     return next((text for kind, text in texts.items() if isinstance(error, kind)), None)
 
 

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import errno
+import ssl
+import subprocess
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -13,7 +16,7 @@ from structlog.testing import capture_logs
 
 from fakes import Mosquitto, eventually, free_port
 from runtime.mqtt import Address, Connection, MqttLost
-from runtime.mqtt.connection_problem import SHORT_SESSIONS, ConnectionProblem
+from runtime.mqtt.connection_problem import SHORT_SESSIONS, ConnectionProblem, explain
 from runtime.mqtt.models import BrokerSilent
 
 ADDRESS = Address("127.0.0.1", 1883)
@@ -54,14 +57,80 @@ async def test_a_closed_port_is_logged_once_with_its_remedy() -> None:
     assert f"127.0.0.1:{port}" in warnings(logs)[0]["reason"]
 
 
-async def test_a_plain_connection_to_a_port_of_another_protocol_is_named() -> None:
-    async def talk(_reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        writer.write(b"HTTP/1.1 400 Bad Request\r\n\r\n")
+ANSWERS: dict[str, tuple[bytes, str]] = {
+    "nothing, and closes": (b"", "closes the connection without an answer: it may expect TLS (mqtts://), be full, or be no broker"),
+    "HTTP": (b"HTTP/1.1 400 Bad Request\r\n\r\n", "answers, but not in MQTT: another program listens there; correct mqtt.url"),
+    "SSH": (b"SSH-2.0-OpenSSH_9.6\r\n", "answers, but not in MQTT"),
+    "TLS": (b"\x15\x03\x01\x00\x02\x02\x46", "answers, but not in MQTT"),
+    "half of an answer": (b"\x20\x03\x00", "closes the connection without an answer"),
+    "MQTT 3.1.1": (b"\x20\x02\x00\x01", "does not speak MQTT 5; use a broker that does"),
+    "unknown user": (b"\x20\x03\x00\x86\x00", "refuses the login (no user); correct mqtt.username and mqtt.password"),
+    "unavailable": (b"\x20\x03\x00\x88\x00", "is not available; start its service"),
+    "banned": (b"\x20\x03\x00\x8a\x00", "bans this client; remove the ban"),
+    "quota": (b"\x20\x03\x00\x97\x00", "has reached a limit (quota); raise it"),
+    "moved": (b"\x20\x03\x00\x9d\x00", "has moved to another server; correct mqtt.url"),
+    "too many": (b"\x20\x03\x00\x9f\x00", "accepts no more connections at present"),
+    "unspecified": (b"\x20\x03\x00\x80\x00", "refuses the connection (Unspecified error); the log of the broker"),
+    "shuts down": (b"\x20\x03\x00\x00\x00\xe0\x02\x8b\x00", "is shutting down; start it again, or wait"),
+    "administrator": (b"\x20\x03\x00\x00\x00\xe0\x02\x98\x00", "ended the session by an administrator"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ANSWERS)
+async def test_what_answers_in_place_of_a_broker_is_named_at_once(name: str) -> None:
+    answer, sentence = ANSWERS[name]
+
+    async def talk(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.read(100)
+        writer.write(answer)
+        await writer.drain()
         writer.close()
 
     port = free_port()
     async with await asyncio.start_server(talk, "127.0.0.1", port):
-        assert f"127.0.0.1:{port}" in await trouble_of(Address("127.0.0.1", port, keepalive_s=1))
+        reason = await trouble_of(Address("127.0.0.1", port, keepalive_s=30))  # waits for no time limit
+    assert reason.startswith(f"127.0.0.1:{port} {sentence}"), reason
+
+
+async def test_a_broker_that_requires_a_certificate_of_the_client_is_named(tmp_path: Path) -> None:
+    """TLS 1.3 refuses it after the handshake, where only an alert says so."""
+    key, certificate = tmp_path / "key.pem", tmp_path / "cert.pem"
+    make = [
+        "openssl",
+        "req",
+        "-x509",
+        "-newkey",
+        "ec",
+        "-pkeyopt",
+        "ec_paramgen_curve:prime256v1",
+        "-nodes",
+        "-days",
+        "1",
+    ]
+    names = ["-subj", "/CN=127.0.0.1", "-addext", "subjectAltName=IP:127.0.0.1"]
+    command = [*make, *names, "-keyout", str(key), "-out", str(certificate)]
+    await asyncio.to_thread(subprocess.run, command, check=True, capture_output=True)
+    served = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH, cafile=str(certificate))
+    served.load_cert_chain(certificate, key)
+    served.verify_mode = ssl.CERT_REQUIRED
+    asked = ssl.create_default_context(cafile=str(certificate))
+    port = free_port()
+    async with await asyncio.start_server(lambda _reader, writer: writer.close(), "127.0.0.1", port, ssl=served):
+        reason = await trouble_of(Address("127.0.0.1", port, tls=asked, keepalive_s=30))
+    assert "mqtt.cert and mqtt.key" in reason, reason  # a reset that overtakes the alert hides the rest
+
+
+@pytest.mark.parametrize(
+    ("error", "sentence"),
+    [
+        (OSError(errno.ENETUNREACH, "Network is unreachable"), "cannot be reached from this machine (Network is unreachable)"),
+        (OSError(errno.EHOSTUNREACH, "No route to host"), "cannot be reached from this machine (No route to host)"),
+        (OSError(errno.EINVAL, "Invalid argument"), "is no address that can be connected to; correct mqtt.url"),
+        (ConnectionResetError(errno.ECONNRESET, "reset"), "closes the connection without an answer: it may expect TLS"),
+    ],
+)  # fmt: skip
+def test_an_error_of_the_network_has_its_remedy(error: OSError, sentence: str) -> None:
+    assert explain(error, Address("fd00::1", 1883), "x").startswith(f"[fd00::1]:1883 {sentence}")
 
 
 async def test_two_clients_of_one_name_are_named_and_slow_down(tmp_path: Path) -> None:
