@@ -14,9 +14,9 @@ FLOW = (
     "learners/rl", "learners/tasks", "learners/tasks/layers", "learners/finetune", "learners/speech", "learners/deliberation", "learners/continual", "learners/reencoding",
     "learners/checkpoints", "learners/promotion", "learners/promotion/ope", "learners/experiments", "learners/safeguards",
     "learners/ipc",
-    "learners/worker", "learners/gym", "learners/export", "runtime", "runtime/process", "runtime/config",
+    "learners/worker", "learners/gym", "learners/export", "learners/fleet", "runtime", "runtime/process", "runtime/config",
     "runtime/backup", "runtime/mqtt", "runtime/gate", "runtime/supervisor", "runtime/control", "runtime/inference",
-    "runtime/inference/arrays", "runtime/feedback", "runtime/drift", "runtime/deliberation", "runtime/models",
+    "runtime/inference/arrays", "runtime/feedback", "runtime/drift", "runtime/deliberation", "runtime/models", "runtime/fleet",
     "runtime/deploy", "runtime/deploy/experiments", "runtime/recording", "runtime/monitoring", "runtime/requests", "runtime/agent",
     "runtime/dashboard", "runtime/console", "runtime/discovery", "runtime/mcp_server", "runtime/cli",
 )  # fmt: skip

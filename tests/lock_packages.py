@@ -24,7 +24,7 @@ FILES = {
 }
 BUILD = ("setuptools", "setuptools-scm", "wheel")
 """`seqeval` asks for `setuptools-scm` while it is built."""
-RUN, TEST = ("chat", "simulation", "embedded", "mcp"), ("export", "fleet", "test")
+RUN, TEST = ("chat", "simulation", "embedded", "mcp"), ("export", "fleet", "uplink", "test")
 CUDA = re.compile(r"^(cuda|nvidia|triton)\b")
 ELSEWHERE = {"torch==2.13.0+cpu": ("6746dbcbeb526eb61330b76b41ff1b4eb848951103a892eeb080dfa2b264667b",)}
 """Builds that the package index does not have. This one is for Python 3.11 on x86_64 with manylinux_2_28."""

@@ -55,6 +55,20 @@ class Change:
 
 
 @dataclass(frozen=True, slots=True)
+class RowBlock:
+    """Some neighbouring rows, as `Database` stores and evicts them."""
+
+    number: int
+    """Of the block: the row divided by `BLOCK`."""
+    rows: int
+    bytes: int
+    is_reserved: bool
+    """Whether a row has a correction, a demonstration, an outcome or an end of an episode."""
+    stamp_s: float
+    """Unix seconds of the newest row."""
+
+
+@dataclass(frozen=True, slots=True)
 class Rewarded:
     """One reward as it arrived."""
 
@@ -131,6 +145,25 @@ class Reader:
         """Return the rows with the given numbers, in that order; missing ones are skipped."""
         query = f"SELECT {self._columns()} FROM transitions WHERE row = ?"  # noqa: S608 - our own columns
         return self._decoded([found for number in numbers for found in self._all(query, (number,))])
+
+    def blocks(self, first: int, count: int, size: int) -> list[RowBlock]:
+        """Return the blocks that have rows, in order, among `count` blocks from number `first`; a block is `size` rows.
+
+        The flags are those of schema 3 and later.
+        """
+        found = self._all(
+            "SELECT row / ?, count(*), sum(bytes), max(done OR intervention OR demonstration OR failure OR success), max(stamp_s)"
+            " FROM transitions WHERE row >= ? AND row < ? GROUP BY row / ? ORDER BY row",
+            (size, first * size, (first + count) * size, size),
+        )
+        return [
+            RowBlock(number, rows, bytes_, bool(reserved), stamp_s) for number, rows, bytes_, reserved, stamp_s in found
+        ]
+
+    def bytes_after(self, row: int) -> int:
+        """Return how many bytes the rows with a larger number have."""
+        found = self._all("SELECT coalesce(sum(bytes), 0) FROM transitions WHERE row > ?", (row,))
+        return int(found[0][0]) if found else 0
 
     def decision(self, decision: str) -> Row | None:
         """Return the row of a decision."""

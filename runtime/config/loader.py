@@ -32,7 +32,7 @@ from sensors.config import fields_of, stream_secrets
 MAX_BYTES = 1_048_576
 MAX_NODES = 50_000
 MAX_DEPTH = 20
-PATH_KEYS = frozenset({"state_dir", "ca", "cert", "key", "model", "eval_file", "source"})
+PATH_KEYS = frozenset({"state_dir", "ca", "cert", "key", "cert_key", "model", "eval_file", "source"})
 """Settings in which `~/` at the begin means the home directory."""
 _MAP, _SEQUENCE = "tag:yaml.org,2002:map", "tag:yaml.org,2002:seq"
 _REFERENCE = re.compile(r"\$\{(env|file):([^}]+)\}")
@@ -314,5 +314,7 @@ def _model_secrets(config: Config) -> set[str]:
         secrets += [config.dashboard.token, config.dashboard.viewer_token]
     if config.deliberator:
         secrets.append(getattr(config.deliberator.backend, "key", None))
+    if config.fleet is not None:
+        secrets.append(config.fleet.password)
     held = {secret.get_secret_value() for secret in secrets if secret is not None}
     return held.union(*map(stream_secrets, config.streams.values()))

@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, SecretStr, model_validator
+from pydantic import Field, SecretStr, field_validator, model_validator
 
 from actuators.config import AnyActuator, GateSettings, conditions_of
 from actuators.wire import command_topic, state_topic
@@ -25,6 +25,7 @@ from learners.config import (
 )
 from learners.deliberation.config import DeliberatorSettings
 from runtime.config.field_types import GivenPath, Listen
+from runtime.config.fleet_settings import FleetSettings
 from runtime.config.frame_size import check_frames
 from runtime.config.mqtt_settings import Client, MqttSettings
 from runtime.config.task_streams import check_goal, check_task, with_fed_streams, with_goal_stream
@@ -227,6 +228,10 @@ class Config(Settings):
     record: RecordSettings = Field(RecordSettings(), description="recordings of sessions")
     storage: StorageSettings = Field(StorageSettings(), description="the disk space of `state_dir`")
     drift: DriftSettings = Field(DriftSettings(), description="detection of drift in the streams")
+    fleet: FleetSettings | None = Field(
+        None,
+        description="the fleet that receives the experience of this agent; default: none. See [fleet.md](fleet.md)",
+    )
     plant: PlantSettings | None = Field(
         None, description="a simulated device that the supervisor starts; default: none"
     )
@@ -284,6 +289,13 @@ class Config(Settings):
         for client in (client for client, present in needed.items() if present):
             self.mqtt.credentials(client)
         return self
+
+    @field_validator("agent")
+    @classmethod
+    def _is_free(cls, agent: str) -> str:
+        if agent == "fleet":
+            raise ValueError("the topics below reflexd/fleet belong to fleets; choose another name")
+        return agent
 
     def _check_ports(self) -> None:
         """Refuse two servers on one port."""

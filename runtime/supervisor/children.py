@@ -85,6 +85,9 @@ def table(config: Config, path: Path, *, faults: tuple[str, ...] = (), verbose: 
     if has_models_process(config):
         models = child.with_parent_death([*python, "runtime.models", str(path)])
         specs.append(Spec("models", tuple(models), grace_s=3.0, essential=False))
+    if config.fleet is not None:
+        uplink = child.with_parent_death([*python, "runtime.fleet", str(path)], priority="nice")
+        specs.append(Spec("uplink", tuple(uplink), grace_s=3.0, essential=False))
     if config.dashboard is not None:
         specs.append(
             Spec(

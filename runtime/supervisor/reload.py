@@ -12,7 +12,7 @@ from runtime.supervisor.children import has_models_process
 
 RESTART_REQUIRED = ("agent", "state_dir", "tick", "mqtt", "actuators", "gate", "plant", "metrics")
 """Settings that the gate, the broker or the plant were built from."""
-LIVE = {"dashboard": ("dashboard",), "mode": (), "storage": ("agent",)}
+LIVE = {"dashboard": ("dashboard",), "mode": (), "storage": ("agent",), "fleet": ("uplink",)}
 """Settings that only some children have; any other one restarts agent, learner and models."""
 
 
@@ -34,6 +34,8 @@ def compare(old: Config, new: Config) -> Changes:
     required = [key for key in changed if key in RESTART_REQUIRED]
     if old.required_streams != new.required_streams:
         required.append("streams")
+    if (old.fleet is None) != (new.fleet is None):
+        required.append("fleet")
     if bool(old.tasks) != bool(new.tasks):
         required.append("tasks")
     elif has_models_process(old) != has_models_process(new):

@@ -1,0 +1,65 @@
+"""Settings of a device that belongs to a fleet."""
+
+from __future__ import annotations
+
+from typing import Self
+
+from pydantic import Field, SecretStr, model_validator
+
+from runtime.config.field_types import GivenPath
+from runtime.config.mqtt_settings import MqttSettings
+from sensors.config import Name, Settings
+
+
+class FleetSettings(Settings):
+    """Settings of the uplink to a fleet."""
+
+    group: Name = Field(description="name of the fleet's group: agents with equal streams, actuators and policy")
+    url: str = Field(description="the fleet's broker, `mqtts://HOST:PORT`, or `mqtt://HOST:PORT` in a trusted network")
+    username: str | None = Field(None, description="user at the fleet's broker")
+    password: SecretStr | None = Field(None, description="password of that user")
+    ca: GivenPath | None = Field(
+        None, description="file of the authority that signed the certificate of the fleet's broker"
+    )
+    cert: GivenPath | None = Field(None, description="file of the client certificate")
+    cert_key: GivenPath | None = Field(None, description="file of the client certificate's key")
+    upload_kib_per_hour: int = Field(
+        10_000,
+        ge=64,
+        le=100_000_000,
+        description="experience that may leave the device, in KiB an hour. Corrections, failures and ends of episodes go first; where the "
+        "budget is too small for the rest, blocks of it are drawn, and their probability is stored with them",
+    )
+    backlog_h: float = Field(
+        72.0,
+        gt=0,
+        le=8_760,
+        description="rows older than this are not sent any more; `experience.max_gb` limits their size",
+    )
+    key: GivenPath | None = Field(
+        None,
+        description="file of the public key that signs the policies of the fleet. Default: policies of the fleet are not accepted",
+    )
+
+    @model_validator(mode="after")
+    def _usable(self) -> Self:
+        if self.url.startswith("embedded:"):
+            raise ValueError("fleet.url: a device does not start the fleet's broker; write mqtt:// or mqtts://")
+        self.mqtt()
+        return self
+
+    def mqtt(self) -> MqttSettings:
+        """Return the connection to the fleet's broker.
+
+        Raises:
+            ValueError: the address cannot be used.
+        """
+        return MqttSettings(
+            url=self.url,
+            username=self.username,
+            password=self.password,
+            ca=self.ca,
+            cert=self.cert,
+            key=self.cert_key,
+            keepalive_s=30,
+        )

@@ -1,0 +1,108 @@
+"""`python -m runtime.fleet CONFIG`: the uplink of a device as a process of its own, without torch and without the agent's broker."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import sys
+from functools import partial
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+import structlog
+
+from learners.fleet.uplink_queue import UplinkQueue
+from learners.ipc.outbox import Outbox
+from runtime.config.fleet_settings import FleetSettings
+from runtime.config.loader import ConfigError, load
+from runtime.config.schema import Config
+from runtime.fleet.topics import FleetTopics
+from runtime.fleet.uplink import ByteBudget, Uplink, identity_of, report_payload
+from runtime.mqtt import Address, Connection, Will
+from runtime.mqtt.topics import encode
+from runtime.process import child
+from runtime.process.log import configure
+
+log = structlog.get_logger(__name__)
+
+
+def daemon_version() -> str:
+    """Return the version of reflexd."""
+    try:
+        return version("reflexd")
+    except PackageNotFoundError:
+        return "0"
+
+
+def build(config: Config, settings: FleetSettings) -> Uplink:
+    """Build the uplink; call it inside the loop.
+
+    Raises:
+        OSError: the state folder or a certificate cannot be read.
+        ValueError: the address cannot be used.
+    """
+    topics, per_hour = FleetTopics(settings.group), settings.upload_kib_per_hour * 1_024.0
+    link = Connection(
+        Address.of(settings.mqtt(), "agent"),
+        f"reflexd-fleet-{config.agent}",
+        Will(topics.report(config.agent), encode({"agent": config.agent, "state": "offline"})),
+    )
+    queue = UplinkQueue(config.state_dir, bytes_per_hour=per_hour, max_age_s=settings.backlog_h * 3_600)
+    identity = partial(identity_of, config.state_dir, settings.group, config.agent, daemon_version())
+    uplink = Uplink(
+        queue=queue,
+        link=link,
+        topics=topics,
+        agent=config.agent,
+        identity=identity,
+        outbox=Outbox(config.state_dir / "learner" / "outbox"),
+        budget=ByteBudget(per_hour, burst=2.0 * queue.max_bytes),
+        report=lambda: report_payload(uplink, identity(), {}),
+    )
+    return uplink
+
+
+async def serve(config: Config, settings: FleetSettings) -> None:
+    """Send until SIGTERM or SIGINT."""
+    ending = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, ending.set)
+    uplink = build(config, settings)
+    sending = asyncio.create_task(uplink.run(), name="uplink")
+    waiting = asyncio.create_task(ending.wait(), name="signal")
+    await asyncio.wait((sending, waiting), return_when=asyncio.FIRST_COMPLETED)
+    waiting.cancel()
+    if not sending.done():
+        uplink.link.enqueue(
+            uplink.topics.report(config.agent), encode({"agent": config.agent, "state": "offline"}), qos=1, retain=True
+        )
+        await uplink.link.drained(1.0)
+        sending.cancel()
+        await asyncio.wait((sending,))
+        return
+    await sending
+
+
+def main(arguments: list[str]) -> int:
+    """Run the process; return 0 after a signal, 2 for settings that cannot be used, 1 for a folder or certificate that cannot."""
+    try:
+        loaded = load(Path(arguments[0]))
+    except (IndexError, ConfigError) as error:
+        sys.stderr.write(f"{error if arguments else 'name a settings file'}\n")
+        return 2
+    config = loaded.config
+    if config.fleet is None:
+        sys.stderr.write("there is no `fleet:` in this settings file; add it as docs/fleet.md shows\n")
+        return 2
+    child.set_process_title("uplink")
+    configure(secrets=loaded.secrets)
+    try:
+        asyncio.run(serve(config, config.fleet))
+    except (OSError, ValueError) as error:
+        log.error("uplink.cannot_start", reason=str(error), remedy="change `fleet:` or state_dir")  # noqa: TRY400 - the text says all
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,91 @@
+"""Define the topics of a fleet's group and their payloads. Nothing here knows a connection."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from pydantic import Field
+
+from learners.fleet.segment import NAME
+from runtime.mqtt.topics import Payload
+
+SHARED = "$share/ingest"
+"""Every ingest of a group subscribes under this name, and the broker passes each segment to one of them."""
+Short = str
+
+
+@dataclass(frozen=True, slots=True)
+class FleetTopics:
+    """Every topic of one group."""
+
+    group: str
+
+    @property
+    def base(self) -> str:
+        """`reflexd/fleet/<group>`."""
+        return f"reflexd/fleet/{self.group}"
+
+    def up(self, agent: str) -> str:
+        """Return the topic of an agent's segments, which this agent alone may write."""
+        return f"{self.base}/up/{agent}"
+
+    def ack(self, agent: str) -> str:
+        """Return the topic of the answers to an agent."""
+        return f"{self.base}/ack/{agent}"
+
+    def report(self, agent: str) -> str:
+        """Return the retained topic on which an agent says how it is."""
+        return f"{self.base}/agents/{agent}"
+
+    def ingest(self, name: str) -> str:
+        """Return the retained topic on which an ingest says what it stored."""
+        return f"{self.base}/ingest/{name}"
+
+    @property
+    def policy(self) -> str:
+        """The retained topic of the signed manifest; parts of the blob are below `policy/blob`."""
+        return f"{self.base}/policy"
+
+
+class SegmentAnswer(Payload):
+    """`ack/<agent>`: what became of a segment."""
+
+    segment: str = Field(pattern=r"^[0-9a-f]{32}$")
+    """Its digest."""
+    last: int | None = Field(None, ge=0)
+    """The highest row of its lane up to which everything is on disk; absent if the segment was refused."""
+    apart: str | None = Field(None, max_length=500)
+    """Why its rows do not train with those of the group."""
+    refused: str | None = Field(None, max_length=500)
+    """Why it was refused."""
+
+
+class AgentReport(Payload):
+    """`agents/<agent>`: how an agent of the fleet is; retained, and the last will of its uplink."""
+
+    agent: str = Field(pattern=NAME)
+    state: Literal["online", "offline"]
+    stamp: float | None = None
+    daemon: str | None = Field(None, max_length=64)
+    spec: str | None = Field(None, max_length=64)
+    policy: str | None = Field(None, max_length=64)
+    """The live version."""
+    fleet_version: int | None = None
+    """The newest version of the fleet that this agent accepted."""
+    verdict: str | None = Field(None, max_length=500)
+    """What became of that version."""
+    wave: int | None = None
+    backlog_rows: int | None = None
+    sampling_probability: float | None = None
+    apart: str | None = Field(None, max_length=500)
+    counts: dict[str, int] = Field({}, max_length=32)
+
+
+class IngestReport(Payload):
+    """`ingest/<name>`: what an ingest stored since its start; retained, and its last will."""
+
+    name: str = Field(pattern=NAME)
+    state: Literal["online", "offline"]
+    stamp: float | None = None
+    counts: dict[str, int] = Field({}, max_length=64)

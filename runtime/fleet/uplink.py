@@ -1,0 +1,234 @@
+"""Send the experience of a device to its fleet, one segment at a time, within a budget of bytes.
+
+`python -m runtime.fleet CONFIG` runs it as a process of its own, beside the agent and without torch. The queue
+(`learners/fleet/uplink_queue.py`) decides what goes next and remembers what was acknowledged; this module owns the connection,
+the budget and the waiting. A segment leaves again until the fleet answers that it is on disk.
+
+Events, through the outbox that the agent publishes: `fleet_rows_apart`, `fleet_segment_refused`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import sqlite3
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any, TypeVar
+
+import structlog
+
+from learners.fleet.uplink_queue import PendingSegment, UplinkIdentity, UplinkQueue
+from learners.ipc.outbox import Outbox
+from learners.ipc.policy_spec import spec_path
+from runtime.fleet.topics import FleetTopics, SegmentAnswer
+from runtime.mqtt import Connection, Message, MqttLost
+from runtime.mqtt.topics import decode, encode
+
+log = structlog.get_logger(__name__)
+
+POLL_S = 1.0
+"""Between two looks for closed rows."""
+ANSWER_S = (5.0, 60.0)
+"""For the answer to a segment, at first and at most."""
+REFUSED_PAUSE_S = 60.0
+REFUSALS = 3
+"""A segment that was refused so often is given up; its rows stay in the experience store."""
+REPORT_S = 10.0
+T = TypeVar("T")
+
+
+@dataclass(slots=True)
+class ByteBudget:
+    """A budget of bytes an hour, of which at most `burst` are saved up."""
+
+    per_hour: float
+    burst: float
+    clock: Callable[[], float] = time.monotonic
+    _saved: float = 0.0
+    _at_s: float | None = None
+
+    def wait_s(self, size: float) -> float:
+        """Return the seconds until `size` bytes may leave; 0 where the budget has them."""
+        now_s = self.clock()
+        since_s = 0.0 if self._at_s is None else now_s - self._at_s
+        if self._at_s is None:
+            self._saved = self.burst
+        self._at_s = now_s
+        self._saved = min(self.burst, self._saved + since_s * self.per_hour / 3_600)
+        return max(0.0, (size - self._saved) * 3_600 / self.per_hour)
+
+    def spend(self, size: float) -> None:
+        """Take bytes out of the budget."""
+        self._saved -= size
+
+
+def identity_of(state_dir: Path, group: str, agent: str, daemon: str) -> UplinkIdentity | None:
+    """Return what segments say of their sender; None before the agent wrote its policy spec.
+
+    Raises:
+        OSError: the spec cannot be read.
+    """
+    path = spec_path(state_dir)
+    try:
+        since_s, content = path.stat().st_mtime, path.read_bytes()
+    except FileNotFoundError:
+        return None
+    return UplinkIdentity(group, agent, hashlib.sha256(content).hexdigest(), daemon, since_s)
+
+
+@dataclass(slots=True)
+class Uplink:
+    """The uplink of one device.
+
+    Args:
+        queue: decides what goes next.
+        link: the connection to the fleet's broker.
+        topics: of the group.
+        agent: its name.
+        identity: returns what segments say of their sender; None before the agent wrote its spec.
+        outbox: takes the events.
+        budget: of bytes.
+        report: called with `False` for the last words of the process, else every `REPORT_S`; returns the payload.
+    """
+
+    queue: UplinkQueue
+    link: Connection
+    topics: FleetTopics
+    agent: str
+    identity: Callable[[], UplinkIdentity | None]
+    outbox: Outbox
+    budget: ByteBudget
+    report: Callable[[], bytes]
+    answer_s: tuple[float, float] = ANSWER_S
+    poll_s: float = POLL_S
+    apart: str | None = None
+    """Why the fleet sets the rows apart."""
+    sent: int = 0
+    """Segments that left, repeated ones included."""
+    _answers: asyncio.Queue[SegmentAnswer] = field(default_factory=lambda: asyncio.Queue(16))
+    _thread: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(1, "uplink"))
+    _refusals: int = 0
+
+    def __post_init__(self) -> None:
+        self.link.subscribe(self.topics.ack(self.agent), self._answered)
+
+    async def run(self) -> None:
+        """Send until cancelled."""
+        try:
+            async with asyncio.TaskGroup() as group:
+                group.create_task(self.link.run(), name="uplink mqtt")
+                group.create_task(self._report(), name="uplink report")
+                group.create_task(self._send(), name="uplink")
+        finally:
+            self._thread.submit(self.queue.close).result()
+            self._thread.shutdown()
+
+    async def _send(self) -> None:
+        patience_s, was_failing = self.answer_s[0], False
+        while True:
+            await self.link.up()
+            await asyncio.sleep(self.budget.wait_s(self.queue.max_bytes))
+            try:
+                pending = await self._next()
+                is_sent = pending is not None and await self._exchange(pending, patience_s)
+            except (OSError, sqlite3.Error) as error:  # MqttLost among them: the connection says more
+                if not was_failing and not isinstance(error, MqttLost):
+                    log.warning("uplink.failed", reason=str(error), effect="rows stay on this device")
+                was_failing = not isinstance(error, MqttLost)
+                await asyncio.sleep(self.poll_s)
+                continue
+            was_failing = False
+            if pending is None:
+                await asyncio.sleep(self.poll_s)
+            patience_s = self.answer_s[0] if is_sent or pending is None else min(self.answer_s[1], patience_s * 2)
+
+    async def _next(self) -> PendingSegment | None:
+        identity = self.identity()
+        return None if identity is None else await self._call(partial(self.queue.next, identity))
+
+    async def _exchange(self, pending: PendingSegment, patience_s: float) -> bool:
+        """Send a segment and wait for its answer; False where there is none in time.
+
+        Raises:
+            MqttLost: there is no connection.
+            OSError: the position cannot be written.
+        """
+        while not self._answers.empty():
+            self._answers.get_nowait()  # of a segment before
+        self.budget.spend(len(pending.payload))
+        self.sent += 1
+        await self.link.publish(self.topics.up(self.agent), pending.payload, timeout_s=patience_s)
+        try:
+            async with asyncio.timeout(patience_s):
+                answer = await self._answers.get()
+                while answer.segment != pending.digest:
+                    answer = await self._answers.get()
+        except TimeoutError:
+            return False
+        if answer.last is None:
+            await self._refused(pending, answer.refused or "no reason")
+            return True
+        self._refusals = 0
+        if answer.apart != self.apart:
+            self.apart = answer.apart
+            if answer.apart is not None:
+                self.outbox.post("fleet_rows_apart", {"group": self.topics.group, "reason": answer.apart})
+        await self._call(partial(self.queue.acknowledge, answer.segment, answer.last))
+        return True
+
+    async def _refused(self, pending: PendingSegment, reason: str) -> None:
+        self._refusals += 1
+        header = pending.header
+        fields = {"first": header.first, "last": header.last, "lane": header.lane, "reason": reason}
+        self.outbox.post("fleet_segment_refused", {"group": header.group, **fields})
+        if self._refusals >= REFUSALS:
+            self._refusals = 0
+            await self._call(self.queue.discard_pending)
+        else:
+            await asyncio.sleep(REFUSED_PAUSE_S)
+
+    def _answered(self, message: Message) -> None:
+        answer = decode(SegmentAnswer, message.payload)
+        if self._answers.full():
+            self._answers.get_nowait()
+        self._answers.put_nowait(answer)
+
+    async def _report(self) -> None:
+        while True:
+            await self.link.up()
+            payload = await self._call(self.report)
+            self.link.enqueue(self.topics.report(self.agent), payload, qos=1, retain=True, keep="latest")
+            await asyncio.sleep(REPORT_S)
+
+    async def _call(self, work: Callable[[], T]) -> T:
+        """Do something with the queue in its own thread: SQLite and files may block."""
+        return await asyncio.get_running_loop().run_in_executor(self._thread, work)
+
+
+def report_payload(uplink: Uplink, identity: UplinkIdentity | None, more: dict[str, Any]) -> bytes:
+    """Return the retained report of an agent; call it in the thread of the queue.
+
+    Args:
+        uplink: of the agent.
+        identity: spec and version of the daemon; None before the agent wrote its spec.
+        more: further fields of `AgentReport`.
+    """
+    queue = uplink.queue
+    fields = {
+        "agent": uplink.agent,
+        "state": "online",
+        "stamp": time.time(),
+        "daemon": identity and identity.daemon,
+        "spec": identity and identity.spec,
+        "backlog_rows": queue.backlog_rows(),
+        "sampling_probability": queue.sampling_probability,
+        "apart": uplink.apart,
+        "counts": {**queue.counts, "segments": uplink.sent},
+        **more,
+    }
+    return encode(fields)

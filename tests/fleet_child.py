@@ -1,0 +1,31 @@
+"""An ingest, or the uplink of a settings file, as a process that a test may kill: `ingest PORT FOLDER NAME` or `uplink CONFIG`."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from pathlib import Path
+
+from learners.fleet.parquet_log import ParquetLog
+from runtime.config.loader import load
+from runtime.fleet.__main__ import build
+from runtime.fleet.ingest import Ingest
+from runtime.fleet.topics import FleetTopics
+from runtime.mqtt import Address
+
+
+async def ingest(port: str, folder: str, name: str) -> None:
+    await Ingest(name, Address("127.0.0.1", int(port)), ParquetLog(Path(folder), "arms"), FleetTopics("arms")).run()
+
+
+async def uplink(path: str) -> None:
+    config = load(Path(path)).config
+    assert config.fleet is not None
+    made = build(config, config.fleet)
+    made.answer_s, made.poll_s = (0.5, 1.0), 0.05
+    await made.run()
+
+
+if __name__ == "__main__":
+    role, *arguments = sys.argv[1:]
+    asyncio.run({"ingest": ingest, "uplink": uplink}[role](*arguments))
