@@ -446,7 +446,7 @@ def build_requests(
         recording=RecordingController(config, control_loop, publishing.reporter),
         finetuning=FinetuneQueue(config),
         gallery=models.gallery,
-        history=publishing.history.newest,
+        history=publishing.history,
         task_updater=models.task_updater,
     )
 

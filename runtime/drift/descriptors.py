@@ -5,7 +5,6 @@ Shapes: T tokens, W width of a token, D numbers in all.
 
 from __future__ import annotations
 
-import math
 import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -14,6 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from sensors.codecs.loudness import level_db
 from sensors.readings import Frame, Reading, Sound, Telemetry, Text
 
 PROJECTED = 16
@@ -92,11 +92,10 @@ def _of_picture(image: NDArray[np.uint8]) -> dict[str, float]:
 
 
 def _of_sound(samples: NDArray[np.float32], rate_hz: int) -> dict[str, float]:
-    power = float(np.square(samples, dtype=np.float64).mean()) if samples.size else 0.0
     crossings = float(np.count_nonzero(np.diff(np.signbit(samples)))) if samples.size else 0.0
     seconds = max(samples.size / rate_hz, 1e-9)
     return {
-        "loudness": 10 * math.log10(power) if power > 1e-12 else SILENCE_DB,
+        "loudness": level_db(samples, SILENCE_DB),
         "pitch": crossings / (2 * seconds),
     }
 

@@ -12,12 +12,13 @@ from collections.abc import Callable, Collection
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from pydantic import Field
 
 from learners.checkpoints.manifest import CheckpointRefused, Manifest
 from learners.checkpoints.store import Checkpoints, Live
+from runtime.deploy.promotion_history import PromotionHistory
 from runtime.deploy.task_updater import TaskUpdater
 from runtime.deploy.task_versions import TaskRefused, TaskVersions
 from runtime.drift.watch import DriftWatch
@@ -103,8 +104,7 @@ class Requests:
     recording: RecordingController
     finetuning: FinetuneQueue
     gallery: Gallery
-    history: Callable[[int], list[dict[str, Any]]] = lambda _count: []
-    """Returns the newest verdicts on policy versions."""
+    history: PromotionHistory
     task_updater: TaskUpdater | None = None
     """Without tasks there is none."""
     _lanes: dict[str, RequestQueue] = field(init=False)
@@ -223,7 +223,7 @@ class Requests:
         )
         rows = [_row(m) for m in manifests[-MAX_LISTED:]]
         failed = list(live.failed)[-MAX_LISTED:]
-        return {"live": live.version, "failed": failed, "checkpoints": rows, "history": self.history(MAX_LISTED)}
+        return {"live": live.version, "failed": failed, "checkpoints": rows, "history": self.history.newest(MAX_LISTED)}
 
     async def _explain(self, payload: bytes) -> Answer:
         return await self.explainer.explain(decode(DecisionName, payload).decision)

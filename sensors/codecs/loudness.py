@@ -13,12 +13,15 @@ FLOOR_DB = -90.0
 
 def levels(samples: NDArray[np.float32]) -> dict[str, float]:
     """Measure samples in [-1, 1]; return `level_db` (root mean square) and `peak_db`, never below `FLOOR_DB`."""
-    if not samples.size:
-        return {"level_db": FLOOR_DB, "peak_db": FLOOR_DB}
-    rms = float(np.sqrt(np.mean(np.square(samples, dtype=np.float64))))
-    peak = float(np.max(np.abs(samples)))
-    return {"level_db": round(_db(rms), 1), "peak_db": round(_db(peak), 1)}
+    peak = float(np.max(np.abs(samples))) if samples.size else 0.0
+    return {"level_db": round(level_db(samples), 1), "peak_db": round(_db(peak, FLOOR_DB), 1)}
 
 
-def _db(amplitude: float) -> float:
-    return 20 * math.log10(max(amplitude, 10 ** (FLOOR_DB / 20)))
+def level_db(samples: NDArray[np.float32], floor_db: float = FLOOR_DB) -> float:
+    """Return the root mean square of samples in [-1, 1] in dBFS, never below `floor_db`."""
+    rms = float(np.sqrt(np.mean(np.square(samples, dtype=np.float64)))) if samples.size else 0.0
+    return _db(rms, floor_db)
+
+
+def _db(amplitude: float, floor_db: float) -> float:
+    return 20 * math.log10(max(amplitude, 10 ** (floor_db / 20)))

@@ -67,6 +67,7 @@ class GalleryAgent:
         self.requests = Requests(
             *(self.link, self.topics, SimpleNamespace(), SimpleNamespace(), SimpleNamespace(), SimpleNamespace()),
             *(self._event, SimpleNamespace(), SimpleNamespace(), SimpleNamespace(add=self._finetune), gallery),
+            history=SimpleNamespace(newest=lambda _count: []),
         )  # type: ignore[arg-type]
         for verb in ("readings", "label_readings", "labels", "correct_labels", "finetune"):
             self.link.subscribe(self.topics("request", verb), self.requests.take)

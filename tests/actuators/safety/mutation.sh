@@ -27,6 +27,7 @@ also_copy = ["actuators", "runtime", "sensors", "learners"]
 pytest_add_cli_args_test_selection = ["tests"]
 pytest_add_cli_args = ["-q", "-x", "-p", "no:cacheprovider"]
 use_git_change_detection = false
+timeout_multiplier = 60.0
 
 [tool.pytest.ini_options]
 pythonpath = ["."]

@@ -6,6 +6,7 @@ import asyncio
 import json
 import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -28,6 +29,7 @@ from learners.model.backends.selection import BackendSettings
 from learners.model.policy import Policy
 from learners.model.spec import PolicySpec, StreamSpec
 from runtime.config.schema import Config
+from runtime.deploy.promotion_history import PromotionHistory
 from runtime.deploy.task_versions import TaskVersions
 from runtime.feedback.recent_results import RecentResults
 from runtime.inference.torch_engine import TorchEngine
@@ -136,6 +138,7 @@ class World:
             connection=link,  # type: ignore[arg-type]
             topics=Topics("demo"),
             checkpoints=self.checkpoints,
+            history=PromotionHistory(self.folder / "promotions.jsonl", ThreadPoolExecutor(1)),
             tasks=TaskVersions(self.folder / "tasks", ("intents",)),
             emit=reporter.event,
             explainer=explain,

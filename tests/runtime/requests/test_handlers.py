@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import SimpleNamespace
@@ -17,6 +18,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from learners.checkpoints.store import Checkpoints
 from learners.continual.versions import TaskVersionStore
 from learners.tasks.registry import open_task
+from runtime.deploy.promotion_history import PromotionHistory
 from runtime.deploy.task_versions import TaskVersions
 from runtime.mqtt import Message
 from runtime.mqtt.rpc import RequestFailed
@@ -71,6 +73,7 @@ class Bench:
             connection=self.link,
             topics=Topics("demo"),
             checkpoints=self.checkpoints,
+            history=PromotionHistory(folder / "promotions.jsonl", ThreadPoolExecutor(1)),
             tasks=TaskVersions(folder / "tasks", ("intents",)),
             emit=lambda kind, data: self.events.append((kind, data)),
             explainer=FakeExplainer(),
