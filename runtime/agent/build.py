@@ -1,7 +1,7 @@
 """Build the agent from its settings, leaf to root: every component gets its collaborators as constructor arguments.
 
-The only place that builds the agent; `build_steps.py` holds the steps. Nothing runs yet when this returns: `jobs.py` lists what runs,
-`subscriptions.py` which topic goes to which handler.
+The only place that builds the agent; the modules `build_*.py` hold its steps. Nothing runs yet when this returns: `jobs.py` lists
+what runs, `subscriptions.py` which topic goes to which handler.
 """
 
 from __future__ import annotations
@@ -15,7 +15,12 @@ from functools import partial
 from importlib.metadata import version as installed_version
 
 from learners.ipc.policy_spec import write_policy_spec
-from runtime.agent import build_steps as steps
+from runtime.agent.build_context import AgentContext
+from runtime.agent.build_control import build_control_loop, build_health, build_requests, build_storage_monitor
+from runtime.agent.build_feedback import build_drift_watch, build_feedback
+from runtime.agent.build_models import load_models
+from runtime.agent.build_perception import build_deliberator, build_perception, build_speech
+from runtime.agent.build_publishing import build_publishing
 from runtime.agent.components import Components
 from runtime.agent.subscriptions import subscribe
 from runtime.config.loader import LoadedConfig
@@ -46,22 +51,22 @@ async def build(
         ValueError: settings that fail only when they are used, such as a fault for an unknown stream.
     """
     clock = MonotonicClock.for_period(loaded.config.tick.period_s)
-    context = steps.AgentContext(loaded, decoders, wall, session=uuid.uuid4().hex[:12], clock=clock)
+    context = AgentContext(loaded, decoders, wall, session=uuid.uuid4().hex[:12], clock=clock)
     config, gate = context.config, GateLink(gate_end)
 
-    publishing = steps.build_publishing(context)
-    perception = steps.build_perception(context, publishing, faults)
-    feedback = steps.build_feedback(context, publishing)
-    drift = steps.build_drift_watch(context, publishing, feedback)
-    deliberator = steps.build_deliberator(context, publishing, perception, drift)
-    speech = steps.build_speech(context, publishing, perception)
-    models = await steps.load_models(context, publishing, perception, feedback, speech, deliberator)
-    control_loop = steps.build_control_loop(context, publishing, perception, feedback, models, drift, deliberator, gate)
-    storage = steps.build_storage_monitor(context, publishing, feedback, control_loop)
-    health = steps.build_health(
+    publishing = build_publishing(context)
+    perception = build_perception(context, publishing, faults)
+    feedback = build_feedback(context, publishing)
+    drift = build_drift_watch(context, publishing, feedback)
+    deliberator = build_deliberator(context, publishing, perception, drift)
+    speech = build_speech(context, publishing, perception)
+    models = await load_models(context, publishing, perception, feedback, speech, deliberator)
+    control_loop = build_control_loop(context, publishing, perception, feedback, models, drift, deliberator, gate)
+    storage = build_storage_monitor(context, publishing, feedback, control_loop)
+    health = build_health(
         context, perception, feedback, control_loop, storage, drift, models.task_outputs, speech, deliberator
     )
-    requests = steps.build_requests(context, publishing, feedback, models, control_loop, drift)
+    requests = build_requests(context, publishing, feedback, models, control_loop, drift)
     announcer = None
     if config.discovery:
         discovery = Discovery(config, installed_version("reflexd"))

@@ -16,7 +16,7 @@ from learners.experience.reader import Reader
 from learners.experience.store import Mark, Store
 from learners.rewards import TickRewards
 from learners.safeguards.reward_ledger import Ledger
-from runtime.agent.build_steps import exploration_seed
+from runtime.agent.build_models import exploration_seed
 from runtime.control.inbox import Inbox
 from runtime.control.tick import ControlLoop, TickResult, Utterances
 from runtime.feedback.outcomes import OutcomeTracker

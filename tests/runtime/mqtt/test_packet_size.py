@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from fakes import Mosquitto, eventually
-from runtime.agent.build_steps import CONTROL_PAYLOAD, LARGEST_PACKET, MEDIA_PAYLOAD
+from runtime.agent.build_publishing import CONTROL_PAYLOAD, LARGEST_PACKET, MEDIA_PAYLOAD
 from runtime.mqtt import Address, Connection
 
 PICTURE = os.urandom(3_300_000)
