@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import re
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
-from learners.task_kinds import TaskKind
+from learners.output_grammar import GenerationSettings, OutputSettings
+from learners.task_kinds import KINDS, TaskKind
 from sensors.config import Settings
 
 Train = Literal["frozen", "top", "lora", "full"]
@@ -218,6 +219,27 @@ class TaskSettings(Settings):
         "the task learns longer texts",
     )
     system: str | None = Field(None, description="system prompt of a text-generation task")
+    output: OutputSettings | None = Field(
+        None,
+        description="the form that every generated text has, so that it can always be parsed; for translation, summarization and "
+        "text-generation. A text that reaches `max_new_tokens` is brought to a permitted end. Default: any text",
+    )
+    generation: GenerationSettings = Field(
+        GenerationSettings(), description="how translation, summarization and text-generation write a text"
+    )
+
+    @model_validator(mode="after")
+    def _writes(self) -> Self:
+        changed = [
+            name for name in ("output", "generation") if getattr(self, name) != TaskSettings.model_fields[name].default
+        ]
+        if changed and not KINDS[self.kind].written:
+            writing = " and ".join(kind for kind, declared in KINDS.items() if declared.written)
+            raise ValueError(f"{changed[0]}: {self.kind} does not write a text by it; leave it out, or use {writing}")
+        given = [name for name in ("stop", "banned") if getattr(self.generation, name)]
+        if self.output is not None and given:
+            raise ValueError(f"generation.{given[0]}: not together with `output`; leave one of the two out")
+        return self
 
 
 class LearnerSettings(Settings):

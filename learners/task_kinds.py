@@ -59,6 +59,11 @@ class KindDeclaration:
         return STREAMS[self.modality]
 
     @property
+    def written(self) -> bool:
+        """Whether the model writes a text freely, so that settings can control it; a transcript follows the sound."""
+        return self.modality == "text" and self.output in ("text", "turn")
+
+    @property
     def classifies(self) -> bool:
         """Whether a whole reading gets labels: such a task can feed the policy and fine-tune a stream's encoder."""
         return self.target == "label" and self.inputs in (("text",), ("picture",), ("sound",)) and not self.reading

@@ -8,7 +8,7 @@ from typing import Any
 
 import orjson
 import torch
-from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import (
     BertConfig,
     BertModel,
@@ -85,6 +85,39 @@ def llama(folder: Path, words: Sequence[str] = WORDS) -> Path:
         tie_word_embeddings=True,
     )  # fmt: skip
     return save(folder, LlamaForCausalLM(config), made)
+
+
+def spelling(folder: Path, kind: str, texts: Sequence[str] = ()) -> Path:
+    """A model with random weights that spells: `llama` with a byte-level tokenizer, `t5` with one that marks spaces, as they have."""
+    torch.manual_seed(0)
+    special = ["<pad>", "</s>", "<unk>"]
+    if kind == "t5":
+        made = Tokenizer(models.Unigram())
+        made.pre_tokenizer, made.decoder = pre_tokenizers.Metaspace(), decoders.Metaspace()
+        signs = [chr(code) for code in range(33, 127)]
+        unigrams = trainers.UnigramTrainer(
+            vocab_size=160, special_tokens=special, unk_token="<unk>", initial_alphabet=signs
+        )
+        made.train_from_iterator([*texts, *signs], unigrams)
+        made.post_processor = processors.TemplateProcessing("$A </s>", "$A </s> $B </s>", [("</s>", 1)])
+    else:
+        made = Tokenizer(models.BPE())
+        made.pre_tokenizer, made.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
+        alphabet = pre_tokenizers.ByteLevel.alphabet()
+        pairs = trainers.BpeTrainer(vocab_size=300, special_tokens=special, initial_alphabet=alphabet)
+        made.train_from_iterator(texts, pairs)
+    fast = PreTrainedTokenizerFast(tokenizer_object=made, unk_token="<unk>", pad_token="<pad>", eos_token="</s>")
+    if kind == "t5":
+        encoder_decoder = T5Config(
+            vocab_size=len(fast), d_model=32, d_kv=8, d_ff=64, num_layers=1, num_decoder_layers=1, num_heads=4,
+            dropout_rate=0.0, decoder_start_token_id=0, pad_token_id=0, eos_token_id=1,
+        )  # fmt: skip
+        return save(folder, T5ForConditionalGeneration(encoder_decoder), fast)
+    config = LlamaConfig(
+        vocab_size=len(fast) + 3, hidden_size=32, intermediate_size=64, num_hidden_layers=1, num_attention_heads=2,
+        num_key_value_heads=2, max_position_embeddings=512, pad_token_id=0, eos_token_id=1, bos_token_id=None,
+    )  # fmt: skip
+    return save(folder, LlamaForCausalLM(config), fast)
 
 
 def whisper(folder: Path) -> Path:

@@ -23,6 +23,7 @@ from learners.continual.versions import LAST_LABEL, TaskVersion
 from learners.finetune.run import Splits, Tuned, annotate, describe, fitting_options, settings_of, tune
 from learners.finetune.trainer import OnProgress, TrainerSettings
 from learners.model.encoders.bundled import resolve
+from learners.output_grammar import GenerationSettings
 from learners.tasks.base import Options, Task, saved
 from learners.tasks.registry import open_task, task_class
 
@@ -32,6 +33,8 @@ PATIENCE = 5
 """Epochs without a better score before it stops, at least."""
 GENTLE = 0.5
 """Of the learning rate, where a candidate is trained again because it forgot too much."""
+WRITING = {"stop": "stop", "banned": "banned", "temperature": "temperature", "seed": "sampling_seed"}
+"""Setting of `tasks.X.generation` -> option of a task."""
 WEIGH = 5
 """Earlier labels in validation, at most, for each new one there."""
 
@@ -208,5 +211,11 @@ def options_of(settings: TaskSettings) -> dict[str, Any]:
     """
     options: dict[str, Any] = {"label_smoothing": 0.0}
     options |= {"multi_label": settings.multi_label} if settings.multi_label else {}  # else the folder says which it is
-    given = {"max_new_tokens": settings.max_new_tokens, "system": settings.system}
+    given: dict[str, Any] = {"max_new_tokens": settings.max_new_tokens, "system": settings.system}
+    if settings.output is not None:
+        given["output"] = settings.output.model_dump(exclude_none=True)
+    unchanged = GenerationSettings()
+    for name, option in WRITING.items():
+        if (value := getattr(settings.generation, name)) != getattr(unchanged, name):
+            given[option] = value
     return Options.known(options | {name: value for name, value in given.items() if value is not None})

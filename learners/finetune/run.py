@@ -28,6 +28,7 @@ from learners.finetune.trainer import OnProgress, RunState, Trainer, TrainerSett
 from learners.finetune.trainer_state import State
 from learners.model.encoders.bundled import resolve
 from learners.model.encoders.packages import BundledError
+from learners.task_kinds import KINDS, TaskKind
 from learners.tasks.base import DataError, Example, Options, Recipe, Task, saved, without_target
 from learners.tasks.classify_text import Classifier
 from learners.tasks.layers.heads import set_prior
@@ -57,6 +58,10 @@ class Tuned:
     run: RunState
     trained: int
     total: int
+
+
+WRITING = ("output", "stop", "banned", "temperature", "sampling_seed")
+"""Options about generated text."""
 
 
 class ModelError(ValueError):
@@ -209,19 +214,29 @@ def _report(tuned: Tuned, splits: Splits, model: str, mode: Train) -> dict[str, 
     return describe(tuned, model, mode, metrics)
 
 
-def evaluate(*, task: str, model: str, test: Path | str, out: Path | str | None = None) -> dict[str, Any]:
+def evaluate(
+    *, task: str, model: str, test: Path | str, out: Path | str | None = None, **options: Any
+) -> dict[str, Any]:
     """Measure a fine-tuned folder on a file; the report goes to `out/report.json` too.
+
+    Args:
+        task: a kind of `learners/tasks`.
+        model: a folder that `finetune` wrote.
+        test: the examples.
+        out: folder of the report; None for none.
+        options: fields of `tasks.base.Options`, in place of those that the folder has.
 
     Raises:
         DataError: the data cannot be used.
-        ValueError: the folder was not made by `finetune`, or for another task.
+        ValueError: the folder was not made by `finetune`, or for another task, or an option does not fit the task.
     """
+    check_writing(task_class(task).kind, options)
     with _opening(model):
         record = saved(resolve(model))
     if record.get("kind") != task:
         raise ValueError(f"{model}: fine-tuned for {record.get('kind', 'nothing')}, not for {task}")
     with _opening(model):
-        opened = open_task(task, resolve(model))
+        opened = open_task(task, resolve(model), **options)
     examples = datasets.read(test, type(opened))
     check_features(opened, [without_target(example) for example in examples])
     total = sum(parameter.numel() for parameter in opened.model.parameters())
@@ -255,6 +270,7 @@ def build(
         raise ValueError(
             f"unknown options {sorted(unknown)}; there are {sorted(own | {f.name for f in fields(Options)} | set(extra))}"
         )
+    check_writing(cls.kind, options)
     settings = settings_of(cls.recipe, mode, **{name: value for name, value in options.items() if name in own})
     torch.manual_seed(settings.seed)  # the new head
     with _opening(model):
@@ -271,6 +287,19 @@ def build(
         task = cls.open(source, labels=cls.labels_of(train), **Options.known(options))
     task.model.to(pick_device(str(extra["device"])))
     return task, settings, extra
+
+
+def check_writing(kind: TaskKind, options: Mapping[str, Any]) -> None:
+    """Check that the options about generated text are for a kind of task that generates it.
+
+    Raises:
+        ValueError: they are for another kind, or contradict each other.
+    """
+    if (given := [name for name in WRITING if options.get(name)]) and not KINDS[kind].written:
+        writing = " and ".join(name for name, declared in KINDS.items() if declared.written)
+        raise ValueError(f"{given[0]}: {kind} writes no text by it; leave it out, or use {writing}")
+    if options.get("output") and (given := [name for name in ("stop", "banned") if options.get(name)]):
+        raise ValueError(f"{given[0]}: not together with output; leave one of the two out")
 
 
 def fitting_options(cls: type[Task], source: Path | str, examples: Sequence[Example]) -> dict[str, Any]:

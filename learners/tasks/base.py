@@ -97,6 +97,16 @@ class Options:
     """Speech: the language that is spoken, as `en`; None where the model knows one language, or detects it."""
     system: str | None = None
     """Chat: the system prompt."""
+    output: Mapping[str, Any] | None = None
+    """The form of generated texts, as `OutputSettings` without what is None."""
+    stop: Sequence[str] = ()
+    """Generated texts end before the first of these."""
+    banned: Sequence[str] = ()
+    """Words that no generated text contains."""
+    temperature: float = 0.0
+    """0 for the most probable token."""
+    sampling_seed: int = 0
+    """Of random tokens."""
 
     @classmethod
     def known(cls, given: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,7 +1,8 @@
 """Chat with a causal model: its own chat template, the history of turns, and an answer that comes piece by piece.
 
 Training counts the assistant's tokens only: each assistant turn is what the template adds after the turns before it.
-Generation is greedy with a key-value cache; it is a generator, so whoever reads it can stop it between two tokens.
+Generation uses a key-value cache, and takes the most probable token unless its control says otherwise. It is a generator, so its
+reader can stop it between two tokens.
 
 Shapes: B batch, T tokens, V vocabulary.
 """
@@ -20,7 +21,8 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from learners.tasks.base import IGNORED, SPARE, Batch, DataError, Example, Feature, Options, Prediction, Recipe
-from learners.tasks.text_base import TextTask, inputs
+from learners.tasks.generation.control import GenerationControl
+from learners.tasks.text_base import TextTask, end_tokens, inputs
 
 Turn = Mapping[str, str]
 PLAIN = (
@@ -41,6 +43,8 @@ class Chat(TextTask):
     def __init__(self, source: Path | str, options: Options, labels: Sequence[str] = ()) -> None:
         super().__init__(source, options, labels)
         self.processor.chat_template = self.processor.chat_template or PLAIN
+        ends = sorted(end_tokens(self.model, self.processor))
+        self.control = GenerationControl(self.options, self.processor, self.model, ends, self.options.max_new_tokens)
 
     @classmethod
     def fitting_new_tokens(cls, source: Path | str, examples: Sequence[Example]) -> int:
@@ -140,29 +144,35 @@ class Chat(TextTask):
         return {"perplexity": math.exp(min(total / count, 700.0)), "negative_loss": -total / count}
 
     @torch.inference_mode()
-    def _step(self, ids_BT: Tensor, cache: Any) -> tuple[int, Any]:
+    def _step(self, ids_BT: Tensor, cache: Any) -> tuple[Tensor, Any]:
+        """Return the logits [V] of the next token, and the cache with `ids_BT`."""
         out = self.model(input_ids=ids_BT, past_key_values=cache, use_cache=True)
-        return int(out.logits[0, -1].argmax()), out.past_key_values
+        return out.logits[0, -1], out.past_key_values
 
     def stream(self, turns: Sequence[Turn]) -> Iterator[str]:
         """Answer the turns: yield pieces of text as they are generated, at most `max_new_tokens` tokens.
 
-        The oldest turns are dropped until the rest, with the system prompt, fits `max_length`.
+        The oldest turns are dropped until the rest, with the system prompt, fits `max_length`. With an `output` the answer is one
+        piece, which follows it.
+
+        Raises:
+            UnfollowedOutput: as `GeneratedText.text`.
+            DataError: as `turns`.
         """
-        ids_BT = torch.tensor([self._prompt(self.turns({"messages": turns}))], device=self.device)
-        stops = self._stops()
-        made: list[int] = []
-        sent, cache = "", None
+        prompt = self._prompt(self.turns({"messages": turns}))
+        text, cache = self.control.begin(prompt), None
+        ids_BT = torch.tensor([prompt], device=self.device)
         for _ in range(self.options.max_new_tokens):
-            token, cache = self._step(ids_BT, cache)
-            if token in stops:
+            logits_V, cache = self._step(ids_BT, cache)
+            token = int(text.scores(logits_V).argmax())
+            if token in self.control.ends:
                 break
-            made.append(token)
-            text = self.processor.decode(made, skip_special_tokens=True)
-            if not text.endswith("\ufffd") and len(text) > len(sent):  # half a character waits for its rest
-                yield text[len(sent) :]
-                sent = text
+            text.add(token)
+            yield from text.pieces()
+            if text.finished:
+                break
             ids_BT = torch.tensor([[token]], device=self.device)
+        yield from text.rest()
 
     def _prompt(self, turns: list[Turn]) -> list[int]:
         keep = 1 if turns[0]["role"] == "system" else 0
@@ -172,8 +182,3 @@ class Chat(TextTask):
         while len(ids := self.ids(turns, generation_prompt=True)) > most and len(turns) > keep + 1:
             del turns[keep]
         return ids[-most:]
-
-    def _stops(self) -> set[int]:
-        ends = self.model.generation_config.eos_token_id if self.model.generation_config else None
-        given = ends if isinstance(ends, list) else [ends]
-        return {int(end) for end in [*given, self.processor.eos_token_id] if end is not None}

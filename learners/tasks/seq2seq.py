@@ -15,8 +15,9 @@ from rouge_score.rouge_scorer import RougeScorer
 from torch import Tensor, nn
 from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
 
-from learners.tasks.base import SPARE, Batch, DataError, Example, Feature, Prediction, Recipe
-from learners.tasks.text_base import TextTask, cross_entropy
+from learners.tasks.base import SPARE, Batch, DataError, Example, Feature, Options, Prediction, Recipe
+from learners.tasks.generation.control import BatchControl, GenerationControl
+from learners.tasks.text_base import TextTask, cross_entropy, end_tokens
 
 
 class Rewrite(TextTask):
@@ -29,6 +30,11 @@ class Rewrite(TextTask):
         rates={"frozen": 1e-3, "top": 1e-3, "lora": 2e-3, "full": 5e-4},
         options={"max_length": 256},
     )
+
+    def __init__(self, source: Path | str, options: Options, labels: Sequence[str] = ()) -> None:
+        super().__init__(source, options, labels)
+        ends = sorted(end_tokens(self.model, self.processor))
+        self.control = GenerationControl(self.options, self.processor, self.model, ends, self.most)
 
     def features(self, example: Example, *, rng: np.random.Generator | None = None) -> list[Feature]:
         """Return one feature; the target, if there is one, as ids."""
@@ -61,21 +67,26 @@ class Rewrite(TextTask):
         logits_BTV = model(**batch).logits
         return cross_entropy(logits_BTV.flatten(0, 1), batch["labels"].flatten(), self.options.label_smoothing)
 
+    @property
+    def most(self) -> int:
+        """The tokens of one generated text, at most."""
+        asked = self.options.max_new_tokens
+        return asked if self.positions is None else min(asked, self.positions - 1)
+
     def outputs(self, model: Any, batch: Batch) -> list[Any]:
         """Generated texts."""
         given = {name: batch[name] for name in ("input_ids", "attention_mask")}
-        most = (
-            self.options.max_new_tokens
-            if self.positions is None
-            else min(self.options.max_new_tokens, self.positions - 1)
-        )
-        ids_BT = model.generate(**given, max_new_tokens=most, do_sample=False, num_beams=1)
-        return list(self.processor.batch_decode(ids_BT, skip_special_tokens=True))
+        plain: dict[str, Any] = {"max_new_tokens": self.most, "do_sample": False, "num_beams": 1}
+        if not self.control.active:
+            return list(self.processor.batch_decode(model.generate(**given, **plain), skip_special_tokens=True))
+        rows = zip(given["input_ids"], given["attention_mask"], strict=True)
+        written = BatchControl(self.control, [ids_T[mask_T.bool()].tolist() for ids_T, mask_T in rows])
+        return written.texts(model.generate(**given, **plain, logits_processor=[written]))
 
     def prediction(self, example: Example, features: Sequence[Feature], outputs: Sequence[Any]) -> Prediction:
         """Return the generated text."""
         del example, features
-        return Prediction(outputs[0].strip())
+        return Prediction(outputs[0] if self.options.output else outputs[0].strip())
 
 
 KINDS = ("rouge1", "rouge2", "rougeL")

@@ -89,6 +89,13 @@ class TextTask(Task):
         return {name: encoded[name] for name in ("input_ids", "token_type_ids") if name in encoded}
 
 
+def end_tokens(model: Any, tokenizer: Any) -> set[int]:
+    """Return the tokens that end a generated text."""
+    ends = model.generation_config.eos_token_id if model.generation_config else None
+    given = ends if isinstance(ends, list) else [ends]
+    return {int(end) for end in [*given, tokenizer.eos_token_id] if end is not None}
+
+
 def positions(model: Any) -> int | None:
     """Return the number of tokens that a model can place; None for one without such a limit."""
     most = getattr(model.config, "max_position_embeddings", None)

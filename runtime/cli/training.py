@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -202,6 +203,41 @@ def compare(folders: tuple[Path, ...], least: float | None, plot: Path | None) -
         click.echo(f"plot: {plot}")
 
 
+def writing(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Add the options about generated text to a verb."""
+    options = (
+        click.option(
+            "--output",
+            "output_form",
+            metavar="JSON",
+            help='Form of each generated text: {"choices": [...]}, {"regex": "..."} or {"json_schema": {...}}; or @FILE with it.',
+        ),
+        click.option("--stop", multiple=True, help="A generated text ends before this. Repeat the option."),
+        click.option("--banned", multiple=True, help="A word that no generated text contains. Repeat the option."),
+        click.option("--temperature", type=click.FloatRange(0, 5), help="Above 0: random tokens; default: 0."),
+        click.option("--sampling-seed", type=SEED, help="Seed of random tokens; default: 0."),
+    )
+    for option in reversed(options):
+        command = option(command)
+    return command
+
+
+def _writing_given(options: dict[str, Any]) -> dict[str, Any]:
+    """Return the options that were given, with the form of the output read.
+
+    Raises:
+        ValueError: the form cannot be read.
+    """
+    from learners.output_grammar import read_output
+
+    form = options.pop("output_form")
+    given = {name: value for name, value in options.items() if value not in (None, ())}
+    if form is not None:
+        text = Path(form[1:]).read_text(encoding="utf-8") if form.startswith("@") else form
+        given["output"] = read_output(text)
+    return given
+
+
 @click.command()
 @click.option("--task", type=TaskKinds(), required=True, help="Kind of task.")
 @click.option("--model", required=True, help="Pretrained model: `bundled:NAME`, a transformers id or a folder.")
@@ -245,6 +281,7 @@ def compare(folders: tuple[Path, ...], least: float | None, plot: Path | None) -
 @click.option(
     "--resume/--no-resume", default=True, show_default=True, help="Continue an interrupted run from the folder OUT."
 )
+@writing
 @refusing
 def finetune(train_file: Path, **options: Any) -> None:
     """Fine-tune a pretrained model from labelled files: CoNLL columns, CSV, TSV, JSON lines, or one folder for each class.
@@ -268,7 +305,7 @@ def finetune(train_file: Path, **options: Any) -> None:
     for name in positive:
         if (value := options[name]) is not None and not 0 < value < float("inf"):
             raise click.BadParameter(f"{value} is not above zero", param_hint=f"--{name.replace('_', '-')}")
-    given = {key: value for key, value in options.items() if value is not None}
+    given = _writing_given(options)
     report = tune(train=train_file, progress=sys.stderr.isatty(), **given)
     for note in report["notes"]:
         click.echo(note, err=True)
@@ -283,10 +320,11 @@ def finetune(train_file: Path, **options: Any) -> None:
 @click.option("--model", required=True, help="Folder of a fine-tuned model.")
 @click.option("--test", type=ANY, required=True, help="Labelled file or folder.")
 @click.option("--out", type=FOLDER, help="Folder for report.json; default: no report.")
+@writing
 @refusing
-def evaluate(task: str, model: str, test: Path, out: Path | None) -> None:
+def evaluate(task: str, model: str, test: Path, out: Path | None, **options: Any) -> None:
     """Measure a fine-tuned model on a labelled file, and print the metrics as JSON."""
     from learners.finetune.run import evaluate as measure
 
-    report = measure(task=task, model=model, test=test, out=out)
+    report = measure(task=task, model=model, test=test, out=out, **_writing_given(options))
     click.echo(json.dumps(report["metrics"], indent=2))

@@ -1,0 +1,1 @@
+"""Generated text under control: constrained decoding, stop and banned words, random tokens from a seed."""
