@@ -28,6 +28,7 @@ from learners.checkpoints.signing import KeyRefused, load_key
 from learners.checkpoints.store import Checkpoints
 from learners.config import ExperienceSettings
 from learners.continual.versions import TaskVersionStore
+from learners.deliberation.config import DeliberatorSettings
 from learners.experience import schema
 from learners.experience.reader import Reader
 from learners.experience.store import Store
@@ -39,6 +40,7 @@ from learners.reencoding.token_store import StoredTokens, TokenStore
 from learners.safeguards.source_consistency import Quarantine
 from learners.worker.journal import Journal, JournalEntry
 from runtime.config.schema import DriftSettings
+from runtime.deliberation.goal_in_force import GoalInForce
 from runtime.deploy.experiments.controller import ExperimentController
 from runtime.deploy.experiments.rules import ExperimentRules
 from runtime.drift.watch import DriftWatch
@@ -193,6 +195,18 @@ def drift(folder: Path) -> None:
     (folder / "drift.json").write_bytes(b'{"format": 2}')
     assert DriftWatch(*state).figures() == {}
     assert reported == ["drift_state_unreadable"]
+
+
+@shows("goal.json")
+def goal(_folder: Path) -> None:
+    settings = DeliberatorSettings.model_validate({"goals": {"idle": "rest", "greet": "greet"}, "default": "idle"})
+    written = GoalInForce(settings, 1.0)
+    written.set_by_person("greet", 60.0, 1.0)
+    read = GoalInForce(settings, 1.0)
+    assert read.restore(written.dump(1.0, 1e9), 1.0, 1e9)
+    assert read.goal == "greet"
+    with pytest.raises(ValueError, match="format"):
+        read.restore(written.dump(1.0, 1e9) | {"format": 2}, 1.0, 1e9)
 
 
 @shows("engine.json")

@@ -83,6 +83,7 @@ def build_deliberator(
         {name: stream.ttl_s for name, stream in config.streams.items() if isinstance(stream, TextSettings)},
         context.clock.now,
         context.wall,
+        state_dir=context.state_dir,
     )
 
 

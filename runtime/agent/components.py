@@ -88,5 +88,7 @@ class Components:
         self.experiments.close(clean=clean)
         self.sources.file.write()
         self.drift.file.write()
+        if self.deliberator is not None:
+            self.deliberator.file.write()
         self.store.close()
         self.engine.close()

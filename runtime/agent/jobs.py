@@ -47,6 +47,7 @@ def jobs(parts: Components) -> dict[str, Coroutine[Any, Any, None]]:
         running["task versions"] = parts.task_updater.run()
     if parts.deliberator is not None:
         running["deliberator"] = parts.deliberator.run()
+        running["goal state"] = parts.deliberator.file.run()
     if parts.announcer is not None:
         running["home assistant"] = parts.announcer.run()
     if parts.agent_card is not None:

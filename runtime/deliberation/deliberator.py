@@ -13,6 +13,7 @@ import time
 from collections import Counter, deque
 from collections.abc import Callable, Collection, Mapping, MutableMapping
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any, Protocol
 
 from actuators.expressions import Expression, ExpressionError, Known
@@ -28,6 +29,7 @@ from runtime.models.goal_client import GoalClient
 from runtime.mqtt import Message
 from runtime.mqtt.topics import GoalOverride, Refused, decode
 from runtime.process.emit import Emit
+from runtime.process.state_file import StateFile, StateUnreadable
 from sensors.readings import Observation, Telemetry, Text
 
 CHECK_S = 0.2
@@ -40,6 +42,8 @@ LATE_S = 5.0
 OPEN_S = 120.0
 """From the first question to its answer: the model may have to load."""
 MOST_RESULTS = 32
+FILE = "goal.json"
+SAVE_EVERY_S = 30.0
 
 
 class GoalSink(Protocol):
@@ -65,6 +69,7 @@ class Deliberator:
         ttl_s: by text stream, how long an order is known.
         clock: monotonic seconds.
         wall: Unix seconds.
+        state_dir: where the goal in force is stored, so that it survives a restart.
     """
 
     settings: DeliberatorSettings
@@ -78,6 +83,8 @@ class Deliberator:
     ttl_s: Mapping[str, float] = field(default_factory=dict)
     clock: Callable[[], float] = time.monotonic
     wall: Callable[[], float] = time.time
+    state_dir: Path = field(kw_only=True)
+    file: StateFile = field(init=False)
     model: GoalClient = field(init=False)
     goal: GoalInForce = field(init=False)
     schedule: QuestionSchedule = field(init=False)
@@ -116,6 +123,18 @@ class Deliberator:
         self.schedule = QuestionSchedule(self.settings.every_s, self.settings.calls_per_hour)
         self._conditions = {goal: Expression(text, self.known) for goal, text in self.settings.conditions.items()}
         self._number = time.monotonic_ns()
+        self.file = StateFile(self.state_dir / FILE, self._dump, self._restore, SAVE_EVERY_S, self.emit)
+        try:
+            self.file.load()
+        except StateUnreadable as error:
+            self.emit("goal_state_unreadable", {"reason": str(error)})
+
+    def _dump(self) -> dict[str, Any]:
+        return self.goal.dump(self.clock(), self.wall())
+
+    def _restore(self, body: dict[str, Any]) -> None:
+        if self.goal.restore(body, self.clock(), self.wall()):
+            self._again_s = max(self.clock(), self.goal.held_until_s)
 
     # --- what is known
 
@@ -308,6 +327,7 @@ class Deliberator:
             "took_ms": None if answer is None else round(answer.took_s * 1e3, 1),
         }  # fmt: skip
         self.publish(body)
+        self.file.changed(urgent=why != "confirmed")
         if why in {"changed", "done", "expired"}:
             self.emit("goal_changed", {"goal": goal.goal, "why": why, "confidence": round(goal.confidence, 4)})
         self._feed(now_s)

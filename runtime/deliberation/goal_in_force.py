@@ -5,9 +5,11 @@ A goal comes from the settings' list, whatever is answered. Without a newer answ
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 from learners.deliberation.answers import GoalAnswer
 from learners.deliberation.config import DeliberatorSettings
@@ -15,6 +17,8 @@ from runtime.deliberation.state_text import MOST_GOALS, PastGoal
 
 PERSON = "person"
 """In place of the name of a model."""
+FORMAT, MOST_NAME, MOST_HOLD_S = 1, 200, 86_400.0
+"""Of the stored goal; characters of a model's name; the longest hold of a person's goal."""
 
 
 @dataclass(slots=True)
@@ -110,6 +114,49 @@ class GoalInForce:
         if self.goal == self.settings.default or now_s < limit_s:
             return False
         self._set(self.settings.default, "expired", now_s)
+        return True
+
+    def dump(self, now_s: float, unix_s: float) -> dict[str, Any]:
+        """Return the goal with times in Unix seconds, for `restore`."""
+        return {
+            "format": FORMAT,
+            "goal": self.goal,
+            "model": self.model,
+            "probabilities": dict(self.probabilities),
+            "since": unix_s - (now_s - self.since_s),
+            "confirmed": unix_s - (now_s - self.confirmed_s),
+            "saved": unix_s,
+            "held_s": max(0.0, self.held_until_s - now_s),
+        }
+
+    def restore(self, body: Mapping[str, Any], now_s: float, unix_s: float) -> bool:
+        """Put the goal of an earlier process in force for the rest of its time; return whether it did.
+
+        It does not where the time is over, the goal is no longer listed, or the clock says that the file is from the future.
+
+        Raises:
+            KeyError, TypeError, ValueError: `body` is not what `dump` returned.
+        """
+        if body["format"] != FORMAT:
+            raise ValueError(f"format {body['format']!r}; this program reads {FORMAT}")
+        saved_s, since_s, confirmed_s, held_s = (float(body[key]) for key in ("saved", "since", "confirmed", "held_s"))
+        goal, model = str(body["goal"]), str(body["model"])[:MOST_NAME]
+        probabilities = {str(name): float(value) for name, value in dict(body["probabilities"]).items()}
+        ages = (unix_s - saved_s, saved_s - confirmed_s, confirmed_s - since_s, held_s)
+        if not all(math.isfinite(age) for age in ages) or not 0 <= held_s <= MOST_HOLD_S:
+            raise ValueError("a time is not finite or too long")
+        if not all(0 <= value <= 1 for value in probabilities.values()):
+            raise ValueError("a probability is not between 0 and 1")
+        if goal not in self.settings.goals or goal == self.settings.default or min(ages) < 0:
+            return False
+        away_s = unix_s - saved_s
+        left_s = held_s - away_s if model == PERSON else confirmed_s + self.settings.ttl_s - unix_s
+        if left_s <= 0:
+            return False
+        self.goal, self.model = goal, model
+        self.since_s, self.confirmed_s = now_s - (unix_s - since_s), now_s - (unix_s - confirmed_s)
+        self.held_until_s = now_s + held_s - away_s if held_s > 0 else float("-inf")
+        self.probabilities = probabilities if probabilities.keys() == self.settings.goals.keys() else {}
         return True
 
     def _set(self, goal: str, outcome: str, now_s: float) -> None:

@@ -65,6 +65,7 @@ TABLE: dict[str, Row] = {
         True,
         "The deliberator is unsure whether {goal} is still right. Set a goal on the page.",
     ),
+    "goal_state_unreadable": ("bad", True, "The stored goal cannot be read: {reason}."),
     "goal_set": ("plain", True, "A person ({source}) set the goal: {goal}."),
     "graph_compiled": ("plain", False, "A graph was compiled within {seconds} s: {reason}."),
     "graph_refused": ("bad", False, "The graph in {folder} is not used: {reason}."),

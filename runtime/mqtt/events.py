@@ -39,6 +39,7 @@ EVENTS: dict[str, str] = {
     "goal_changed": "Another goal is in force; `why` is `changed`, `done` or `expired`.",
     "goal_requested": "The deliberator is unsure which goal fits; a person may set one on `override/goal`.",
     "goal_set": "A person set the goal.",
+    "goal_state_unreadable": "`goal.json` is unreadable; the default goal is in force.",
     "graph_compiled": "A process of its own compiled what a checkpoint or an encoder lacked; `reason` says what that was.",
     "graph_refused": "A cached graph, or the cache, is not used: its files were changed, or others may write to it. The graph is made again.",
     "graph_missing": "The learner could not compile a candidate; the agent has it compiled in a process of its own.",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -28,9 +29,9 @@ GOALS = {
 class World:
     """A deliberator with a clock of its own, a model that answers when the test says so, and all that it published."""
 
-    def __init__(self, **more: Any) -> None:
+    def __init__(self, state_dir: Path = Path("/nonexistent"), now_s: float = 1_000.0, **more: Any) -> None:
         chosen = {"goals": GOALS, "default": "idle", "min_hold_s": 0, "ttl_s": 60} | more
-        self.clock = FakeClock(1_000.0)
+        self.clock = FakeClock(now_s)
         self.questions: list[GoalQuestion] = []
         self.connected = True
         self.fed: list[tuple[dict[str, float], float]] = []
@@ -50,6 +51,7 @@ class World:
             {"orders": 500.0},
             self.clock.now,
             lambda: self.clock.now() + 1e9,
+            state_dir=state_dir,
         )
 
     def ask_goal(self, question: GoalQuestion) -> None:
@@ -293,3 +295,77 @@ def test_failures_and_recoveries_in_turn_are_few_events() -> None:
         else:
             world.it.failed(world.questions[-1].number, "status 500")
     assert world.kinds == ["deliberation_failed", "deliberation_recovered"] * 2
+
+
+def person(world: World, goal: str, hold_s: float) -> None:
+    world.it.set_goal(Message("override/goal", orjson.dumps({"value": goal, "hold_s": hold_s}), 1, retain=False))
+
+
+def test_a_restart_continues_a_persons_goal_for_the_rest_of_its_time(tmp_path: Path) -> None:
+    before = World(tmp_path)
+    person(before, "greet", 600.0)
+    before.wait(10)
+    before.it.file.write()
+    after = World(tmp_path, now_s=before.clock.now() + 100.0)
+    assert (after.it.goal.goal, after.it.goal.model) == ("greet", "person")
+    after.it.step()
+    after.answer(warm=1.0)
+    assert after.it.goal.goal == "greet"
+    after.wait(488)
+    assert after.it.goal.goal == "greet"
+    after.wait(4)
+    assert (after.it.goal.goal, after.published[-1]["why"]) == ("idle", "expired")
+    late = World(tmp_path, now_s=before.clock.now() + 601.0)
+    assert late.it.goal.goal == "idle"
+    assert late.kinds == []
+
+
+def test_a_restart_continues_a_models_goal_until_its_ttl(tmp_path: Path) -> None:
+    before = World(tmp_path)
+    before.it.step()
+    before.hear("hello")
+    before.answer(greet=0.9, idle=0.1)
+    before.wait(20)
+    before.it.file.write()
+    after = World(tmp_path, now_s=before.clock.now() + 5.0)
+    assert (after.it.goal.goal, after.it.goal.model, after.it.goal.confidence) == ("greet", "model@1", 0.9)
+    after.wait(34)
+    assert after.it.goal.goal == "greet"
+    after.wait(2)
+    assert after.it.goal.goal == "idle"
+
+
+def test_every_change_is_written_and_a_confirmation_waits(tmp_path: Path) -> None:
+    world = World(tmp_path)
+    person(world, "greet", 600.0)
+    assert world.it.file._wake.is_set()
+    world.it.file._wake.clear()
+    person(world, "greet", 700.0)
+    assert not world.it.file._wake.is_set()
+    assert world.it.file._changed
+
+
+@pytest.mark.parametrize(
+    "content",
+    [b"", b"null", b"[]", b"{}", b'{"format": 2}', b"\x00" * 100, b'{"format":1,"goal":"greet"}'],
+)
+def test_a_damaged_goal_is_reported_and_the_default_is_in_force(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "goal.json").write_bytes(content)
+    world = World(tmp_path)
+    assert world.it.goal.goal == "idle"
+    assert world.kinds == ["goal_state_unreadable"]
+
+
+def test_a_stored_goal_that_is_not_listed_or_from_the_future_is_not_restored(tmp_path: Path) -> None:
+    before = World(tmp_path)
+    person(before, "greet", 600.0)
+    before.it.file.write()
+    stored = orjson.loads((tmp_path / "goal.json").read_bytes())
+    for change in ({"goal": "fly"}, {"saved": stored["saved"] + 1e6}, {"confirmed": stored["confirmed"] + 1e6}):
+        (tmp_path / "goal.json").write_bytes(orjson.dumps(stored | change))
+        assert World(tmp_path).it.goal.goal == "idle"
+    for wrong in ({"held_s": 1e9}, {"held_s": -1}, {"probabilities": {"greet": 2}}, {"saved": "now"}):
+        (tmp_path / "goal.json").write_bytes(orjson.dumps(stored | wrong))
+        assert World(tmp_path).kinds == ["goal_state_unreadable"]
+    (tmp_path / "goal.json").write_bytes(orjson.dumps(stored | {"probabilities": {"greet": 1.0}}))
+    assert World(tmp_path).it.goal.probabilities == {}
