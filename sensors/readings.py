@@ -6,8 +6,8 @@ capture, or of arrival if the source does not report the capture. This module kn
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
@@ -102,6 +102,19 @@ class Observation:
     fresh: frozenset[str] = field(default=frozenset())
     unknown_age: frozenset[str] = frozenset()
     allowed: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+
+    def without(self, streams: Collection[str]) -> Observation:
+        """Return the observation in which these streams are missing."""
+        if not streams:
+            return self
+        readings = {name: reading for name, reading in self.readings.items() if name not in streams}
+        return replace(
+            self,
+            readings=readings,
+            missing=self.missing | (self.readings.keys() - readings.keys()),
+            fresh=self.fresh - frozenset(streams),
+            unknown_age=self.unknown_age - frozenset(streams),
+        )
 
     @property
     def skew_s(self) -> float:

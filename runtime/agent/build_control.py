@@ -74,6 +74,7 @@ def build_control_loop(
         utterances=models.utterances,
         listeners=tuple(listeners),
         conditions=_conditions(config),
+        refuse=perception.decoder.refuse,
         field_versions={
             name: fields_version(fields) for name, s in config.streams.items() if (fields := policy_fields_of(s))
         },

@@ -87,6 +87,11 @@ class PayloadDecoder:
         pending.messages.append(message)
         pending.wake.set()
 
+    def refuse(self, stream: str, refusal: PayloadRefused) -> None:
+        """Count and publish a reading that was decoded and is of no use to the policy; call it in the event loop."""
+        self.drops.setdefault(stream, Counter())[refusal.cause] += 1
+        self._refused(stream, refusal)
+
     async def run(self) -> None:
         """Decode until cancelled, one task for each stream."""
         async with asyncio.TaskGroup() as group:

@@ -23,6 +23,7 @@ from runtime.gate.client import GateLink
 from runtime.inference.comparison import OtherDecision
 from runtime.inference.engine import Engine, InferenceResult
 from runtime.process.pacing import Clock, Pacer
+from sensors.base import PayloadRefused
 from sensors.readings import Observation
 
 COMPARE_WITHIN = 0.25
@@ -115,6 +116,8 @@ class ControlLoop:
     """On telemetry, without which an actuator does not act."""
     field_versions: Mapping[str, str] = field(default_factory=dict)
     """By telemetry stream, what its numbers mean (`learners.model.spec.fields_version`); stored with each transition."""
+    refuse: Callable[[str, PayloadRefused], None] = lambda _stream, _refusal: None
+    """Counts a reading that is of no use to the policy, and publishes why."""
     choose: ChooseVersion | None = None
     """Says which version acts; without it, the one that the engine has activated."""
     explore: bool = True
@@ -140,6 +143,13 @@ class ControlLoop:
         explore = self.explore and self.mode == "autonomous"  # only where actions are carried out
         arm = await self._activate(index)
         decided = await self.engine.decide(observation, explore=explore)
+        for stream in decided.not_finite:
+            if stream in observation.fresh:
+                self.refuse(
+                    stream,
+                    PayloadRefused("not_finite", "its tokens or numbers are not finite in the policy's precision"),
+                )
+        observation = observation.without(decided.not_finite)
         decision = f"{self.session}-{index}"
         verdict, latency_s = await self._act(observation, decided, decision)
         self._allowed = verdict.allowed if verdict is not None else {}

@@ -61,6 +61,8 @@ class InferenceResult:
     """Seconds that each encoder took, of those that ran at this tick."""
     encoders: dict[str, str] = field(default_factory=dict)
     """The version of every encoder at this tick, by its name, also where its streams are missing."""
+    not_finite: tuple[str, ...] = ()
+    """Streams with tokens that are not finite; they count as missing."""
 
     def actions_message(self) -> dict[str, dict[str, Any]]:
         """Return the actions as the `decision` message has them: value, probability, and the probabilities of all choices."""

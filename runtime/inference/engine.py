@@ -437,6 +437,8 @@ class Engine(ABC):
         self._tick = observation.tick
         with self._stream:
             encoded, encode_s = self._tokens.encode_new(live.encoders, observation)
+            not_finite = self._tokens.not_finite(observation)
+            observation = observation.without(not_finite)
             features = self._tokens.features(observation)
             if live.version == UNTRAINED:
                 self._statistics.observe(features, observation.fresh & observation.readings.keys())
@@ -446,12 +448,17 @@ class Engine(ABC):
             self._last = (states_BHD, out, masks) if explore is True else None
             actions, scores = actions_of(self.spec, out)
             choices = choices_of(self.spec, out)
+        if not all(np.isfinite(values).all() for values in scores.values()):
+            raise ValueError(
+                f"{live.version}: the scores of the choices are not finite; no decision is drawn from them"
+            )
         tokens, versions = self._tokens.of(observation)
         value = float(out.value[0])
         latency_s = time.perf_counter() - start
         encoders = {name: encoder.version for name, encoder in live.encoders.items()}
         return InferenceResult(
-            live.version, actions, value, tokens, versions, scores, latency_s, encoded, choices, encode_s, encoders
+            *(live.version, actions, value, tokens, versions, scores, latency_s, encoded, choices, encode_s, encoders),
+            not_finite=not_finite,
         )
 
     def _compare(self, version: str) -> OtherDecision | None:

@@ -10,7 +10,7 @@ import threading
 import time
 from collections import defaultdict, deque
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import numpy as np
@@ -38,6 +38,10 @@ class _Cached:
     reading: Reading
     version: str
     tokens_TW: NDArray[Any]
+    is_finite: bool = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.is_finite = bool(np.isfinite(self.tokens_TW).all())
 
 
 class StreamTokens:
@@ -100,6 +104,10 @@ class StreamTokens:
                 self._cache[reading.stream] = _Cached(reading, encoder.version, tokens_TW)
             took_s[route] = time.perf_counter() - start
         return (*early, *(reading.stream for readings in work.values() for reading in readings)), took_s
+
+    def not_finite(self, observation: Observation) -> tuple[str, ...]:
+        """Return the observed streams with tokens that are not finite: half precision overflows above 65504."""
+        return tuple(name for name in observation.readings if name in self._cache and not self._cache[name].is_finite)
 
     def of(self, observation: Observation) -> tuple[dict[str, NDArray[Any]], dict[str, str]]:
         """Return the tokens [T, W] of the observed streams of the policy, and the version of the encoder that made them."""

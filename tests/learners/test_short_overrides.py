@@ -56,7 +56,9 @@ class Daemon:
         del explore
         actions = {"arm": Action((-0.5 - 0.1 * (seen.tick % 2),), 0.5)}
         tokens = {"j": seen.readings["j"].values.astype(np.float32)[None]}  # type: ignore[union-attr] # it is telemetry
-        return SimpleNamespace(actions=actions, policy="p", tokens=tokens, encoder_versions={}, value=0.0)
+        return SimpleNamespace(
+            actions=actions, policy="p", tokens=tokens, encoder_versions={}, value=0.0, not_finite=()
+        )
 
     async def propose(self, proposal: Proposal, patience_s: float) -> ipc.GateVerdict:
         """Let the gate judge, and send its answer through the form of the socket pair."""

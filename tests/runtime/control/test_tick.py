@@ -40,7 +40,7 @@ class Engine:
         self.clock.advance(WORK_S)
         nothing: dict[str, Any] = {}
         return SimpleNamespace(
-            actions={}, policy=f"v{explore}", tokens={}, encoder_versions={}, encode_s={}, encoders={}, value=0.0,
+            actions={}, policy=f"v{explore}", tokens={}, encoder_versions={}, encode_s={}, encoders={}, value=0.0, not_finite=(),
             actions_message=lambda: nothing,
         )  # fmt: skip
 
@@ -128,3 +128,41 @@ async def test_a_decision_earns_by_what_the_next_tick_sees(tmp_path: Path) -> No
 def test_a_restart_explores_differently() -> None:
     seeds = {exploration_seed("robot", session) for session in ("3f9c1a2b7d4e", "aa00bb11cc22")}
     assert len(seeds) == 2
+
+
+async def test_a_stream_with_tokens_that_are_no_numbers_is_missing_everywhere_and_counted_once_a_reading() -> None:
+    """The gate needs the stream for what requires it, so it must not count as present there."""
+    clock, proposals, refused = FakeClock(50.0), list[Any](), list[tuple[str, str]]()
+
+    class Broken(Engine):
+        async def decide(self, observation: Observation, *, explore: bool) -> Any:
+            decided = await super().decide(observation, explore=explore)
+            decided.not_finite = tuple(observation.readings)
+            return decided
+
+    class Listening(Gate):
+        async def propose(self, proposal: Any, patience_s: float) -> None:
+            proposals.append(proposal)
+
+    inbox = Inbox({"j": TelemetrySettings(kind="telemetry", fields=("a",))})
+    loop = ControlLoop(
+        session="s",
+        pacer=Pacer(PERIOD_S, clock),
+        clock=clock,
+        wall=lambda: 1e9 + clock.now(),
+        inbox=inbox,
+        engine=Broken(clock),  # type: ignore[arg-type]
+        gate=Listening(),  # type: ignore[arg-type]
+        store=SimpleNamespace(hold=lambda _: True, release=lambda *_: True),  # type: ignore[arg-type]
+        rewards=TickRewards(()),
+        utterances=Utterances(),
+        listeners=[],
+        refuse=lambda stream, refusal: refused.append((stream, refusal.cause)),
+    )
+    inbox.put(Telemetry("j", 50.0, 0, ("a",), np.zeros(1, np.float32)))
+    for index in range(2):
+        result = await loop.tick(index)
+        assert (dict(result.observation.readings), result.observation.missing) == ({}, {"j"})
+        clock.advance(PERIOD_S)
+    assert [proposal.stale for proposal in proposals] == [("j",), ("j",)]
+    assert refused == [("j", "not_finite")]

@@ -584,3 +584,40 @@ async def test_the_other_version_of_an_experiment_says_what_it_would_have_done(t
     assert await one.compare("v2") is None, "without exploration there are no probabilities"
     one.close()
     plain.close()
+
+
+async def test_tokens_that_are_not_finite_make_their_stream_missing(engine: Engine) -> None:
+    """Half precision overflows above 65504; before, a choice was drawn from scores that were no numbers."""
+    loud, note = text("orders", "h" * 900_000), text("notes", "cab")
+    broken = await engine.decide(seen(0, orders=loud, notes=note))
+    assert broken.not_finite == ("orders",)
+    assert "orders" not in broken.tokens
+    assert np.isfinite([broken.value, *broken.scores["head"]]).all()
+    again = await engine.decide(seen(1, orders=loud, notes=note))
+    assert (again.not_finite, again.encoded) == (("orders",), ()), "it is not encoded a second time"
+    other = engine_of(spec_of())
+    try:
+        for tick in range(2):
+            missing = await other.decide(seen(tick, orders=None, notes=note))
+    finally:
+        other.close()
+    assert again.scores == missing.scores, "as if the stream were missing"
+    healed = await engine.decide(seen(2, orders=text("orders", "abba", 1), notes=note))
+    assert healed.not_finite == ()
+    assert "orders" in healed.tokens
+
+
+async def test_no_decision_is_drawn_from_scores_that_are_no_numbers() -> None:
+    """Weights are verified when they are loaded; this is the last line behind that."""
+    torch.manual_seed(0)
+    policy = Policy(spec_of())
+    with torch.no_grad():
+        next(iter(policy.heads.parameters())).fill_(torch.nan)
+    made = Engine(
+        policy, {"letters": Letters()}, ROUTES, Calibrations(None, BackendSettings("torch", "float32")), nothing, seed=3
+    )
+    try:
+        with pytest.raises(ValueError, match="untrained: the scores of the choices are not finite"):
+            await made.decide(seen(0, orders=text("orders", "abba"), notes=text("notes", "cab")))
+    finally:
+        made.close()
