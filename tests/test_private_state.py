@@ -19,6 +19,7 @@ from learners.files import exclusive_lock, private_folder
 from learners.ipc.outbox import Outbox
 from learners.ipc.policy_spec import write_policy_spec
 from learners.ipc.progress import ProgressWriter
+from learners.ipc.settings import write_learner_config
 from runtime.gate import latches
 from runtime.gate.stop_latch import StopLatch
 from runtime.process.state_file import StateFile
@@ -86,6 +87,15 @@ def test_a_folder_of_the_state_is_for_its_owner_alone(
     folders = [tmp_path / "made", *(path for path in (tmp_path / "made").rglob("*") if path.is_dir())]
     assert state in folders
     assert {path: oct(path.stat().st_mode & 0o777) for path in folders} == dict.fromkeys(folders, "0o700")
+
+
+def test_files_of_the_state_are_for_their_owner_alone(tmp_path: Path, open_umask: None) -> None:
+    latches.save(tmp_path / "latches.json", {})
+    StopLatch.of(tmp_path).write("stop")
+    write_learner_config({"state_dir": str(tmp_path)})
+    files = [path for path in tmp_path.rglob("*") if path.is_file()]
+    assert len(files) == 3
+    assert {oct(path.stat().st_mode & 0o777) for path in files} == {"0o600"}
 
 
 def test_an_existing_folder_stays_as_its_owner_made_it(tmp_path: Path) -> None:

@@ -78,7 +78,8 @@ def write_learner_config(settings: Mapping[str, Any]) -> None:
     inputs = LearnerConfig.model_validate(settings)
     folder = inputs.state_dir / "learner"
     private_folder(folder)
-    write_atomically(folder / "settings.json", orjson.dumps(inputs.model_dump(mode="json")), durable=False)
+    content = orjson.dumps(inputs.model_dump(mode="json"))
+    write_atomically(folder / "settings.json", content, durable=False, mode=0o600)
 
 
 def encoder_window_s(streams: Iterable[Any], encoder: str) -> float:

@@ -49,7 +49,7 @@ def save(path: Path, latches: Mapping[str, object]) -> None:
         OSError: it could not be written; the old one is intact.
     """
     private_folder(path.parent)
-    write_atomically(path, orjson.dumps(dict(latches), option=orjson.OPT_INDENT_2))
+    write_atomically(path, orjson.dumps(dict(latches), option=orjson.OPT_INDENT_2), mode=0o600)
 
 
 class LatchWriter:

@@ -37,6 +37,8 @@ MAX_WAITING = 4
 """Requests that wait, of a kind."""
 STORED = 100
 """Messages on `stop` that the broker stored, after which it may have dropped one; brokers store 100 or more."""
+REFUSED_S = 1.0
+"""Between two events of refused releases."""
 RELEASE_KEYS = {"engaged", "source"}
 MAX_SOURCE = 64
 """Characters of the name of a sender."""
@@ -134,6 +136,8 @@ class OperatorCommands:
         """Messages on `stop` in a row that the broker may have stored."""
         self._modes_s = float("-inf")
         """When the newest request for a mode was received."""
+        self._refused_s = float("-inf")
+        """When the newest refusal of a release was published."""
         self._ends_s: dict[str, float] = {}
         """By actuator: when the newest request to end its override was received."""
         topics, subscribe = host.topics, host.connection.subscribe
@@ -151,10 +155,14 @@ class OperatorCommands:
         self._stored = self._stored + 1 if message.resumed else 0
         if self._stored == STORED:
             host.stop(engaged=True, reason=f"the broker stored {STORED} messages on `stop`: it may have dropped a stop")
-        with self._refusing(message):
-            read = read_stop(message)
-            if read is not None and not read[0]:
-                self._refuse_old()
+        try:
+            with self._refusing(message):
+                read = read_stop(message)
+                if read is not None and not read[0]:
+                    self._refuse_old()
+        except Refused as refusal:
+            self._release_refused(message, str(refusal))
+            raise
         if read is None:
             return
         engaged, reason = read
@@ -165,6 +173,13 @@ class OperatorCommands:
         state = lambda: {"stopped": host.gate.stopped, "armed": host.gate.armed}  # noqa: E731 - read when it is saved
         answered = self._after_saving(message, what, state) if message.response_topic is not None else None
         host.stop(engaged=engaged, reason=reason, saved=answered)
+
+    def _release_refused(self, message: Message, reason: str) -> None:
+        """Publish why a release is refused, at most once a second; a sender that named a response topic has the answer."""
+        now_s = self.host.now()
+        if message.response_topic is None and now_s - self._refused_s >= REFUSED_S:
+            self._refused_s = now_s
+            self.host.publisher.event("stop_release_refused", {"reason": reason})
 
     def override(self, message: Message) -> None:
         """Apply an operator's override, and answer where the message names a response topic.

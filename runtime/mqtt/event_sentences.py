@@ -124,6 +124,7 @@ TABLE: dict[str, Row] = {
     ),
     "storage_recovered": ("good", True, "Every folder can be written again."),
     "storage_trimmed": ("plain", False, "The daemon deleted old files to stay below storage.max_gb."),
+    "stop_release_refused": ("bad", False, "A release of the software stop was refused: {reason}."),
     "stop_released": ("good", True, "The software stop was released. Arm to let the policy act."),
     "stopped": ("bad", True, "The software stop is engaged. Every actuator has its safe value."),
     "stream_frozen": ("bad", True, "Stream {stream} is frozen: its last {equal} readings are equal."),

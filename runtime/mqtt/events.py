@@ -84,6 +84,7 @@ EVENTS: dict[str, str] = {
     "storage_over_budget": "`state_dir` is larger than `storage.max_gb`, and the other files are never deleted.",
     "storage_recovered": "Every folder can be written again.",
     "storage_trimmed": "The daemon deleted files to stay below `storage.max_gb`; `deleted` counts them.",
+    "stop_release_refused": "A release was retained, or sent while the gate was away or suspended; the stop stays as it is.",
     "stop_released": "The software stop was released.",
     "stopped": "The software stop is engaged.",
     "stream_frozen": "A source delivers the same reading repeatedly.",

@@ -2,8 +2,9 @@
 
 A real daemon with twelve actuators at 50 Hz and its page, on a real mosquitto. A run ends when the last of the twelve has its
 safe command. The flood comes from another process: requests, overrides, reports, rewards, labels and text as fast as it can
-publish them. A broker that is away is frozen. Prints the table of docs/safety.md; 100 runs of each cause take 10 to 15 minutes
-on a quiet machine.
+publish them. A broker that is away is frozen. This process, which observes the wire, runs at a higher priority where it is
+permitted: on a busy machine it would otherwise measure its own delay. Prints the table of docs/safety.md; 100 runs of each
+cause take 10 to 15 minutes on a quiet machine.
 """
 
 from __future__ import annotations
@@ -46,6 +47,8 @@ KILLS = 3
 """More within a minute would end the daemon, as it should, and each later one is restarted more slowly."""
 AWAY_S = (0.1, 0.5, 1.0, 2.0, 5.0)
 ATTEMPTS = 6
+OBSERVER = -15
+"""Niceness of this process while it measures; broker, agent, page and flood have 0, the gate -10."""
 TOKEN = "bench-token-of-the-operator"
 CONFIG = """\
 agent: bench
@@ -246,6 +249,18 @@ async def world_of(folder: Path, broker: Mosquitto) -> AsyncIterator[World]:
         await asyncio.to_thread(end_daemon, daemon)
 
 
+@asynccontextmanager
+async def first_in_line() -> AsyncIterator[None]:
+    """Give this process a higher priority; what it has started before keeps its own."""
+    before = os.getpriority(os.PRIO_PROCESS, 0)
+    try:
+        with suppress(PermissionError):
+            os.setpriority(os.PRIO_PROCESS, 0, min(before, OBSERVER))
+        yield
+    finally:
+        os.setpriority(os.PRIO_PROCESS, 0, before)
+
+
 async def measured(cause: Cause, runs: int) -> list[float]:
     """Return the milliseconds of each run."""
     times: list[float] = []
@@ -254,7 +269,7 @@ async def measured(cause: Cause, runs: int) -> list[float]:
             broker = Mosquitto(Path(folder)).start()
             async with world_of(Path(folder), broker) as world:
                 await world.moving()
-                async with cause.during(world):
+                async with cause.during(world), first_in_line():
                     for _ in range(int(min(cause.at_most, runs - len(times)))):
                         await world.moving()
                         times.append(await cause.measure(world))

@@ -499,6 +499,8 @@ async def test_the_broker_stores_a_stop_while_the_gate_is_away(tmp_path: Path, b
     async with world_of(tmp_path, broker) as world:
         await eventually(lambda: world.host.gate.stopped)
         await eventually(lambda: world.host.safety.refused[TOPICS("stop")] == 1, "the old release refused")
+        await eventually(lambda: len(world.events("stop_release_refused")) == 1, "the reason")
+        assert "send it again" in world.events("stop_release_refused")[0]["reason"]
         assert world.host.gate.stopped
         await eventually(lambda: world.of("status")[-1]["state"] == "stopped")
 
