@@ -11,6 +11,11 @@ _STARTS: tuple[tuple[int, bytes, str], ...] = (
     (8, b"AVI ", "AVI"),
     (0, b"RIFF", "WAV"),
     (0, b"RF64", "WAV"),
+    (0, b"riff\x2e\x91", "W64"),
+    (0, b"DSD ", "DSD"),
+    (0, b"MAC ", "Monkey's Audio"),
+    (0, b"FLV\x01", "FLV"),
+    (4, b"JXL ", "JPEG XL"),
     (0, b"fLaC", "FLAC"),
     (0, b"OggS", "Ogg"),
     (0, b"ID3", "MP3"),
@@ -39,6 +44,8 @@ _STARTS: tuple[tuple[int, bytes, str], ...] = (
 """Where the bytes are, the bytes, and the kind; the first row that fits counts."""
 _KBIT_S = (0, 32, 40, 48, 56, 64, 80, 96, 112, 128, 160, 192, 224, 256, 320, 0)
 """Bit rates of MPEG-1 Layer III, by the index in a frame's header (ISO/IEC 11172-3)."""
+_KBIT_S_2 = (0, 8, 16, 24, 32, 40, 48, 56, 64, 80, 96, 112, 128, 144, 160, 0)
+"""Those of MPEG-2 Layer III and of its extension 2.5, for speech (ISO/IEC 13818-3)."""
 _RATES_HZ = (44_100, 48_000, 32_000, 0)
 _TEXT_BYTES, _TEXT_KINDS = 64, 12
 """Printable characters, and distinct ones among them, from which a payload counts as text; a constant level has few."""
@@ -58,11 +65,14 @@ def file_kind(payload: bytes) -> str | None:
 
 
 def _mp3_frame(payload: bytes) -> int:
-    """Return the length of the frame of MPEG-1 Layer III at the start, 0 if there is none."""
-    if len(payload) < 4 or payload[0] != 0xFF or payload[1] & 0xFE != 0xFA:
+    """Return the length of the frame of MPEG Layer III at the start, 0 if there is none."""
+    divisor = {0xFA: 1, 0xF2: 2, 0xE2: 4}.get(payload[1] & 0xFE) if len(payload) >= 4 and payload[0] == 0xFF else None
+    if divisor is None:
         return 0
-    rate_hz, kbit_s = _RATES_HZ[payload[2] >> 2 & 3], _KBIT_S[payload[2] >> 4]
-    return 144_000 * kbit_s // rate_hz + (payload[2] >> 1 & 1) if rate_hz and kbit_s else 0
+    rate_hz = _RATES_HZ[payload[2] >> 2 & 3] // divisor
+    kbit_s = (_KBIT_S if divisor == 1 else _KBIT_S_2)[payload[2] >> 4]
+    samples = 144_000 if divisor == 1 else 72_000
+    return samples * kbit_s // rate_hz + (payload[2] >> 1 & 1) if rate_hz and kbit_s else 0
 
 
 def _adts_frame(payload: bytes) -> int:

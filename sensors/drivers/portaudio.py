@@ -21,6 +21,8 @@ from sensors.drivers.messages import MessageSender
 
 BLOCK_S = 0.02
 """Length of one message of samples."""
+IN_MEMORY = 67_108_864
+"""Bytes of a sound file up to which it is read at once, so that a header that lies can be corrected."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,21 +148,29 @@ def play(job: PlayJob, outbox: MessageSender, stop: threading.Event) -> None:
     """
     import soundfile  # noqa: PLC0415 - only a sound file needs it
 
-    if not Path(job.path).is_file():
+    from sensors.drivers.sound_files import open_sound, sound_error  # noqa: PLC0415 - as above
+
+    path = Path(job.path)
+    if not path.is_file():
         raise SensorLost(f"{job.path}: no such file")
     try:
-        with soundfile.SoundFile(job.path) as file:
+        is_small = path.stat().st_size <= IN_MEMORY  # a larger one is read as its header says
+        with open_sound(path.read_bytes()) if is_small else soundfile.SoundFile(job.path) as file:
             _play(file, job, outbox, stop)
     except soundfile.SoundFileError as error:
-        raise SensorLost(f"{job.path} cannot be read as sound: {error}") from error
+        raise SensorLost(f"{job.path} cannot be read as sound: {sound_error(error)}") from error
+    except OSError as error:
+        raise SensorLost(f"{job.path} cannot be read: {error.strerror}") from error
 
 
 def _play(file: Any, job: PlayJob, outbox: MessageSender, stop: threading.Event) -> None:
-    rate_hz = int(file.samplerate)
+    from sensors.drivers.sound_files import ChannelMixer  # noqa: PLC0415 - only a sound file needs it
+
+    rate_hz, mixer = int(file.samplerate), ChannelMixer(int(file.channels))
     block = max(1, round(rate_hz * BLOCK_S))
     start_s, sent = time.monotonic(), 0
     while not stop.is_set():
-        samples = file.read(block, dtype="float32", always_2d=True).mean(axis=1, dtype=np.float32)
+        samples = mixer.mix(file.read(block, dtype="float32", always_2d=True))
         if not len(samples):
             if not job.loop or sent == 0:
                 return

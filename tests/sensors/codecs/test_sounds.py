@@ -10,6 +10,7 @@ import pytest
 import soundfile
 
 from sensors.base import PayloadRefused
+from sensors.codecs.resampling import pcm
 from sensors.codecs.sounds import decode_sound, encode_sound
 
 RATE_HZ = 16_000
@@ -63,9 +64,47 @@ def test_every_width_of_sample_gives_the_same_sound(subtype: str) -> None:
     np.testing.assert_allclose(samples, tone(), atol=0.02)
 
 
-def test_channels_that_cancel_give_the_loudest_one() -> None:
-    samples, _ = decode_sound(wav(np.stack([0.8 * tone(), -0.8001 * tone()], axis=1)))
-    np.testing.assert_allclose(np.abs(samples), np.abs(0.8001 * tone()), atol=1 / 16_384)
+@pytest.mark.parametrize("other", [0.8001, 0.79, 0.72, 0.65])
+def test_channels_that_cancel_give_the_loudest_one(other: float) -> None:
+    """Two microphones are never equally loud: the rest of a cancelled sound is up to 20 dB below it."""
+    samples, _ = decode_sound(wav(np.stack([0.8 * tone(), -other * tone()], axis=1)))
+    np.testing.assert_allclose(np.abs(samples), np.abs(max(other, 0.8) * tone()), atol=1 / 16_384)
+
+
+def test_channels_that_do_not_cancel_are_averaged() -> None:
+    silent = np.zeros_like(tone())
+    samples, _ = decode_sound(wav(np.stack([0.8 * tone(), silent], axis=1)))
+    np.testing.assert_allclose(samples, 0.4 * tone(), atol=1 / 16_384)
+
+
+def test_a_refusal_names_no_object_in_memory() -> None:
+    """The text would be another one at every refusal."""
+    for data in (b"", b"RIFF", wav(tone())[:40], wav(tone()).replace(b"fmt ", b"fmt!", 1)):
+        with pytest.raises(PayloadRefused) as refusal:
+            decode_sound(data)
+        assert "object at" not in str(refusal.value)
+        assert str(refusal.value).startswith("libsndfile cannot decode it: ")
+
+
+@pytest.mark.parametrize(
+    ("kind", "subtype", "rate_hz", "name"),
+    [
+        ("MP3", "MPEG_LAYER_III", 44_100, "MP3"),
+        ("MP3", "MPEG_LAYER_III", 16_000, "MP3"),
+        ("MP3", "MPEG_LAYER_III", 8_000, "MP3"),
+        ("W64", "PCM_16", 16_000, "W64"),
+        ("RF64", "PCM_16", 16_000, "WAV"),
+        ("AIFF", "PCM_16", 16_000, "AIFF"),
+        ("CAF", "PCM_16", 16_000, "CAF"),
+        ("OGG", "OPUS", 48_000, "Ogg"),
+    ],
+)
+def test_a_file_on_the_topic_of_samples_is_named(kind: str, subtype: str, rate_hz: int, name: str) -> None:
+    buffer = io.BytesIO()
+    soundfile.write(buffer, tone(), rate_hz, format=kind, subtype=subtype)
+    with pytest.raises(PayloadRefused, match=f"a file of the kind {name};") as refusal:
+        pcm(buffer.getvalue(), 16_000)
+    assert refusal.value.cause == "container"
 
 
 def test_flac_that_claims_hours_costs_only_what_it_holds() -> None:

@@ -20,6 +20,7 @@ from fakes import Contention
 from sensors.base import PayloadRefused, Sensor, SensorLost, TopicSensor
 from sensors.codecs.file_kinds import file_kind
 from sensors.codecs.resampling import RATE_HZ, SoundWindow, pcm
+from sensors.codecs.sounds import decode_sound
 from sensors.config import MicrophoneSettings
 from sensors.drivers import portaudio
 from sensors.drivers.portaudio import PlayJob, RecordJob, SampleRing
@@ -210,6 +211,23 @@ def test_play_says_what_it_cannot_read(tmp_path: Path) -> None:
     soundfile.write(tmp_path / "empty.wav", np.zeros(0), 8_000)
     portaudio.play(PlayJob(str(tmp_path / "empty.wav"), loop=True), sink, sink.stop)
     assert sink.blocks == []
+
+
+def test_a_file_plays_as_training_reads_it(tmp_path: Path) -> None:
+    """Channels that cancel each other, and a header that claims no samples."""
+    loud = tone(600, 16_000, 0.1)
+    soundfile.write(tmp_path / "swapped.wav", np.stack([loud, -0.9 * loud], axis=1), 16_000, subtype="FLOAT")
+    soundfile.write(tmp_path / "mono.wav", loud, 16_000, subtype="PCM_16")
+    cut = (tmp_path / "mono.wav").read_bytes()
+    at = cut.index(b"data") + 4
+    (tmp_path / "cut.wav").write_bytes(cut[:at] + bytes(4) + cut[at + 4 :])
+    for name in ("swapped.wav", "cut.wav"):
+        sink = Sink(3)
+        portaudio.play(PlayJob(str(tmp_path / name), loop=False), sink, sink.stop)
+        played = np.concatenate([block for _, _, block in sink.blocks])
+        np.testing.assert_allclose(played, loud[: len(played)], atol=1e-4)
+        trained, _ = decode_sound((tmp_path / name).read_bytes())
+        np.testing.assert_allclose(played, trained[: len(played)])
 
 
 def test_play_loops_in_order(tmp_path: Path) -> None:
