@@ -156,7 +156,12 @@ def build_requests(
         sources=feedback.sources,
         drift=drift,
         emit=publishing.emit,
-        explainer=Explainer(context.state_dir / "experience", checkpoints, models.engine, config.learner.seed),
+        explainer=Explainer.of(
+            context.state_dir,
+            models.engine,
+            config.learner.seed,
+            lambda decision: decision.rpartition("-")[0] == context.session,
+        ),
         recording=RecordingController(config, control_loop, publishing.reporter),
         finetuning=FinetuneQueue(config),
         gallery=models.gallery,

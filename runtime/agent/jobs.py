@@ -33,6 +33,7 @@ def jobs(parts: Components) -> dict[str, Coroutine[Any, Any, None]]:
         "encoders": parts.encoder_updater.run(),
         "learner events": parts.learner_events.run(),
         "requests": parts.requests.run(),
+        "explanations": parts.requests.explainer.run(),
         "recording": parts.requests.recording.run(),
         "policy spec": _write_spec(parts),
         "storage": parts.storage.run(),

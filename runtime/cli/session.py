@@ -16,7 +16,7 @@ from rich.console import Console
 from rich.table import Table
 
 from runtime.cli.options import FILE, load_or_demo, refusing, takes_settings
-from runtime.mqtt.rpc import Answer
+from runtime.mqtt.rpc import EXPLAIN_S, Answer
 
 BAR = 24
 
@@ -55,7 +55,7 @@ def explain(decision: str, config: Path | None, *, as_json: bool) -> None:
     from runtime.console.client import NoAnswer, send_request
 
     try:
-        answer = send_request(load_or_demo(config), "explain", {"decision": decision})
+        answer = send_request(load_or_demo(config), "explain", {"decision": decision}, timeout_s=EXPLAIN_S)
     except NoAnswer as error:
         raise click.ClickException(str(error)) from None
     if as_json:

@@ -18,6 +18,7 @@ from runtime.dashboard.auth import Role
 from runtime.dashboard.bridge import GATED, MqttBridge
 from runtime.dashboard.settings_file import MAX_TEXT, SettingsFile, SettingsRefused
 from runtime.dashboard.task_settings import with_class, with_task
+from runtime.mqtt.rpc import EXPLAIN_S
 from runtime.mqtt.topics import Topics, encode
 
 Name = Annotated[str, Field(pattern=r"^[a-z0-9_-]{1,64}$")]
@@ -254,6 +255,8 @@ def _request(
     match command:
         case RequestCommand():
             patience_s = GATE_ANSWER_S if command.verb in GATED else ANSWER_S
+            if command.verb == "explain":
+                patience_s = EXPLAIN_S
             return ("request", command.verb), command.data, patience_s
         case StopCommand():
             return ("stop",), {"engaged": command.engaged}, GATE_S

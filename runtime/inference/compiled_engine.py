@@ -5,7 +5,6 @@ A version needs a graph of its fused part: of its checkpoint, else one that the 
 
 from __future__ import annotations
 
-import copy
 import hashlib
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
@@ -16,7 +15,6 @@ from numpy.typing import NDArray
 
 from learners.checkpoints.arrays import shapes_of
 from learners.checkpoints.manifest import CheckpointRefused, LoadedCheckpoint
-from learners.ipc.policy_spec import spec_of_version
 from learners.model.backends.calibration_cache import Calibrations
 from learners.model.backends.checkpoint_graph import FIRST, LATER, NO_GRAPH, StoredGraph, digest_of
 from learners.model.backends.choice import CPU, BackendChoice, NotCompiled, readable_graph
@@ -73,8 +71,6 @@ class CompiledEngine(Engine):
     ) -> None:
         self.load_weights, self._weights = load_weights, weights
         self._memory = Exploration(sum(len(a.low) for a in spec.actions.continuous))
-        self._explained: tuple[str, ArrayPolicy] | None = None
-        """The version that explained last, with a graph of its own: a request of OpenVINO serves one thread."""
         calibrations.convert_here = False
         super().__init__(
             spec,
@@ -99,18 +95,17 @@ class CompiledEngine(Engine):
         return LoadedVersion(self.version, policy, self.encoders, policy.fuse, choice)
 
     def _policy(
-        self, weights: Weights, *, first: bool = False, stored: StoredGraph = NO_GRAPH, spec: PolicySpec | None = None
+        self, weights: Weights, *, first: bool = False, stored: StoredGraph = NO_GRAPH
     ) -> tuple[ArrayPolicy, BackendChoice | None]:
         """Return a version with its graph compiled and warmed up, and what runs the graph.
 
         Raises:
             NotCompiled: there is none.
         """
-        spec = spec or self.spec
-        if spec.plain:
-            return ArrayPolicy(spec, weights, None), None
-        run, choice = graph_run(self.calibrations, spec, weights, first=first, stored=stored)
-        return ArrayPolicy(spec, weights, run), choice
+        if self.spec.plain:
+            return ArrayPolicy(self.spec, weights, None), None
+        run, choice = graph_run(self.calibrations, self.spec, weights, first=first, stored=stored)
+        return ArrayPolicy(self.spec, weights, run), choice
 
     def _prepare(self, version: str) -> LoadedVersion:
         loaded = self.load_weights(version, self.shapes, self.spec.meaning())
@@ -159,28 +154,6 @@ class CompiledEngine(Engine):
         """Whether exploration of the acting policy depends on all ticks before."""
         policy: ArrayPolicy = self._live.policy
         return policy.excursion_share > 0
-
-    def explaining(self, version: str) -> ArrayPolicy:
-        """Return a version for work outside the tick, in one other thread; the last one is held.
-
-        Raises:
-            CheckpointRefused: it may not be loaded.
-            NotCompiled: it has no graph for this machine.
-        """
-        if self._explained is None or self._explained[0] != version:
-            self._explained = (version, self._for_explaining(version))
-        policy = self._explained[1]
-        if version == UNTRAINED and self._live.version == UNTRAINED:
-            statistics = copy.deepcopy(self._statistics)
-            policy = ArrayPolicy(policy.spec, policy.weights, statistics.applied_to(policy.fuse))
-        return policy
-
-    def _for_explaining(self, version: str) -> ArrayPolicy:
-        if version == UNTRAINED:
-            return self._policy(self._weights, first=True)[0]
-        loaded = self.load_weights(version)
-        spec = spec_of_version(loaded) or self.spec
-        return self._policy(loaded.arrays["policy"], stored=StoredGraph.of(loaded), spec=spec)[0]
 
     def _encode(self, encoder: ArrayEncoder, readings: Sequence[Reading]) -> NDArray[np.float16]:
         return encoder.encode(readings).astype(np.float16)

@@ -247,6 +247,10 @@ class Engine(ABC):
         """The version of the encoder behind each stream."""
         return {stream: self._live.encoders[name].version for stream, name in self.routes.items()}
 
+    def input_statistics(self) -> dict[str, NDArray[Any]]:
+        """Return the statistics by which untrained weights normalise telemetry; from any thread."""
+        return self._statistics.pack()
+
     def close(self) -> None:
         """End all threads; a running decision is completed first."""
         self.arrivals.close()

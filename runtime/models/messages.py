@@ -1,4 +1,4 @@
-"""Define the messages between the agent and the models process: a JSON header and raw bytes, both of bounded length.
+"""Define the messages between the agent and its processes for models and explanations: a JSON header and raw bytes, both of bounded length.
 
 Each side treats what it receives as untrusted: lengths are bounded before anything is read, and a message that is not one of ours
 ends the connection.
@@ -14,7 +14,7 @@ import struct
 import tempfile
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import orjson
@@ -68,16 +68,45 @@ async def receive(reader: asyncio.StreamReader) -> tuple[Header, bytes]:
         BadMessage: the bytes are not a message.
         asyncio.IncompleteReadError: the other side is gone.
     """
-    head, body = LENGTHS.unpack(await reader.readexactly(LENGTHS.size))
+    head, body = _lengths(await reader.readexactly(LENGTHS.size))
+    header = _header(await reader.readexactly(head))
+    return header, await reader.readexactly(body)
+
+
+def receive_from(stream: BinaryIO) -> tuple[Header, bytes]:
+    """Return the next message of a pipe; blocks until it is there.
+
+    Raises:
+        BadMessage: the bytes are not a message.
+        EOFError: the other side is gone.
+    """
+    head, body = _lengths(_exactly(stream, LENGTHS.size))
+    header = _header(_exactly(stream, head))
+    return header, _exactly(stream, body)
+
+
+def _lengths(data: bytes) -> tuple[int, int]:
+    head, body = LENGTHS.unpack(data)
     if head > MOST_HEADER or body > MOST_BODY:
         raise BadMessage(f"a message of {head} and {body} bytes, at most {MOST_HEADER} and {MOST_BODY}")
+    return head, body
+
+
+def _header(data: bytes) -> Header:
     try:
-        header = orjson.loads(await reader.readexactly(head))
+        header = orjson.loads(data)
     except orjson.JSONDecodeError as error:
         raise BadMessage(f"a header that is no JSON: {error}") from None
     if not isinstance(header, dict):
         raise BadMessage("a header that is no JSON object")
-    return header, await reader.readexactly(body)
+    return header
+
+
+def _exactly(stream: BinaryIO, count: int) -> bytes:
+    data = stream.read(count)
+    if len(data) < count:
+        raise EOFError
+    return data
 
 
 def offered_message(task: str, offered: Offered) -> bytes:

@@ -12,6 +12,8 @@ from runtime.mqtt.models import Message
 from runtime.mqtt.topics import Refused, Topics, encode
 
 Answer = dict[str, Any]
+EXPLAIN_S = 65.0
+"""Seconds that a client waits for an explanation. The agent may have to start a process first; it answers within 60 s."""
 
 GATE_VERBS = ("arm", "disarm", "mode", "end_override", "reload")
 AGENT_VERBS = (

@@ -1,147 +1,195 @@
 """Answer `request/explain`: the contribution of each stream to a decision, ages, lineage, what was executed and by whom.
 
-Reads stored experience, not the running tick. The version that took the decision explains it, in one thread with the priority of
-the agent; the work is bounded by `BUDGET` and `LIMIT_S` of `learners.model.shapley`. A thread of lower priority loses its core to
-other processes while it holds the interpreter lock. The tick waits for that lock: 230 ms at p99 on a busy machine.
+Another process computes (`explain_process.py`), so that no tick waits for the interpreter lock. It has low priority, starts with
+the first request, ends when none has come for `IDLE_S`, and dies with the agent. It has one request at a time. A process that dies,
+or does not answer in time, costs its request an error; the next request starts another one.
 """
 
 from __future__ import annotations
 
 import asyncio
-from concurrent.futures import ThreadPoolExecutor
+import sys
+from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from learners.checkpoints.manifest import CheckpointRefused
-from learners.checkpoints.store import Checkpoints
-from learners.experience.reader import Reader, Row
-from learners.experience.transition import Transition
-from learners.ipc.policy_spec import spec_of_version
-from learners.model.backends.choice import NotCompiled
-from learners.model.shapley import LIMIT_S, Explainable, NotExplainable, explain, same_encoders
-from runtime.inference.compiled_engine import CompiledEngine
-from runtime.inference.engine import UNTRAINED, Engine
-from runtime.mqtt.rpc import Answer, RequestFailed
+import safetensors.numpy
+import structlog
+from numpy.typing import NDArray
 
-BACKGROUND = 16
-"""Number of other ticks that replace the stream of which the contribution is measured."""
-SPREAD = 32
-"""Ticks between two ticks of the background."""
+from learners.model.backends.calibration_cache import shared_cache
+from runtime.inference.engine import Engine
+from runtime.models.messages import BadMessage, Header, packed, receive
+from runtime.mqtt.rpc import Answer, RequestFailed
+from runtime.process.child import with_parent_death
+
+_LOG = structlog.get_logger(__name__)
+START_S, LIMIT_S = 40.0, 15.0
+"""Time limits of the first request to a process, which starts meanwhile, and of any other."""
+STORE_S = 5.0
+"""Seconds that a decision of this session may take to the disk."""
+IDLE_S = 60.0
+"""Seconds without a request after which the process ends: its memory returns to the machine."""
+END_S = 5.0
+"""Seconds that an idle process has to end before it is killed."""
+
+
+def description(state_dir: Path, engine: Engine, seed: int) -> Header:
+    """Return the first message to the process: what it needs to know of the agent.
+
+    Args:
+        state_dir: the daemon's folder.
+        engine: of the agent.
+        seed: of the untrained weights.
+    """
+    calibrations = engine.calibrations
+    return {
+        "state_dir": str(state_dir.absolute()),
+        "shared": str(shared_cache()),
+        "spare": None if calibrations.spare is None else str(calibrations.spare),
+        "settings": asdict(calibrations.settings),
+        "runtime": engine.runtime,
+        "spec": engine.spec.to_json().decode(),
+        "seed": seed,
+    }
 
 
 @dataclass(slots=True)
 class Explainer:
-    """Explains any stored decision."""
+    """Explains any stored decision, in another process.
 
-    folder: Path
-    """`state_dir/experience`."""
-    checkpoints: Checkpoints
-    engine: Engine
-    seed: int
-    """Seed of the untrained weights."""
-    _worker: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(1, "explain"))
+    Args:
+        description: returns the first message to the process, as the function of that name.
+        statistics: returns the agent's input statistics.
+        is_of_session: returns whether the running agent took a decision, so that it may be on its way to the disk.
+        idle_s: seconds without a request after which the process ends.
+        start_s: seconds that the first request to a process may take.
+        limit_s: seconds that any other may take.
+    """
+
+    description: Callable[[], Header]
+    statistics: Callable[[], Mapping[str, NDArray[Any]]]
+    is_of_session: Callable[[str], bool] = lambda _decision: False
+    idle_s: float = IDLE_S
+    start_s: float = START_S
+    limit_s: float = LIMIT_S
+    store_s: float = STORE_S
+    """Seconds to wait for a decision of this session that is not stored yet."""
+    _process: asyncio.subprocess.Process | None = field(default=None, init=False)
+    _turn: asyncio.Lock = field(default_factory=asyncio.Lock, init=False)
+    _asked: asyncio.Event = field(default_factory=asyncio.Event, init=False)
+
+    @classmethod
+    def of(
+        cls, state_dir: Path, engine: Engine, seed: int, is_of_session: Callable[[str], bool] = lambda _decision: False
+    ) -> Explainer:
+        """Return the explainer of an agent."""
+        return cls(lambda: description(state_dir, engine, seed), engine.input_statistics, is_of_session)
+
+    @property
+    def process(self) -> int | None:
+        """The number of the process; None while there is none."""
+        return None if self._process is None else self._process.pid
+
+    async def run(self) -> None:
+        """End the process when it is idle, until cancelled; then end it at once."""
+        try:
+            while True:
+                self._asked.clear()
+                try:
+                    async with asyncio.timeout(self.idle_s):
+                        await self._asked.wait()
+                except TimeoutError:
+                    async with self._turn:
+                        if not self._asked.is_set():
+                            await self._end()
+        finally:
+            await self._kill()
 
     async def explain(self, decision: str) -> Answer:
         """Explain one decision.
 
         Raises:
-            RequestFailed: it is not on record, or cannot be explained.
+            RequestFailed: it is not on record or cannot be explained, or the process failed; with the reason.
         """
+        async with self._turn:
+            self._asked.set()
+            wait_s = self.store_s if self.is_of_session(decision) else 0.0
+            try:
+                answer = await self._ask({"decision": decision, "wait_s": wait_s}, wait_s)
+            except (OSError, BadMessage, asyncio.IncompleteReadError) as problem:
+                _LOG.warning("explain.process_failed", decision=decision, reason=repr(problem))
+                raise RequestFailed(f"{decision}: the process that explains decisions ended; ask again") from None
+            finally:
+                self._asked.set()
+        if "error" in answer:
+            raise RequestFailed(str(answer["error"]))
+        found: Answer = answer["answer"]
+        return found
+
+    async def _ask(self, request: Header, wait_s: float) -> Header:
+        """Send a request and return its answer; a process that fails or is late is killed.
+
+        Raises:
+            RequestFailed: it was late.
+            OSError, BadMessage, asyncio.IncompleteReadError: it cannot be started, or failed.
+        """
+        alive = self._process is not None and self._process.returncode is None
+        limit_s = wait_s + (self.limit_s if alive else self.start_s)
+        done = False
         try:
-            return await asyncio.get_running_loop().run_in_executor(self._worker, self._explain, decision)
-        except (NotExplainable, CheckpointRefused, NotCompiled, ValueError) as error:
-            raise RequestFailed(f"{decision}: {error}") from None
+            async with asyncio.timeout(limit_s):
+                process = await self._started()
+                assert process.stdin is not None
+                assert process.stdout is not None
+                process.stdin.write(packed(request, safetensors.numpy.save(dict(self.statistics()))))
+                await process.stdin.drain()
+                answer, _ = await receive(process.stdout)
+                done = True
+                return answer
+        except TimeoutError:
+            raise RequestFailed(f"{request['decision']}: no result within {limit_s:g} s; the machine is busy") from None
+        finally:
+            if not done:
+                await self._kill()
 
-    def _explain(self, decision: str) -> Answer:
-        with Reader(self.folder) as reader:
-            row = reader.decision(decision)
-            if row is None:
-                raise RequestFailed(
-                    f"{decision}: no stored decision has this id; it was deleted (experience.max_gb), or the id is mistyped"
-                )
-            policy = self._policy(row.transition.policy)
-            history = policy.spec.history
-            window = _window(reader, row, history)
-            background = _background(reader, row, history)
-        parts = explain(policy, window, background, limit_s=LIMIT_S)
-        return _answer(row.transition, parts) | {"lineage": self._lineage(row.transition.policy)}
+    async def _started(self) -> asyncio.subprocess.Process:
+        """Return the process; start one if there is none.
 
-    def _policy(self, version: str) -> Explainable:
-        """Return the version that decided, on a graph of its own or in torch, as the engine runs."""
-        engine = self.engine
-        return engine.explaining(version) if isinstance(engine, CompiledEngine) else self._in_torch(version)
+        Raises:
+            OSError: it cannot be started.
+        """
+        if self._process is not None and self._process.returncode is None:
+            return self._process
+        self._process = await asyncio.create_subprocess_exec(
+            *with_parent_death([sys.executable, "-m", "runtime.requests.explain_process"], priority="low"),
+            stdin=asyncio.subprocess.PIPE,
+            stdout=asyncio.subprocess.PIPE,
+        )
+        assert self._process.stdin is not None
+        self._process.stdin.write(packed(self.description()))
+        return self._process
 
-    def _in_torch(self, version: str) -> Explainable:
-        import torch  # noqa: PLC0415 - this agent has imported it
+    async def _end(self) -> None:
+        """End an idle process."""
+        process = self._process
+        if process is None:
+            return
+        assert process.stdin is not None
+        process.stdin.close()
+        with suppress(TimeoutError):
+            async with asyncio.timeout(END_S):
+                await process.wait()
+        await self._kill()
 
-        from learners.model.policy import build  # noqa: PLC0415 - as above
-        from runtime.inference.torch_engine import TorchEngine, untrained  # noqa: PLC0415 - as above
-
-        torch.set_num_threads(1)
-        torch.set_flush_denormal(True)
-        engine = self.engine
-        if version == engine.version and isinstance(engine, TorchEngine):
-            return engine.frozen_policy()
-        if version == UNTRAINED:
-            return untrained(engine.spec, self.seed)
-        loaded = self.checkpoints.load(version)
-        spec = spec_of_version(loaded) or engine.spec
-        try:
-            return build(spec, loaded.tensors["policy"])
-        except RuntimeError as error:
-            raise RequestFailed(f"{version}: its weights do not fit its spec: {str(error).splitlines()[0]}") from None
-
-    def _lineage(self, version: str | None) -> list[str]:
-        """Return the version and its ancestors, newest first."""
-        parents = {manifest.version: manifest.parent for manifest in self.checkpoints.list()}
-        line: list[str] = []
-        while version is not None and version not in line and len(line) < 20:
-            line.append(version)
-            version = parents.get(version)
-        return line
-
-
-def _window(reader: Reader, row: Row, history: int) -> list[Transition]:
-    """Return the decision and the ticks of its history, oldest first: of its session, since the last encoder swap."""
-    near = [each.transition for each in reader.rows(max(1, row.row - history + 1), row.row + 1)]
-    return _of_one_kind(row.transition, near)
-
-
-def _background(reader: Reader, row: Row, history: int) -> list[list[Transition]]:
-    """Return windows of earlier ticks of the same encoder versions, far enough apart for streams to change."""
-    windows: list[list[Transition]] = []
-    for back in range(1, BACKGROUND * 4 + 1):
-        at = row.row - back * SPREAD
-        if at < 1 or len(windows) == BACKGROUND:
-            break
-        found = [each.transition for each in reader.rows(max(1, at - history + 1), at + 1)]
-        if found and same_encoders(row.transition, found[-1]):
-            windows.append(_of_one_kind(found[-1], found))
-    return windows
-
-
-def _of_one_kind(last: Transition, ticks: list[Transition]) -> list[Transition]:
-    """Return the end of a window that is of one session and of the same encoder versions as its last tick."""
-    transitions: list[Transition] = []
-    for tick in reversed(ticks):
-        if tick.session != last.session or not same_encoders(last, tick):
-            break
-        transitions.insert(0, tick)
-    return transitions
-
-
-def _answer(transition: Transition, parts: dict[str, Any]) -> Answer:
-    return {
-        "decision": transition.decision,
-        "policy": transition.policy,
-        "stamp": transition.stamp_s,
-        "parts": {name: asdict(part) for name, part in parts.items()},
-        "actions": dict(transition.actions),
-        "probabilities": dict(transition.probabilities),
-        "by": dict(transition.by),
-        "ages_ms": {name: round(age * 1e3, 1) for name, age in transition.ages_s.items()},
-        "missing": sorted(name for name, present in transition.present.items() if not present),
-        "reward": transition.reward,
-        "value": transition.value,
-    }
+    async def _kill(self) -> None:
+        if (process := self._process) is None:
+            return
+        with suppress(ProcessLookupError):
+            process.kill()
+        with suppress(TimeoutError):
+            async with asyncio.timeout(END_S):
+                await process.wait()
+        self._process = None

@@ -44,8 +44,8 @@ T = TypeVar("T")
 MAX_WAITING = 16
 """Requests that may wait in each lane."""
 REFUSALS = (Refused, RequestFailed, CheckpointRefused, TaskRefused, OSError)
-URGENT_S, USUAL_S, EXPLAIN_S = 20.0, 30.0, 15.0
-"""Time limits of a rollback, of any other request, and of an explanation."""
+URGENT_S, USUAL_S, EXPLAIN_S = 20.0, 30.0, 60.0
+"""Time limits of a rollback, of any other request, and of an explanation, which may have to start a process first."""
 
 
 MAX_LISTED = 50

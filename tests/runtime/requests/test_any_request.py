@@ -14,12 +14,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+import safetensors.numpy
 import torch
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from actuators.actions import ActionSpace, Choice
+from learners.checkpoints.signing import credentials_folder, load_key
 from learners.checkpoints.store import Checkpoints
 from learners.config import TaskSettings
 from learners.experience.store import Store
@@ -34,8 +35,10 @@ from runtime.deploy.task_versions import TaskVersions
 from runtime.feedback.recent_results import RecentResults
 from runtime.inference.torch_engine import TorchEngine
 from runtime.mqtt import Message
+from runtime.mqtt.rpc import RequestFailed
 from runtime.mqtt.topics import Topics
-from runtime.requests.explain import Explainer
+from runtime.requests.explain import description
+from runtime.requests.explain_process import Explanations
 from runtime.requests.finetune import FinetuneQueue
 from runtime.requests.gallery import Gallery
 from runtime.requests.handlers import Requests
@@ -111,12 +114,27 @@ def tick(number: int, policy: str) -> Transition:
     )
 
 
+class ExplainerInThisProcess:
+    """Explains as the agent does, without a process."""
+
+    def __init__(self, folder: Path, engine: TorchEngine) -> None:
+        self._explanations = Explanations.described(description(folder, engine, seed=0))
+        self._statistics = safetensors.numpy.save(engine.input_statistics())
+
+    async def explain(self, decision: str) -> dict[str, Any]:
+        answer = self._explanations.answer({"decision": decision, "wait_s": 0.0}, self._statistics)
+        if "error" in answer:
+            raise RequestFailed(answer["error"])
+        found: dict[str, Any] = answer["answer"]
+        return found
+
+
 class World:
     """A state folder with versions of two widths and a hundred decisions, and the handlers of a running agent."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self.checkpoints = Checkpoints(folder / "checkpoints", Ed25519PrivateKey.from_private_bytes(bytes(32)))
+        self.checkpoints = Checkpoints(folder / "checkpoints", load_key(folder, credentials_folder()))
         wider = replace(SPEC, width=32)
         documents = {"spec": json.loads(wider.to_json())}
         self.wide = self.checkpoints.save({"policy": Policy(wider).state_dict()}, documents)
@@ -128,12 +146,12 @@ class World:
         assert store.flush()
         calibrations = Calibrations(None, BackendSettings("torch", "float32"))
         self.engine = TorchEngine(Policy(SPEC), {}, {}, calibrations, self.checkpoints.load)
+        self.explainer = ExplainerInThisProcess(folder, self.engine)
         self.config = config_of(folder)
         self.ticker = SimpleNamespace(session="s", engine=self.engine, degraded={})
 
     def requests(self, link: Link) -> tuple[Requests, Reporter]:
         reporter = Reporter()
-        explain = Explainer(self.folder / "experience", self.checkpoints, self.engine, 0)
         made = Requests(
             connection=link,  # type: ignore[arg-type]
             topics=Topics("demo"),
@@ -141,7 +159,7 @@ class World:
             history=PromotionHistory(self.folder / "promotions.jsonl", ThreadPoolExecutor(1)),
             tasks=TaskVersions(self.folder / "tasks", ("intents",)),
             emit=reporter.event,
-            explainer=explain,
+            explainer=self.explainer,  # type: ignore[arg-type]
             recording=RecordingController(self.config, self.ticker, reporter),  # type: ignore[arg-type]
             finetuning=FinetuneQueue(self.config),
             gallery=Gallery(self.folder / "experience", self.folder / "tasks", TASKS, self.store, RecentResults()),

@@ -1,0 +1,193 @@
+"""A process explains decisions: without torch for an agent on graphs, ended when idle, and an answer whatever becomes of it."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import signal
+import threading
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import safetensors.numpy
+
+from actuators.actions import ActionSpace, Choice
+from fakes import eventually
+from learners.checkpoints.signing import credentials_folder, load_key
+from learners.checkpoints.store import Checkpoints
+from learners.experience.store import Store
+from learners.experience.transition import Transition
+from learners.model.backends.calibration_cache import Calibrations
+from learners.model.backends.choice import BackendSettings
+from learners.model.policy import Policy
+from learners.model.spec import PolicySpec, StreamSpec
+from runtime.inference.arrays.input_statistics import InputStatistics
+from runtime.mqtt.rpc import RequestFailed
+from runtime.process.child import LOW
+from runtime.requests.explain import Explainer, description
+from runtime.requests.explain_process import Explanations
+from runtime.requests.handlers import EXPLAIN_S as ANSWERED_WITHIN_S
+
+SPEC = PolicySpec(
+    streams=(StreamSpec("joints", "telemetry", 1, 2),),
+    actions=ActionSpace((Choice("head", ("left", "right")),)),
+    hidden=(8,),
+    history=2,
+)
+"""A plain policy: it needs no graph."""
+STATISTICS = InputStatistics(SPEC).pack()
+
+
+def tick(number: int, policy: str, session: str = "s") -> Transition:
+    return Transition(
+        session,
+        number,
+        f"{session}-{number}",
+        1e9 + number / 10,
+        policy,
+        tokens={"joints": np.full((1, 2), number % 7, np.float32)},
+        present={"joints": True},
+        ages_s={"joints": 0.01},
+        actions={"head": "left"},
+        by={"head": "policy"},
+    )
+
+
+class Agent:
+    """A state folder with one version and its decisions, and what an explainer needs of the engine."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        checkpoints = Checkpoints(folder / "checkpoints", load_key(folder, credentials_folder()))
+        spec = {"spec": json.loads(SPEC.to_json())}
+        self.version = checkpoints.save({"policy": Policy(SPEC).state_dict()}, spec)
+        self.store = Store(folder / "experience")
+        self.append(range(100))
+        self.engine: Any = SimpleNamespace(
+            calibrations=Calibrations(folder, BackendSettings("openvino", "float32")),
+            runtime="compiled",
+            spec=SPEC,
+            input_statistics=lambda: STATISTICS,
+        )
+
+    def append(self, numbers: range, session: str = "s") -> None:
+        for number in numbers:
+            self.store.append(tick(number, self.version, session))
+        assert self.store.flush()
+
+    def explanations(self) -> Explanations:
+        return Explanations.described(description(self.folder, self.engine, 0))
+
+    @asynccontextmanager
+    async def explainer(self, **limits: float) -> AsyncIterator[Explainer]:
+        made = Explainer.of(self.folder, self.engine, 0, lambda decision: decision.startswith("now-"))
+        for name, value in limits.items():
+            setattr(made, name, value)
+        running = asyncio.create_task(made.run())
+        try:
+            yield made
+        finally:
+            running.cancel()
+            await asyncio.wait([running])
+
+
+@pytest.fixture(scope="module")
+def agent(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Agent]:
+    made = Agent(tmp_path_factory.mktemp("agent"))
+    yield made
+    made.store.close()
+
+
+def explained(explanations: Explanations, decision: str, wait_s: float = 0.0) -> dict[str, Any]:
+    return explanations.answer({"decision": decision, "wait_s": wait_s}, safetensors.numpy.save(STATISTICS))
+
+
+def mapped(process: int | None) -> str:
+    """Return the files that a process has mapped; nothing if it has ended."""
+    try:
+        return Path(f"/proc/{process}/maps").read_text()
+    except (FileNotFoundError, ProcessLookupError):
+        return ""
+
+
+async def test_a_process_without_torch_and_at_low_priority_explains_and_ends_when_it_is_idle(agent: Agent) -> None:
+    async with agent.explainer(idle_s=0.2) as explainer:
+        answer = await explainer.explain("s-99")
+        process = explainer.process
+        assert process is not None
+        assert "libtorch" not in mapped(process)
+        assert os.getpriority(os.PRIO_PROCESS, process) == LOW
+        await eventually(lambda: explainer.process is None, "the end of the idle process")
+    assert not mapped(process)
+    assert answer == explained(agent.explanations(), "s-99")["answer"]
+    streams = answer["parts"]["head"]["streams"]
+    assert streams["joints"] == pytest.approx(answer["parts"]["head"]["score"] - answer["parts"]["head"]["baseline"])
+
+
+async def test_a_process_that_dies_or_hangs_costs_its_request_an_error_and_the_next_one_is_answered(
+    agent: Agent,
+) -> None:
+    async with agent.explainer() as explainer:
+        await explainer.explain("s-99")
+        os.kill(explainer.process, signal.SIGSTOP)  # type: ignore[arg-type]
+        explainer.limit_s = 0.1
+        with pytest.raises(RequestFailed, match=r"s-98: no result within 0\.1 s"):
+            await explainer.explain("s-98")
+        assert explainer.process is None
+        asking = asyncio.create_task(explainer.explain("s-97"))
+        await eventually(lambda: explainer.process is not None, "another process")
+        os.kill(explainer.process, signal.SIGKILL)  # type: ignore[arg-type]
+        with pytest.raises(RequestFailed, match="s-97: the process that explains decisions ended"):
+            await asking
+        assert (await explainer.explain("s-96"))["decision"] == "s-96"
+        process = explainer.process
+    assert not mapped(process), "the process ends with the agent"
+
+
+async def test_the_request_waits_longer_than_the_process_may_take(agent: Agent) -> None:
+    async with agent.explainer() as explainer:
+        assert explainer.start_s + explainer.store_s < ANSWERED_WITHIN_S
+
+
+async def test_a_decision_that_is_on_its_way_to_the_disk_is_awaited(agent: Agent) -> None:
+    explanations = agent.explanations()
+    later = threading.Timer(0.3, agent.append, [range(3), "now"])
+    later.start()
+    answer = await asyncio.to_thread(explained, explanations, "now-2", 30.0)
+    later.join()
+    assert answer["answer"]["decision"] == "now-2"
+
+
+@pytest.mark.parametrize(
+    ("decision", "reason"),
+    [
+        ("s-7000", "s-7000: no stored decision has this id; it was deleted (experience.max_gb), or the id is mistyped"),
+        (
+            "now-9",
+            "now-9: this decision is not stored 0.2 s after the request: the disk is slow, or the experience store",
+        ),
+    ],
+)
+def test_the_reason_for_an_unknown_decision_is_true(agent: Agent, decision: str, reason: str) -> None:
+    answer = explained(agent.explanations(), decision, 0.2 if decision.startswith("now") else 0.0)
+    assert answer["error"].startswith(reason)
+
+
+def test_the_second_decision_of_all_is_explained(tmp_path: Path) -> None:
+    agent = Agent(tmp_path)
+    explanations = agent.explanations()
+    assert "there are no other ticks to compare with yet" in explained(explanations, "s-0")["error"]
+    assert explained(explanations, "s-1")["answer"]["parts"]["head"]["streams"].keys() == {"joints"}
+    agent.store.close()
+
+
+def test_a_deleted_version_is_named(agent: Agent) -> None:
+    agent.store.append(tick(500, "000009-aaaaaaaa"))
+    assert agent.store.flush()
+    assert explained(agent.explanations(), "s-500")["error"].startswith("s-500: checkpoint 000009-aaaaaaaa: missing")
