@@ -237,6 +237,7 @@ async def test_one_list_of_jobs_and_one_table_of_topics(tmp_path: Path) -> None:
                 "learner events",
                 "requests",
                 "recording",
+                "explanations",
                 "health",
                 "storage",
                 "policy spec",
