@@ -18,9 +18,7 @@ from setproctitle import setproctitle
 
 from sensors.drivers.parent_death import die_with
 
-Priority = Literal["idle", "nice", "low", "normal"]
-LOW = 5
-"""Niceness of `low`: on a busy core a third of the share of a process at normal priority."""
+Priority = Literal["idle", "nice", "normal"]
 ORPHAN = 75
 """Exit code of a child if its parent died before the child started."""
 
@@ -75,8 +73,6 @@ def lower_priority(priority: Priority) -> Priority:
             priority = "nice"
     if priority == "nice":
         os.setpriority(os.PRIO_PROCESS, 0, 19)
-    if priority == "low":
-        os.setpriority(os.PRIO_PROCESS, 0, LOW)
     return priority
 
 
@@ -87,7 +83,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--outlive", action="store_true")
     parser.add_argument("--signal", default="SIGKILL")
     parser.add_argument("--title")
-    parser.add_argument("--priority", choices=("idle", "nice", "low", "normal"), default="normal")
+    parser.add_argument("--priority", choices=("idle", "nice", "normal"), default="normal")
     parser.add_argument("command", nargs="+")
     given = parser.parse_args(arguments)
     if not given.outlive and not die_with(given.parent, signal.Signals[given.signal]):
