@@ -19,7 +19,6 @@ import safetensors.numpy
 import structlog
 from numpy.typing import NDArray
 
-from learners.model.backends.calibration_cache import shared_cache
 from runtime.inference.engine import Engine
 from runtime.models.messages import BadMessage, Header, packed, receive
 from runtime.mqtt.rpc import Answer, RequestFailed
@@ -47,7 +46,7 @@ def description(state_dir: Path, engine: Engine, seed: int) -> Header:
     calibrations = engine.calibrations
     return {
         "state_dir": str(state_dir.absolute()),
-        "shared": str(shared_cache()),
+        "shared": None if calibrations.shared is None else str(calibrations.shared),
         "spare": None if calibrations.spare is None else str(calibrations.spare),
         "settings": asdict(calibrations.settings),
         "runtime": engine.runtime,

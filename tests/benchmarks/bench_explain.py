@@ -104,8 +104,8 @@ class Figures:
 
 def engine_of(spec: PolicySpec, folder: Path) -> CompiledEngine:
     """Prepare and build an engine on the graph of the untrained weights; it has no encoders."""
-    calibrations = Calibrations(folder, BackendSettings("openvino", "float32", 1))
-    preparation = Preparation(folder, folder, calibrations)
+    calibrations = Calibrations(folder, BackendSettings("openvino", "float32", 1), folder / "shared")
+    preparation = Preparation(folder, folder / "shared", calibrations)
     checkpoints = Checkpoints(folder / "checkpoints", load_key(folder, credentials_folder()))
     try:
         return CompiledEngine(spec, preparation.untrained(spec, 0), {}, {}, calibrations, checkpoints.load_arrays)

@@ -85,6 +85,11 @@ class Calibrations:
         self._foreign: set[Path] = set()
 
     @property
+    def shared(self) -> Path | None:
+        """The folder for all daemons of this user; None where there is none, or another user could change it."""
+        return self._shared
+
+    @property
     def _places(self) -> list[Path]:
         return [place for place in (self._own, self._shared, self.spare) if place is not None]
 
