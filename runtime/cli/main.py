@@ -21,6 +21,7 @@ from runtime.cli.backup import backup, restore
 from runtime.cli.checkpoints import checkpoints
 from runtime.cli.discover import discover, new
 from runtime.cli.export import export
+from runtime.cli.fleet import fleet
 from runtime.cli.options import (
     FILE,
     REFUSED,
@@ -296,6 +297,7 @@ for _command in (
     sources,
     mcp,
     service,
+    fleet,
     checkpoints,
     export,
     backup,

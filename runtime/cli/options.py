@@ -17,10 +17,10 @@ import click
 
 from learners.files import not_plain
 from learners.task_kinds import FORMER_KINDS, KINDS
-from runtime.cli.ports import busy_ports
 from runtime.config import loader as settings_file
 from runtime.config.errors import Problem
 from runtime.config.loader import LoadedConfig
+from runtime.config.ports import busy_ports
 
 REFUSED = 2
 """Exit code for settings or arguments that cannot be used."""

@@ -29,10 +29,10 @@ from learners.model.encoders import packages
 from learners.model.spec import Modality, PolicySpec, SpecError, StreamSpec
 from learners.rewards import RewardUnknown, build_rewards
 from learners.task_kinds import KINDS
-from runtime.cli.ports import busy_ports
 from runtime.config.errors import Problem, Steps, dotted, split_path
 from runtime.config.lint import lint
 from runtime.config.loader import ConfigError, LoadedConfig, load
+from runtime.config.ports import busy_ports
 from runtime.config.schema import Config
 from runtime.supervisor.broker import BrokerError, installed
 from sensors.config import MODALITIES, PREFIX, AnyStream, fields_of, policy_fields_of

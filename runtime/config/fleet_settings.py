@@ -16,7 +16,7 @@ class FleetSettings(Settings):
 
     group: Name = Field(description="name of the fleet's group: agents with equal streams, actuators and policy")
     url: str = Field(description="the fleet's broker, `mqtts://HOST:PORT`, or `mqtt://HOST:PORT` in a trusted network")
-    username: str | None = Field(None, description="user at the fleet's broker")
+    username: str | None = Field(None, description="user at the fleet's broker; `reflexd fleet enroll` makes one")
     password: SecretStr | None = Field(None, description="password of that user")
     ca: GivenPath | None = Field(
         None, description="file of the authority that signed the certificate of the fleet's broker"

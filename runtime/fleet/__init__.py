@@ -1,1 +1,1 @@
-"""A fleet: the uplink process of a device, and the ingest of a server, which stores what devices send."""
+"""A fleet: the uplink process of a device, and the ingest of a server, which `reflexd fleet serve` runs on Ray."""

@@ -166,14 +166,14 @@ def _mosquitto(settings: MqttSettings, folder: Path, users: list[Credentials]) -
         lines.append(f"user {getpass.getuser()}")
     if users:
         passwords = folder / "passwords"
-        _write_private(passwords, "".join(map(_password_line, users)))
+        _write_private(passwords, "".join(map(password_line, users)))
         lines.append(f"password_file {passwords.resolve()}")
     config = folder / "mosquitto.conf"
     _write_private(config, "\n".join(lines) + "\n")
     return config
 
 
-def _password_line(user: Credentials) -> str:
+def password_line(user: Credentials) -> str:
     """Return a line in mosquitto_passwd's `$7$` format: PBKDF2-HMAC-SHA512."""
     salt = secrets.token_bytes(12)
     password = user.password.get_secret_value() if user.password else ""

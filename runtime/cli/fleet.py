@@ -1,0 +1,94 @@
+"""Define the verbs of `reflexd fleet`, for the server of a fleet."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import sys
+from pathlib import Path
+
+import click
+
+from runtime.cli.options import FILE, AgentName, refusing
+
+FLEET_FILE = click.argument("settings", metavar="FLEET.yaml", type=FILE)
+
+
+@click.group()
+def fleet() -> None:
+    """Run and look at the server of a fleet: many agents that send their experience to one place.
+
+    FLEET.yaml names group, broker and data folder; configs/fleet/fleet.yaml is an example.
+    """
+
+
+@fleet.command()
+@FLEET_FILE
+@refusing
+def serve(settings: Path) -> None:
+    """Run broker and ingests of FLEET.yaml until Ctrl-C. Needs the extra `fleet` (Ray and pyarrow)."""
+    from runtime.fleet.server_settings import load_fleet
+
+    loaded = load_fleet(settings)
+    from runtime.fleet.serve import run_server
+
+    sys.exit(run_server(loaded))
+
+
+@fleet.command()
+@FLEET_FILE
+@click.option("--json", "as_json", is_flag=True, help="Print the reports as JSON.")
+@refusing
+def status(settings: Path, *, as_json: bool) -> None:
+    """Print what the ingests of FLEET.yaml stored, and how many agents are online."""
+    from runtime.fleet.reports import collect
+    from runtime.fleet.server_settings import load_fleet
+
+    found = asyncio.run(collect(load_fleet(settings)))
+    if as_json:
+        click.echo(json.dumps({name: report.model_dump() for name, report in found.ingests.items()}))
+        return
+    online = sum(report.state == "online" for report in found.agents.values())
+    click.echo(f"agents: {online} online of {len(found.agents)}")
+    for name, report in sorted(found.ingests.items()):
+        counts = ", ".join(f"{key} {value}" for key, value in sorted(report.counts.items()))
+        click.echo(f"{name}: {report.state}; {counts or 'nothing stored yet'}")
+
+
+@fleet.command()
+@FLEET_FILE
+@click.option("--json", "as_json", is_flag=True, help="Print the reports as JSON.")
+@refusing
+def agents(settings: Path, *, as_json: bool) -> None:
+    """List the agents of FLEET.yaml: state, backlog, live version, and why rows are set apart."""
+    from runtime.fleet.reports import collect
+    from runtime.fleet.server_settings import load_fleet
+
+    found = asyncio.run(collect(load_fleet(settings))).agents
+    if as_json:
+        click.echo(json.dumps({name: report.model_dump() for name, report in found.items()}))
+        return
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table("agent", "state", "backlog", "drawn", "policy", "fleet version", "apart")
+    for name, report in sorted(found.items()):
+        drawn = "" if report.sampling_probability is None else f"{report.sampling_probability:.3g}"
+        backlog = "" if report.backlog_rows is None else str(report.backlog_rows)
+        version = "" if report.fleet_version is None else str(report.fleet_version)
+        table.add_row(name, report.state, backlog, drawn, report.policy or "", version, report.apart or "")
+    Console().print(table)
+
+
+@fleet.command()
+@FLEET_FILE
+@click.argument("name", type=AgentName())
+@refusing
+def enroll(settings: Path, name: str) -> None:
+    """Make a user at the broker for the agent NAME, and print the settings of its device. The password is shown once."""
+    from runtime.fleet.enrollment import enroll as make
+    from runtime.fleet.server_settings import load_fleet
+
+    made = make(load_fleet(settings), name, None)
+    click.echo(made.settings, nl=False)
+    click.echo(f"# for mosquitto.conf: password_file {made.passwords}, acl_file {made.acl}; then reload mosquitto")

@@ -1,0 +1,205 @@
+"""Run the server of a fleet: the embedded broker where the settings ask for one, and the ingests as actors of Ray.
+
+Ray places the actors, starts a failed one again, and runs them on other machines of its cluster. The actor is a thin shell: the
+ingest itself (`ingest.py`) knows nothing of Ray. A device never joins Ray, and nothing that a device sent crosses between actors.
+
+Ray listens on loopback unless `ray.address` names a cluster, asks each of its processes for a token, and reports nothing to its
+authors.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import secrets
+import signal
+import sys
+from contextlib import ExitStack, suppress
+from typing import Any
+
+import structlog
+
+from learners.files import BusyError, exclusive_lock, private_folder
+from learners.fleet.parquet_log import ParquetLog
+from runtime.fleet.ingest import Ingest
+from runtime.fleet.server_settings import FleetServerSettings
+from runtime.fleet.topics import FleetTopics
+from runtime.mqtt import Address
+from runtime.process import child
+from runtime.process import log as process_log
+from runtime.supervisor import broker
+from runtime.supervisor.children import Child, RestartLimitExceeded, Spec
+
+log = structlog.get_logger(__name__)
+
+BROKER_S = 10.0
+STOP_S = 5.0
+
+
+class RayMissing(ValueError):  # noqa: N818 - reads as what happened
+    """Ray is not installed; `str` says how to install it."""
+
+
+class IngestActor:
+    """The shell of an ingest in Ray. Ray starts it again when its process ends, and calls `run` again.
+
+    Args:
+        settings: of the server, as JSON.
+        name: of the ingest.
+    """
+
+    def __init__(self, settings: str, name: str) -> None:
+        self._settings, self._name = FleetServerSettings.model_validate_json(settings), name
+        process_log.configure()
+
+    async def run(self) -> None:
+        """Receive and store until the actor ends."""
+        await build_ingest(self._settings, self._name).run()
+
+    def pid(self) -> int:
+        """Return the process of the actor."""
+        return os.getpid()
+
+
+def build_ingest(settings: FleetServerSettings, name: str) -> Ingest:
+    """Build one ingest; call it inside the loop.
+
+    Raises:
+        OSError: the data folder cannot be created, or a certificate cannot be read.
+    """
+    store = ParquetLog(settings.data, settings.group, min_daemon=settings.min_daemon)
+    return Ingest(name, Address.of(settings.mqtt, "agent"), store, FleetTopics(settings.group))
+
+
+def settings_json(settings: FleetServerSettings) -> str:
+    """Return the settings for an actor, with the password, which Ray passes within its own cluster."""
+    body = settings.model_dump(mode="json")
+    if settings.mqtt.password is not None:
+        body["mqtt"]["password"] = settings.mqtt.password.get_secret_value()
+
+    return json.dumps(body)
+
+
+def start_ray(settings: FleetServerSettings) -> Any:
+    """Start a local Ray or join a cluster; return the module.
+
+    Raises:
+        RayMissing: it is not installed.
+    """
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("RAY_AUTH_MODE", "token")
+    if settings.ray.address is None:
+        os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
+    try:
+        import ray  # noqa: PLC0415 - an extra
+    except ImportError:
+        raise RayMissing("Ray is not installed; run pip install 'reflexd[fleet]'") from None
+    if settings.ray.address is not None:
+        ray.init(address=settings.ray.address, namespace=f"reflexd-{settings.group}", logging_level="ERROR")
+    else:
+        ray.init(
+            num_cpus=settings.ray.cpus,
+            include_dashboard=False,
+            namespace=f"reflexd-{settings.group}",
+            logging_level="ERROR",
+            _node_ip_address="127.0.0.1",
+        )
+    return ray
+
+
+def start_ingests(ray: Any, settings: FleetServerSettings) -> list[Any]:
+    """Start the ingests as named actors, or find those that run already; return them."""
+    remote = ray.remote(IngestActor)
+    return [
+        remote.options(
+            name=name,
+            lifetime="detached",
+            get_if_exists=True,
+            max_restarts=-1,
+            max_task_retries=-1,
+            num_cpus=0.1,
+            max_concurrency=4,
+        ).remote(settings_json(settings), name)
+        for name in (f"ingest-{number}" for number in range(settings.ingests))
+    ]
+
+
+async def serve(settings: FleetServerSettings) -> int:
+    """Serve until SIGTERM or Ctrl-C; return the exit code.
+
+    Raises:
+        RayMissing: Ray is not installed.
+        broker.BrokerError, broker.ExposedError: the embedded broker cannot be started.
+        BusyError: another server uses the data folder.
+        OSError: the data folder cannot be written.
+    """
+    ending = asyncio.Event()
+    private_folder(settings.data)
+    with ExitStack() as stack:
+        stack.enter_context(exclusive_lock(settings.data))
+        started = await _start_broker(settings)
+        try:
+            ray = await asyncio.to_thread(start_ray, settings)
+            stack.callback(ray.shutdown)
+            for number in (signal.SIGTERM, signal.SIGINT):  # after Ray, which sets its own
+                asyncio.get_running_loop().add_signal_handler(number, ending.set)
+            actors = start_ingests(ray, settings)
+            runs = [asyncio.ensure_future(_of(actor.run.remote())) for actor in actors]
+            log.info("fleet.serving", group=settings.group, ingests=len(actors), data=str(settings.data))
+            waiting = asyncio.create_task(ending.wait(), name="signal")
+            done, _ = await asyncio.wait((waiting, *runs), return_when=asyncio.FIRST_COMPLETED)
+            for actor in actors:
+                ray.kill(actor, no_restart=True)
+            for each in (waiting, *runs):
+                each.cancel()
+            await asyncio.wait((waiting, *runs))
+        finally:
+            if started is not None:
+                await started[0].stop()
+                await asyncio.wait((started[1],))
+    failed = waiting not in done
+    if failed:
+        log.error("fleet.ingest_failed", reason=str(next(iter(done)).exception()))
+    return 1 if failed else 0
+
+
+async def _of(reference: Any) -> None:
+    """Wait for the call of an actor."""
+    await reference
+
+
+async def _start_broker(settings: FleetServerSettings) -> tuple[Child, asyncio.Task[None]] | None:
+    """Start the embedded broker and wait until it listens; None where the settings name a running one."""
+    if settings.mqtt.scheme != "embedded":
+        return None
+    prepared = broker.prepare(settings.mqtt, settings.data)
+    process = Child(Spec("broker", tuple(prepared.command), grace_s=STOP_S))
+    supervising = asyncio.create_task(_supervised(process), name="broker")
+    try:
+        async with asyncio.timeout(BROKER_S):
+            while not broker.accepts(prepared.host, prepared.port) and not supervising.done():  # noqa: ASYNC110 - another process
+                await asyncio.sleep(0.05)
+    except TimeoutError:
+        await process.stop()
+        raise broker.BrokerError(f"{prepared.kind} does not listen after {BROKER_S:.0f} s") from None
+    return process, supervising
+
+
+async def _supervised(process: Child) -> None:
+    with suppress(RestartLimitExceeded):  # the ingests say that there is no broker, and try again
+        await process.supervise()
+
+
+def run_server(settings: FleetServerSettings) -> int:
+    """Serve until a signal; return the exit code."""
+    child.set_process_title("fleet")
+    process_log.configure()
+    try:
+        return asyncio.run(serve(settings))
+    except (RayMissing, broker.ExposedError) as error:
+        sys.stderr.write(f"{error}\n")
+        return 2
+    except (broker.BrokerError, BusyError, OSError) as error:
+        sys.stderr.write(f"{error}\n")
+        return 1

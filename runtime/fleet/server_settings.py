@@ -1,0 +1,89 @@
+"""Define and load the settings of a fleet's server: `FLEET.yaml` of `reflexd fleet`."""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import Field, ValidationError, model_validator
+
+from learners.files import read_plain_file
+from runtime.config.field_types import GivenPath
+from runtime.config.mqtt_settings import MqttSettings
+from runtime.config.yaml_core import CoreLoader
+from sensors.config import Name, Settings
+
+MAX_BYTES = 65_536
+_ENVIRONMENT = re.compile(r"^\$\{env:([A-Za-z_][A-Za-z0-9_]*)\}$")
+
+
+class RaySettings(Settings):
+    """Settings of Ray."""
+
+    address: str | None = Field(
+        None, description="address of a running Ray cluster; default: a local one, which ends with this process"
+    )
+    cpus: int = Field(2, ge=1, le=1_024, description="cores of a local one")
+
+
+class FleetServerSettings(Settings):
+    """One FLEET.yaml: one group of one fleet."""
+
+    group: Name = Field(description="name of the group")
+    data: GivenPath = Field(description="folder of rows, positions and keys; relative to the file")
+    mqtt: MqttSettings = Field(
+        MqttSettings(url="embedded://127.0.0.1:1884"), description="the fleet's broker; `embedded://` starts one"
+    )
+    ingests: int = Field(1, ge=1, le=64, description="ingests that share the agents")
+    min_daemon: str = Field(
+        "0", max_length=64, pattern=r"^[0-9.]+$", description="rows of an older reflexd do not train"
+    )
+    ray: RaySettings = Field(RaySettings(), description="where the ingests run")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _from_environment(cls, body: Any) -> Any:
+        return _filled(body)
+
+
+class FleetSettingsError(ValueError):
+    """A FLEET.yaml cannot be used; `str` names the file, each setting, and what is wrong with it."""
+
+
+def load_fleet(path: Path) -> FleetServerSettings:
+    """Load a FLEET.yaml.
+
+    Raises:
+        FleetSettingsError: it cannot be read or used.
+    """
+    try:
+        body = yaml.load(read_plain_file(path, MAX_BYTES)[:MAX_BYTES], Loader=CoreLoader)  # noqa: S506 - a safe loader
+        settings = FleetServerSettings.model_validate(body)
+    except (OSError, yaml.YAMLError, RecursionError, UnicodeDecodeError) as error:
+        raise FleetSettingsError(f"{path}: {error}") from None
+    except ValidationError as error:
+        problems = error.errors(include_url=False, include_input=False)
+        lines = [f"{path}: {'.'.join(map(str, each['loc'])) or 'file'}: {each['msg']}" for each in problems]
+        raise FleetSettingsError("\n".join(lines)) from None
+    if not settings.data.is_absolute():
+        settings = settings.model_copy(update={"data": path.absolute().parent / settings.data})
+    return settings
+
+
+def _filled(value: Any) -> Any:
+    """Replace `${env:NAME}` by the variable.
+
+    Raises:
+        ValueError: there is no such variable.
+    """
+    if isinstance(value, dict):
+        return {key: _filled(each) for key, each in value.items()}
+    match = _ENVIRONMENT.match(value) if isinstance(value, str) else None
+    if match is None:
+        return value
+    if match[1] not in os.environ:
+        raise ValueError(f"the environment has no variable {match[1]}")
+    return os.environ[match[1]]
