@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import Annotated, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from learners.output_grammar import GenerationSettings, OutputSettings
 from learners.task_kinds import KINDS, TaskKind
@@ -332,6 +332,29 @@ class FinetuneSettings(Settings):
         ge=0,
         description="largest drop of the metric on the held-out classes that the live version knows",
     )
+    slices: tuple[Annotated[str, Field(min_length=1, max_length=500)], ...] = Field(
+        (),
+        max_length=16,
+        description="how the held-out examples are divided for the report: `COLUMN`, such as speaker; `COLUMN~PATTERN`, where the "
+        "first group of the regular expression names the slice, such as `file~_([a-z]+)_`; or `length`. A slice of 20 rows that is "
+        "shown to lose more than `max_slice_drop` prevents a promotion",
+    )
+    max_slice_drop: float = Field(
+        0.03, ge=0, description="largest drop of the metric of a slice that still permits a promotion"
+    )
+
+    @field_validator("slices")
+    @classmethod
+    def _patterns(cls, slices: tuple[str, ...]) -> tuple[str, ...]:
+        for rule in slices:
+            column, separator, pattern = rule.partition("~")
+            if not column.strip() or (separator and not pattern):
+                raise ValueError(f"{rule!r} is neither COLUMN nor COLUMN~PATTERN; write speaker or file~_([a-z]+)_")
+            try:
+                re.compile(pattern)
+            except re.error as error:
+                raise ValueError(f"{rule!r}: no regular expression: {error}") from None
+        return slices
 
 
 class PromotionSettings(Settings):

@@ -9,6 +9,8 @@ A candidate is promoted if all of this is true on the operator's held-out file:
    `finetune.max_metric_drop`: the upper bound of the paired difference at 97.5 % is above minus that drop. The anchor is the last version
    that was shown to be better than the anchor before it, so small losses do not add up.
 3. On the classes that the version before knew, its metric is at most `finetune.max_forgetting` lower.
+4. No slice of `finetune.slices` with at least 20 rows is shown to be worse than with the version before by more than
+   `finetune.max_slice_drop`, even if the mean is better.
 
 A rule that only rejects what is shown to be worse selects little among equal candidates. So the file's metric stays honest, however often
 it is asked; a rule "at least as good on the file" accepts lucky candidates and wears the file out. A new anchor needs more confidence
@@ -33,6 +35,7 @@ import numpy as np
 from scipy.special import stdtrit
 
 from learners.config import FinetuneSettings
+from learners.finetune.error_analysis.slices import lost
 
 Z95 = 1.645
 LEAST_VALIDATION = 8
@@ -74,14 +77,14 @@ class AcceptanceVerdict:
 
     @property
     def fields(self) -> dict[str, Any]:
-        """Everything, flat."""
+        """Everything, flat; the slices are in the reports only."""
         return {
             "task": self.task,
             "verdict": self.outcome,
             "reason": self.reason,
             "version": self.version,
             "held_out": self.held_out,
-            **self.figures,
+            **{name: value for name, value in self.figures.items() if name != "slices"},
         }
 
 
@@ -100,7 +103,20 @@ def rejection_reason(figures: Mapping[str, Any], settings: FinetuneSettings) -> 
                 f"worse than {other} on the held-out file: {figures['all_after']:.3f} after {figures[f'all_{name}']:.3f}, "
                 f"difference at most {upper:+.3f}"
             )
-    return forgetting_reason(figures, settings)
+    return forgetting_reason(figures, settings) or slice_reason(figures, settings)
+
+
+def slice_reason(figures: Mapping[str, Any], settings: FinetuneSettings) -> str | None:
+    """Return a text about the slice that lost most if the loss is shown to be above the limit."""
+    found = lost(figures.get("slices", ()), settings.max_slice_drop)
+    if not found:
+        return None
+    worst = found[0]
+    others = f", and {len(found) - 1} more" if len(found) > 1 else ""
+    return (
+        f"the slice {worst['rule']}={worst['value']} lost: {worst['metric']:.3f} after {worst['before']:.3f} on its "
+        f"{worst['examples']} held-out rows, difference at most {worst['difference_high']:+.3f}{others}"
+    )
 
 
 def forgetting_reason(figures: Mapping[str, Any], settings: FinetuneSettings) -> str | None:

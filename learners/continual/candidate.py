@@ -61,7 +61,9 @@ class TrainedCandidate:
         if "all_after" in figures:
             metrics["held-out file"] = {metric: figures["all_after"]}
         report = describe(self.tuned, model, self.train, metrics)
-        report |= {LAST_LABEL: last, "figures": dict(figures)}
+        report |= {LAST_LABEL: last, "figures": {name: value for name, value in figures.items() if name != "slices"}}
+        if "slices" in figures:
+            report["slices"] = {"held-out file": figures["slices"]}
         if "known_before" in figures:
             before, after = figures["known_before"], figures["known_after"]
             examples = int(figures["held_known"])

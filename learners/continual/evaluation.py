@@ -8,11 +8,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
+from typing import Any
 
-from learners.continual.acceptance import agreement, below_chance, by_chance, more_needed, paired_bounds
+from learners.continual.acceptance import CONFIDENCE, agreement, below_chance, by_chance, more_needed, paired_bounds
 from learners.continual.chance_agreement import FEWEST, compare_with_chance
 from learners.continual.splits import Holdout, classes
+from learners.finetune.error_analysis.scores import each
+from learners.finetune.error_analysis.slices import LEAST_ROWS, SliceMetrics, measure
 from learners.task_kinds import KINDS
 from learners.tasks.base import Example, Prediction, Task, without_target
 
@@ -27,10 +30,16 @@ class CandidateMetrics:
     """None where there was no version before."""
     predictions: list[Prediction]
     """Of the candidate, in the order of the file."""
+    slices: list[dict[str, Any]] = field(default_factory=list)
+    """The slices of the file, as `SliceMetrics.row` returns them."""
 
 
 def evaluate_candidate(
-    holdout: Holdout, candidate: Task, before: Task | None, trained_classes: Collection[str]
+    holdout: Holdout,
+    candidate: Task,
+    before: Task | None,
+    trained_classes: Collection[str],
+    slices: Sequence[str] = (),
 ) -> CandidateMetrics:
     """Evaluate a candidate on the held-out file.
 
@@ -39,8 +48,12 @@ def evaluate_candidate(
         candidate: the trained task.
         before: the version that it would replace; the pretrained model for kinds of task without their own head.
         trained_classes: the classes of the training examples; empty where the kind has none.
+        slices: how the examples are divided; see `learners.finetune.error_analysis.slices`.
 
     Without a version before, its metrics are 0, because an untrained head has no useful prediction.
+
+    Raises:
+        DataError: no example has the column of a slice.
     """
     new, known = holdout.apart(None if before is None else known_classes(before))
     examples = [*known, *new]
@@ -64,7 +77,29 @@ def evaluate_candidate(
         figures["before_lower"], figures["before_upper"] = paired_bounds(after, earlier)
     in_order = [after[i] for i in order]
     predictions = [found[i] for i in order]
-    return CandidateMetrics(figures, in_order, None if earlier is None else [earlier[i] for i in order], predictions)
+    earlier_in_order = None if earlier is None else [earlier[i] for i in order]
+    rows = compare_slices(measure(slices, holdout.examples, in_order), in_order, earlier_in_order)
+    return CandidateMetrics(figures, in_order, earlier_in_order, predictions, rows)
+
+
+def compare_slices(
+    slices: Sequence[tuple[SliceMetrics, list[int]]], after: Sequence[float], before: Sequence[float] | None
+) -> list[dict[str, Any]]:
+    """Return the slices with the metric of the version before, and the bound of the difference.
+
+    The confidence is divided among the slices that can reject a candidate (Bonferroni), so that many slices reject as few honest
+    candidates by chance as one does.
+    """
+    if before is None:
+        return [one.row() for one, _ in slices]
+    count = max(1, sum(one.examples >= LEAST_ROWS for one, _ in slices))
+    rows = []
+    for one, some in slices:
+        now, then = [after[i] for i in some], [before[i] for i in some]
+        high = paired_bounds(now, then, 1.0 - (1.0 - CONFIDENCE) / count)[1]
+        compared = replace(one, before=sum(then) / len(then), difference_high=high if math.isfinite(high) else None)
+        rows.append(compared.row())
+    return rows
 
 
 def agreed(task: Task, examples: Sequence[Example], found: Sequence[Prediction]) -> dict[str, float]:
@@ -127,22 +162,6 @@ def metric(task: Task, examples: Sequence[Example], found: Sequence[Prediction])
 def score(task: Task, examples: Sequence[Example]) -> float:
     """Return the task's selection metric on examples."""
     return metric(task, examples, predict(task, examples))
-
-
-def each(task: Task, examples: Sequence[Example], found: Sequence[Prediction]) -> list[float]:
-    """Return the score of each single example; higher is better."""
-    return [_one(task, example, prediction) for example, prediction in zip(examples, found, strict=True)]
-
-
-def _one(task: Task, example: Example, prediction: Prediction) -> float:
-    """Right or wrong, the share of right tags, or the metric of this one example."""
-    if isinstance(example.get("label"), str):
-        return float(prediction.value == example["label"])
-    if "tags" in example:
-        tags = list(example["tags"])
-        right = sum(bool(w == f) for w, f in zip(tags, prediction.value, strict=False))
-        return right / max(len(tags), 1)
-    return metric(task, [example], [prediction])
 
 
 def sign_test(after: Sequence[float], before: Sequence[float]) -> float:

@@ -278,14 +278,15 @@ class ContinualTrainer:
         if holdout.file is None:
             return Candidate(trained, figures, None)
         about = {name for row in parts.new for name in classes(row)}
-        judged = evaluate_candidate(holdout, trained.task, before, about)
+        judged = evaluate_candidate(holdout, trained.task, before, about, self.finetune.slices)
         missing = {
             "held-out": more_held_out_needed(trained.task, holdout.examples, about),
             "validation": more_needed(single_labels(trained.task, parts.tried)),
         }
-        return Candidate(
-            trained, figures | judged.figures | self._against_anchor(holdout, judged.after), judged, missing
-        )
+        figures |= judged.figures | self._against_anchor(holdout, judged.after)
+        if judged.slices:
+            figures["slices"] = judged.slices
+        return Candidate(trained, figures, judged, missing)
 
     def _against_anchor(self, holdout: Holdout, after: list[float]) -> dict[str, float]:
         """Compare a candidate with the anchor, example by example; empty without an anchor."""
@@ -406,6 +407,7 @@ class ContinualTrainer:
             **{name: verdict.fields[name] for name in ("task", "verdict", "reason", "version", "held_out")},
             "train": Counter(name for one in (*batch.new, *batch.known) for name in classes(one.example)),
             "held_out_counts": Counter(name for one in holdout.examples for name in classes(one)),
+            "slices": attempt.figures.get("slices", []),
             "figures": {k: v for k, v in verdict.figures.items() if isinstance(v, float) and math.isfinite(v)},
         }
         found = attempt.evaluated.predictions if attempt.evaluated is not None else []

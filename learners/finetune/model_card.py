@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +40,7 @@ def write(path: Path, report: Mapping[str, Any], *, data: Mapping[str, str], set
         _table(("split", "examples from"), data.items()),
         "## Metrics",
         _metrics(report["metrics"]),
+        *_slices(report.get("slices", {})),
         "## What was forgotten",
         _forgotten(report.get("forgotten")),
         "## Settings",
@@ -62,6 +63,22 @@ def _metrics(metrics: Mapping[str, Mapping[str, float]]) -> str:
         if values
     )
     return _table(("split", *names), rows)
+
+
+def _slices(slices: Mapping[str, Sequence[Mapping[str, Any]]]) -> list[str]:
+    """Return a section with the metric of each slice; nothing without slices."""
+    rows = [
+        (
+            split,
+            f"{one['rule']}={one['value']}",
+            str(one["examples"]),
+            f"{one['metric']:.4f}",
+            f"{one['low']:.3f} to {one['high']:.3f}",
+        )
+        for split, some in slices.items()
+        for one in sorted(some, key=lambda one: (one["rule"], one["metric"]))
+    ]
+    return ["## Slices", _table(("split", "slice", "examples", "metric", "interval at 95 %"), rows)] if rows else []
 
 
 def _forgotten(forgotten: Mapping[str, Any] | None) -> str:

@@ -21,6 +21,10 @@ from safetensors import SafetensorError
 from learners.config import Train
 from learners.files import new_files, write_atomically
 from learners.finetune import datasets, forgetting, model_card, trainable_layers
+from learners.finetune.error_analysis.occlusion import explain_errors
+from learners.finetune.error_analysis.scores import each
+from learners.finetune.error_analysis.slices import check_slice
+from learners.finetune.error_analysis.slices import measure as slice_metrics
 from learners.finetune.fields import check, check_features
 from learners.finetune.linear_probe import fit_head
 from learners.finetune.progress import Bar, plot
@@ -86,7 +90,7 @@ def _opening(model: str) -> Iterator[None]:
 def finetune(
     *, task: str, model: str, train: Path | str, validation: Path | str, out: Path | str, test: Path | str | None = None,
     mode: Train = "lora", seed: int = 0, resume: bool = True, progress: bool = False, adapter: bool = False,
-    earlier: Path | str | None = None, earlier_data: Path | str | None = None, **options: Any,
+    earlier: Path | str | None = None, earlier_data: Path | str | None = None, slices: Sequence[str] = (), **options: Any,
 ) -> dict[str, Any]:  # fmt: skip
     """Fine-tune a model from files; returns the report, which `out/report.json` holds too.
 
@@ -104,6 +108,7 @@ def finetune(
         adapter: store the LoRA adapter too, in `out/adapter`, with the model that it fits in `out/adapter/base`.
         earlier: the folder of an earlier task on the same encoder, to measure what was forgotten.
         earlier_data: its examples.
+        slices: how the test split, or without one validation, is divided for the report.
         options: fields of `trainer.Settings` and `tasks.base.Options`, and `lora_rank`, `device`.
 
     Raises:
@@ -117,6 +122,8 @@ def finetune(
     paths = {"train": str(train), "validation": str(validation)} | ({"test": str(test)} if test else {})
     splits = read_splits(task, paths)
     fresh, settings, extra = build(task, model, splits.train, mode, {**options, "seed": seed})
+    for rule in slices:
+        check_slice(rule, splits.test or splits.validation)
     for some in (splits.validation, splits.test):
         check_features(fresh, [without_target(example) for example in some])
     check_features(fresh, splits.train if fresh.varying else ())
@@ -141,6 +148,8 @@ def finetune(
     with new_files(out) as draft:
         annotate(draft, tuned, describe(tuned, model, mode, chosen), settings, used)
     report = _report(tuned, splits, model, mode)
+    measured = "test" if splits.test else "validation"
+    report["slices"] = {measured: measure_slices(tuned.task, getattr(splits, measured), slices)}
     report["notes"] = [note for some in splits.all() for note in getattr(some, "notes", ())]
     report["notes"] += [*fresh.notes, *cuts(fresh, splits, paths)]
     if earlier and earlier_data:
@@ -215,7 +224,14 @@ def _report(tuned: Tuned, splits: Splits, model: str, mode: Train) -> dict[str, 
 
 
 def evaluate(
-    *, task: str, model: str, test: Path | str, out: Path | str | None = None, **options: Any
+    *,
+    task: str,
+    model: str,
+    test: Path | str,
+    out: Path | str | None = None,
+    slices: Sequence[str] = (),
+    explain: int = 0,
+    **options: Any,
 ) -> dict[str, Any]:
     """Measure a fine-tuned folder on a file; the report goes to `out/report.json` too.
 
@@ -224,6 +240,8 @@ def evaluate(
         model: a folder that `finetune` wrote.
         test: the examples.
         out: folder of the report; None for none.
+        slices: how the examples are divided for the report.
+        explain: number of errors to explain; see `error_analysis.occlusion`.
         options: fields of `tasks.base.Options`, in place of those that the folder has.
 
     Raises:
@@ -239,15 +257,21 @@ def evaluate(
         opened = open_task(task, resolve(model), **options)
     examples = datasets.read(test, type(opened))
     check_features(opened, [without_target(example) for example in examples])
+    for rule in slices:
+        check_slice(rule, examples)
+    found = opened.predict([without_target(example) for example in examples])
     total = sum(parameter.numel() for parameter in opened.model.parameters())
     before = Path(resolve(model)) / "report.json"
     with _opening(model):
         earlier = dict(orjson.loads(before.read_bytes())) if before.is_file() else {}
     report = {
         "task": task, "model": model, "train": earlier.get("train", "none"),
-        "metrics": {"validation": {}, "test": measure(opened, examples)},
+        "metrics": {"validation": {}, "test": opened.metrics(examples, found)},
         "trained_parameters": 0, "total_parameters": total, "epochs": 0, "wall_s": 0.0,
+        "slices": {"test": [one.row() for one, _ in slice_metrics(slices, examples, each(opened, examples, found))]},
     }  # fmt: skip
+    if explain:
+        report["errors"] = explain_errors(opened, examples, found, explain)
     if out is not None:
         Path(out).mkdir(parents=True, exist_ok=True)
         write_atomically(Path(out) / "report.json", orjson.dumps(report, option=orjson.OPT_INDENT_2))
@@ -362,6 +386,18 @@ def tune(
 def measure(task: Task, examples: Sequence[Example]) -> dict[str, float]:
     """Return the task's metrics on examples; empty without examples."""
     return task.metrics(examples, task.predict([without_target(example) for example in examples])) if examples else {}
+
+
+def measure_slices(task: Task, examples: Sequence[Example], slices: Sequence[str]) -> list[dict[str, Any]]:
+    """Return the metric of each slice of examples; empty without slices.
+
+    Raises:
+        DataError: no example has the column of a slice.
+    """
+    if not slices or not examples:
+        return []
+    found = task.predict([without_target(example) for example in examples])
+    return [one.row() for one, _ in slice_metrics(slices, examples, each(task, examples, found))]
 
 
 def unknown_labels(task: Task, examples: Sequence[Example]) -> list[str]:

@@ -222,6 +222,9 @@ def writing(command: Callable[..., Any]) -> Callable[..., Any]:
     return command
 
 
+SLICE_HELP = "Divide the held-out examples for the report: COLUMN, COLUMN~PATTERN or length. Repeat the option."
+
+
 def _writing_given(options: dict[str, Any]) -> dict[str, Any]:
     """Return the options that were given, with the form of the output read.
 
@@ -281,6 +284,7 @@ def _writing_given(options: dict[str, Any]) -> dict[str, Any]:
 @click.option(
     "--resume/--no-resume", default=True, show_default=True, help="Continue an interrupted run from the folder OUT."
 )
+@click.option("--slice", "slices", multiple=True, metavar="COLUMN", help=SLICE_HELP)
 @writing
 @refusing
 def finetune(train_file: Path, **options: Any) -> None:
@@ -309,6 +313,7 @@ def finetune(train_file: Path, **options: Any) -> None:
     report = tune(train=train_file, progress=sys.stderr.isatty(), **given)
     for note in report["notes"]:
         click.echo(note, err=True)
+    _echo_slices(report)
     click.echo(json.dumps(report["metrics"], indent=2))
     click.echo(
         f"{report['trained_parameters']:,} of {report['total_parameters']:,} parameters; {report['wall_s']:.0f} s; {options['out']}/report.json"
@@ -320,11 +325,35 @@ def finetune(train_file: Path, **options: Any) -> None:
 @click.option("--model", required=True, help="Folder of a fine-tuned model.")
 @click.option("--test", type=ANY, required=True, help="Labelled file or folder.")
 @click.option("--out", type=FOLDER, help="Folder for report.json; default: no report.")
+@click.option("--slice", "slices", multiple=True, metavar="COLUMN", help=SLICE_HELP)
+@click.option(
+    "--explain",
+    type=click.IntRange(min=1),
+    metavar="N",
+    help="Show for the N wrong answers that the model is most certain of which words, picture areas or seconds decided.",
+)
 @writing
 @refusing
 def evaluate(task: str, model: str, test: Path, out: Path | None, **options: Any) -> None:
-    """Measure a fine-tuned model on a labelled file, and print the metrics as JSON."""
+    """Measure a fine-tuned model on a labelled file, and print the metrics as JSON.
+
+    Slices and explained errors go to standard error, and with --out to report.json.
+    """
     from learners.finetune.run import evaluate as measure
 
     report = measure(task=task, model=model, test=test, out=out, **_writing_given(options))
+    _echo_slices(report)
+    for error in report.get("errors", ()):
+        decided = ", ".join(f"{part['part']} ({part['fall']:+.2f})" for part in error["decided"]) or "no single part"
+        sure = f"{error['predicted']} ({error['probability']:.2f}), not {error['is']}"
+        click.echo(f"{error['where']}: {sure}; decided by {decided}", err=True)
     click.echo(json.dumps(report["metrics"], indent=2))
+
+
+def _echo_slices(report: dict[str, Any]) -> None:
+    """Print the slices of a report to standard error."""
+    from learners.finetune.error_analysis.slices import describe
+
+    for split, slices in report["slices"].items():
+        for line in describe(slices):
+            click.echo(f"{split}: {line}", err=True)

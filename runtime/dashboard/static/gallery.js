@@ -287,6 +287,7 @@ async function evaluation(found) {
     found.verdict === "inconclusive" && operator() ? h("button", { type: "button", class: "button small", onclick: () => live("promote", { version: found.version }) }, "Promote this version") : null,
     found.verdict === "promoted" && operator() ? h("button", { type: "button", class: "button small", onclick: () => live("rollback", {}) }, "Return to the earlier version") : null,
     matrix(found) ?? "",
+    slices(found) ?? "",
     wrong.length ? h("p", { class: "small" }, "Wrong answers:") : "",
     h("ul", { class: "gallery" }, wrong.map((one) => { const seen = about.find((each) => each.number === one.label); return h("li", { class: "tile" }, seen ? content(seen) : null, h("span", { class: "small" }, `${one.predicted}, not ${one.is}`)); })),
   );
@@ -296,6 +297,14 @@ function matrix(found) {
   if (!found.confusion) return null;
   const rows = found.confusion.map((counts, i) => h("tr", {}, h("th", { scope: "row" }, found.classes[i]), counts.map((n, j) => h("td", { class: i === j ? "right" : n ? "bad" : null }, String(n))), h("td", {}, String(found.train?.[found.classes[i]] ?? 0))));
   return h("div", { class: "scroll", tabindex: "0", role: "region", "aria-label": "Confusion matrix" }, h("table", { class: "small" }, h("caption", {}, "Held-out readings: rows are right, columns are predictions of the task; the last column counts training labels."), h("thead", {}, h("tr", {}, h("th", { scope: "col" }, "class"), found.classes.map((name) => h("th", { scope: "col" }, name)), h("th", { scope: "col" }, "trained on"))), h("tbody", {}, rows)));
+}
+
+/** The metric of each slice of the held-out readings, the one that lost most first. */
+function slices(found) {
+  if (!found.slices?.length) return null;
+  const lost = (one) => (one.before === undefined ? 0 : one.metric - one.before);
+  const rows = [...found.slices].sort((a, b) => lost(a) - lost(b) || a.metric - b.metric).slice(0, 40).map((one) => h("tr", {}, h("th", { scope: "row" }, `${one.rule}=${one.value}`), h("td", { class: lost(one) < 0 ? "bad" : null }, percent(one.metric)), h("td", {}, `${percent(one.low)} to ${percent(one.high)}`), h("td", {}, one.before === undefined ? "" : percent(one.before)), h("td", {}, String(one.examples))));
+  return h("div", { class: "scroll", tabindex: "0", role: "region", "aria-label": "Slices" }, h("table", { class: "small" }, h("caption", {}, "Slices of the held-out readings: the metric, its interval at 95 %, the metric of the version before, and the number of readings."), h("thead", {}, h("tr", {}, ["slice", "metric", "interval", "before", "readings"].map((name) => h("th", { scope: "col" }, name)))), h("tbody", {}, rows)));
 }
 
 async function live(verb, data) {

@@ -26,12 +26,13 @@ from learners.continual.candidate import (
     rehearsal_count,
     replay,
 )
-from learners.continual.evaluation import each, sign_test
+from learners.continual.evaluation import sign_test
 from learners.continual.labels import Labelled, Labels
 from learners.continual.source_ablation import single_source, sources_to_ablate
 from learners.continual.trainer import ContinualTrainer, newest
 from learners.experience.reader import Reader
 from learners.experience.store import Label, Raw, Store, Transition
+from learners.finetune.error_analysis.scores import each
 from learners.finetune.trainer import Stopped
 from learners.task_kinds import TaskKind
 from learners.tasks.base import DataError, Prediction
