@@ -8,7 +8,6 @@ Shapes: B batch, S streams, K tokens of all streams, F telemetry numbers, D stat
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
@@ -70,7 +69,7 @@ class GroupedPolicyModule(nn.Module):
         assert policy.fusion is not None
         self.policy, streams = policy, policy.spec.streams
         self.counts = [stream.tokens for stream in streams]
-        places = telemetry_groups(policy.spec)
+        places = policy.spec.telemetry_groups()
         self.groups = nn.ModuleList(_TelemetryGroup(policy, group) for group in places)
         grouped = [s for group in places for s in group]
         self.alone = [s for s in range(len(streams)) if s not in grouped]
@@ -136,15 +135,6 @@ class _TelemetryGroup(nn.Module):
         return adapted_BGD, torch.where(present_BG1, normal_BGW, torch.zeros_like(normal_BGW)).flatten(1)
 
 
-def telemetry_groups(spec: PolicySpec) -> list[list[int]]:
-    """Return the places of telemetry streams that share a width, for each width of at least two streams."""
-    by_width: dict[int, list[int]] = defaultdict(list)
-    for place, stream in enumerate(spec.streams):
-        if stream.modality == "telemetry" and not spec.plain:
-            by_width[stream.width].append(place)
-    return [places for places in by_width.values() if len(places) > 1]
-
-
 def _sorted_places(order: Sequence[int], counts: Mapping[int, int]) -> Tensor:
     """Return where the items of each stream lie that are concatenated in `order`, in the order of the streams."""
     begins, begin = dict[int, int](), 0
@@ -155,7 +145,7 @@ def _sorted_places(order: Sequence[int], counts: Mapping[int, int]) -> Tensor:
 
 def module_of(policy: Policy) -> nn.Module:
     """Return the module that backends convert for a policy in `eval()`, which must not change afterwards."""
-    grouped = bool(telemetry_groups(policy.spec))
+    grouped = bool(policy.spec.telemetry_groups())
     return (GroupedPolicyModule(policy) if grouped else FlatPolicyModule(policy)).eval()
 
 

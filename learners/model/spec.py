@@ -175,6 +175,17 @@ class PolicySpec:
         """The telemetry streams, in order."""
         return tuple(stream for stream in self.streams if stream.modality == "telemetry")
 
+    def telemetry_groups(self) -> list[list[int]]:
+        """Return the places of telemetry streams that share a width, for each width of at least two streams.
+
+        A graph computes each group as one batch of matrices; a policy without fusion has no graph.
+        """
+        by_width: dict[int, list[int]] = {}
+        for place, stream in enumerate(self.streams):
+            if stream.modality == "telemetry" and not self.plain:
+                by_width.setdefault(stream.width, []).append(place)
+        return [places for places in by_width.values() if len(places) > 1]
+
     @property
     def telemetry_width(self) -> int:
         """Numbers of all telemetry streams together."""

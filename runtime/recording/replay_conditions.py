@@ -26,7 +26,11 @@ _WORDS = {
     "device": "another device",
     "threads": "another number of threads",
     "processor": "another machine: the processor differs",
+    "graph": "graphs that this program converts round in another way, so that last bits of decisions may differ",
 }
+ALONE, TOGETHER = "each telemetry stream alone", "telemetry streams of one width together"
+FORMER = {"graph": ALONE}
+"""What recordings mean that state conditions, but not this one: programs of that time knew nothing else."""
 
 
 def conditions(config: Config, engine: Engine) -> dict[str, str]:
@@ -39,6 +43,8 @@ def conditions(config: Config, engine: Engine) -> dict[str, str]:
         "threads": str(engine.calibrations.settings.threads),
         "processor": processor(),
     }
+    if engine.spec.telemetry_groups():
+        found["graph"] = TOGETHER
     if engine.version == UNTRAINED:
         found["untrained"] = engine.untrained_digest
     for name, choice in sorted(engine.choices.items()):
@@ -49,7 +55,12 @@ def conditions(config: Config, engine: Engine) -> dict[str, str]:
 
 
 def differences(recorded: Mapping[str, str], here: Mapping[str, str]) -> list[str]:
-    """Return what differs, in words; what one side does not state is not compared."""
+    """Return what differs, in words.
+
+    What one side does not state is not compared, but for `FORMER`.
+    """
+    if recorded:
+        recorded = FORMER | dict(recorded)
     return [
         f"{_WORDS.get(name, name)} (recorded {value}, here {here[name]})"
         for name, value in recorded.items()

@@ -9,7 +9,7 @@ import torch
 
 from actuators.actions import ActionSpace, Choice
 from learners.model.backends.openvino import OpenVinoRun, convert
-from learners.model.fused_part import FlatPolicyModule, example_inputs, module_of, telemetry_groups
+from learners.model.fused_part import FlatPolicyModule, example_inputs, module_of
 from learners.model.policy import Policy
 from learners.model.spec import PolicySpec, StreamSpec
 
@@ -33,7 +33,7 @@ def policy_of(fusion: Any) -> Policy:
 @torch.inference_mode()
 def test_grouped_streams_compute_what_single_ones_do(fusion: str) -> None:
     policy = policy_of(fusion)
-    assert telemetry_groups(policy.spec) == [[0, 3, 6], [2, 7]]
+    assert policy.spec.telemetry_groups() == [[0, 3, 6], [2, 7]]
     exact, grouped, example = FlatPolicyModule(policy).eval(), module_of(policy), example_inputs(policy.spec)
     run = OpenVinoRun(convert(grouped, example), "float32", 1)
     count = len(policy.spec.streams)
