@@ -11,6 +11,7 @@ import contextlib
 import os
 import stat
 from pathlib import Path
+from typing import TypeAlias
 
 from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives import serialization
@@ -18,6 +19,9 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey,
 
 from learners.files import private_folder, write_atomically
 
+PrivateKey: TypeAlias = Ed25519PrivateKey
+PublicKey: TypeAlias = Ed25519PublicKey
+"""The keys, for packages that do not import `cryptography` themselves."""
 CREDENTIAL = "checkpoint-key"
 REFUSED_EXIT = 78
 """Exit code of a process that cannot start with its key (EX_CONFIG in sysexits.h): the supervisor does not try it again."""
@@ -61,6 +65,11 @@ def verified(public: Ed25519PublicKey, signature: bytes, data: bytes) -> bool:
     except InvalidSignature:
         return False
     return True
+
+
+def public_pem(key: Ed25519PublicKey) -> bytes:
+    """Return a public key as the content of a PEM file, which `read_public` reads."""
+    return key.public_bytes(serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo)
 
 
 def _read(path: Path) -> Ed25519PrivateKey:

@@ -25,6 +25,7 @@ import pyarrow.parquet as pq
 from pydantic import BaseModel, ConfigDict
 
 from learners.files import locked, new_file, private_folder, write_atomically
+from learners.fleet.policy_manifest import version_numbers
 from learners.fleet.segment import Segment, SegmentHeader
 
 MAX_BOOTS = 8
@@ -114,7 +115,7 @@ class ParquetLog:
 
     def _difference(self, header: SegmentHeader) -> str:
         """Return why the rows of a segment do not train with those of the group; empty if they do."""
-        if _version(header.daemon) < _version(self.min_daemon):
+        if version_numbers(header.daemon) < version_numbers(self.min_daemon):
             return f"daemon {header.daemon} is older than {self.min_daemon}; update reflexd on {header.agent}"
         own = FleetReference(spec=header.spec, encoder_versions=header.encoder_versions)
         if self.reference() is None:
@@ -156,13 +157,3 @@ def _read_positions(path: Path) -> dict[str, dict[str, int]]:
         return {}
     except (AttributeError, TypeError, ValueError) as error:
         raise ValueError(f"{path}: {error}; restore it from a backup, or move the agent's rows away") from None
-
-
-def _version(text: str) -> tuple[int, ...]:
-    """Return the numbers of a version, as far as it has such."""
-    numbers = []
-    for part in text.split("+", maxsplit=1)[0].split("."):
-        if not part.isdecimal():
-            break
-        numbers.append(int(part))
-    return tuple(numbers)

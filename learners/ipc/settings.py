@@ -53,6 +53,12 @@ class Backend(_Section):
     tolerance: float = 0.02
 
 
+class FleetRoute(_Section):
+    """Of the fleet: the key that signs its policies."""
+
+    key: Path | None = None
+
+
 class LearnerConfig(_Section):
     """The learner's part of the settings."""
 
@@ -68,6 +74,7 @@ class LearnerConfig(_Section):
     streams: dict[str, StreamRoute] = {}
     policy: Tokens = Tokens()
     engine: Backend = Backend()
+    fleet: FleetRoute | None = None
 
 
 def write_learner_config(settings: Mapping[str, Any]) -> None:

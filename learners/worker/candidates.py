@@ -15,15 +15,18 @@ Events: `policy_proposed`, `policy_rejected` (with the figures of every step), `
 from __future__ import annotations
 
 import math
+import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import orjson
 import torch
 
 from learners.checkpoints.manifest import CheckpointRefused
+from learners.checkpoints.signing import PublicKey
 from learners.checkpoints.store import Checkpoints
 from learners.config import PromotionSettings
 from learners.experience.reader import Reader, Row
@@ -149,6 +152,20 @@ class CandidateManager:
         with torch.random.fork_rng(devices=[]):
             version = self._write()
             self.evaluation = self._examine(version)
+
+    def begin_received(self, directory: Path, public: PublicKey) -> None:
+        """Store a policy of the fleet as a candidate under our own key, and prepare its evaluation; post why it cannot be loaded.
+
+        Args:
+            directory: of the checkpoint, as the uplink left it.
+            public: the fleet's key.
+        """
+        with torch.random.fork_rng(devices=[]):
+            try:
+                self.evaluation = self._examine(self.checkpoints.import_version(directory, public))
+            except CheckpointRefused as refusal:
+                self.report_refusal(refusal)
+        shutil.rmtree(directory, ignore_errors=True)
 
     def resume(self, until_s: float = math.inf) -> PromotionResult | None:
         """Continue the evaluation until a moment of the monotonic clock; at its end propose the candidate or post why not."""

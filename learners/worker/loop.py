@@ -25,11 +25,13 @@ import torch
 from torch import Tensor, nn
 
 from learners.checkpoints.manifest import CheckpointRefused
-from learners.checkpoints.signing import credentials_folder, load_key
+from learners.checkpoints.signing import KeyRefused, credentials_folder, load_key
 from learners.checkpoints.store import Checkpoints, open_checkpoints
+from learners.checkpoints.trusted_keys import read_public
 from learners.experience.reader import Reader
 from learners.experience.snapshots import ExperienceSnapshots
 from learners.files import storage_problem
+from learners.fleet.received_policies import take_received
 from learners.ipc.outbox import Outbox
 from learners.ipc.policy_spec import read_policy_spec
 from learners.ipc.progress import ProgressWriter
@@ -201,10 +203,24 @@ class LearnerLoop:
             self.learner.save()
         if self.candidates.evaluation is not None:
             self.candidates.resume(self.clock() + settings.update_every_s)
+        elif self._begin_received():
+            pass
         elif self.reencoder.waiting > ENCODED_LATER:
             pass  # an encoder changed: a candidate is evaluated with its tokens
         elif self._is_due("promote", settings.promote_every_s) and self.candidates.has_new_updates:
             self.candidates.begin()
+
+    def _begin_received(self) -> bool:
+        """Begin the evaluation of a policy that the fleet sent; False if there is none."""
+        key = self.inputs.fleet.key if self.inputs.fleet is not None else None
+        directory = take_received(self.inputs.state_dir) if key is not None else None
+        if key is None or directory is None:
+            return False
+        try:
+            self.candidates.begin_received(directory, read_public(key))
+        except KeyRefused as refusal:
+            _LOG.warning("learner.fleet_key: %s", refusal)
+        return True
 
     def _changed_meanwhile(self) -> bool:
         """Return whether a rollback or an import is newer than the saved state, which builds on another version."""

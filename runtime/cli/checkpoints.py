@@ -39,10 +39,10 @@ def checkpoints(context: click.Context, config: Path | None, task: str | None) -
         open_checkpoints(loaded.state_dir, loaded.promotion) if task is None else (TaskVersions.of(loaded), task)
     )
     if context.invoked_subcommand is None:
-        _checked(lambda: show(context.obj) if task is None else show_task(*context.obj))
+        checked(lambda: show(context.obj) if task is None else show_task(*context.obj))
 
 
-def _checked(work: Callable[[], T]) -> T:
+def checked(work: Callable[[], T]) -> T:
     """Return the result of `work`; turn a refusal into an error of the command line."""
     from learners.checkpoints.manifest import CheckpointRefused
     from runtime.deploy.task_versions import TaskRefused
@@ -61,9 +61,9 @@ def promote(folder: Checkpoints | tuple[TaskVersions, str], version: str) -> Non
     """Make VERSION live, after its files and its signature are verified. No promotion step is run."""
     if isinstance(folder, tuple):
         versions, task = folder
-        version = _checked(lambda: versions.promote(task, version))["version"]
+        version = checked(lambda: versions.promote(task, version))["version"]
     else:
-        _checked(lambda: folder.promote(version))
+        checked(lambda: folder.promote(version))
     click.echo(f"{version} is live")
 
 
@@ -74,9 +74,9 @@ def rollback(folder: Checkpoints | tuple[TaskVersions, str]) -> None:
     """Mark the live version as failed, and make the version before it live."""
     if isinstance(folder, tuple):
         versions, task = folder
-        live = _checked(lambda: versions.rollback(task))["to"]
+        live = checked(lambda: versions.rollback(task))["to"]
     else:
-        live = _checked(folder.rollback).version
+        live = checked(folder.rollback).version
     click.echo(f"{live} is live")
 
 

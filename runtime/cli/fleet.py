@@ -6,10 +6,15 @@ import asyncio
 import json
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
-from runtime.cli.options import FILE, AgentName, refusing
+from runtime.cli.checkpoints import ask_to_trust, checked
+from runtime.cli.options import FILE, FOLDER, AgentName, refusing
+
+if TYPE_CHECKING:
+    from runtime.fleet.policy_publisher import PolicyPublisher
 
 FLEET_FILE = click.argument("settings", metavar="FLEET.yaml", type=FILE)
 
@@ -87,8 +92,59 @@ def agents(settings: Path, *, as_json: bool) -> None:
 def enroll(settings: Path, name: str) -> None:
     """Make a user at the broker for the agent NAME, and print the settings of its device. The password is shown once."""
     from runtime.fleet.enrollment import enroll as make
+    from runtime.fleet.policy_publisher import PolicyPublisher
     from runtime.fleet.server_settings import load_fleet
 
-    made = make(load_fleet(settings), name, None)
+    loaded = load_fleet(settings)
+    made = make(loaded, name, PolicyPublisher(loaded).key_file())
     click.echo(made.settings, nl=False)
+    click.echo("# key: copy this file to the device, and name it there")
     click.echo(f"# for mosquitto.conf: password_file {made.passwords}, acl_file {made.acl}; then reload mosquitto")
+
+
+SHARE = click.option(
+    "--share",
+    type=click.FloatRange(0, 1, min_open=True),
+    default=1.0,
+    show_default=True,
+    help="Share of the agents that try it: the wave.",
+)
+
+
+@fleet.command()
+@FLEET_FILE
+@click.argument("directory", type=FOLDER, required=False)
+@click.option("--key", help="Fingerprint, or file of the public key, that signed DIRECTORY.")
+@SHARE
+@refusing
+def publish(settings: Path, directory: Path | None, key: str | None, share: float) -> None:
+    """Publish the checkpoint in DIRECTORY to the group; without it, the version in force again, to widen a wave.
+
+    Each agent examines it as a candidate of its own: promotion steps, experiment, guard.
+    """
+    from runtime.fleet.policy_publisher import PolicyPublisher
+    from runtime.fleet.server_settings import load_fleet
+
+    publisher = PolicyPublisher(load_fleet(settings))
+    if directory is not None:
+        checked(lambda: publisher.add(directory, key, ask_to_trust))
+    _published(publisher, share)
+
+
+@fleet.command()
+@FLEET_FILE
+@SHARE
+@refusing
+def rollback(settings: Path, share: float) -> None:
+    """Take the published version out for good, and publish the one before it again."""
+    from runtime.fleet.policy_publisher import PolicyPublisher
+    from runtime.fleet.server_settings import load_fleet
+
+    publisher = PolicyPublisher(load_fleet(settings))
+    checked(publisher.go_back)
+    _published(publisher, share)
+
+
+def _published(publisher: PolicyPublisher, share: float) -> None:
+    policy = checked(lambda: asyncio.run(publisher.publish(share)))
+    click.echo(f"{policy.version} is published to {policy.share:.0%} of {policy.group} as number {policy.counter}")

@@ -11,11 +11,13 @@ from pathlib import Path
 
 import structlog
 
+from learners.checkpoints.trusted_keys import read_public
 from learners.fleet.uplink_queue import UplinkQueue
 from learners.ipc.outbox import Outbox
 from runtime.config.fleet_settings import FleetSettings
 from runtime.config.loader import ConfigError, load
 from runtime.config.schema import Config
+from runtime.fleet.policy_receiver import PolicyReceiver
 from runtime.fleet.topics import FleetTopics
 from runtime.fleet.uplink import ByteBudget, Uplink, identity_of, report_payload
 from runtime.mqtt import Address, Connection, Will
@@ -39,7 +41,7 @@ def build(config: Config, settings: FleetSettings) -> Uplink:
 
     Raises:
         OSError: the state folder or a certificate cannot be read.
-        ValueError: the address cannot be used.
+        ValueError: the address or the fleet's key cannot be used.
     """
     topics, per_hour = FleetTopics(settings.group), settings.upload_kib_per_hour * 1_024.0
     link = Connection(
@@ -49,13 +51,18 @@ def build(config: Config, settings: FleetSettings) -> Uplink:
     )
     queue = UplinkQueue(config.state_dir, bytes_per_hour=per_hour, max_age_s=settings.backlog_h * 3_600)
     identity = partial(identity_of, config.state_dir, settings.group, config.agent, daemon_version())
+    outbox = Outbox(config.state_dir / "learner" / "outbox")
+    policies = None
+    if settings.key is not None:
+        policies = PolicyReceiver(config.state_dir, link, topics, read_public(settings.key), identity, outbox)
     uplink = Uplink(
         queue=queue,
         link=link,
         topics=topics,
         agent=config.agent,
         identity=identity,
-        outbox=Outbox(config.state_dir / "learner" / "outbox"),
+        outbox=outbox,
+        policies=policies,
         budget=ByteBudget(per_hour, burst=2.0 * queue.max_bytes),
         report=lambda: report_payload(uplink, identity(), {}),
     )

@@ -12,7 +12,8 @@ from runtime.mqtt.topics import Payload
 
 SHARED = "$share/ingest"
 """Every ingest of a group subscribes under this name, and the broker passes each segment to one of them."""
-Short = str
+BLOB_PART_BYTES = 131_072
+"""Of each part of a blob, except the last."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +42,10 @@ class FleetTopics:
     def ingest(self, name: str) -> str:
         """Return the retained topic on which an ingest says what it stored."""
         return f"{self.base}/ingest/{name}"
+
+    def blob(self, digest: str, number: int | str) -> str:
+        """Return the retained topic of a part of a blob; `+` for all parts."""
+        return f"{self.policy}/blob/{digest}/{number}"
 
     @property
     def policy(self) -> str:

@@ -25,6 +25,7 @@ import structlog
 from learners.fleet.uplink_queue import PendingSegment, UplinkIdentity, UplinkQueue
 from learners.ipc.outbox import Outbox
 from learners.ipc.policy_spec import spec_path
+from runtime.fleet.policy_receiver import PolicyReceiver
 from runtime.fleet.topics import FleetTopics, SegmentAnswer
 from runtime.mqtt import Connection, Message, MqttLost
 from runtime.mqtt.topics import decode, encode
@@ -104,6 +105,8 @@ class Uplink:
     outbox: Outbox
     budget: ByteBudget
     report: Callable[[], bytes]
+    policies: PolicyReceiver | None = None
+    """Receives the policies of the fleet; None without `fleet.key`."""
     answer_s: tuple[float, float] = ANSWER_S
     poll_s: float = POLL_S
     apart: str | None = None
@@ -124,6 +127,8 @@ class Uplink:
                 group.create_task(self.link.run(), name="uplink mqtt")
                 group.create_task(self._report(), name="uplink report")
                 group.create_task(self._send(), name="uplink")
+                if self.policies is not None:
+                    group.create_task(self.policies.run(), name="uplink policies")
         finally:
             self._thread.submit(self.queue.close).result()
             self._thread.shutdown()
@@ -228,6 +233,7 @@ def report_payload(uplink: Uplink, identity: UplinkIdentity | None, more: dict[s
         "backlog_rows": queue.backlog_rows(),
         "sampling_probability": queue.sampling_probability,
         "apart": uplink.apart,
+        "fleet_version": uplink.policies and uplink.policies.accepted and uplink.policies.accepted.counter,
         "counts": {**queue.counts, "segments": uplink.sent},
         **more,
     }

@@ -134,6 +134,12 @@ class Connection:
         if self.connected and self._group is not None and self._client is not None:
             self._group.create_task(self._join(self._client, subscription), name=f"subscribe {topic_filter}")
 
+    def unsubscribe(self, topic_filter: str) -> None:
+        """Receive a filter no more; the broker may still deliver what it has sent."""
+        self._inbound.subscriptions.pop(topic_filter, None)
+        if self.connected and self._group is not None and self._client is not None:
+            self._group.create_task(self._unsubscribe(self._client, topic_filter), name=f"unsubscribe {topic_filter}")
+
     def enqueue(
         self,
         topic: str,
@@ -353,6 +359,11 @@ class Connection:
         except aiomqtt.MqttError:
             self._leave()
             raise
+
+    async def _unsubscribe(self, client: aiomqtt.Client, topic_filter: str) -> None:
+        """Take a filter out of a running session."""
+        with suppress(aiomqtt.MqttError):  # the next session does not have it
+            await faithful(client.unsubscribe(topic_filter))
 
     def _leave(self) -> None:
         """From here on nothing is sent: a group that ends takes no more tasks."""

@@ -34,6 +34,8 @@ EVENTS: dict[str, str] = {
     "experiment_state_unreadable": "`experiments.json` is unreadable; the live version is trusted.",
     "feedback_rejected": "A reward or label was rejected; `cause` is the reason.",
     "finetune_skipped": "A fine-tune did not run; `reason` explains it.",
+    "fleet_policy_received": "A policy of the fleet was verified; the learner examines it as a candidate of its own.",
+    "fleet_policy_refused": "A policy of the fleet was refused: changed, old, replayed, expired, or for others; `reason` says which.",
     "fleet_rows_apart": "The fleet stores the rows of this agent apart from training; `reason` names what differs.",
     "fleet_segment_refused": "The fleet refused a segment of experience; after three refusals the uplink gives it up.",
     "goal_changed": "Another goal is in force; `why` is `changed`, `done` or `expired`.",

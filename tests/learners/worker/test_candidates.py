@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import shutil
 import threading
 import time
 from collections.abc import Callable
@@ -9,18 +11,22 @@ from pathlib import Path
 from typing import Any
 
 import learning
+import orjson
 import pytest
 import tinymodels
 import torch
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from learners import files
 from learners.checkpoints import store
+from learners.checkpoints.signing import public_pem
 from learners.config import FinetuneSettings, TaskSettings
 from learners.continual.trainer import ContinualTrainer
 from learners.experience.reader import Reader
 from learners.experience.store import Label, Store
+from learners.fleet.received_policies import RECEIVED, note_received
 from learners.ipc.outbox import Outbox
-from learners.ipc.settings import LearnerConfig
+from learners.ipc.settings import FleetRoute, LearnerConfig
 from learners.promotion.context import EvaluationContext, StepResult
 from learners.promotion.feeding_tasks import FeedingTasks, HeldOutComparison
 from learners.promotion.pipeline import PromotionResult
@@ -289,3 +295,36 @@ def test_without_experiments_an_inconclusive_candidate_is_rejected(tmp_path: Pat
         kind, fields = events(folder)[-1]
         assert (kind, fields["held"]) == (wanted, ["ope"])
         assert (one.checkpoints.proposed() is None) is not experiments
+
+
+def received(folder: Path, one: LearnerLoop, policy: Any, key: Any = learning.KEY) -> None:
+    """Leave a policy of a fleet as the uplink does."""
+    fleet = store.Checkpoints(folder / RECEIVED, key)
+    version = fleet.save({"policy": policy.state_dict()}, {"spec": orjson.loads(one.spec.to_json())})
+    note_received(folder, fleet.folder / version, version)
+
+
+def test_a_policy_of_the_fleet_takes_the_way_of_a_candidate(tmp_path: Path) -> None:
+    """The promotion steps of this device decide: a negated policy stays out, and one of another key is not even examined."""
+    one = first_live(tmp_path)
+    (tmp_path / "fleet.pem").write_bytes(public_pem(learning.KEY.public_key()))
+    one.inputs = one.inputs.model_copy(update={"fleet": FleetRoute(key=tmp_path / "fleet.pem")})
+    good = one.checkpoints.live().version
+    bad = copy.deepcopy(one.learner.policy)
+    negate(bad)
+    received(tmp_path, one, bad, Ed25519PrivateKey.generate())
+    one.step()
+    assert one.candidates.evaluation is None
+    assert events(tmp_path)[-1][0] == "checkpoint_refused"
+    received(tmp_path / "again", one, bad)
+    (tmp_path / "again" / RECEIVED).rename(tmp_path / "received")
+    shutil.rmtree(tmp_path / RECEIVED)
+    (tmp_path / "received").rename(tmp_path / RECEIVED)
+    one.step()
+    on_trial = one.candidates.on_trial() or {"version": events(tmp_path)[-1][1]["version"]}
+    assert on_trial["version"] != good
+    while one.candidates.evaluation is not None:
+        one.candidates.resume(time.monotonic() + 0.05)
+    kind, fields = events(tmp_path)[-1]
+    assert (kind, fields["step"], fields["live"]) == ("policy_rejected", "ope", good)
+    assert one.checkpoints.live().version == good

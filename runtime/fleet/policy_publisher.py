@@ -1,0 +1,175 @@
+"""Publish a version to a group: the blob in retained parts, then the signed manifest.
+
+`<data>/<group>/policies` has every version that was published, under the fleet's own key, and says which one is in force. A
+rollback publishes the one before it again, with a higher counter. The verbs `reflexd fleet publish` and `rollback` use it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import secrets
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import orjson
+
+from learners.checkpoints.manifest import LoadedCheckpoint
+from learners.checkpoints.signing import load_key, public_pem
+from learners.checkpoints.store import Checkpoints
+from learners.checkpoints.trusted_keys import TrustedKeys, signer
+from learners.files import locked, private_folder, write_atomically
+from learners.fleet.policy_manifest import FleetPolicy, pack_blob, sign
+from learners.ipc.policy_spec import spec_of_version
+from runtime.fleet.server_settings import FleetServerSettings
+from runtime.fleet.topics import BLOB_PART_BYTES, FleetTopics
+from runtime.mqtt import Address, Connection, MqttLost
+
+CONNECT_S = 5.0
+PART_S = 10.0
+VALID_S = 30 * 86_400.0
+
+
+@dataclass(slots=True)
+class PolicyPublisher:
+    """Publishes versions of one group.
+
+    Args:
+        settings: of the server.
+        clock: Unix seconds.
+    """
+
+    settings: FleetServerSettings
+    clock: Callable[[], float] = time.time
+
+    @property
+    def folder(self) -> Path:
+        """Where the group's state is."""
+        return self.settings.data / self.settings.group
+
+    def key_file(self) -> Path:
+        """Return the file of the fleet's public key, which devices name as `fleet.key`; it is made when it is missing.
+
+        Raises:
+            KeyRefused, OSError: the key cannot be used or written.
+        """
+        path = self.settings.data / "fleet-key.pem"
+        content = public_pem(load_key(self.settings.data).public_key())
+        if not path.exists() or path.read_bytes() != content:
+            private_folder(path.parent)
+            write_atomically(path, content)
+        return path
+
+    def add(self, directory: Path, key: str | None, ask: Callable[[str], bool]) -> str:
+        """Store a checkpoint that was made elsewhere under the fleet's key, as the version in force; return its name.
+
+        Args:
+            directory: of the version.
+            key: fingerprint or PEM file of the key that signed it; None to look among known ones and to ask.
+            ask: whether to trust an unknown fingerprint.
+
+        Raises:
+            KeyRefused, CheckpointRefused: it is not whole, or not of a trusted key.
+        """
+        checkpoints = self._checkpoints()
+        public = signer(directory, checkpoints.public, TrustedKeys(self.settings.data), key, ask)
+        version = checkpoints.import_version(directory, public)
+        checkpoints.promote(version, by="publish")
+        return version
+
+    def go_back(self) -> str:
+        """Take the version in force out for good; return the one before it.
+
+        Raises:
+            CheckpointRefused: there is none.
+        """
+        version = self._checkpoints().rollback().version
+        assert version is not None
+        return version
+
+    async def publish(self, share: float) -> FleetPolicy:
+        """Publish the version in force, and return its manifest once the broker has it.
+
+        Args:
+            share: of the agents that try it.
+
+        Raises:
+            MqttLost: the broker does not answer.
+            CheckpointRefused: the version cannot be read.
+            ValueError: no version is in force, or it names no spec.
+        """
+        policy, blob = await asyncio.to_thread(self._prepare, share)
+        topics = FleetTopics(self.settings.group)
+        link = Connection(Address.of(self.settings.mqtt, "agent"), f"reflexd-fleet-publish-{secrets.token_hex(4)}")
+        running = asyncio.create_task(link.run(), name="fleet publish")
+        try:
+            async with asyncio.timeout(CONNECT_S):
+                await link.up()
+            for number, start in enumerate(range(0, len(blob), BLOB_PART_BYTES)):
+                part = blob[start : start + BLOB_PART_BYTES]
+                await link.publish(topics.blob(policy.sha256, number), part, retain=True, timeout_s=PART_S)
+            message = sign(policy, load_key(self.settings.data))
+            await link.publish(topics.policy, message, retain=True, timeout_s=PART_S)
+        except TimeoutError:
+            reason = link.trouble or "no answer"
+            raise MqttLost(f"{self.settings.mqtt.host}:{self.settings.mqtt.port}: {reason}") from None
+        finally:
+            running.cancel()
+            await asyncio.wait([running])
+        return policy
+
+    def _prepare(self, share: float) -> tuple[FleetPolicy, bytes]:
+        checkpoints = self._checkpoints()
+        version = checkpoints.live().version
+        if version is None:
+            raise ValueError("no version was published yet; run `reflexd fleet publish FLEET.yaml DIRECTORY`")
+        loaded = checkpoints.load_arrays(version)
+        blob = pack_blob(checkpoints.folder / version)
+        policy = FleetPolicy(
+            group=self.settings.group,
+            counter=self._next_counter(),
+            version=version,
+            parent=_parent(checkpoints, version),
+            sha256=hashlib.sha256(blob).hexdigest(),
+            size=len(blob),
+            spec=spec_digest_of(loaded),
+            encoder_versions=dict(loaded.manifest.encoder_versions),
+            share=share,
+            min_daemon=self.settings.min_daemon,
+            expires_s=self.clock() + VALID_S,
+        )
+        return policy, blob
+
+    def _next_counter(self) -> int:
+        """Return a counter above all before, which is on disk when it is returned."""
+        path = self.folder / "policy-counter.json"
+        with locked(self.folder):
+            counter = 1 + (int(orjson.loads(path.read_bytes())) if path.exists() else 0)
+            write_atomically(path, orjson.dumps(counter))
+        return counter
+
+    def _checkpoints(self) -> Checkpoints:
+        private_folder(self.folder)
+        return Checkpoints(self.folder / "policies", load_key(self.settings.data))
+
+
+def spec_digest_of(loaded: LoadedCheckpoint) -> str:
+    """Return the digest of a version's policy spec, as agents compute theirs.
+
+    Raises:
+        ValueError: the version names no spec.
+    """
+    spec = spec_of_version(loaded)
+    if spec is None:
+        raise ValueError(
+            f"{loaded.manifest.version} names no policy spec; publish one that a daemon or `reflexd train` wrote"
+        )
+    return hashlib.sha256(spec.to_json()).hexdigest()
+
+
+def _parent(checkpoints: Checkpoints, version: str) -> str | None:
+    """Return the version that was in force before."""
+    before = [name for name in checkpoints.live().promoted if name != version]
+    return before[-1] if before else None

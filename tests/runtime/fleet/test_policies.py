@@ -1,0 +1,116 @@
+"""A published policy reaches the learner of a device through a real broker, and takes the device's own way from there."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import learning
+import orjson
+import pytest
+
+from fakes import Mosquitto, eventually
+from learners.checkpoints.signing import public_pem
+from learners.checkpoints.store import Checkpoints
+from learners.checkpoints.trusted_keys import read_public
+from learners.fleet.received_policies import take_received
+from learners.fleet.uplink_queue import UplinkIdentity
+from learners.ipc.outbox import Outbox
+from runtime.fleet.policy_publisher import PolicyPublisher
+from runtime.fleet.policy_receiver import PolicyReceiver
+from runtime.fleet.server_settings import FleetServerSettings
+from runtime.fleet.topics import FleetTopics
+from runtime.mqtt import Address, Connection
+
+SPEC_DIGEST = hashlib.sha256(learning.SPEC.to_json()).hexdigest()
+
+
+def publisher(folder: Path, broker: Mosquitto) -> PolicyPublisher:
+    body = {"group": "arms", "data": str(folder / "data"), "mqtt": {"url": broker.url}}
+    return PolicyPublisher(FleetServerSettings.model_validate(body))
+
+
+def trained(folder: Path, scale: float) -> tuple[Path, str]:
+    """A checkpoint that was made elsewhere, and the file of its key."""
+    checkpoints = Checkpoints(folder / "trained", learning.KEY)
+    weights = {name: x * scale for name, x in learning.SmallPolicy(learning.SPEC).state_dict().items()}
+    version = checkpoints.save({"policy": weights}, {"spec": orjson.loads(learning.SPEC.to_json())})
+    (folder / "trained.pem").write_bytes(public_pem(learning.KEY.public_key()))
+    return checkpoints.folder / version, str(folder / "trained.pem")
+
+
+@asynccontextmanager
+async def receiving(state: Path, broker: Mosquitto, key: Path, agent: str = "robot") -> AsyncIterator[PolicyReceiver]:
+    """A device's receiver, connected."""
+    link = Connection(Address("127.0.0.1", broker.port), f"tester-{agent}")
+    identity = UplinkIdentity("arms", agent, SPEC_DIGEST, "0.1.0")
+    outbox = Outbox(state / "learner" / "outbox")
+    receiver = PolicyReceiver(state, link, FleetTopics("arms"), read_public(key), lambda: identity, outbox)
+    tasks = [asyncio.create_task(link.run()), asyncio.create_task(receiver.run())]
+    try:
+        await link.up()
+        yield receiver
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.wait(tasks)
+
+
+async def test_a_policy_a_newer_one_and_a_rollback_arrive_and_a_replay_does_not(
+    tmp_path: Path, broker: Mosquitto
+) -> None:
+    server, state = publisher(tmp_path, broker), tmp_path / "state"
+    directory, known = trained(tmp_path, 1.0)
+    first = server.add(directory, known, lambda _: False)
+    recorded: list[bytes] = []
+    spy = Connection(Address("127.0.0.1", broker.port), "spy")
+    spy.subscribe("reflexd/fleet/arms/policy", lambda message: recorded.append(message.payload), retained="send")
+    spying = asyncio.create_task(spy.run())
+    await spy.up()
+    await server.publish(1.0)
+    async with receiving(state, broker, server.key_file()) as receiver:
+        await eventually(lambda: receiver.accepted is not None, "the first policy")
+        directory, _ = trained(tmp_path, 2.0)
+        second = server.add(directory, known, lambda _: False)
+        await server.publish(1.0)
+        await eventually(lambda: receiver.counter() == 2, "the second policy")
+        found = take_received(state)
+        assert found is not None
+        assert found.name == second
+        spy.enqueue("reflexd/fleet/arms/policy", recorded[0], qos=1)
+        await eventually(lambda: receiver.refused == 1, "the refusal of a replay")
+        assert server.go_back() == first
+        await server.publish(1.0)
+        await eventually(lambda: receiver.counter() == 3, "the rollback")
+        found = take_received(state)
+        assert found is not None
+        assert found.name == first
+    spying.cancel()
+    await asyncio.wait([spying])
+    kinds = [event.kind for event in Outbox(state / "learner" / "outbox").collect()]
+    assert kinds == ["fleet_policy_received"] * 2 + ["fleet_policy_refused", "fleet_policy_received"]
+
+
+async def test_agents_outside_of_a_wave_and_after_a_restart_take_nothing(tmp_path: Path, broker: Mosquitto) -> None:
+    server = publisher(tmp_path, broker)
+    directory, known = trained(tmp_path, 1.0)
+    server.add(directory, known, lambda _: False)
+    await server.publish(1e-9)
+    async with receiving(tmp_path / "other", broker, server.key_file(), "other") as receiver:
+        assert await receiver.link.caught_up(10)
+        assert take_received(tmp_path / "other") is None
+        await server.publish(1.0)
+        await eventually(lambda: receiver.accepted is not None, "the wider wave")
+    async with receiving(tmp_path / "other", broker, server.key_file(), "other") as again:
+        await eventually(lambda: again.repeated == 1, "the retained manifest")
+        assert again.accepted is None
+        assert again.refused == 0
+
+
+def test_a_checkpoint_of_an_unknown_key_is_not_published(tmp_path: Path, broker: Mosquitto) -> None:
+    directory, _ = trained(tmp_path, 1.0)
+    with pytest.raises(ValueError, match="signed with an unknown key"):
+        publisher(tmp_path, broker).add(directory, None, lambda _: False)
