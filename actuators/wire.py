@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from string import Template
@@ -177,7 +178,16 @@ def parse_state(settings: AnyActuator, payload: bytes) -> DeviceReport:
         document = _find(document, settings.state_value)
     if isinstance(settings, ChoiceSettings) and isinstance(document, bool | int | float):
         document = orjson.dumps(document).decode()  # a switch may report true, or 1
-    return DeviceReport(_value(document), seq, boot, stamp_s)
+    return DeviceReport(_as_commanded(settings, _value(document)), seq, boot, stamp_s)
+
+
+_NUMBER = re.compile(r"[+-]?(\d{1,32}(\.\d{0,32})?|\.\d{1,32})([eE][+-]?\d{1,3})?", re.ASCII)
+
+
+def _as_commanded(settings: AnyActuator, value: str | float | list[float]) -> str | float | list[float]:
+    """Return what a device reports, with a number for a number as text where numbers are commanded."""
+    is_number = isinstance(settings, ContinuousSettings) and isinstance(value, str) and _NUMBER.fullmatch(value.strip())
+    return float(value) if is_number and isinstance(value, str) else value
 
 
 def state_payload(value: Value | None, seq: int | None, boot: str | None, stamp_s: float | None = None) -> bytes:

@@ -364,3 +364,30 @@ def test_the_limit_of_a_report_is_exact() -> None:
     assert parse_json(fits) == "x" * 65_534
     with pytest.raises(WireError, match=r"^65537 bytes of JSON; the limit is 65536 bytes$"):
         parse_json(b" " + fits)
+
+
+@pytest.mark.parametrize(
+    ("actuator", "payload", "value"),
+    [
+        ("number", b"21.5", 21.5),
+        ("number", b'"21.5"', 21.5),
+        ("number", b'{"value": "200"}', 200.0),
+        ("number", b'{"value": "-1e2"}', -100.0),
+        ("number", b"21,5", "21,5"),
+        ("number", b"21.5 %", "21.5 %"),
+        ("number", b'"0x10"', "0x10"),
+        ("switch", b"ON", "ON"),
+        ("switch", b"on", "on"),
+        ("switch", b"unavailable", "unavailable"),
+        ("scene", b"1", "1"),
+        ("scene", b'{"value": "1"}', "1"),
+    ],
+)
+def test_a_device_of_a_home_reports_in_its_own_words(actuator: str, payload: bytes, value: object) -> None:
+    """What cannot be read as a command stays as it is, and the gate refuses it by name."""
+    settings: dict[str, AnyActuator] = {
+        "number": ContinuousSettings(kind="continuous", low=(-100.0,), high=(254.0,), safe=(0.0,)),
+        "switch": ChoiceSettings(kind="choice", choices=("OFF", "ON"), safe="OFF"),
+        "scene": ChoiceSettings(kind="choice", choices=("1", "2"), safe="1"),
+    }
+    assert parse_state(settings[actuator], payload).value == value
