@@ -134,39 +134,60 @@ def finetune(
         Bar(f"{task} {mode}", fresh.selection) if progress else nullcontext()
     )
     keep, rank = out if adapter else None, extra["lora_rank"]
-    try:
-        with bar as on_progress:
-            tuned = tune(fresh, splits, settings, mode, rank=rank, state=state, on_progress=on_progress, keep=keep)
-    except torch.OutOfMemoryError as error:
-        raise ModelError(
-            f"{model}: out of memory with batches of {settings.batch}; give a smaller --batch, or --mode lora"
-        ) from error
+    with _memory_suffices(model, settings.batch), bar as on_progress:
+        tuned = tune(fresh, splits, settings, mode, rank=rank, state=state, on_progress=on_progress, keep=keep)
     with new_files(out) as draft:  # before the test file is measured: no failure from here on loses the weights
         tuned.task.save(draft)
     used = {name: f"{path} ({len(getattr(splits, name))})" for name, path in paths.items()}
     chosen = {"validation": tuned.run.history[tuned.run.best_epoch - 1]}
     with new_files(out) as draft:
         annotate(draft, tuned, describe(tuned, model, mode, chosen), settings, used)
+    unknown = _unknown_labels(tuned, splits)
     report = _report(tuned, splits, model, mode)
     measured = "test" if splits.test else "validation"
     report["slices"] = {measured: measure_slices(tuned.task, getattr(splits, measured), slices)}
-    report["notes"] = [note for some in splits.all() for note in getattr(some, "notes", ())]
-    report["notes"] += [*fresh.notes, *cuts(fresh, splits, paths)]
+    report["notes"] = _notes(fresh, splits, paths, unknown)
     if earlier and earlier_data:
         report["forgotten"] = forgetting.measure(Path(earlier), datasets.read(earlier_data), tuned.task)
-    report["unknown_labels"] = {
-        name: unknown
-        for name in ("validation", "test")
-        if (unknown := unknown_labels(tuned.task, getattr(splits, name)))
-    }
-    for name, unknown in report["unknown_labels"].items():
-        report["notes"].append(
-            f"{paths[name]}: labels that no training example has count as wrong: {', '.join(unknown[:20])}"
-        )
+    report["unknown_labels"] = unknown
     with new_files(out) as draft:
         annotate(draft, tuned, report, settings, used)
     state.clear()
     return report
+
+
+@contextmanager
+def _memory_suffices(model: str, batch: int) -> Iterator[None]:
+    """Name the remedy where memory does not suffice.
+
+    Raises:
+        ModelError: it does not.
+    """
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        raise ModelError(
+            f"{model}: out of memory with batches of {batch}; give a smaller --batch, or --mode lora"
+        ) from error
+
+
+def _unknown_labels(tuned: Tuned, splits: Splits) -> dict[str, list[str]]:
+    """Return the labels of the validation and the test examples that no training example has, by split."""
+    found = {name: unknown_labels(tuned.task, getattr(splits, name)) for name in ("validation", "test")}
+    return {name: labels for name, labels in found.items() if labels}
+
+
+def _notes(fresh: Task, splits: Splits, paths: Mapping[str, str], unknown: Mapping[str, list[str]]) -> list[str]:
+    """Return what a reader of the report should know of the examples."""
+    return [
+        *(note for some in splits.all() for note in getattr(some, "notes", ())),
+        *fresh.notes,
+        *cuts(fresh, splits, paths),
+        *(
+            f"{paths[name]}: labels that no training example has count as wrong: {', '.join(labels[:20])}"
+            for name, labels in unknown.items()
+        ),
+    ]
 
 
 def read_splits(kind: str, paths: Mapping[str, Path | str]) -> Splits:

@@ -10,7 +10,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -68,21 +68,8 @@ def train(
         trainer.load_demonstrations(episodes_of(environment, trainer.env, demonstrations)) if demonstrations else 0
     )
     write_not_ended(out, environment, steps, seed, trainer.settings, trainer.algorithm_name)
-    stopped: EnvironmentFault | None = None
-    final: ReturnSummary | None
-    try:
-        with _bar(progress, environment, steps) as bar:
-            trainer.report, tick = bar
-            trainer.run(steps, tick)
-        trained_s = time.monotonic() - began_s
-        step, final = trainer.deliver()
-    except EnvironmentFault as fault:
-        stopped, trained_s = fault, time.monotonic() - began_s
-        step, final = trainer.salvage()
-        if not step:  # nothing was learned
-            write_failed(out, str(fault))
-            raise
-    step_count = steps if stopped is None else step
+    ended = _run(trainer, environment, steps, out, progress=progress)
+    step_count = steps if ended.fault is None else ended.step
     results = {
         "environment": environment,
         "algorithm": trainer.algorithm_name,
@@ -90,19 +77,54 @@ def train(
         "seed": seed,
         "updates": trainer.algorithm.updates,
         "wall_s": time.monotonic() - began_s,
-        "env_steps_per_s": step_count / trained_s,
-        "updates_per_s": trainer.algorithm.updates / trained_s,
+        "env_steps_per_s": step_count / ended.trained_s,
+        "updates_per_s": trainer.algorithm.updates / ended.trained_s,
         "evaluations": trainer.evaluations,
-        "final": final.as_dict() if final is not None else None,
+        "final": ended.final.as_dict() if ended.final is not None else None,
         "cut_episodes": trainer.cut_episodes,
-        "stopped": str(stopped) if stopped is not None else None,
-        "delivered": {"step": step, "chosen_by": SELECTION, "demonstrated_transitions": demonstrated},
+        "stopped": str(ended.fault) if ended.fault is not None else None,
+        "delivered": {"step": ended.step, "chosen_by": SELECTION, "demonstrated_transitions": demonstrated},
         "settings": settings_values(trainer.settings),
     }
     _write(out, trainer, results)
-    if stopped is not None:
-        raise EnvironmentFault(f"{stopped}. The policy as it was after {step} steps is in {out}") from stopped
+    if ended.fault is not None:
+        reason = f"{ended.fault}. The policy as it was after {ended.step} steps is in {out}"
+        raise EnvironmentFault(reason) from ended.fault
     return results
+
+
+@dataclass(frozen=True, slots=True)
+class TrainingEnd:
+    """How a training ended."""
+
+    step: int
+    """The step of the policy that is delivered."""
+    final: ReturnSummary | None
+    """Its returns in the final episodes; None where the environment failed before them."""
+    trained_s: float
+    fault: EnvironmentFault | None = None
+
+
+def _run(trainer: GymTrainer, environment: str, steps: int, out: Path, *, progress: bool) -> TrainingEnd:
+    """Train, and choose the policy to deliver; where the environment fails, the best one until then.
+
+    Raises:
+        EnvironmentFault: the environment failed before anything was learned.
+    """
+    began_s = time.monotonic()
+    try:
+        with _bar(progress, environment, steps) as bar:
+            trainer.report, tick = bar
+            trainer.run(steps, tick)
+        trained_s = time.monotonic() - began_s
+        return TrainingEnd(*trainer.deliver(), trained_s)
+    except EnvironmentFault as fault:
+        trained_s = time.monotonic() - began_s
+        step, final = trainer.salvage()
+        if not step:  # nothing was learned
+            write_failed(out, str(fault))
+            raise
+        return TrainingEnd(step, final, trained_s, fault)
 
 
 def with_algorithm(settings: TrainSettings, algorithm: Name) -> TrainSettings:
