@@ -19,6 +19,7 @@ from learners.task_kinds import KINDS
 from learners.worker.loop import LearnerLoop
 from runtime.cli.main import main
 from runtime.cli.reference import TOPICS
+from runtime.config.errors import OLD_KEYS, REMOVED_KEYS
 from runtime.config.schema import Config
 from runtime.monitoring.metrics import Metrics
 from runtime.mqtt.events import EVENTS
@@ -99,6 +100,11 @@ def test_every_row_is_of_a_place_that_is_checked() -> None:
 @pytest.mark.parametrize(("old", "new"), of("setting"))
 def test_settings(old: list[str], new: list[str]) -> None:
     path, *values = old
+    check_knows = (
+        OLD_KEYS.keys() | REMOVED_KEYS.keys()
+    )  # tests/runtime/config/test_renamed.py runs `check` on each of these
+    former = re.sub(r"\bX\b", "*", path)
+    assert check_knows.issuperset([f"{former}: {value}" for value in values] or [former])
     if path == "tasks.X.kind":
         assert set(KINDS).isdisjoint(values)
         assert set(KINDS).issuperset(new)

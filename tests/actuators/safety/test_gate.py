@@ -862,7 +862,10 @@ def test_nothing_arms_after_the_end(arm: Literal["auto", "request"]) -> None:
     gate.judge(offer(10.0), 10.0)
     assert gate.arm(10.0) is None
     assert gate.armed
-    assert received(gate.end(11.0, "SIGTERM")) == {"head": ("stay", "disarmed", "gate")}
+    (decision,) = gate.end(11.0, "SIGTERM")
+    assert received([decision]) == {"head": ("stay", "disarmed", "gate")}
+    assert decision.reason == "SIGTERM"
+    assert gate._actuators["head"].sent_s == 11.0
     gate.end_hold("head", 11.1)
     gate.connected(11.1)
     gate.tick(11.2)
