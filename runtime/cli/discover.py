@@ -41,9 +41,11 @@ NEW_FILE = PlainPath(dir_okay=False, path_type=Path)
     metavar="NAME=COMMAND_TOPIC[,STATE_TOPIC]",
     help="A switch that takes ON and OFF, where none of the conventions names it.",
 )
-@click.option("--reward", help="Expression to make large, such as `-abs(room.temperature - 22)`.")
+@click.option("--reward", help="Expression to maximize, such as `-abs(room.temperature - 22)`.")
 @click.option("--camera", "cameras", multiple=True, metavar="SOURCE", help="A camera as `reflexd devices` lists it.")
-@click.option("--microphone", "microphones", multiple=True, metavar="SOURCE", help="A microphone, likewise.")
+@click.option(
+    "--microphone", "microphones", multiple=True, metavar="SOURCE", help="A microphone as `reflexd devices` lists it."
+)
 @click.option("--username", help="User name for the broker.")
 @click.option("--password-env", metavar="NAME", help="Environment variable with the password; the file refers to it.")
 @click.option("--yes", is_flag=True, help="Select everything, without questions.")
@@ -106,7 +108,7 @@ def discover(
 )
 @click.option("--switch", prompt="Topic of a switch", default="room/heater/set", help="Topic that takes ON and OFF.")
 @click.option(
-    "--reward", prompt="Reward expression (empty: people give rewards)", default="", help="Expression to make large."
+    "--reward", prompt="Reward expression (empty: people give rewards)", default="", help="Expression to maximize."
 )
 @refusing
 def new(out: Path, agent: str, url: str, sensor: str, fields: str, switch: str, reward: str) -> None:

@@ -156,9 +156,13 @@ def check(config: Path | None, *, schema: bool, as_json: bool, no_ports: bool) -
         click.echo(str(warning), err=True)
     assert loaded is not None
     c = loaded.config
-    click.echo(
-        f"{config}: good. agent {c.agent}, {len(c.streams)} streams, {len(c.actuators)} actuators, {c.tick.rate_hz:g} Hz, mode {c.mode}"
-    )
+    parts = f"{counted(len(c.streams), 'stream')}, {counted(len(c.actuators), 'actuator')}"
+    click.echo(f"{config}: good. agent {c.agent}, {parts}, {c.tick.rate_hz:g} Hz, mode {c.mode}")
+
+
+def counted(number: int, noun: str) -> str:
+    """Return a number with its noun, in the plural unless it is 1."""
+    return f"{number} {noun}" + ("" if number == 1 else "s")
 
 
 @main.command()

@@ -273,7 +273,9 @@ def _writing_given(options: dict[str, Any]) -> dict[str, Any]:
 )
 @click.option("--window-s", type=float, help="Seconds of sound in one input of the model; default: by the sounds.")
 @click.option(
-    "--tiles", type=int, help="Pictures: rows and columns of tiles that are read besides the whole; default: 1, none."
+    "--tiles",
+    type=int,
+    help="Images: rows and columns of tiles that the model reads in addition to the whole image; default: 1 (none).",
 )
 @click.option("--adapter", is_flag=True, default=None, help="With --mode lora: store the adapter and its base as well.")
 @click.option("--optimizer", type=click.Choice(["adamw", "sgd"]), help="Default: adamw.")
