@@ -2,12 +2,14 @@
 
 `python tests/benchmarks/bench_start.py [ROUNDS]`. The demo on ports of its own; each round once with an empty `state_dir` and once
 again with what the first start left there. `--empty-cache` begins with an empty model cache as well: conversion and
-calibration then happen in the first start, as they do on a machine without prepared models.
+calibration then happen in the first start, as they do on a machine without prepared models. After the table: processor time and
+memory of each process of the last start at its first decision, which other programs of the machine change little.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import signal
@@ -21,6 +23,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import psutil
 import yaml
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -63,18 +66,32 @@ def decisions(port: int, agent: str, until_s: float) -> Iterator[tuple[float, di
     raise SystemExit(f"no decision within {DEADLINE_S:.0f} s")
 
 
-def start(file: Path, port: int, agent: str, environment: dict[str, str]) -> tuple[float, float]:
-    """Seconds to the first decision, and to the first that misses no stream."""
+def usage(daemon: int) -> dict[str, tuple[float, float]]:
+    """Return seconds of processor time and megabytes of memory of each process of a daemon, by its title."""
+    found = {}
+    for process in (psutil.Process(daemon), *psutil.Process(daemon).children(recursive=True)):
+        with contextlib.suppress(psutil.NoSuchProcess):
+            times = process.cpu_times()
+            title = " ".join(process.cmdline())[:40]
+            found[title] = (times.user + times.system, process.memory_info().rss / 2**20)
+    return found
+
+
+def start(
+    file: Path, port: int, agent: str, environment: dict[str, str]
+) -> tuple[float, float, dict[str, tuple[float, float]]]:
+    """Seconds to the first decision, and to the first that misses no stream; processor time and memory at the first."""
     begun_s = time.monotonic()
     with (file.parent / "log").open("w") as log:
         command = [sys.executable, "-m", "runtime.cli", "run", str(file)]
         daemon = subprocess.Popen(command, cwd=ROOT, stdout=log, stderr=log, env=environment)
-    first_s = None
+    first_s, used = None, {}
     try:
         for at_s, decision in decisions(port, agent, begun_s + DEADLINE_S):
-            first_s = first_s or at_s - begun_s
+            if first_s is None:
+                first_s, used = at_s - begun_s, usage(daemon.pid)
             if not decision["missing"]:
-                return first_s, at_s - begun_s
+                return first_s, at_s - begun_s, used
     finally:
         daemon.send_signal(signal.SIGTERM)
         daemon.wait(60)
@@ -90,13 +107,15 @@ def main() -> int:
     parser.add_argument("--log", action="store_true", help="show the log of the daemon")
     given = parser.parse_args()
     print(f"load average before: {os.getloadavg()[0]:.1f} on {os.cpu_count()} cores")
+    used: dict[str, tuple[float, float]] = {}
     found: dict[str, list[tuple[float, float]]] = {"empty state_dir": [], "again": []}
     for _ in range(given.rounds):
         with tempfile.TemporaryDirectory() as name:
             folder = Path(name)
             environment = dict(os.environ) | ({"REFLEXD_CACHE": str(folder / "cache")} if given.empty_cache else {})
             for times in found.values():
-                times.append(start(*settings(given.config, folder), environment))
+                *moments, used = start(*settings(given.config, folder), environment)
+                times.append((moments[0], moments[1]))
                 if given.log:
                     print((folder / "log").read_text())
     print(f"{'start with':18}{'first decision, s':>20}{'worst':>8}{'no stream missing':>20}{'worst':>8}")
@@ -105,6 +124,10 @@ def main() -> int:
         print(
             f"{what:18}{statistics.median(first):20.1f}{max(first):8.1f}{statistics.median(whole):20.1f}{max(whole):8.1f}"
         )
+    print(f"{'process':40}{'processor, s':>14}{'MB':>6}")
+    for title, (seconds, megabytes) in used.items():
+        print(f"{title:40}{seconds:14.2f}{megabytes:6.0f}")
+    print(f"{'all':40}{sum(seconds for seconds, _ in used.values()):14.2f}")
     return 0
 
 
