@@ -155,7 +155,8 @@ class Policy(nn.Module):
 def drop_streams(features: Features, probability: float, generator: torch.Generator | None) -> Features:
     """Leave whole streams out at random, the same along a history; what would lose all of its streams keeps all."""
     shape = (features.lead[0], features.present.shape[-1])
-    keep_BS = torch.rand(shape, generator=generator).to(features.present.device) >= probability
+    device = features.present.device if generator is None else generator.device
+    keep_BS = torch.rand(shape, generator=generator, device=device).to(features.present.device) >= probability
     if len(features.lead) > 1:
         keep_BS = keep_BS.unsqueeze(1)
     present = features.present & keep_BS

@@ -25,6 +25,7 @@ from learners.rl.dqn import Dqn, DqnSettings
 from learners.rl.head_algorithm import Contexts, HeadAlgorithm, add_prefix, strip_prefix
 from learners.rl.prior import Prior
 from learners.rl.sac import ActorCritic, Sac, SacSettings
+from learners.torch_device import restore_generator
 
 MODAL = (BatchRenorm, UnitBatchNorm, nn.Dropout)
 """Layers of heads that differ between training and acting."""
@@ -253,7 +254,7 @@ class Algorithm:
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
         """Take up what `state_dict` gave; the policy's weights must be loaded by then."""
         self.updates = int(state["updates"])
-        self.generator.set_state(state["generator"])
+        restore_generator(self.generator, state["generator"])
         for index, part in enumerate(self.parts):
             part.load_state_dict(strip_prefix(f"part{index}", state))
         self.optimiser.load_state_dict(strip_prefix("optimiser", state))

@@ -19,7 +19,7 @@ from learners.checkpoints.manifest import CheckpointRefused, LoadedCheckpoint
 from learners.checkpoints.tensors import Shapes, shapes_of
 from learners.model.backends.calibration_cache import Calibrations
 from learners.model.backends.checkpoint_graph import NO_GRAPH, StoredGraph
-from learners.model.backends.cuda import CudaGraphRun, stream_of
+from learners.model.backends.cuda import CudaGraphRun, stream_of, wait_for
 from learners.model.backends.selection import BackendChoice, EncoderNotCompiled, NotCompiled, Run
 from learners.model.encoders.base import Encoder
 from learners.model.features import Features, stack
@@ -216,6 +216,7 @@ class TorchEngine(Engine):
         stored = StoredGraph.of(weights)
         try:
             fuse, choice = self._fuse_run(policy, stored=stored)
+            wait_for(self.device)  # the weights were copied on the stream of this thread, and another one reads them
             return LoadedVersion(version, policy, encoders, fuse, choice)
         except NotCompiled as missing:
             raise NotCompiled(stored.reason or str(missing)) from None

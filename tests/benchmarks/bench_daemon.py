@@ -1,6 +1,7 @@
 """What learning, swaps and a fine-tune cost the ticks of the real daemon, as an MQTT client sees them.
 
-`python tests/benchmarks/bench_daemon.py [--quick] [--rounds 10] [--block 20] [--finetune] [--quiet-page]`. `--quick` ends within
+`python tests/benchmarks/bench_daemon.py [--quick] [--rounds 10] [--block 20] [--finetune] [--quiet-page]
+[--device auto] [--language FOLDER]`. `--quick` ends within
 six minutes: no block begins that would end after `--limit` seconds, and the table shows what was measured until then, also after
 an interrupt or a failure. Run it after `reflexd prepare configs/demo.yaml`. The demo as shipped runs as a whole daemon: supervisor, agent, learner, dashboard and plant in a process tree of their own, on a real mosquitto. Blocks take
 turns: learner stopped by a signal (off), learner with more updates than it can make (full), the same with another policy
@@ -178,16 +179,19 @@ class Listener:
         self.client.loop_stop()
 
 
-def settings(folder: Path, port: int, *, finetune: bool) -> Path:
+def settings(given: argparse.Namespace, folder: Path, port: int) -> Path:
     """The demo's settings on our broker, with a learner that always has updates to make and never promotes a candidate."""
     config: dict[str, Any] = yaml.safe_load((ROOT / "configs/demo.yaml").read_text())
+    config["device"] = given.device
+    if given.language:
+        config["encoders"]["language"]["model"] = given.language
     config["mqtt"]["url"] = f"mqtt://127.0.0.1:{port}"
     config["state_dir"] = str(folder / "state")
     config["learner"] |= {"warmup": 64, "promote_every_s": 86_400, "updates_per_step": 64, "update_every_s": 0.1}
     config["promotion"] = {"experiments": False}
     config["metrics"]["listen"] = f"127.0.0.1:{free_port()}"
     config["dashboard"] = {"listen": f"127.0.0.1:{free_port()}", "token": TOKEN}
-    if finetune:
+    if given.finetune:
         task = {"kind": "text-classification", "stream": "orders", "model": config["encoders"]["language"]["model"]}
         config["tasks"] = {"intents": task}
         config["finetune"] = {"every_s": 86_400, "min_labels": 32}
@@ -251,7 +255,7 @@ async def run(given: argparse.Namespace, folder: Path, measured: Measured) -> No
     """
     broker = Mosquitto(folder).start()
     listener = Listener(broker.port, measured)
-    path = settings(folder, broker.port, finetune=given.finetune)
+    path = settings(given, folder, broker.port)
     config = yaml.safe_load(path.read_text())
     begun_s = time.monotonic()
     with (folder / "log").open("w") as log:
@@ -430,6 +434,10 @@ def main() -> int:
         "--finetune", action="store_true", help="with a text task that is fine-tuned in blocks of its own"
     )
     parser.add_argument("--quiet-page", action="store_true", help="open no page")
+    parser.add_argument("--device", default="auto", help="where the models run: `auto`, `cpu` or `cuda`")
+    parser.add_argument(
+        "--language", help="another model for texts than the demo's, where the bundled one is not installed"
+    )
     given = parser.parse_args()
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that the daemon ends with this program
     given.rounds = given.rounds or (3 if given.quick else 10)

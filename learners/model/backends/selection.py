@@ -34,6 +34,7 @@ from learners.model.backends.choice import (
     processor,
     readable_graph,
 )
+from learners.model.backends.cuda import wait_for
 from learners.model.backends.openvino import OpenVinoRun, Precision, convert, graph_of
 
 __all__ = [
@@ -84,8 +85,10 @@ def measure(run: Run, examples: Sequence[Inputs], reference: Sequence[Tensor]) -
         outputs.append(run(*inputs))
         times: list[float] = []
         for _ in range(REPEATS):
+            wait_for(inputs[0].device)
             start = time.perf_counter()
             run(*inputs)
+            wait_for(inputs[0].device)
             times.append(time.perf_counter() - start)
         milliseconds += 1_000 * statistics.median(times)
     return (milliseconds, *compare(reference, outputs))
