@@ -276,6 +276,7 @@ def _equals(folder: Path, task: Task, examples: Sequence[dict[str, Any]]) -> Non
     for one, two in zip(together, alone, strict=True):
         if one.confidence is not None:
             assert abs(one.confidence - (two.confidence or 0)) < 1e-5, "a batch changes a prediction"
+    task.model.cpu()
     out = folder / "out"
     task.save(out)
     auto = getattr(hf, task_class(task.kind).auto.__name__)

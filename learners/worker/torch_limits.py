@@ -18,6 +18,9 @@ def background_stream(device: torch.device, memory_fraction: float) -> torch.cud
     """Create a stream of the lowest priority and cap this process's memory on a GPU; None on a CPU."""
     if device.type != "cuda":
         return None
-    torch.cuda.set_per_process_memory_fraction(memory_fraction, device)
+    index = torch.cuda.current_device() if device.index is None else device.index  # the limit needs a number
+    torch.cuda.set_per_process_memory_fraction(memory_fraction, index)
     lowest, _highest = 0, -1  # CUDA: larger numbers yield
-    return torch.cuda.Stream(device, priority=lowest)  # type: ignore[no-untyped-call] # torch ships it so
+    stream = torch.cuda.Stream(index, priority=lowest)  # type: ignore[no-untyped-call] # torch ships it so
+    stream.wait_stream(torch.cuda.current_stream(index))  # what was made until now was made on another stream
+    return stream

@@ -20,6 +20,8 @@ class CudaGraphRun:
 
     def __init__(self, module: nn.Module, example: tuple[Tensor, ...]) -> None:
         device = example[0].device
+        self._module = module
+        """The graph reads its weights and buffers where they are in memory, so they must live as long as it."""
         self._inputs = tuple(x.clone() for x in example)
         self._graph = torch.cuda.CUDAGraph()
         side = torch.cuda.Stream(device)

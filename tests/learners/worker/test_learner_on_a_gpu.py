@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from actuators.actions import ActionSpace, Choice, Continuous
+from fakes import wait_for
 from learners.checkpoints.signing import load_key
 from learners.checkpoints.store import Checkpoints
 from learners.config import ExperienceSettings
@@ -116,17 +117,40 @@ def test_on_a_gpu_a_resumed_run_ends_close_to_an_uninterrupted_one(kind: str, tm
     assert distance < 1e-2
 
 
-def test_the_worker_trains_on_the_gpu_and_proposes_a_version(tmp_path: Path) -> None:
-    fill(tmp_path, 0, 300)
-    settings = LearnerConfig.model_validate(
+def settings_of(folder: Path) -> LearnerConfig:
+    return LearnerConfig.model_validate(
         {
-            "state_dir": str(tmp_path),
+            "state_dir": str(folder),
             "device": "cuda",
             "learner": {"batch": 32, "warmup": 40, "reward_delay_s": 0, "replay_gb": 1e-3, "update_every_s": 0.2},
             "promotion": {"steps": ["integrity", "latency"]},
         }
     )
-    one = LearnerLoop(settings, SPECS["mixed"], threading.Event())
+
+
+def test_the_worker_trains_on_a_stream_of_its_own(tmp_path: Path) -> None:
+    """`run`, as the process calls it."""
+    fill(tmp_path, 0, 300)
+    stop = threading.Event()
+    one = LearnerLoop(settings_of(tmp_path), SPECS["mixed"], stop)
+
+    def end() -> None:
+        try:
+            wait_for(lambda: one.learner.position.update > 0, "an update")
+        finally:
+            stop.set()
+
+    beside = threading.Thread(target=end)
+    beside.start()
+    one.run()
+    beside.join()
+    assert one.learner.position.update > 0
+    assert one.learner.state.list()
+
+
+def test_the_worker_trains_on_the_gpu_and_proposes_a_version(tmp_path: Path) -> None:
+    fill(tmp_path, 0, 300)
+    one = LearnerLoop(settings_of(tmp_path), SPECS["mixed"], threading.Event())
     one.begin()
     one.step()
     assert one.learner.position.update > 0

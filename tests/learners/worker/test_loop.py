@@ -333,13 +333,36 @@ def test_devices() -> None:
     assert torch_device.pick_device("auto").type == ("cuda" if torch.cuda.is_available() else "cpu")
 
 
+@pytest.mark.parametrize(("name", "index"), [("cuda", 2), ("cuda:1", 1)])
+def test_the_limit_of_memory_names_a_gpu_by_its_number(monkeypatch: pytest.MonkeyPatch, name: str, index: int) -> None:
+    """`set_per_process_memory_fraction` refuses a device without a number, which is what `auto` gives."""
+    from learners.worker.torch_limits import background_stream
+
+    class Stream:
+        def __init__(self, device: int, priority: int = 0) -> None:
+            self.device, self.priority, self.waited = device, priority, []
+
+        def wait_stream(self, other: Stream) -> None:
+            self.waited.append(other.device)
+
+    limits: list[tuple[float, int]] = []
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "current_stream", Stream)
+    monkeypatch.setattr(torch.cuda, "Stream", Stream)
+    monkeypatch.setattr(torch.cuda, "set_per_process_memory_fraction", lambda share, gpu: limits.append((share, gpu)))
+    stream: Any = background_stream(torch.device(name), 0.25)
+    assert limits == [(0.25, index)]
+    assert (stream.device, stream.priority, stream.waited) == (index, 0, [index])
+
+
 @pytest.mark.gpu
-def test_on_a_gpu_it_takes_a_share_of_the_memory_and_gives_way(tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["cuda", "cuda:0"])
+def test_on_a_gpu_it_takes_a_share_of_the_memory_and_gives_way(tmp_path: Path, name: str) -> None:
     if not torch.cuda.is_available():
         pytest.skip("no CUDA device")
     from learners.worker.torch_limits import background_stream
 
-    stream = background_stream(torch.device("cuda:0"), 0.25)
+    stream = background_stream(torch.device(name), 0.25)
     assert stream is not None
     assert stream.priority == 0
     limit = int(torch.cuda.get_device_properties(0).total_memory * 0.25)

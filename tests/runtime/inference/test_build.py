@@ -37,6 +37,7 @@ def config_of(folder: Path, *, follow: bool, backend: str, runtime: str = "auto"
     return Config.model_validate(
         {
             "agent": "a",
+            "device": "cpu",
             "state_dir": folder / "state",
             "streams": {"orders": {"kind": "text", "source": "topic", "encoder": "language"}},
             "encoders": {"language": {"model": model, "follow_task": follow}},
