@@ -434,6 +434,13 @@ class World:
                 self.listener.connect()
         self.settle_loop()
 
+    def kill_the_listener_amid(self, happens: Callable[[], None], turns: int) -> None:
+        """kill -9 of the listener a few turns of the loop after something happens; the supervisor starts another one."""
+        self.turns = turns
+        happens()
+        self.turns = None
+        self.change_the_listener("start")
+
     # --- the broker
 
     def new_line(self, connection: Connection) -> Line:

@@ -292,6 +292,19 @@ class GateModel(RuleBasedStateMachine):
         self.world.change_the_listener(what)
 
     @rule(
+        away=st.booleans(),
+        payload=st.sampled_from([*STOPS, RELEASE]),
+        qos=st.sampled_from([0, 0, 1]),
+        turns=st.integers(0, 8),
+    )
+    def the_second_listener_is_killed_at_an_await(self, away: bool, payload: bytes, qos: int, turns: int) -> None:
+        if away:
+            self.world.lose(self.world.safety)
+        self.world.kill_the_listener_amid(lambda: self.world.stop(payload, qos=qos), turns)
+        self.find_the_broker()
+        self.devices_report_and_an_operator_arms()
+
+    @rule(
         payload=st.sampled_from([*STOPS, RELEASE]),
         qos=st.sampled_from([0, 1]),
         then_s=st.sampled_from([0.01, 0.2, 0.7]),
