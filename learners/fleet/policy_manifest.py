@@ -51,6 +51,8 @@ class FleetPolicy(BaseModel):
     size: int = Field(ge=1, le=MAX_BLOB_BYTES)
     spec: str = Field(pattern=r"^[0-9a-f]{64}$")
     encoder_versions: dict[str, str] = Field(max_length=512)
+    withdrawn: list[str] = Field(max_length=64)
+    """Versions that the fleet took out for good; every agent takes them back, whatever its wave."""
     share: float = Field(gt=0, le=1)
     """Of the agents that try it: the wave."""
     min_daemon: str = Field(pattern=r"^[0-9.]{1,32}$")

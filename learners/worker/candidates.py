@@ -9,7 +9,7 @@ meanwhile (by a request or a rollback), the evaluation ends without a pass.
 
 A candidate's checkpoint carries the graph with which the agent will act (`compilation.py`).
 
-Events: `policy_proposed`, `policy_rejected` (with the figures of every step), `checkpoint_refused`, `graph_missing`.
+Events: `policy_proposed`, `policy_rejected` (with the figures of every step), `policy_rolled_back`, `checkpoint_refused`, `graph_missing`.
 """
 
 from __future__ import annotations
@@ -17,8 +17,9 @@ from __future__ import annotations
 import math
 import shutil
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,7 @@ import torch
 
 from learners.checkpoints.manifest import CheckpointRefused
 from learners.checkpoints.signing import PublicKey
-from learners.checkpoints.store import Checkpoints
+from learners.checkpoints.store import Checkpoints, Live
 from learners.config import PromotionSettings
 from learners.experience.reader import Reader, Row
 from learners.experience.transition import Transition
@@ -166,6 +167,29 @@ class CandidateManager:
             except CheckpointRefused as refusal:
                 self.report_refusal(refusal)
         shutil.rmtree(directory, ignore_errors=True)
+
+    def withdraw(self, names: Collection[str]) -> None:
+        """Take back what the fleet withdrew: end its evaluation, mark it as failed, and roll back where it is live.
+
+        Args:
+            names: versions as the fleet calls them.
+        """
+        own = [m.version for m in self.checkpoints.list() if m.metrics.get("adopted_from") in names]
+        for version in own:
+            if self._candidate[0] == version:
+                self.evaluation, self._candidate = None, ("", None)
+            live = self.checkpoints.live()
+            if version in live.failed:
+                continue
+            announce = partial(self._announce_withdrawal, version) if version == live.version else lambda _live: None
+            try:
+                self.checkpoints.rollback(failing=version, announce=announce, by="fleet")
+            except CheckpointRefused as refusal:
+                self.report_refusal(refusal)
+
+    def _announce_withdrawal(self, version: str, live: Live) -> None:
+        fields = {"version": version, "to": live.version, "by": "fleet", "why": "a rollback of the fleet"}
+        self.outbox.post("policy_rolled_back", fields)
 
     def resume(self, until_s: float = math.inf) -> PromotionResult | None:
         """Continue the evaluation until a moment of the monotonic clock; at its end propose the candidate or post why not."""

@@ -31,11 +31,11 @@ from learners.checkpoints.trusted_keys import read_public
 from learners.experience.reader import Reader
 from learners.experience.snapshots import ExperienceSnapshots
 from learners.files import storage_problem
-from learners.fleet.received_policies import take_received
+from learners.fleet.received_policies import take_received, take_withdrawn
 from learners.ipc.outbox import Outbox
 from learners.ipc.policy_spec import read_policy_spec
 from learners.ipc.progress import ProgressWriter
-from learners.ipc.settings import LearnerConfig
+from learners.ipc.settings import FleetRoute, LearnerConfig
 from learners.model.policy import Policy
 from learners.model.spec import PolicySpec
 from learners.promotion.context import Step
@@ -187,6 +187,8 @@ class LearnerLoop:
     def step(self) -> None:
         """Do one round: ingest experience, update the policy for a while, and start or continue what is due."""
         settings = self.inputs.learner
+        if self.inputs.fleet is not None:
+            self._withdraw(self.inputs.fleet)
         self.candidates.follow_live()
         self.learner.follow_encoders(self.encoder_versions.followed(partial(self.outbox.post, "encoder_refused")))
         self.learner.ingest()
@@ -209,6 +211,11 @@ class LearnerLoop:
             pass  # an encoder changed: a candidate is evaluated with its tokens
         elif self._is_due("promote", settings.promote_every_s) and self.candidates.has_new_updates:
             self.candidates.begin()
+
+    def _withdraw(self, fleet: FleetRoute) -> None:
+        """Take back the versions that the fleet withdrew."""
+        if fleet.key is not None and (names := take_withdrawn(self.inputs.state_dir)):
+            self.candidates.withdraw(names)
 
     def _begin_received(self) -> bool:
         """Begin the evaluation of a policy that the fleet sent; False if there is none."""

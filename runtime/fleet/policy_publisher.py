@@ -29,6 +29,7 @@ from runtime.mqtt import Address, Connection, MqttLost
 
 CONNECT_S = 5.0
 PART_S = 10.0
+MAX_WITHDRAWN = 64
 VALID_S = 30 * 86_400.0
 
 
@@ -136,6 +137,7 @@ class PolicyPublisher:
             size=len(blob),
             spec=spec_digest_of(loaded),
             encoder_versions=dict(loaded.manifest.encoder_versions),
+            withdrawn=list(checkpoints.live().failed)[-MAX_WITHDRAWN:],
             share=share,
             min_daemon=self.settings.min_daemon,
             expires_s=self.clock() + VALID_S,

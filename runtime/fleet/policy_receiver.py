@@ -29,7 +29,7 @@ from learners.fleet.policy_manifest import (
     unpack_blob,
     verify,
 )
-from learners.fleet.received_policies import RECEIVED, note_received
+from learners.fleet.received_policies import RECEIVED, note_received, note_withdrawn
 from learners.fleet.uplink_queue import UplinkIdentity
 from learners.ipc.outbox import Outbox
 from runtime.fleet.topics import BLOB_PART_BYTES, FleetTopics
@@ -117,6 +117,8 @@ class PolicyReceiver:
             return
         device = DeviceIdentity(identity.group, identity.agent, identity.spec, identity.daemon, counter, self.clock())
         policy = verify(message, self.public, device)
+        if policy.withdrawn:
+            note_withdrawn(self.state_dir, policy.withdrawn)
         if not is_in_wave(policy, identity.agent):
             return  # a wider wave is another manifest, with a higher counter
         blob = await self._collect(policy)

@@ -45,7 +45,7 @@ def manifest(blob: bytes, **changed: Any) -> FleetPolicy:
     content, version = blob[:-15], blob[-15:].decode()
     fields: dict[str, Any] = {
         "group": "arms", "counter": 5, "version": version, "parent": None, "sha256": hashlib.sha256(content).hexdigest(),
-        "size": len(content), "spec": "5" * 64, "encoder_versions": {}, "share": 1.0, "min_daemon": "0.1", "expires_s": NOW_S + 60,
+        "size": len(content), "spec": "5" * 64, "encoder_versions": {}, "withdrawn": [], "share": 1.0, "min_daemon": "0.1", "expires_s": NOW_S + 60,
     }  # fmt: skip
     return FleetPolicy.model_validate(fields | changed)
 

@@ -24,7 +24,7 @@ from learners.config import FinetuneSettings, TaskSettings
 from learners.continual.trainer import ContinualTrainer
 from learners.experience.reader import Reader
 from learners.experience.store import Label, Store
-from learners.fleet.received_policies import RECEIVED, note_received
+from learners.fleet.received_policies import RECEIVED, note_received, note_withdrawn, take_received
 from learners.ipc.outbox import Outbox
 from learners.ipc.settings import FleetRoute, LearnerConfig
 from learners.promotion.context import EvaluationContext, StepResult
@@ -328,3 +328,24 @@ def test_a_policy_of_the_fleet_takes_the_way_of_a_candidate(tmp_path: Path) -> N
     kind, fields = events(tmp_path)[-1]
     assert (kind, fields["step"], fields["live"]) == ("policy_rejected", "ope", good)
     assert one.checkpoints.live().version == good
+
+
+def test_a_policy_that_the_fleet_withdrew_is_rolled_back_where_it_is_live(tmp_path: Path) -> None:
+    one = first_live(tmp_path)
+    (tmp_path / "fleet.pem").write_bytes(public_pem(learning.KEY.public_key()))
+    one.inputs = one.inputs.model_copy(update={"fleet": FleetRoute(key=tmp_path / "fleet.pem")})
+    good = one.checkpoints.live().version
+    received(tmp_path, one, one.learner.policy)
+    directory = take_received(tmp_path)
+    assert directory is not None
+    bad = one.checkpoints.import_version(directory, learning.KEY.public_key())
+    one.checkpoints.promote(bad, by="untrusted")
+    note_withdrawn(tmp_path, [directory.name])
+    one.step()
+    assert one.checkpoints.live().version == good
+    assert bad in one.checkpoints.live().failed
+    rolled_back = [fields for kind, fields in events(tmp_path) if kind == "policy_rolled_back"]
+    assert [(each["version"], each["to"], each["by"]) for each in rolled_back] == [(bad, good, "fleet")]
+    note_withdrawn(tmp_path, [directory.name])
+    one.step()
+    assert len([kind for kind, _ in events(tmp_path) if kind == "policy_rolled_back"]) == 1

@@ -16,7 +16,7 @@ from fakes import Mosquitto, eventually
 from learners.checkpoints.signing import public_pem
 from learners.checkpoints.store import Checkpoints
 from learners.checkpoints.trusted_keys import read_public
-from learners.fleet.received_policies import take_received
+from learners.fleet.received_policies import take_received, take_withdrawn
 from learners.fleet.uplink_queue import UplinkIdentity
 from learners.ipc.outbox import Outbox
 from runtime.fleet.policy_publisher import PolicyPublisher
@@ -88,6 +88,7 @@ async def test_a_policy_a_newer_one_and_a_rollback_arrive_and_a_replay_does_not(
         found = take_received(state)
         assert found is not None
         assert found.name == first
+        assert take_withdrawn(state) == {second}
     spying.cancel()
     await asyncio.wait([spying])
     kinds = [event.kind for event in Outbox(state / "learner" / "outbox").collect()]
