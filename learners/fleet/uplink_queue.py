@@ -4,6 +4,7 @@ The queue holds no rows: the experience store has them until its own limits dele
 row each lane was acknowledged; `uplink/segment` is the one segment on its way, so that the same bytes are sent again after a
 restart. The uplink process uses it; it runs beside the writer of the store and only reads it. Knows no MQTT.
 
+- Rows wait for a while until a segment is half full: each one is a file on the server.
 - Rows are sent in blocks of `BLOCK`, as the store evicts them: a transition needs its neighbours.
 - A block is closed when the next one has begun and its newest row is `settle_s` old: late rewards have found it.
 - Each closed block is sorted into one lane, once: a later correction does not move it. `urgent` goes first, `rest` follows.
@@ -42,6 +43,8 @@ from learners.fleet.segment import (
 SETTLE_S = 10.0
 SCAN_BLOCKS = 2_048
 """Blocks that are looked at for one segment."""
+GATHER_S: dict[Lane, float] = {"urgent": 2.0, "rest": 60.0}
+"""How long closed rows wait at most until a segment is half full: each segment is a file on the server."""
 MAX_URGENT_BLOCKS = 8_192
 """Blocks of the urgent lane that are remembered; further ones are sorted when some of these have passed."""
 SMALLEST_SEGMENT = 16_384
@@ -217,6 +220,7 @@ class UplinkQueue:
         position = self.position
         probability = self._probability() if lane == "rest" else 1.0
         chosen: list[RowBlock] = []
+        left_out: Counter[str] = Counter()
         last, size = position.passed[lane], 0.0
         budget = min(0.8 * self.max_bytes / self._ratio, MAX_RAW_BYTES / 4)
         urgent, oldest_s = set(position.urgent_blocks), self._clock() - self._max_age_s
@@ -228,12 +232,16 @@ class UplinkQueue:
                 break
             last = _end(block)
             if is_wanted and block.stamp_s < oldest_s:
-                self.counts["expired"] += block.rows
+                left_out["expired"] += block.rows
             elif is_wanted and self._draw(block) >= probability:
-                self.counts["thinned"] += block.rows
+                left_out["thinned"] += block.rows
             elif is_wanted:
                 chosen.append(block)
                 size += block.bytes
+        newest_s = self._clock() - self._settle_s - GATHER_S[lane]
+        if chosen and size < budget / 2 and chosen[0].stamp_s > newest_s:
+            return None
+        self.counts += left_out
         if chosen:
             return self._packed(lane, identity, chosen, last, probability)
         position.passed[lane] = last

@@ -153,3 +153,15 @@ def test_rows_of_another_encoder_are_set_apart_with_the_reason(tmp_path: Path) -
     assert [row["row"] for row in rows_on_disk(group)] == list(range(1, 101))
     assert [row["row"] for row in rows_on_disk(group, "apart")] == list(range(101, 192))
     uplink.close()
+
+
+def test_few_rows_wait_until_a_segment_is_half_full(tmp_path: Path) -> None:
+    state = tmp_path / "state"
+    fill(state, ticks(1_000, 1_100))
+    newest_s = 0.02 * 1_100
+    early = queue(state, after_s=newest_s + 30)
+    assert early.next(IDENTITY) is None
+    early.close()
+    late = queue(state, after_s=newest_s + 80)
+    assert late.next(IDENTITY) is not None
+    late.close()
