@@ -335,8 +335,11 @@ async def test_a_hold_that_is_extended_many_times_a_second_is_published_rarely(
         await world.armed()
         before, start_s = len(world.of("hold", "head")), host.now()
         for number in range(20):  # no await: the host's own tick does not come between
-            host.gate.override("head", "right", 10.0, start_s + number / 20)
-            host.holds.publish_changes(start_s + number / 20)
+            now_s = start_s + number / 20
+            host.holds.wall = lambda now_s=now_s: 1e9 + now_s  # the clocks agree, however slowly this runs
+            host.gate.override("head", "right", 10.0, now_s)
+            host.holds.publish_changes(now_s)
+        host.holds.wall = lambda: 1e9 + host.now()
         await eventually(lambda: len(world.of("hold", "head")) == before + 2)
         await world.propose({})
         assert len(world.of("hold", "head")) == before + 2
