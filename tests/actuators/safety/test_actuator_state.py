@@ -27,7 +27,9 @@ def test_repeats_of_a_safe_action_are_bounded_and_displace_no_value_that_may_be_
         it.issue("stay", "gate", 10.0 + n)
     assert len(it.chain) == MAX_CHAIN
     assert set(it.possible) >= {"left", "stay", "right"}
-    assert [each.serial for each in it.chain] == [*range(1, MAX_CHAIN), it.serial], "the one before the newest is forgotten"
+    assert [each.serial for each in it.chain] == [*range(1, MAX_CHAIN), it.serial], (
+        "the one before the newest is forgotten"
+    )
     it.acknowledge(it.serial, by_device=False)
     assert it.possible == ("stay",)
 

@@ -53,6 +53,14 @@ def test_a_choice_that_a_rule_forbids_now_is_left_out_whichever_actuator_comes_f
     assert gate.allowed_choices(10.4) == {"lamp": ("OFF",)}
 
 
+def test_a_command_that_is_not_acknowledged_yet_counts_as_carried_out() -> None:
+    gate = armed(APART, head=HEAD, lamp=LAMP)
+    command(gate, 10.1, lamp="ON")
+    assert gate.allowed_choices(10.15) == {"head": ("stay", "right")}
+    gate.judge(Proposal(0, "d", "p", 10.2, {"lamp": "OFF"}), 10.2)
+    assert gate.allowed_choices(10.25) == {}, "the lamp is off at the next tick"
+
+
 def test_every_rule_counts_and_one_of_other_actuators_does_not() -> None:
     gate = armed("arm[0] > 0.5", "head == 'left' and lamp == 'ON'", "head == 'right' and lamp == 'ON'",
                  head=HEAD, lamp=LAMP, arm=ARM)  # fmt: skip
