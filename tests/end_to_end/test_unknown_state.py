@@ -31,7 +31,7 @@ SETTINGS: dict[str, Any] = {
     "streams": {"joints": {"kind": "telemetry", "source": "topic", "fields": ["angle"]}},
     "actuators": {"head": {"kind": "choice", "choices": ["left", "stay", "right"], "safe": "stay"}},
     "gate": {"arm": "auto", "deadman_ms": 2_000},
-    "learner": {"promote_every_s": 3_600},
+    "learner": {"promote_every_s": 3_600, "priority": "nice"},
 }
 
 
