@@ -41,6 +41,7 @@ def write(path: Path, report: Mapping[str, Any], *, data: Mapping[str, str], set
         "## Metrics",
         _metrics(report["metrics"]),
         *_slices(report.get("slices", {})),
+        *_transfer(report.get("transfer")),
         "## What was forgotten",
         _forgotten(report.get("forgotten")),
         "## Settings",
@@ -79,6 +80,28 @@ def _slices(slices: Mapping[str, Sequence[Mapping[str, Any]]]) -> list[str]:
         for one in sorted(some, key=lambda one: (one["rule"], one["metric"]))
     ]
     return ["## Slices", _table(("split", "slice", "examples", "metric", "interval at 95 %"), rows)] if rows else []
+
+
+def _transfer(transfer: Mapping[str, Any] | None) -> list[str]:
+    """Return a section about the task that training started from; nothing if it was the pretrained model."""
+    if not transfer:
+        return []
+    rows = [
+        (
+            split,
+            *(
+                f"{values[name]:+.4f}" if name == "gain" else f"{values[name]:.4f}"
+                for name in ("from", "pretrained", "gain")
+            ),
+        )
+        for split, values in transfer.items()
+        if isinstance(values, dict)
+    ]
+    text = (
+        f"The encoder is that of `{transfer['from']}` ({transfer['copied_share']:.0%} of its tensors). The same labels trained the "
+        f"pretrained model, too; the metric is {transfer['metric']}."
+    )
+    return ["## Start", text, _table(("split", "from this task", "from the pretrained model", "gain"), rows)]
 
 
 def _forgotten(forgotten: Mapping[str, Any] | None) -> str:

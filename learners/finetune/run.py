@@ -30,6 +30,7 @@ from learners.finetune.linear_probe import fit_head
 from learners.finetune.progress import Bar, plot
 from learners.finetune.trainer import OnProgress, RunState, Trainer, TrainerSettings
 from learners.finetune.trainer_state import State
+from learners.finetune.transfer import digest_of, gains, start_from
 from learners.model.encoders.bundled import resolve
 from learners.model.encoders.packages import BundledError
 from learners.task_kinds import KINDS, TaskKind
@@ -90,7 +91,8 @@ def _opening(model: str) -> Iterator[None]:
 def finetune(
     *, task: str, model: str, train: Path | str, validation: Path | str, out: Path | str, test: Path | str | None = None,
     mode: Train = "lora", seed: int = 0, resume: bool = True, progress: bool = False, adapter: bool = False,
-    earlier: Path | str | None = None, earlier_data: Path | str | None = None, slices: Sequence[str] = (), **options: Any,
+    earlier: Path | str | None = None, earlier_data: Path | str | None = None, slices: Sequence[str] = (),
+    start: Path | str | None = None, **options: Any,
 ) -> dict[str, Any]:  # fmt: skip
     """Fine-tune a model from files; returns the report, which `out/report.json` holds too.
 
@@ -109,6 +111,7 @@ def finetune(
         earlier: the folder of an earlier task on the same encoder, to measure what was forgotten.
         earlier_data: its examples.
         slices: how the test split, or without one validation, is divided for the report.
+        start: the folder of another task on the same model; its encoder is where training starts. The report says what that gains.
         options: fields of `trainer.Settings` and `tasks.base.Options`, and `lora_rank`, `device`.
 
     Raises:
@@ -129,6 +132,11 @@ def finetune(
     check_features(fresh, splits.train if fresh.varying else ())
     # with the recipe's settings too: another version of this program must not go on with other groups of parameters
     facts = {"task": task, "model": model, "mode": mode, "options": options, "settings": asdict(settings)}
+    share = 0.0
+    if start is not None:
+        with _opening(str(start)):
+            share = start_from(Path(start), fresh)
+        facts["start"] = digest_of(Path(start))
     state = _state(out, facts | {"data": splits_digest(splits)}, resume=resume)
     bar: AbstractContextManager[OnProgress | None] = (
         Bar(f"{task} {mode}", fresh.selection) if progress else nullcontext()
@@ -147,6 +155,9 @@ def finetune(
     measured = "test" if splits.test else "validation"
     report["slices"] = {measured: measure_slices(tuned.task, getattr(splits, measured), slices)}
     report["notes"] = _notes(fresh, splits, paths, unknown)
+    if start is not None:
+        plain = _pretrained_metrics(task, model, splits, mode, {**options, "seed": seed})
+        report["transfer"] = gains(Path(start), share, fresh.selection, report["metrics"], plain)
     if earlier and earlier_data:
         report["forgotten"] = forgetting.measure(Path(earlier), datasets.read(earlier_data), tuned.task)
     report["unknown_labels"] = unknown
@@ -188,6 +199,15 @@ def _notes(fresh: Task, splits: Splits, paths: Mapping[str, str], unknown: Mappi
             for name, labels in unknown.items()
         ),
     ]
+
+
+def _pretrained_metrics(
+    task: str, model: str, splits: Splits, mode: Train, options: dict[str, Any]
+) -> dict[str, dict[str, float]]:
+    """Train the pretrained model on the same labels, and return its metrics by split; nothing is stored."""
+    fresh, settings, extra = build(task, model, splits.train, mode, options)
+    tuned = tune(fresh, splits, settings, mode, rank=extra["lora_rank"])
+    return _report(tuned, splits, model, mode)["metrics"]  # type: ignore[no-any-return]
 
 
 def read_splits(kind: str, paths: Mapping[str, Path | str]) -> Splits:

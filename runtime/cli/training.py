@@ -277,6 +277,12 @@ def _writing_given(options: dict[str, Any]) -> dict[str, Any]:
     type=int,
     help="Images: rows and columns of tiles that the model reads in addition to the whole image; default: 1 (none).",
 )
+@click.option(
+    "--from",
+    "start",
+    type=FOLDER,
+    help="Folder of another task on the same model: start from its encoder. A second run from the pretrained model measures the gain.",
+)
 @click.option("--adapter", is_flag=True, default=None, help="With --mode lora: store the adapter and its base as well.")
 @click.option("--optimizer", type=click.Choice(["adamw", "sgd"]), help="Default: adamw.")
 @click.option("--patience", type=int, help="Epochs without a better validation metric after which training stops.")
@@ -316,6 +322,10 @@ def finetune(train_file: Path, **options: Any) -> None:
     for note in report["notes"]:
         click.echo(note, err=True)
     _echo_slices(report)
+    for split, found in report.get("transfer", {}).items():
+        if isinstance(found, dict):
+            values = f"{found['from']:.4f}, {found['pretrained']:.4f} from the pretrained model"
+            click.echo(f"{split}: {values}, gain {found['gain']:+.4f}", err=True)
     click.echo(json.dumps(report["metrics"], indent=2))
     click.echo(
         f"{report['trained_parameters']:,} of {report['total_parameters']:,} parameters; {report['wall_s']:.0f} s; {options['out']}/report.json"

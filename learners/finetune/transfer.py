@@ -1,0 +1,69 @@
+"""Start a fine-tune from the encoder of another task, and measure what that gains over the pretrained model.
+
+The gain is measured, not estimated: the same labels train the pretrained model once more, with the same settings and seed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from learners.finetune.forgetting import backbone, transplant
+from learners.model.encoders.folder_record import hash_of
+from learners.tasks.base import Task, saved
+from learners.tasks.registry import open_task
+
+
+def start_from(folder: Path, task: Task) -> float:
+    """Copy the encoder of another task's folder into a task that has not trained yet; return the share of tensors that were copied.
+
+    Raises:
+        ValueError: the folder was not made by `reflexd finetune`, or has another architecture.
+    """
+    kind = saved(folder).get("kind")
+    if kind is None:
+        raise ValueError(f"{folder}: not a folder that `reflexd finetune` wrote; name one, or give it as --model")
+    other = open_task(str(kind), folder)
+    mine, other_type = task.model.config.model_type, other.model.config.model_type
+    copied = transplant(other.model, task.model) if mine == other_type else 0
+    if not copied:
+        raise ValueError(f"{folder}: {other_type} shares no weights with {mine}; start from a task on the same model")
+    return copied / len(backbone(task.model))
+
+
+def digest_of(folder: Path) -> str:
+    """Return a digest of the weights of a folder, so that a run is only resumed from the same start."""
+    digest = hashlib.sha256()
+    for path in sorted(folder.glob("*.safetensors")):
+        digest.update(f"{path.name} {hash_of(path)}\n".encode())
+    return digest.hexdigest()
+
+
+def gains(
+    start: Path,
+    share: float,
+    metric: str,
+    found: Mapping[str, Mapping[str, float]],
+    plain: Mapping[str, Mapping[str, float]],
+) -> dict[str, Any]:
+    """Return what the report says of the start.
+
+    Args:
+        start: the folder.
+        share: of the encoder's tensors that came from it.
+        metric: the selection metric.
+        found: metrics by split, started from the folder.
+        plain: metrics by split, started from the pretrained model.
+    """
+    rows = {
+        split: {
+            "from": values[metric],
+            "pretrained": plain[split][metric],
+            "gain": values[metric] - plain[split][metric],
+        }
+        for split, values in found.items()
+        if metric in values and metric in plain.get(split, {})
+    }
+    return {"from": str(start), "copied_share": share, "metric": metric, **rows}
