@@ -11,7 +11,7 @@ BEGIN, END = "<!-- packages: written by tests/architecture_table.py -->", "<!-- 
 FLOW = (
     "sensors", "sensors/drivers", "sensors/codecs", "sensors/streams", "actuators", "actuators/safety", "actuators/sim",
     "learners", "learners/experience", "learners/model", "learners/model/encoders", "learners/model/backends",
-    "learners/rl", "learners/tasks", "learners/tasks/layers", "learners/tasks/generation", "learners/finetune", "learners/speech", "learners/deliberation", "learners/continual", "learners/reencoding",
+    "learners/rl", "learners/tasks", "learners/tasks/layers", "learners/tasks/generation", "learners/finetune", "learners/finetune/error_analysis", "learners/speech", "learners/deliberation", "learners/continual", "learners/reencoding",
     "learners/checkpoints", "learners/promotion", "learners/promotion/ope", "learners/experiments", "learners/safeguards",
     "learners/ipc",
     "learners/worker", "learners/gym", "learners/export", "learners/fleet", "runtime", "runtime/process", "runtime/config",
