@@ -30,6 +30,8 @@ class GoalQuestion:
     """The newest texts, newest first."""
     goal: str
     """In force now."""
+    order_stamp_s: float = 0.0
+    """When the newest text was captured, monotonic seconds of this process; 0 without one, and in another process."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -63,7 +63,14 @@ class EndpointBackend(Settings):
         return self
 
 
-Backend = Annotated[EmbeddingBackend | DecisionBackend | EndpointBackend, Field(discriminator="kind")]
+class TaskBackend(Settings):
+    """A classification task that learned from goals that people set."""
+
+    kind: Literal["task"]
+    task: Name = Field(description="with `task`: a text-classification task of this file whose labels are the goals")
+
+
+Backend = Annotated[EmbeddingBackend | DecisionBackend | EndpointBackend | TaskBackend, Field(discriminator="kind")]
 
 
 Meaning = Annotated[str, Field(min_length=1, max_length=200, pattern=r"\S")]
@@ -117,6 +124,11 @@ class DeliberatorSettings(Settings):
         360, ge=1, le=36_000, description="limit of questions in any hour; what is beyond is counted and not asked"
     )
     backend: Backend = Field(EmbeddingBackend(), description="what answers")
+    corrections: Name | None = Field(
+        None,
+        description="a text-classification task whose labels are the goals: each goal that a person sets is a label of the newest "
+        "text, and an answer below `confidence` requests one (`label_requested`). Default: the task of `backend`, or none",
+    )
 
     @model_validator(mode="after")
     def _names(self) -> Self:
@@ -143,6 +155,6 @@ class DeliberatorSettings(Settings):
         return {name: goal.done for name, goal in self.goals.items() if isinstance(goal, GoalSettings) and goal.done}
 
     @property
-    def local(self) -> bool:
-        """Whether the model runs on this machine."""
-        return not isinstance(self.backend, EndpointBackend)
+    def correction_task(self) -> str | None:
+        """The task that goals of people train; None without one."""
+        return self.corrections or (self.backend.task if isinstance(self.backend, TaskBackend) else None)

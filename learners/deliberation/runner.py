@@ -16,7 +16,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from learners.deliberation.answers import BackendFailed, GoalAnswer, GoalQuestion
-from learners.deliberation.config import DeliberatorSettings, EndpointBackend
+from learners.deliberation.config import DecisionBackend, DeliberatorSettings, EmbeddingBackend, EndpointBackend
 from learners.deliberation.endpoints import Endpoint
 
 if TYPE_CHECKING:
@@ -114,7 +114,7 @@ class DeliberationRunner:
                 from learners.deliberation.local_models import open_model  # noqa: PLC0415 - imports torch
 
                 backend = self._settings.backend
-                assert not isinstance(backend, EndpointBackend)
+                assert isinstance(backend, EmbeddingBackend | DecisionBackend)
                 self._model = open_model(backend, self._settings.meanings)
             return *self._model.probabilities(question), self._model.name
         except BackendFailed:

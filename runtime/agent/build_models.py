@@ -25,6 +25,7 @@ from runtime.feedback.recent_results import RecentResults
 from runtime.inference.build import build_acting_engine
 from runtime.inference.engine import Engine
 from runtime.models.client import ModelsClient
+from runtime.models.goal_client import GoalClient
 from runtime.models.messages import socket_path
 from runtime.requests.gallery import Gallery
 from sensors.base import Sensor, TopicSensor
@@ -131,7 +132,7 @@ def _task_outputs(
             path=socket_path(context.state_dir),
             degraded=context.degraded,
             speech=None if speech is None else speech.client,
-            goals=None if deliberator is None else deliberator.model,
+            goals=deliberator.model if deliberator is not None and isinstance(deliberator.model, GoalClient) else None,
             max_age_s=max_age_s,
         ),
         fed=fed,

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
 
-from learners.deliberation.config import GOAL
+from learners.deliberation.config import GOAL, TaskBackend
 from learners.rewards import known
 from runtime.agent.build_context import AgentContext
 from runtime.agent.build_publishing import Publishing
@@ -16,6 +16,7 @@ from runtime.control.inbox import Inbox
 from runtime.control.payload_decoder import PayloadDecoder
 from runtime.control.sender_stamps import SenderStamps
 from runtime.deliberation.deliberator import Deliberator
+from runtime.deliberation.task_goals import TaskGoals
 from runtime.drift.watch import DriftWatch
 from runtime.models.goal_client import GoalClient
 from runtime.mqtt.topics import encode
@@ -65,16 +66,31 @@ def build_speech(context: AgentContext, publishing: Publishing, perception: Perc
 
 
 def build_deliberator(
-    context: AgentContext, publishing: Publishing, perception: Perception, drift: DriftWatch
+    context: AgentContext,
+    publishing: Publishing,
+    perception: Perception,
+    drift: DriftWatch,
+    label: Callable[[bytes], None],
 ) -> Deliberator | None:
-    """Build what asks a slow model for the goal; None without such settings."""
+    """Build what asks a slow model for the goal; None without such settings. `label` takes payloads of the topic `label`."""
     config, goal = context.config, perception.sensors.get(GOAL)
     if config.deliberator is None or not isinstance(goal, TaskOutputSensor):
         return None
+    backend, meanings, task = (
+        config.deliberator.backend,
+        config.deliberator.meanings,
+        config.deliberator.correction_task,
+    )
+
+    def correct(*, text: str, goal: str, source: str) -> None:
+        label(encode({"task": task, "label": goal, "text": text, "source": source}))
+
     return Deliberator(
         config.deliberator,
         known(config.streams, config.actuators),
-        partial(GoalClient, config.deliberator.meanings),
+        partial(TaskGoals, backend.task, meanings)
+        if isinstance(backend, TaskBackend)
+        else partial(GoalClient, meanings),
         goal,
         lambda body: publishing.control.enqueue(context.topics(GOAL), encode(body), qos=1, retain=True, keep="latest"),
         publishing.emit,
@@ -83,6 +99,7 @@ def build_deliberator(
         {name: stream.ttl_s for name, stream in config.streams.items() if isinstance(stream, TextSettings)},
         context.clock.now,
         context.wall,
+        None if task is None else correct,
         state_dir=context.state_dir,
     )
 

@@ -23,7 +23,7 @@ from actuators.sim.registry import GROUP as PLANTS
 from actuators.sim.registry import PANORAMA, ROOM, plant_settings
 from actuators.wire import CommandWriter, WireError, check_state_value
 from learners.config import TaskSettings
-from learners.deliberation.config import EndpointBackend
+from learners.deliberation.config import DecisionBackend, EmbeddingBackend
 from learners.files import not_plain
 from learners.model.encoders import packages
 from learners.model.spec import Modality, PolicySpec, SpecError, StreamSpec
@@ -194,7 +194,9 @@ def _speech(config: Config) -> Found:
 def _deliberator(config: Config) -> Found:
     if (settings := config.deliberator) is None:
         return
-    if not isinstance(settings.backend, EndpointBackend) and (problem := packages.missing(settings.backend.model)):
+    if isinstance(settings.backend, EmbeddingBackend | DecisionBackend) and (
+        problem := packages.missing(settings.backend.model)
+    ):
         yield ("deliberator", "backend", "model"), problem, ""
 
 

@@ -8,7 +8,7 @@ from typing import Any
 from actuators.config import AnyActuator
 from actuators.expressions import Expression, ExpressionError
 from learners.config import TaskSettings
-from learners.deliberation.config import GOAL, DeliberatorSettings
+from learners.deliberation.config import GOAL, DeliberatorSettings, TaskBackend
 from learners.task_kinds import KINDS, reading
 from sensors.config import PREFIX, AnyStream, Settings, fields_of
 
@@ -108,6 +108,30 @@ def check_goal(
             Expression(condition, names)
         except ExpressionError as error:
             raise ValueError(f"deliberator.goals.{goal}.done: {error}") from None
+
+
+def check_corrections(deliberator: DeliberatorSettings, tasks: Mapping[str, TaskSettings]) -> None:
+    """Check the task that answers for the deliberator or that goals of people train.
+
+    Raises:
+        ValueError: there is no such task, it reads no text stream, or its labels are not the goals.
+    """
+    backend = deliberator.backend
+    named = {"backend.task": backend.task if isinstance(backend, TaskBackend) else None}
+    for where, name in (named | {"corrections": deliberator.corrections}).items():
+        if name is None:
+            continue
+        task = tasks.get(name)
+        if task is None:
+            raise ValueError(f"deliberator.{where}: {name!r} is not under tasks: {sorted(tasks)}")
+        if task.kind != "text-classification" or task.multi_label or task.stream is None:
+            raise ValueError(
+                f"deliberator.{where}: tasks.{name} must be a text-classification task with a `stream` and one label an example"
+            )
+        if set(task.labels) != set(deliberator.goals):
+            raise ValueError(
+                f"deliberator.{where}: the labels of tasks.{name} must be the goals; write labels: [{', '.join(deliberator.goals)}]"
+            )
 
 
 def with_goal_stream(body: dict[str, Any]) -> dict[str, Any]:

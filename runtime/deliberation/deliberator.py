@@ -25,7 +25,7 @@ from runtime.control.tick import TickResult
 from runtime.deliberation.goal_in_force import GoalInForce
 from runtime.deliberation.question_schedule import LONGEST_S, QuestionSchedule
 from runtime.deliberation.state_text import MOST_ORDERS, MOST_TEXT, KnownState, Order, TaskResult, one_line, state_text
-from runtime.models.goal_client import GoalClient
+from runtime.deliberation.task_goals import TaskGoals
 from runtime.mqtt import Message
 from runtime.mqtt.topics import GoalOverride, Refused, decode
 from runtime.process.emit import Emit
@@ -42,8 +42,28 @@ LATE_S = 5.0
 OPEN_S = 120.0
 """From the first question to its answer: the model may have to load."""
 MOST_RESULTS = 32
+MOST_LEARNED = 2_000
+"""Characters of a text that a person's goal labels."""
 FILE = "goal.json"
 SAVE_EVERY_S = 30.0
+
+
+class GoalModel(Protocol):
+    """What takes the questions: the client of the models process, or a task."""
+
+    @property
+    def connected(self) -> bool:
+        """Whether a question can be answered now."""
+
+    def ask_goal(self, question: GoalQuestion) -> None:
+        """Take a question; the answer or the failure follows, perhaps at once."""
+
+
+class Correction(Protocol):
+    """What stores a person's goal as a label."""
+
+    def __call__(self, *, text: str, goal: str, source: str) -> object:
+        """Store that `goal` was right for `text`, as `source` says."""
 
 
 class GoalSink(Protocol):
@@ -69,12 +89,13 @@ class Deliberator:
         ttl_s: by text stream, how long an order is known.
         clock: monotonic seconds.
         wall: Unix seconds.
+        correct: stores a person's goal as a label of the newest text; None where no task learns from them.
         state_dir: where the goal in force is stored, so that it survives a restart.
     """
 
     settings: DeliberatorSettings
     known: Known
-    model_of: Callable[[Callable[[GoalAnswer], None], Callable[[int, str], None]], GoalClient]
+    model_of: Callable[[Callable[[GoalAnswer], None], Callable[[int, str], None]], GoalModel]
     stream: GoalSink
     publish: Callable[[dict[str, Any]], object]
     emit: Emit
@@ -83,9 +104,10 @@ class Deliberator:
     ttl_s: Mapping[str, float] = field(default_factory=dict)
     clock: Callable[[], float] = time.monotonic
     wall: Callable[[], float] = time.time
+    correct: Correction | None = None
     state_dir: Path = field(kw_only=True)
     file: StateFile = field(init=False)
-    model: GoalClient = field(init=False)
+    model: GoalModel = field(init=False)
     goal: GoalInForce = field(init=False)
     schedule: QuestionSchedule = field(init=False)
     counts: Counter[str] = field(init=False, default_factory=Counter)
@@ -165,6 +187,10 @@ class Deliberator:
         if task in self._results or len(self._results) < MOST_RESULTS:
             noted = TaskResult(task, str(prediction.value)[:MOST_TEXT], prediction.confidence, 0.0)
             self._results[task] = (noted, self.clock())
+        if isinstance(self.model, TaskGoals):
+            self.model.take(result)
+            if task == self.settings.correction_task:
+                self._again_s = min(self._again_s, self.clock())
 
     def _holds(self, condition: Expression, observation: Observation, ticked: TickResult) -> bool:
         try:
@@ -231,7 +257,8 @@ class Deliberator:
             return
         self._number += 1
         orders = tuple(one_line(order.text) for order in state.orders)
-        question = GoalQuestion(self._number, state_text(state), orders, self.goal.goal)
+        stamp_s = self._orders[0].stamp_s if self._orders else 0.0
+        question = GoalQuestion(self._number, state_text(state), orders, self.goal.goal, stamp_s)
         self._asked_about = (state.words, drifting)
         self._asked = (question, now_s)
         self.model.ask_goal(question)
@@ -289,10 +316,22 @@ class Deliberator:
             is_other = self.goal.set_by_person(wanted.value, wanted.hold_s, self.clock())
         except ValueError as error:
             raise Refused(str(error)) from None
+        self._learn(wanted)
         self._orders.clear()  # an order of before must not end it
         self._again_s = self.goal.held_until_s
         self.emit("goal_set", {"goal": wanted.value, "hold_s": wanted.hold_s, "source": wanted.source})
         self._announce("changed" if is_other else "confirmed")
+
+    def _learn(self, wanted: GoalOverride) -> None:
+        """Store a person's goal as a label of the newest text; without a text there is nothing to learn."""
+        if self.correct is None:
+            return
+        orders = self.state().orders
+        if not orders:
+            self.counts["correction_without_text"] += 1
+            return
+        self.counts["correction"] += 1
+        self.correct(text=orders[0].text[:MOST_LEARNED], goal=wanted.value, source=wanted.source)
 
     # --- what is published
 
@@ -311,6 +350,16 @@ class Deliberator:
                 "state": question.state,
             },
         )
+        task = self.settings.correction_task
+        if task is not None and question.orders:
+            confidence = round(max(answer.probabilities.values()), 4)
+            asked = {
+                "id": f"goal-{question.number}",
+                "task": task,
+                "confidence": confidence,
+                "text": question.orders[0],
+            }
+            self.emit("label_requested", asked | {"candidates": [goal for goal, _ in likeliest]})
 
     def _announce(self, why: str, question: GoalQuestion | None = None, answer: GoalAnswer | None = None) -> None:
         """Publish the goal in force, and an event where it changed."""

@@ -26,7 +26,7 @@ from learners.continual.results import Callbacks, Question, Result, Speech
 from learners.continual.serving import TaskRunner
 from learners.continual.versions import TaskVersion
 from learners.deliberation.answers import GoalAnswer
-from learners.deliberation.config import DeliberatorSettings
+from learners.deliberation.config import DeliberatorSettings, TaskBackend
 from learners.deliberation.runner import DeliberationRunner
 from learners.speech.runner import SpeechRunner
 from learners.speech.transcripts import SpeechCallbacks, TranscribedUtterance
@@ -238,8 +238,11 @@ def main(arguments: list[str] | None = None) -> int:
     configure(verbose=False, secrets=loaded.secrets)
     config, threads = loaded.config, loaded.config.engine.threads
     torch.set_num_threads(threads)
+    deliberator = config.deliberator
+    if deliberator is not None and isinstance(deliberator.backend, TaskBackend):
+        deliberator = None  # the agent reads the goal from the results of the task
     server = ModelsServer(
-        config.tasks, _live_on, streams=transcribed(config.streams), threads=threads, deliberator=config.deliberator
+        config.tasks, _live_on, streams=transcribed(config.streams), threads=threads, deliberator=deliberator
     )
     asyncio.run(server.serve(socket_path(config.state_dir)))
     return 0

@@ -10,11 +10,16 @@ from typing import Any
 import numpy as np
 import orjson
 import pytest
+from pydantic import ValidationError
 
 from fakes import FakeClock
+from learners.continual.results import Result
 from learners.deliberation.answers import GoalAnswer, GoalQuestion
 from learners.deliberation.config import DeliberatorSettings
+from learners.task_kinds import PredictionOfExample
+from runtime.config.schema import Config
 from runtime.deliberation.deliberator import Deliberator
+from runtime.deliberation.task_goals import TaskGoals
 from runtime.mqtt import Message
 from runtime.mqtt.topics import Refused
 from sensors.readings import Observation, Reading, Telemetry, Text
@@ -24,6 +29,8 @@ GOALS = {
     "greet": "greet the person",
     "warm": {"means": "warm the room", "done": "room.t > 21"},
 }
+GOALS_IN_WORDS = {"idle": "nothing to do", "greet": "greet the person", "warm": "warm the room"}
+BY_TASK = {"backend": {"kind": "task", "task": "intents"}}
 
 
 class World:
@@ -31,6 +38,7 @@ class World:
 
     def __init__(self, state_dir: Path = Path("/nonexistent"), now_s: float = 1_000.0, **more: Any) -> None:
         chosen = {"goals": GOALS, "default": "idle", "min_hold_s": 0, "ttl_s": 60} | more
+        self.by_task = more.get("backend", {}).get("kind") == "task"
         self.clock = FakeClock(now_s)
         self.questions: list[GoalQuestion] = []
         self.connected = True
@@ -39,10 +47,11 @@ class World:
         self.events: list[tuple[str, dict[str, Any]]] = []
         self.degraded: dict[str, str] = {}
         self.drifting: list[str] = []
+        self.labels: list[dict[str, str]] = []
         self.it = Deliberator(
             DeliberatorSettings.model_validate(chosen),
             {"room": ("t",), "lamp": None},
-            lambda _answered, _failed: self,  # type: ignore[arg-type, return-value]
+            self.model_of,
             self,
             self.published.append,
             lambda kind, data: self.events.append((kind, data)),
@@ -51,8 +60,17 @@ class World:
             {"orders": 500.0},
             self.clock.now,
             lambda: self.clock.now() + 1e9,
+            lambda **label: self.labels.append(label),
             state_dir=state_dir,
         )
+
+    def model_of(self, answered: Any, failed: Any) -> Any:
+        return TaskGoals("intents", GOALS_IN_WORDS, answered, failed) if self.by_task else self
+
+    def classified(self, text_stamp_s: float, **probabilities: float) -> None:
+        best = max(probabilities, key=lambda goal: probabilities[goal])
+        prediction = PredictionOfExample(best, probabilities[best], probabilities)
+        self.it.result(Result("intents", "orders", text_stamp_s, "3-1f3a", prediction, 0.01))
 
     def ask_goal(self, question: GoalQuestion) -> None:
         self.questions.append(question)
@@ -369,3 +387,87 @@ def test_a_stored_goal_that_is_not_listed_or_from_the_future_is_not_restored(tmp
         assert World(tmp_path).kinds == ["goal_state_unreadable"]
     (tmp_path / "goal.json").write_bytes(orjson.dumps(stored | {"probabilities": {"greet": 1.0}}))
     assert World(tmp_path).it.goal.probabilities == {}
+
+
+def test_a_persons_goal_is_a_label_of_the_newest_text() -> None:
+    world = World(corrections="intents")
+    person(world, "warm", 1.0)
+    assert world.labels == []
+    assert world.it.counts["correction_without_text"] == 1
+    world.hear("it is freezing in here")
+    world.hear("brr " * 1_000)
+    world.it.set_goal(Message("override/goal", orjson.dumps({"value": "warm", "source": "anna"}), 1, retain=False))
+    text = ("brr " * 1_000)[:2_000]
+    assert world.labels == [{"text": text, "goal": "warm", "source": "anna"}]
+    with pytest.raises(Refused):
+        person(world, "fly", 1.0)
+    assert len(world.labels) == 1
+
+
+def test_a_task_answers_for_the_newest_order_alone_and_a_restless_model_is_not_asked() -> None:
+    world = World(**BY_TASK)
+    world.it.step()
+    assert world.it.goal.goal == "idle"
+    world.hear("say hello")
+    world.wait(1)
+    assert world.it.goal.goal == "idle"
+    world.classified(world.clock.now() - 1, greet=0.9, idle=0.06, warm=0.04)
+    world.wait(1.2)
+    assert (world.it.goal.goal, world.it.goal.model) == ("greet", "task:intents@3-1f3a")
+    world.hear("and now something else")
+    world.wait(2)
+    assert world.it.goal.goal == "greet"  # the result is of the order before
+    world.classified(world.clock.now() - 2, warm=0.9, idle=0.06, greet=0.04)
+    world.wait(1.2)
+    assert world.it.goal.goal == "warm"
+
+
+def test_an_unsure_task_requests_a_label_once_for_each_order() -> None:
+    world = World(**BY_TASK, confidence=0.6)
+    for text in ("say hello", "say hello or so"):
+        world.hear(text)
+        world.classified(world.clock.now(), greet=0.4, idle=0.35, warm=0.25)
+        world.wait(5)
+    asked = [data for kind, data in world.events if kind == "label_requested"]
+    assert [(data["task"], data["text"]) for data in asked] == [
+        ("intents", "say hello"),
+        ("intents", "say hello or so"),
+    ]
+    assert asked[0]["candidates"] == ["greet", "idle", "warm"]
+    assert world.it.goal.goal == "idle"
+
+
+def test_a_task_of_other_labels_gives_no_answer() -> None:
+    world = World(**BY_TASK)
+    world.hear("say hello")
+    world.classified(world.clock.now(), greet=0.9, fly=0.1)
+    world.wait(1)
+    assert world.it.counts["failed"] > 0
+    assert world.it.goal.goal == "idle"
+
+
+def settings_with(task: dict[str, Any], **deliberator: Any) -> dict[str, Any]:
+    return {
+        "agent": "rooms",
+        "state_dir": "/nonexistent",
+        "streams": {"orders": {"kind": "text", "source": "topic", "encoder": "words"}},
+        "encoders": {"words": {"model": "bundled:minilm-l6"}},
+        "actuators": {"lamp": {"kind": "choice", "choices": ["ON", "OFF"], "safe": "OFF"}},
+        "tasks": {"intents": {"kind": "text-classification", "model": "bundled:minilm-l6", "stream": "orders"} | task},
+        "deliberator": {"goals": GOALS_IN_WORDS, "default": "idle"} | deliberator,
+    }
+
+
+def test_the_task_of_corrections_must_have_the_goals_as_labels() -> None:
+    labels = {"labels": list(GOALS_IN_WORDS)}
+    good = Config.model_validate(settings_with(labels, **BY_TASK))
+    assert good.deliberator is not None
+    assert good.deliberator.correction_task == "intents"
+    for task, more, words in (
+        ({}, BY_TASK, "write labels: \\[idle, greet, warm\\]"),
+        ({"labels": ["idle", "greet"]}, {"corrections": "intents"}, "corrections: the labels of tasks.intents"),
+        (labels, {"corrections": "moods"}, "'moods' is not under tasks"),
+        (labels | {"multi_label": True}, BY_TASK, "one label an example"),
+    ):
+        with pytest.raises(ValidationError, match=words):
+            Config.model_validate(settings_with(task, **more))
