@@ -67,7 +67,7 @@ class TaskBackend(Settings):
     """A classification task that learned from goals that people set."""
 
     kind: Literal["task"]
-    task: Name = Field(description="with `task`: a text-classification task of this file whose labels are the goals")
+    task: Name = Field(description="with `task`: a text-classification task of this file with the goals as its labels")
 
 
 Backend = Annotated[EmbeddingBackend | DecisionBackend | EndpointBackend | TaskBackend, Field(discriminator="kind")]
@@ -100,7 +100,7 @@ class DeliberatorSettings(Settings):
     every_s: Positive = Field(
         10.0,
         ge=0.5,
-        description="time between two questions without a reason of `on`; while nothing but numbers changes, it doubles up to 15 minutes",
+        description="time between two questions without a reason of `on`; while nothing but numbers changes, it grows tenfold each time, up to 15 minutes",
     )
     on: tuple[Trigger, ...] = Field(
         ("orders", "goal_done", "surprise"),
@@ -126,7 +126,7 @@ class DeliberatorSettings(Settings):
     backend: Backend = Field(EmbeddingBackend(), description="what answers")
     corrections: Name | None = Field(
         None,
-        description="a text-classification task whose labels are the goals: each goal that a person sets is a label of the newest "
+        description="a text-classification task with the goals as its labels: each goal that a person sets is a label of the newest "
         "text, and an answer below `confidence` requests one (`label_requested`). Default: the task of `backend`, or none",
     )
 

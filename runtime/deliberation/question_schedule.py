@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 
 LONGEST_S = 900.0
 """Between two questions while nothing but numbers changes."""
+GROWTH = 10.0
+"""Of the time between two questions without a reason: with `every_s` of 10 s the first hour has six questions, a later one four."""
 URGENT_S = 1.0
 """Between two questions that have a reason."""
 HOUR_S = 3_600.0
@@ -63,7 +65,7 @@ class QuestionSchedule:
             self.counts[refused] += 1
             return False
         self._left -= 1.0
-        self._wait_s = self.every_s if urgent else min(LONGEST_S, 2 * max(self.every_s, self._wait_s))
+        self._wait_s = self.every_s if urgent else min(LONGEST_S, GROWTH * max(self.every_s, self._wait_s))
         return True
 
     def failed(self, now_s: float) -> bool:

@@ -116,7 +116,7 @@ def test_whatever_comes_the_goal_is_listed_and_never_older_than_its_limit(
 def test_an_idle_house_asks_at_most_six_times_in_an_hour() -> None:
     schedule = QuestionSchedule(10.0, 360)
     asked = [second for second in range(4 * 3_600) if schedule.ask(float(second), urgent=False)]
-    assert all(sum(start <= at < start + 3_600 for at in asked) <= 6 for start in range(3_600, 3 * 3_600, 60))
+    assert all(sum(start <= at < start + 3_600 for at in asked) <= 6 for start in range(0, 3 * 3_600, 60))
     assert max(later - sooner for sooner, later in pairwise(asked)) == LONGEST_S
     assert schedule.ask(4 * 3_600.0, urgent=True) == (4 * 3_600 - asked[-1] >= 10)
 
