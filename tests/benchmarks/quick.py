@@ -26,6 +26,7 @@ SIZES: dict[str, str] = {
     "bench_bandit": "--seeds 1 --rounds 50",
     "bench_capture_time": "3",
     "bench_daemon": "--rounds 1 --block 2 --swap-every 1 --warmup 2",
+    "bench_deliberator": "--hours 2 --texts 100 --encoded 5 --rounds 1 --corrections 25 --no-zero-shot",
     "bench_demo_policy": "--ticks 100 --updates 2 --test-ticks 100",
     "bench_demonstrations": "--seeds 0 --ticks 80 --every 80 --demonstrations 1",
     "bench_dialogues": "--seeds 1 --epochs 1",
