@@ -37,7 +37,7 @@ SIZES: dict[str, str] = {
     "bench_finetune": "--only answer --set epochs=1 --threads 1 --out OUT",
     "bench_forgetting": "--only encoder --per-class 2 --sentences 20 --threads 1",
     "bench_gate": "1",
-    "bench_generation": "--count 1 --tokens 4",
+    "bench_generation": "--count 1 --tokens 32",
     "bench_gpu": "--ticks 20 --seconds 0.02",
     "bench_isolation": "0.5",
     "bench_live_learning": "--minutes 0.5",
