@@ -77,7 +77,7 @@ INSTANT_S = 1e-6
 """Between two messages: no two have one time of arrival."""
 LONG_S = 0.2
 LATCHED_S = 0.6
-"""Longer than the second listener waits before it tries to write again."""
+"""Longer than the stop listener waits before it tries to write again."""
 BOUND_S = 0.5
 """Without proposals: the period, the dead-man and a few repeats."""
 
@@ -116,7 +116,7 @@ class Disk:
 
 
 class Latch:
-    """The file of the second listener, in memory, on the same disk."""
+    """The file of the stop listener, in memory, on the same disk."""
 
     def __init__(self, disk: Disk, now: Callable[[], float]) -> None:
         self.found: tuple[int, str] | None = None
@@ -412,10 +412,10 @@ class World:
         self.loop.now_s += LATCHED_S
         self.loop.spin(16)
         is_latched = self.latched_only is None or self.disk.broken or self.latch.found is not None
-        self.check(is_latched, "the second listener has not latched the stop")
+        self.check(is_latched, "the stop listener has not latched the stop")
 
     def change_the_listener(self, what: str) -> None:
-        """Something happens to the process of the second listener."""
+        """Something happens to the process of the stop listener."""
         match what:
             case "kill":
                 self.listener.kill()
@@ -553,7 +553,7 @@ class World:
         self.loop.run_until_complete(run())
 
     def stop(self, payload: bytes, *, retain: bool = False, qos: int = 1, properties: Any = None) -> None:
-        """Any message on `stop`: for the gate, and for the second listener."""
+        """Any message on `stop`: for the gate, and for the stop listener."""
         self.loop.spin()  # what has left already has left
         plain = _is_release(payload)
         ignored = (not payload and retain) or (plain and retain)
@@ -586,7 +586,7 @@ class World:
         elif latched and not plain and not self.is_dead:
             self.settle_loop()
             reached = self.host.gate.stopped or self.turns is not None
-            self.check(reached, "the second listener has a stop, and the gate without a connection does not have it")
+            self.check(reached, "the stop listener has a stop, and the gate without a connection does not have it")
 
     def request(self, verb: str, payload: bytes, *, retain: bool = False, properties: Any = None) -> None:
         """Any request."""
@@ -712,10 +712,10 @@ class World:
             raise BrokenPromiseError(self.broken[0])
 
     def _follow_the_latch(self) -> None:
-        """The gate may have found the file of the second listener."""
+        """The gate may have found the file of the stop listener."""
         if not self.host.gate.stopped:
             return
-        if not self.stop_in_force and self.host.publisher.stop_reason.startswith(host_module.SECOND_LISTENER):
+        if not self.stop_in_force and self.host.publisher.stop_reason.startswith(host_module.STOP_LISTENER):
             self.stop_in_force, self.stop_event = True, len(self.event_types)  # late: the release came before it
             self.granted = self.arm_waits = False
         self.latched_only = None

@@ -231,7 +231,9 @@ def _read(directory: Path, name: str, missing: str, limit: int) -> bytes:
     with os.fdopen(handle, "rb") as file:
         status = os.fstat(file.fileno())
         if not stat.S_ISREG(status.st_mode) or status.st_size > limit:
-            raise CheckpointRefused(directory.name, "not_a_file", f"{name} is no regular file of at most {limit} bytes")
+            raise CheckpointRefused(
+                directory.name, "not_a_file", f"{name} is not a regular file of at most {limit} bytes"
+            )
         return file.read()
 
 

@@ -85,7 +85,7 @@ class Endpoint:
         try:
             return orjson.loads(raw)
         except orjson.JSONDecodeError as error:
-            raise BackendFailed(f"{url}: the response is no JSON: {error}") from None
+            raise BackendFailed(f"{url}: the response is not JSON: {error}") from None
 
     async def _systemone(
         self, session: aiohttp.ClientSession, question: GoalQuestion

@@ -152,7 +152,7 @@ def _answer(example: dict[str, Any], where: str) -> None:
             answer["start"] = int(start)
         except (TypeError, ValueError):
             raise DataError(
-                f"{where}: the start {start!r} is no whole number; write the position of the answer's first character"
+                f"{where}: the start {start!r} is not a whole number; write the position of the answer's first character"
             ) from None
     example["answers"] = [answer]
 
@@ -228,14 +228,14 @@ def _label_problem(example: Mapping[str, Any]) -> str | None:
 def _tokens(example: Mapping[str, Any]) -> str | None:
     value = example["tokens"]
     if not isinstance(value, list | tuple) or not all(isinstance(word, str) for word in value):
-        return '`tokens` is no list of words; write ["word", "word"], or the text as one `text`'
+        return '`tokens` is not a list of words; write ["word", "word"], or the text as one `text`'
     return None if value else "`tokens` is empty; delete the example"
 
 
 def _tags(example: Mapping[str, Any]) -> str | None:
     tags = example["tags"]
     if not isinstance(tags, list | tuple):
-        return '`tags` is no list; write ["O", "B-x"]'
+        return '`tags` is not a list; write ["O", "B-x"]'
     if not all(isinstance(tag, str) for tag in tags):
         return "`tags` holds numbers; write the names of the tags (O, B-x, I-x), not their numbers"
     words = example["tokens"] if "tokens" in example else str(example.get("text", "")).split()
@@ -248,7 +248,7 @@ def _answers(example: Mapping[str, Any]) -> str | None:
     if not right or not all(isinstance(one, dict) and isinstance(one.get("text"), str) for one in answers):
         return '`answers` holds no answer; write [{"text": "...", "start": 0}]'
     if any(type(one.get("start", 0)) is not int for one in answers):
-        return "the `start` of an answer is no whole number; write the position of its first character"
+        return "the `start` of an answer is not a whole number; write the position of its first character"
     return None
 
 

@@ -86,7 +86,7 @@ def verify(message: bytes, public: PublicKey, device: DeviceIdentity) -> FleetPo
         FleetPolicyRefused: with the reason.
     """
     if not SIGNATURE_BYTES < len(message) <= MAX_MANIFEST_BYTES:
-        raise FleetPolicyRefused(f"{len(message)} bytes are no signed manifest")
+        raise FleetPolicyRefused(f"{len(message)} bytes are not a signed manifest")
     body = message[SIGNATURE_BYTES:]
     if not verified(public, message[:SIGNATURE_BYTES], body):
         raise FleetPolicyRefused("the signature is not of the fleet's key (fleet.key)")
@@ -180,8 +180,8 @@ def _files(blob: bytes) -> dict[str, bytes]:
                 raise FleetPolicyRefused("the blob has too many files, or compressed ones")
             files = {entry.filename: archive.read(entry) for entry in entries}
     except (zipfile.BadZipFile, ValueError, NotImplementedError) as error:
-        raise FleetPolicyRefused(f"the blob is no archive: {error}") from None
+        raise FleetPolicyRefused(f"the blob is not an archive: {error}") from None
     bad = [name for name in files if not re.match(_ENTRY, name)]
     if bad or not {MANIFEST, SIGNATURE} <= files.keys():
-        raise FleetPolicyRefused("the blob is no checkpoint")
+        raise FleetPolicyRefused("the blob is not a checkpoint")
     return files

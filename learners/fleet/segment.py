@@ -163,7 +163,7 @@ def unpack(payload: bytes) -> Segment:
         except (pa.ArrowException, OSError) as error:
             raise SegmentRefused(f"Arrow data: {error}") from None
     if header.first > header.last:
-        raise SegmentRefused(f"rows {header.first} to {header.last} are no range")
+        raise SegmentRefused(f"rows {header.first} to {header.last} are not a range")
     if not 0 < table.num_rows <= MAX_ROWS:
         raise SegmentRefused(f"{table.num_rows} rows; 1 to {MAX_ROWS} are accepted")
     previous = header.first - 1
@@ -222,7 +222,7 @@ def _problem(t: Transition, fields: dict[str, Any]) -> str:
             "the probabilities of the columns and of the head differ",
         ),
         (all(math.isfinite(p) and p >= 0 for p in t.probabilities.values()), "a probability is negative or not finite"),
-        (all(isinstance(version, str) for version in t.encoder_versions.values()), "an encoder version is no text"),
+        (all(isinstance(version, str) for version in t.encoder_versions.values()), "an encoder version is not a text"),
         (all(a.ndim == 2 and np.isfinite(a).all() for a in t.tokens.values()), "tokens are not finite arrays [T, W]"),
     )
     return next((problem for holds, problem in checks if not holds), "")

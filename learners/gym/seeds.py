@@ -28,16 +28,16 @@ def parse(text: str) -> list[int]:
     """Return the seeds of a text such as `0-4,7`, in order and each once.
 
     Raises:
-        ValueError: the text is no list of seeds, or has more than `MOST`.
+        ValueError: the text is not a list of seeds, or has more than `MOST`.
     """
     seeds: list[int] = []
     for part in text.split(","):
         found = PART.fullmatch(part.strip())
         if found is None:
-            raise ValueError(f"{text!r} is no list of seeds; write 0-9 or 0,3,7")
+            raise ValueError(f"{text!r} is not a list of seeds; write 0-9 or 0,3,7")
         first, last = int(found[1]), int(found[2] or found[1])
         if last < first or last - first >= MOST:
-            raise ValueError(f"{part.strip()!r} is no range of at most {MOST} seeds; write the lower seed first")
+            raise ValueError(f"{part.strip()!r} is not a range of at most {MOST} seeds; write the lower seed first")
         if last > HIGHEST:
             raise ValueError(f"seeds: {last} is more than {HIGHEST}")
         seeds += range(first, last + 1)

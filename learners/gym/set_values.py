@@ -44,7 +44,7 @@ def with_values(settings: TrainSettings, values: Mapping[str, Any]) -> TrainSett
         if name not in FIELDS:
             raise ValueError(f"--set {name}: lock-step training does not use it; it uses {', '.join(FIELDS)}")
         if value is None:
-            raise ValueError(f"--set {name}: null is no value; leave the setting out to use its default")
+            raise ValueError(f"--set {name}: null is not a value; leave the setting out to use its default")
         part, field = name.split(".")
         model = LearnerSettings if part == "learner" else PolicySettings
         try:

@@ -58,7 +58,7 @@ class StreamSpec:
         if self.columns == 0:
             object.__setattr__(self, "columns", self.tokens)
         if self.tokens % self.columns:
-            raise SpecError(f"stream {self.name}: {self.tokens} tokens are no grid of {self.columns} columns")
+            raise SpecError(f"stream {self.name}: {self.tokens} tokens do not form a grid of {self.columns} columns")
         if self.modality == "telemetry" and self.tokens != 1:
             raise SpecError(f"stream {self.name}: telemetry is one token, not {self.tokens}")
 

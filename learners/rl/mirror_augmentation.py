@@ -46,7 +46,7 @@ class MirrorAugmentation:
         unknown = sorted(set(names) - {*self._tokens, *self._actions})
         if unknown:
             raise ValueError(
-                f"learner.mirror_augmentation: {unknown} is no choice, no continuous actuator and no telemetry stream"
+                f"learner.mirror_augmentation: {unknown} is neither a choice or continuous actuator nor a telemetry stream"
             )
         whole = sorted(s.name for s in spec.streams if s.modality == "image" and s.tokens == 1)
         if whole and names:

@@ -127,7 +127,7 @@ def _rewards(config: Config) -> Found:
         except ExpressionError as error:
             yield ("rewards", number, "value"), str(error), ""
         except (RewardUnknown, PluginError) as error:
-            yield ("rewards", number, "plugin"), str(error), "install the package that offers it, or correct the name"
+            yield ("rewards", number, "plugin"), str(error), "install the package that provides it, or correct the name"
 
 
 def _encoders(config: Config) -> Found:
@@ -141,7 +141,7 @@ def _encoders(config: Config) -> Found:
                 yield (
                     ("encoders", name, "plugin"),
                     f"no entry point {encoder.plugin!r} in reflexd.encoders; installed: {names}",
-                    "install the package that offers it, or correct the name",
+                    "install the package that provides it, or correct the name",
                 )
         elif (problem := packages.missing(encoder.model)) is not None:
             yield ("encoders", name, "model"), problem, ""
@@ -157,7 +157,7 @@ def _modality(config: Config, name: str, model: str) -> Found:
         if settings.encoder == name and is_of is not None and wanted is not None and is_of != wanted:
             yield (
                 ("streams", stream, "encoder"),
-                f"{name} ({model}) is a model of {is_of}; a {settings.kind} needs one of {wanted}",
+                f"{name} ({model}) is a model for {is_of}; a {settings.kind} needs one for {wanted}",
                 "name another encoder",
             )
 
@@ -170,7 +170,7 @@ def _tasks(config: Config) -> Found:
         if is_of is not None and is_of != wanted:
             yield (
                 ("tasks", name, "model"),
-                f"{task.model} is a model of {is_of}; {task.kind} needs one of {wanted}",
+                f"{task.model} is a model for {is_of}; {task.kind} needs one for {wanted}",
                 "name another model or kind",
             )
         elif (problem := packages.unfit(task.model, task.kind)) is not None:
@@ -188,7 +188,7 @@ def _speech(config: Config) -> Found:
         if (problem := packages.missing(stream.model)) is not None:
             yield ("streams", name, "model"), problem, ""
         elif (problem := packages.unfit(stream.model, "automatic-speech-recognition")) is not None:
-            yield ("streams", name, "model"), problem, "name a model that transcribes, as bundled:whisper-tiny.en"
+            yield ("streams", name, "model"), problem, "name a model that transcribes, such as bundled:whisper-tiny.en"
 
 
 def _deliberator(config: Config) -> Found:
@@ -241,7 +241,7 @@ def _mirror(config: Config) -> Found:
         known = ", ".join(sorted(sides)) or "none"
         yield (
             ("learner", "mirror_augmentation"),
-            f"{unknown} is no choice, no continuous actuator and no telemetry stream",
+            f"{unknown} is neither a choice or continuous actuator nor a telemetry stream",
             f"there are {known}",
         )
     cameras = sorted(name for name, stream in config.streams.items() if stream.kind == "camera")
@@ -249,7 +249,7 @@ def _mirror(config: Config) -> Found:
         yield (
             ("policy", "tokens"),
             f"1 token has no left and right, so learner.mirror_augmentation cannot mirror {cameras}",
-            "write policy.tokens: 4, or leave mirror_augmentation out",
+            "write policy.tokens: 4, or leave learner.mirror_augmentation out",
         )
 
 
@@ -319,7 +319,7 @@ def _tls(config: Config) -> Found:
             found = True
             yield ("mqtt", name), f"{file} cannot be read", "name a readable file in PEM format"
     if mqtt.key is not None and mqtt.cert is None:
-        yield ("mqtt", "key"), "there is no certificate for this key", "add mqtt.cert"
+        yield ("mqtt", "key"), "this key has no certificate", "add mqtt.cert"
     elif not found:
         yield from _pem(mqtt.ca, mqtt.cert, mqtt.key)
 
@@ -330,7 +330,11 @@ def _pem(ca: Path | None, cert: Path | None, key: Path | None) -> Found:
         if ca is not None:
             context.load_verify_locations(ca)
     except (ssl.SSLError, OSError) as error:
-        yield ("mqtt", "ca"), f"{ca} holds no certificate in PEM format ({error})", "name the authority's certificate"
+        yield (
+            ("mqtt", "ca"),
+            f"{ca} contains no certificate in PEM format ({error})",
+            "name the authority's certificate",
+        )
     try:
         if cert is not None:
             context.load_cert_chain(cert, key, password=lambda: "")

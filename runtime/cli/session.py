@@ -177,7 +177,7 @@ class ListenAddress(click.ParamType):  # type: ignore[type-arg] # generic only i
         """Return host and port; anything else ends the program with exit code 2."""
         host, _, port = str(value).rpartition(":")
         if not host or not port.isdecimal() or int(port) > 65_535:
-            self.fail(f"{value!r} is no address; write HOST:PORT, such as 127.0.0.1:8765", param, ctx)
+            self.fail(f"{value!r} is not an address; write HOST:PORT, such as 127.0.0.1:8765", param, ctx)
         return host.strip("[]"), int(port)
 
 

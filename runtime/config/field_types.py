@@ -13,7 +13,7 @@ MOST_NAME, MOST_PATH = 255, 3_000
 
 def _given(path: object) -> object:
     if isinstance(path, str) and not path.strip():
-        raise ValueError("the path is empty; write one, as .reflexd/NAME")
+        raise ValueError("the path is empty; write one, such as .reflexd/NAME")
     if isinstance(path, str) and (problem := _path_problem(path)) is not None:
         raise ValueError(problem)
     return path
@@ -23,7 +23,7 @@ def _path_problem(path: str) -> str | None:
     """Return why no file can have this path, or why it is not the one that was meant."""
     first = path.split("/", maxsplit=1)[0]
     if "\0" in path:
-        return "the path has a zero byte; delete it"
+        return "the path contains a zero byte; delete it"
     if first.startswith("~"):
         return f"{first} is not replaced by a home directory; write ~/FOLDER, or the whole path"
     if "$" in first or first.startswith("%"):

@@ -99,7 +99,7 @@ def _of_safe_action(config: Config, name: str, actuator: AnyActuator) -> Iterato
         yield (
             ("safe",),
             (
-                f"`hold` sends nothing when in doubt: the device goes on with its last value, and {', '.join(words)} in its "
+                f"with `hold` the gate sends nothing when in doubt, so the device continues with its last value, and {', '.join(words)} in its "
                 "name or topic says that it heats or moves something"
             ),
             "name a value that is safe, such as off or zero",
@@ -113,7 +113,7 @@ def _of_safe_action(config: Config, name: str, actuator: AnyActuator) -> Iterato
     if actuator.requires == () and config.required_streams:
         yield (
             ("requires",),
-            "an empty list: it moves although every required stream is stale",
+            "an empty list: the actuator may move although every required stream is stale",
             "name the streams it needs, or leave `requires` out",
         )
 
@@ -123,27 +123,27 @@ def _of_commands(config: Config, actuator: AnyActuator) -> Iterator[Doubt]:
         yield (
             (),
             "no max_rate: the value may jump from one limit to the other within a tick",
-            "give max_rate, the largest change a second of each component",
+            "set max_rate, the largest change per second of each component",
         )
     elif actuator.kind == "continuous" and actuator.max_rate is not None:
         spans = [high - low for low, high in zip(actuator.low, actuator.high, strict=True)]
         if any(rate * config.tick.period_s >= span for rate, span in zip(actuator.max_rate, spans, strict=True)):
             yield (
                 ("max_rate",),
-                "no limit: it lets the value jump from one limit to the other within a tick",
-                "lower it to the largest change a second that is safe",
+                "this limits nothing: the value may jump from one limit to the other within a tick",
+                "lower it to the largest change per second that is safe",
             )
     if actuator.state_topic is not None and actuator.state_topic == actuator.topic:
         yield (
             ("state_topic",),
-            "the same topic as the commands: each command counts as a report of the device, also while the device is off",
+            "the same topic as the commands: the gate takes each command for a report of the device, even while the device is off",
             "name the topic on which the device reports, or leave it out",
         )
     if actuator.kind == "choice" and (alike := _alike(actuator.choices)):
         yield (
             ("choices",),
-            f"{' and '.join(map(repr, alike))} are one word but for case or white space, and devices may not tell them apart",
-            "give each choice a word of its own",
+            f"{' and '.join(map(repr, alike))} differ only in case or white space, and a device may confuse them",
+            "give each choice a distinct word",
         )
 
 
@@ -161,15 +161,15 @@ def _dangerous(path: Path, loaded: LoadedConfig) -> Iterator[Problem]:
         if stream.required and (age_s := age_of(stream)) > LONGEST_AGE_S:
             yield problem(
                 ("streams", name, "ttl_s" if stream.kind == "text" else "max_age_s"),
-                f"required, and fresh for {age_s / 86_400:.0f} days after its source is silent: it guards nothing",
-                "lower it to the time within which the source always sends",
+                f"required, and fresh for {age_s / 86_400:.0f} days after its source falls silent: it guards nothing",
+                "lower it to the longest interval between two readings of the source",
             )
     yield from _rules(path, loaded)
     guarded = config.required_streams or any(actuator.requires for actuator in config.actuators.values())
     if config.gate.arm == "auto" and config.mode == "autonomous" and not guarded:
         yield problem(
             ("gate", "arm"),
-            "the gate arms without a person, and the machine acts although every stream may be stale: none is required",
+            "no stream is required: the gate arms without a person, and the policy may act although every stream is stale",
             "mark a stream with `required: true`, or write `arm: request`",
         )
 
@@ -220,7 +220,7 @@ def _rules(path: Path, loaded: LoadedConfig) -> Iterator[Problem]:
         if not shadow:
             continue
         others = ", ".join(f"{name} in {modes[name]}" for name in sorted(names - set(shadow)))
-        reason = f", while {others} moves beside what a person sets" if others else ""
+        reason = f", while {others} moves at the same time as what a person sets" if others else ""
         yield Problem(
             path,
             loaded.line(("gate", "forbid", number)),
@@ -253,7 +253,7 @@ def _unmeasured(path: Path, loaded: LoadedConfig) -> Iterator[Problem]:
     """Yield a warning for a rate and a number of streams for which no benchmark shows that ticks are in time."""
     config = loaded.config
     rate_hz, count = config.tick.rate_hz, len(config.streams)
-    remedy = "watch the latency and `missed` in `health`, and lower it if ticks are missed"
+    remedy = "watch the latency and `missed` in `health`, and lower rate_hz if the agent misses ticks"
     if rate_hz > MEASURED_HZ:
         message = (
             f"{rate_hz:g} Hz leaves {1_000 / rate_hz:.1f} ms for a tick; the benchmarks end at {MEASURED_HZ:g} Hz, and a "
@@ -261,7 +261,7 @@ def _unmeasured(path: Path, loaded: LoadedConfig) -> Iterator[Problem]:
         )
         yield Problem(path, loaded.line(("tick", "rate_hz")), "tick.rate_hz", message, remedy)
     if count > MEASURED_STREAMS:
-        message = f"{count} streams, each of which costs a part of every tick; the benchmarks end at {MEASURED_STREAMS}"
+        message = f"{count} streams, each of which takes time in every tick; the benchmarks end at {MEASURED_STREAMS}"
         yield Problem(path, loaded.line(("streams",)), "streams", message, remedy)
 
 

@@ -35,8 +35,8 @@ class Credentials(Settings):
 
     stop: str | None = Field(
         None,
-        description="user of the connection for the stop alone, with the same password: of the gate's second listener, of the "
-        "dashboard or of `reflexd mcp`. Without it, the gate has no second listener where `requests` is set, and the other two "
+        description="user of the connection for the stop alone, with the same password: of the gate's stop listener, of the "
+        "dashboard or of `reflexd mcp`. Without it, the gate has no stop listener where `requests` is set, and the other two "
         "send the stop on their first connection",
     )
 
@@ -95,7 +95,7 @@ class MqttSettings(Settings):
         if parts.username or parts.password:
             raise ValueError("put the user under username: and password:, not into the URL")
         if not parts.hostname.isprintable() or " " in parts.hostname:
-            raise ValueError(f"{parts.hostname!r} is no host; write its name or address")
+            raise ValueError(f"{parts.hostname!r} is not a host; write its name or address")
         if parts.path.strip("/") or parts.query or parts.fragment:
             raise ValueError("nothing may follow the port; topics and options have settings of their own")
         if parts.port is not None and not 0 < parts.port < 65_536:
@@ -105,7 +105,7 @@ class MqttSettings(Settings):
     @model_validator(mode="after")
     def _used(self) -> Self:
         if self.password is not None and self.username is None:
-            raise ValueError("mqtt.password: there is no user for it; add username")
+            raise ValueError("mqtt.password: it belongs to no user; add username")
         if self.scheme != "mqtts" and (given := [name for name in ("ca", "cert", "key") if getattr(self, name)]):
             raise ValueError(
                 f"mqtt.{given[0]}: {self.scheme}:// is not encrypted and does not use it; write mqtts://, or leave it out"

@@ -303,7 +303,7 @@ class Config(Settings):
         for name, part in (("dashboard.listen", self.dashboard), ("metrics.listen", self.metrics)):
             port = int(part.listen.rpartition(":")[2]) if part is not None else 0
             if port and port in taken:
-                raise ValueError(f"{name}: port {port} is that of {taken[port]}; choose another")
+                raise ValueError(f"{name}: port {port} is already used by {taken[port]}; choose another")
             taken[port] = name
 
     def _check_topics(self) -> None:
@@ -327,7 +327,7 @@ class Config(Settings):
         source_stream = self.streams.get(source)
         if source_stream is None or source_stream.kind not in ("microphone", "plugin"):
             there = sorted(other for other, stream in self.streams.items() if stream.kind == "microphone")
-            raise ValueError(f"streams.{name}.source: {source!r} is no microphone stream; there are {there}")
+            raise ValueError(f"streams.{name}.source: {source!r} is not a microphone stream; there are {there}")
         if name in self.tasks:
             raise ValueError(f"streams.{name}: tasks.{name} publishes on task/{name}, too; rename one of them")
 

@@ -45,7 +45,7 @@ def _check_context(name: str, task: TaskSettings, streams: Mapping[str, AnyStrea
     kind = streams[task.context].kind if task.context is not None and task.context in streams else None
     if kind not in {"text", "plugin"} or task.context == task.stream:
         texts = sorted(known for known, stream in streams.items() if stream.kind == "text" and known != task.stream)
-        raise ValueError(f"tasks.{name}.context: {task.context!r} is no other text stream; there are {texts}")
+        raise ValueError(f"tasks.{name}.context: {task.context!r} is not another text stream; there are {texts}")
 
 
 def _check_fed(name: str, task: TaskSettings, streams: Mapping[str, AnyStream]) -> None:

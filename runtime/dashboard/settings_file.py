@@ -199,7 +199,7 @@ async def _check(draft: Path) -> Findings:
     except TimeoutError:
         raise SettingsRefused(f"the check took longer than {CHECK_S:.0f} s") from None
     except (orjson.JSONDecodeError, ValidationError):
-        raise SettingsRefused("the check did not answer; run `reflexd check` on the machine") from None
+        raise SettingsRefused("the check returned no result; run `reflexd check` on the machine") from None
     finally:
         if process.returncode is None:
             process.kill()

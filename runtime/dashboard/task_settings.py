@@ -35,7 +35,7 @@ def with_task(text: str, config: Config, name: str, stream: str) -> str:
     settings = config.streams.get(stream)
     kind = _kind(settings.kind) if settings is not None else None
     if settings is None or kind is None:
-        raise TaskNotAdded(f"{stream} is no camera, microphone or text stream")
+        raise TaskNotAdded(f"{stream} is not a camera, microphone or text stream")
     encoder = config.encoders.get(settings.encoder or "")
     model = MODELS[settings.kind] if encoder is None or encoder.plugin else encoder.model
     entry = (
@@ -44,7 +44,7 @@ def with_task(text: str, config: Config, name: str, stream: str) -> str:
     )
     root = yaml.compose(text, CoreLoader)
     if not isinstance(root, yaml.MappingNode):
-        raise TaskNotAdded("the settings file is no mapping")
+        raise TaskNotAdded("the settings file is not a mapping")
     node = _value(root, "tasks")
     if node is None:
         if root.flow_style:

@@ -69,7 +69,7 @@ class Ingest:
     def _received(self, message: Message) -> None:
         agent = message.topic.rpartition("/")[2]
         if not _AGENT.match(agent):
-            raise Refused(f"{agent[:80]!r} is no name of an agent")
+            raise Refused(f"{agent[:80]!r} is not the name of an agent")
         if self._waiting.full():
             self.counts["dropped"] += 1
             return

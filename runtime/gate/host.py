@@ -56,10 +56,10 @@ STALL_S = 1.0
 AFTER_STALL_S = 0.5
 """They are read within this time."""
 LATCH_POLL_S = 0.25
-"""How often the latch of the second listener is read."""
+"""How often the latch of the stop listener is read."""
 OWN_STOP_S = 0.5
-"""A connected gate waits so long for a stop that the second listener has received: its own connection has the order of the messages."""
-SECOND_LISTENER = "the second listener received it"
+"""A connected gate waits so long for a stop that the stop listener has received: its own connection has the order of the messages."""
+STOP_LISTENER = "the stop listener received it"
 REST_S = 1.0
 """For the devices to acknowledge the last safe actions at the end of the daemon."""
 COUNTED = ("agent_lost", "disarmed", "stopped", "broker_lost")
@@ -95,13 +95,13 @@ class GateHost:
     _end: socket.socket | None = None
     _listener: socket.socket | None = None
     _listener_stop: tuple[float, str] | None = None
-    """When the second listener's stop was read, and its reason, while this gate is not stopped."""
+    """When the stop listener's stop was read, and its reason, while this gate is not stopped."""
     _serials: dict[str, dict[int, int]] = field(default_factory=dict)
     """By actuator: the gate's number of a command by its `seq`."""
     _proposals: dict[str, Any] = field(default_factory=dict)
     _stopped_s: float = float("-inf")
     _released_ns: int = 0
-    """When the newest release was executed, Unix nanoseconds: a file of the second listener from before it is late."""
+    """When the newest release was executed, Unix nanoseconds: a file of the stop listener from before it is late."""
     _ticked_s: float = math.inf
     _stalled_s: float = float("-inf")
     _dropped: int = 0
@@ -145,7 +145,7 @@ class GateHost:
             self.latches.changed()
         found = self.stop_latch.read()
         if found is not None:
-            self.stop(engaged=True, reason=f"{SECOND_LISTENER}: {found[1]}")
+            self.stop(engaged=True, reason=f"{STOP_LISTENER}: {found[1]}")
         if self.gate.restricted:
             self.publisher.event("mode_restricted", {"modes": self.gate.restricted, "configured": self.config.mode})
 
@@ -272,15 +272,15 @@ class GateHost:
         self.apply(self.gate.lost(self.now()))
         self.publisher.event("agent_lost", {"cause": cause})
 
-    # --- the second listener
+    # --- the stop listener
 
     def attach_listener(self, end: socket.socket) -> None:
-        """Read the second listener's channel; its end stays open here, so that each new listener can inherit it."""
+        """Read the stop listener's channel; its end stays open here, so that each new listener can inherit it."""
         self._listener = end
         asyncio.get_running_loop().add_reader(end.fileno(), self._listener_readable)
 
     def detach_listener(self) -> None:
-        """Stop reading from the second listener."""
+        """Stop reading from the stop listener."""
         if self._listener is not None:
             asyncio.get_running_loop().remove_reader(self._listener.fileno())
             self._listener.close()
@@ -300,7 +300,7 @@ class GateHost:
             self.listener_states(reason)
 
     def listener_states(self, reason: str | None) -> None:
-        """Take a stop that the second listener received, with its reason, or None once it received a release.
+        """Take a stop that the stop listener received, with its reason, or None once it received a release.
 
         While the gate is not connected, it engages the stop at once. While it is connected, it waits for its own message:
         a stop that was released meanwhile must not be engaged again. No statement releases an engaged stop.
@@ -318,7 +318,7 @@ class GateHost:
         if self.gate.stopped:
             self._listener_stop = None
         elif at_once or not self.safety.connected or self.now() - read_s >= OWN_STOP_S:
-            self.stop(engaged=True, reason=f"{SECOND_LISTENER}: {reason}")
+            self.stop(engaged=True, reason=f"{STOP_LISTENER}: {reason}")
 
     # --- devices
 
@@ -488,7 +488,7 @@ class GateHost:
             self.tick()
 
     async def follow_stop_latch(self) -> None:
-        """Engage a stop that the second listener has latched, until cancelled.
+        """Engage a stop that the stop listener has latched, until cancelled.
 
         While the gate is connected, it must find the file twice. Otherwise the late file of a stop that was just released
         would engage it again.
@@ -500,7 +500,7 @@ class GateHost:
             written, reason = found or (None, "")
             is_newer = written is not None and written == before and written > self._released_ns
             if written is not None and not self.gate.stopped and (is_newer or not self.safety.connected):
-                self.stop(engaged=True, reason=f"{SECOND_LISTENER}: {reason}")
+                self.stop(engaged=True, reason=f"{STOP_LISTENER}: {reason}")
             before = written
 
     def tick(self) -> None:
@@ -537,7 +537,7 @@ class GateHost:
         self._engage_listener_stop(at_once=True)
         found = None if self.gate.stopped else self.stop_latch.read()
         if found is not None:
-            self.stop(engaged=True, reason=f"{SECOND_LISTENER}: {found[1]}")
+            self.stop(engaged=True, reason=f"{STOP_LISTENER}: {found[1]}")
         self.publisher.publish_changes()
 
     def _on_other_connect(self) -> None:

@@ -78,7 +78,7 @@ def pack(message: Proposal | GateVerdict) -> bytes:
     try:
         data = orjson.dumps({"kind": type(message).__name__, **content})
     except orjson.JSONEncodeError as error:
-        raise ValueError(f"a {type(message).__name__} that is no JSON: {error}") from None
+        raise ValueError(f"a {type(message).__name__} that is not JSON: {error}") from None
     if len(data) > MAX_MESSAGE:
         raise ValueError(f"a {type(message).__name__} of {len(data)} bytes; at most {MAX_MESSAGE}")
     return data

@@ -69,7 +69,7 @@ class LatchWriter:
         self.error: str | None = None
         """Why the newest write failed; None after one that succeeded."""
         self.release = False
-        """The next write is a release: the latch of the second listener goes too."""
+        """The next write is a release: the latch of the stop listener goes too."""
         self._stop_latch = StopLatch.of(path.parent)
         self._dirty = asyncio.Event()
         self._waiting: list[Saved] = []

@@ -61,7 +61,7 @@ class ModeRequest(Payload):
     def _named(cls, actuator: str | None) -> str | None:
         """Refuse null, as a template without its variable sends it: it must not change the mode of all."""
         if actuator is None:
-            raise ValueError("null names no actuator; leave it out for all")
+            raise ValueError("actuator: null is not a name; leave the key out to mean all actuators")
         return actuator
 
 
@@ -102,14 +102,14 @@ def read_stop(message: Message) -> tuple[bool, str] | None:
     engaged = body.get("engaged") if isinstance(body, dict) else None
     if engaged is False and isinstance(body, dict) and _is_plain_release(body):
         if message.retain:
-            raise Refused("a retained release is ignored")
+            raise Refused("the gate ignores a retained release")
         if message.resumed:
-            raise Refused("a release that was sent while the gate was away is ignored: send it again")
+            raise Refused("the gate ignores a release that was sent while it was away; send it again")
         return False, ""
     if engaged is True:
         return True, "a retained stop message" if message.retain else ""
     shown = message.payload[:SHOWN].decode(errors="replace")
-    return True, f'a message on `stop` that is no release counts as a stop: {shown!r}; write {{"engaged": true}}'
+    return True, f'a message on `stop` that is not a release counts as a stop: {shown!r}; write {{"engaged": true}}'
 
 
 def _is_plain_release(body: dict[str, Any]) -> bool:
@@ -197,7 +197,7 @@ class OperatorCommands:
             self._known(name)
             self._refuse_old()
             if message.stamp_s < self._ends_s.get(name, float("-inf")):
-                raise Refused("a request to end the override came after it; send it again")
+                raise Refused("a newer request ended the override; send it again")
         decision = host.override(name, wanted.value, wanted.hold_s)
         shown: dict[str, Any] = {
             "actuator": name,
@@ -249,7 +249,7 @@ class OperatorCommands:
             self._reloads.put_nowait(message)
         except asyncio.QueueFull:
             if message is not None:
-                self._respond(message, rpc.error("a reload is under way"))
+                self._respond(message, rpc.error("another reload is in progress"))
 
     async def serve(self) -> None:
         """Serve requests that wait, until cancelled."""
@@ -262,7 +262,9 @@ class OperatorCommands:
         while True:
             message = await self._arms.get()
             if not await self.host.safety.caught_up(CATCH_UP_S):
-                reason = "the connection of the stop does not respond, so a stop may be under way; send it again"
+                reason = (
+                    "the gate's stop connection does not respond, so a stop may be on its way; send the request again"
+                )
                 self._respond(message, rpc.error(reason))
                 continue
             try:
@@ -312,9 +314,9 @@ class OperatorCommands:
         if MODES.index(wanted.mode) > min(map(MODES.index, now)):
             self._refuse_old()
             if message.stamp_s < self._modes_s:
-                raise Refused("a request for another mode came after it; send it again")
+                raise Refused("a newer request set another mode; send it again")
         self._modes_s = max(self._modes_s, message.stamp_s)
-        answered = self._after_saving(message, "the mode is changed", lambda: {"modes": self.host.gate.modes})
+        answered = self._after_saving(message, "the gate changed the mode", lambda: {"modes": self.host.gate.modes})
         self.host.set_mode(wanted.mode, wanted.actuator, answered)
 
     def _end_override(self, message: Message) -> None:
@@ -349,7 +351,9 @@ class OperatorCommands:
         respond = self._once(message)
 
         def saved(error: str | None) -> None:
-            respond(rpc.ok(data()) if error is None else rpc.error(f"{what}, but not saved: {error}; trying again"))
+            respond(
+                rpc.ok(data()) if error is None else rpc.error(f"{what}, but not saved: {error}; the gate tries again")
+            )
 
         return saved
 

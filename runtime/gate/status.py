@@ -133,7 +133,7 @@ class StatusPublisher:
         elif self.safety.trouble is not None:
             reasons.append(self.safety.trouble)
         if self.latches.error is not None:
-            reasons.append(f"latches not saved: {self.latches.error}; trying again")
+            reasons.append(f"the latches are not saved: {self.latches.error}; the gate tries again")
         reasons.extend(self.clocks.problems())
         reasons.extend(f"the process {name} fails repeatedly" for name in self.failing())
         if not agent.was_ready:
@@ -164,12 +164,14 @@ class StatusPublisher:
     def _stopped(self) -> tuple[str, tuple[str, ...]]:
         why = f": {self.stop_reason}" if self.stop_reason else ""
         if self.latches.error is not None and not self.latches.has("stopped", value=True):
-            unsaved = f"not saved: {self.latches.error}; a restart would lose it; trying again"
+            unsaved = f"the stop is not saved: {self.latches.error}; a restart would lose it; the gate tries again"
             return "degraded", (f"the software stop is engaged{why}", unsaved)
         return "stopped", (f"the software stop is engaged{why}",)
 
     def _restrictions(self) -> tuple[str, ...]:
-        return tuple(f"{name}: mode {mode} by request" for name, mode in sorted(self.gate.restricted.items()))
+        return tuple(
+            f"{name}: a request limits it to mode {mode}" for name, mode in sorted(self.gate.restricted.items())
+        )
 
     def _publish_status(self) -> None:
         current = self.status()

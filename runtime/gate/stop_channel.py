@@ -1,4 +1,4 @@
-"""Pass a stop from the second listener to the gate in memory, so that a disk that refuses delays nothing.
+"""Pass a stop from the stop listener to the gate in memory, so that a disk that refuses delays nothing.
 
 The supervisor makes one socket pair, which each listener that it starts inherits. One datagram is one statement. Every datagram
 counts as a stop, except `WITHDRAWN`: the listener has received a release. That never releases a stop that the gate has engaged. A

@@ -111,7 +111,7 @@ class StopListener:
         if read is None or not (read[0] or self.has_parent()):
             return
         engaged, reason = read
-        self._reason = (self._reason or reason or "sent while the gate did not listen") if engaged else None
+        self._reason = (self._reason or reason or "sent while the gate was not listening") if engaged else None
         self._saved.clear()
         self._unsent.set()
         self._changed.set()

@@ -209,7 +209,7 @@ class DaemonTools:
     async def override(self, wanted: OverrideInput) -> dict[str, Any]:
         """Have the gate send one value instead of the policy's."""
         if wanted.actuator not in self.view.sections.get("info", {}).get("actuators", {}):
-            raise ToolFailed(f"{wanted.actuator!r} is no actuator; the tool `status` lists them")
+            raise ToolFailed(f"{wanted.actuator!r} is not an actuator; the tool `status` lists them")
         body = wanted.model_dump(include={"value", "hold_s"}) | {"source": SOURCE}
         return await self._request("override", wanted.actuator, body=body, timeout_s=GATE_S)
 
@@ -221,7 +221,7 @@ class DaemonTools:
         """Put a listed goal in force."""
         known = (await self.goals(Nothing()))["goals"]
         if wanted.goal not in known:
-            raise ToolFailed(f"{wanted.goal!r} is no listed goal; there are {', '.join(known)}")
+            raise ToolFailed(f"{wanted.goal!r} is not a listed goal; there are {', '.join(known)}")
         body = {"value": wanted.goal, "hold_s": wanted.hold_s, "source": SOURCE}
         await self.bridge.publish(self.bridge.topics("override", "goal"), encode(body), 1)
         return {"sent": wanted.goal, "hold_s": wanted.hold_s}

@@ -165,7 +165,7 @@ class ModelsClient:
                 listener.close()
                 raise
         except OSError as error:
-            self.degraded["models"] = f"the socket {self._path} cannot be made: {error.strerror}"
+            self.degraded["models"] = f"the socket {self._path} cannot be created: {error.strerror}"
             return None
 
     def _watch(self) -> None:

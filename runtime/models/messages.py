@@ -96,9 +96,9 @@ def _header(data: bytes) -> Header:
     try:
         header = orjson.loads(data)
     except orjson.JSONDecodeError as error:
-        raise BadMessage(f"a header that is no JSON: {error}") from None
+        raise BadMessage(f"a header that is not JSON: {error}") from None
     if not isinstance(header, dict):
-        raise BadMessage("a header that is no JSON object")
+        raise BadMessage("a header that is not a JSON object")
     return header
 
 
@@ -146,7 +146,7 @@ def sound_of(header: Header, body: bytes) -> Sound:
     except (LookupError, TypeError, ValueError) as error:
         raise BadMessage(f"damaged sound ({type(error).__name__}: {error})") from None
     if rest or not isinstance(reading, Sound):
-        raise BadMessage(f"{len(rest)} bytes more than the sound has" if rest else "a reading that is no sound")
+        raise BadMessage(f"{len(rest)} bytes more than the sound has" if rest else "a reading that is not a sound")
     return replace(reading, new=len(reading.samples))
 
 

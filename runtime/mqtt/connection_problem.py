@@ -172,7 +172,7 @@ def _transport(error: BaseException, address: Address) -> str | None:
     if isinstance(error, OSError) and error.errno in UNREACHABLE:
         texts[OSError] = f"cannot be reached from this machine ({error.strerror}); check its network, and mqtt.url"
     if isinstance(error, OSError) and error.errno == errno.EINVAL:
-        texts[OSError] = "is no address that can be connected to; correct mqtt.url"
+        texts[OSError] = "is not an address that accepts connections; correct mqtt.url"
     return next((text for kind, text in texts.items() if isinstance(error, kind)), None)
 
 

@@ -136,14 +136,14 @@ class Recording:
     def _body(self, topic: str, data: bytes) -> dict[str, Any]:
         body = orjson.loads(data)
         if not isinstance(body, dict):
-            raise RecordingError(f"{self.path}: a message on {topic} is no JSON object")
+            raise RecordingError(f"{self.path}: a message on {topic} is not a JSON object")
         return body
 
     def messages(self) -> Iterator[tuple[str, str, dict[str, Any]]]:
         """Yield topic, schema and body of every message in the order it was written, up to the last whole chunk.
 
         Raises:
-            RecordingError: a message is no JSON object.
+            RecordingError: a message is not a JSON object.
         """
         with self.path.open("rb") as file:
             try:

@@ -57,7 +57,9 @@ def _of_text(field: str, text: str) -> float:
         if word.lower().lstrip("+-") in INFINITE:
             raise PayloadRefused("not_finite", f"{field} is {word!r}, which is not finite")
     remedy = "; write a decimal point, not a comma" if NUMBER.fullmatch(word.replace(",", ".", 1)) else ""
-    raise PayloadRefused("not_a_number", f"{field}: {text[:64]!r} is no number and no word such as ON or OFF{remedy}")
+    raise PayloadRefused(
+        "not_a_number", f"{field}: {text[:64]!r} is neither a number nor a word such as ON or OFF{remedy}"
+    )
 
 
 def _finite(field: str, number: float) -> float:

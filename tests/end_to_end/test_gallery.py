@@ -66,7 +66,7 @@ def label_by_colour(page: Page, name: str) -> None:
     tiles.nth(11).click(modifiers=["Shift"])
     page.get_by_label("Class", exact=True).fill(name)
     page.get_by_role("button", name="Label", exact=True).click()
-    expect(page.locator("#toasts")).to_contain_text(f"9 labelled {name}, 3 put aside to test")
+    expect(page.locator("#toasts")).to_contain_text(f"9 labelled {name}, 3 held out for evaluation")
 
 
 def test_three_classes_are_labelled_on_the_page_and_go_live(world: World) -> None:
@@ -112,7 +112,7 @@ def correct_and_remove(page: Page) -> None:
     first = page.locator("#gallery .labels li:not(.gone)").first
     expect(first).to_contain_text("red by dashboard")
     first.get_by_role("checkbox").check()
-    page.get_by_role("button", name="Remove the ticked").click()
+    page.get_by_role("button", name="Remove selected").click()
     expect(page.locator("#gallery .labels .gone")).to_contain_text("removed by dashboard:anna")
     page.get_by_label("Class", exact=True).fill("<img src=x onerror=alert(1)>")
     page.locator("#gallery .tile[aria-pressed]").first.click()

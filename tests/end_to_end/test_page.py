@@ -138,7 +138,7 @@ def test_override_mode_promote_rollback_label_and_text_reach_the_agent(page: Pag
     head.get_by_role("button", name="left").click()
     expect(head).to_contain_text("by a person")
     page.get_by_role("radio", name="Shadow").click()
-    expect(page.locator("#glance")).to_contain_text("shadow: nothing is sent")
+    expect(page.locator("#glance")).to_contain_text("shadow: the policy may not act")
     page.get_by_role("radio", name="Assist").click()
     page.get_by_role("dialog").get_by_role("button", name="Switch").click()
     head.get_by_role("button", name="Confirm").click()
@@ -220,7 +220,7 @@ def test_a_lost_broker_is_reported_within_two_seconds_and_its_return_too(
 
 def test_the_stop_works_over_an_open_question(page: Page) -> None:
     page.get_by_role("radio", name="Shadow").click()
-    expect(page.locator("#glance")).to_contain_text("shadow: nothing is sent")
+    expect(page.locator("#glance")).to_contain_text("shadow: the policy may not act")
     page.get_by_role("radio", name="Autonomous").click()
     expect(page.get_by_role("dialog")).to_be_visible()
     page.get_by_role("button", name="Software stop").click()
@@ -261,7 +261,7 @@ def test_a_hold_shows_what_is_left_of_it_and_can_be_given_back(page: Page) -> No
     expect(head.locator(".outcome.good")).to_contain_text("right: sent, held for 60 s")
     expect(head.locator(".hold")).to_contain_text(re.compile(r"Held at right by a person, (60|59|58) s left"))
     expect(head.locator(".hold")).to_contain_text(re.compile(r" 5[5-7] s left"))
-    head.get_by_role("button", name="Give back").click()
+    head.get_by_role("button", name="End override").click()
     expect(head.locator(".hold")).to_be_hidden()
     expect(head).to_contain_text("by policy")
 
@@ -269,7 +269,7 @@ def test_a_hold_shows_what_is_left_of_it_and_can_be_given_back(page: Page) -> No
 def test_sliders_start_at_the_value_in_force(page: Page) -> None:
     arm = page.locator("[data-actuator=arm]")
     page.get_by_role("radio", name="Shadow").click()
-    expect(page.locator("#glance")).to_contain_text("shadow: nothing is sent")
+    expect(page.locator("#glance")).to_contain_text("shadow: the policy may not act")
     arm.get_by_text("Take over by hand").click()
     values = arm.locator("output")
     expect(values.first).to_have_text(re.compile(r"\d"))
@@ -289,7 +289,7 @@ def test_the_confirm_button_is_not_replaced_while_it_is_pressed(page: Page) -> N
     confirm.evaluate("element => { element.dataset.mark = 'first'; element.focus(); }")
     page.wait_for_timeout(2_500)  # at least two more proposals
     assert page.evaluate("document.activeElement.dataset.mark") == "first"
-    read = head.locator(".proposal span").inner_text().removeprefix("Proposes ")
+    read = head.locator(".proposal span").inner_text().removeprefix("The policy proposes ")
     page.keyboard.press("Enter")
     expect(head.locator(".outcome.good")).to_contain_text(f"{read}: sent")
     page.get_by_role("radio", name="Autonomous").click()
@@ -413,7 +413,7 @@ def test_the_settings_are_edited_checked_by_line_and_saved_with_the_version_befo
     expect(page.locator("#settings .gutter .bad")).to_have_text("✗5\n")
     expect(save).to_be_disabled()
     box.fill(box.input_value().replace("safe: c", "safe: b"))
-    expect(page.locator("#settings-status")).to_contain_text("good")
+    expect(page.locator("#settings-status")).to_contain_text("valid")
     save.click()
     page.get_by_role("dialog").get_by_role("button", name="Save").click()
     expect(page.locator("#toasts")).to_contain_text("Saved and reloaded")

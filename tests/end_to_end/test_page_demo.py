@@ -188,11 +188,11 @@ def test_a_question_it_asks_is_answered(page: Page, demo: Demo) -> None:
 def test_the_mode_is_changed_and_nothing_moves_in_shadow(page: Page, demo: Demo) -> None:
     with watched(demo) as device:
         page.get_by_role("radio", name="Shadow").click()
-        expect(page.locator("#glance")).to_contain_text("shadow: nothing is sent")
+        expect(page.locator("#glance")).to_contain_text("shadow: the policy may not act")
         page.get_by_role("radio", name="Autonomous").click()
         confirm(page, "Switch")
         expect(page.get_by_role("radio", name="Autonomous")).to_be_checked()
-        expect(page.locator("#glance")).not_to_contain_text("nothing is sent")
+        expect(page.locator("#glance")).not_to_contain_text("the policy may not act")
         device.moves()
 
 

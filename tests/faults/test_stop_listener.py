@@ -72,7 +72,7 @@ async def test_a_stop_sent_while_the_gate_is_dead_holds_after_its_restart(tmp_pa
         again = start_daemon(tmp_path, config, rows(config))
         try:
             await eventually(lambda: device.statuses and device.statuses[-1]["state"] == "stopped", "stopped", 60.0)
-            assert "second listener" in device.statuses[-1]["reasons"][0]
+            assert "stop listener" in device.statuses[-1]["reasons"][0]
             await eventually(lambda: not first.is_running(), "the new listener in place of the old one", 60.0)
             moved = device.moves()
             await device.connection.publish("reflexd/tester/request/arm", b"")
@@ -136,7 +136,7 @@ async def test_a_stop_that_the_listener_alone_receives_reaches_the_gate_while_th
                 assert not StopLatch.of(disk.folder).exists()
                 disk.free()
                 await eventually(lambda: device.statuses[-1]["state"] == "stopped", "the stop on the disk")
-                assert "second listener" in device.statuses[-1]["reasons"][0]
+                assert "stop listener" in device.statuses[-1]["reasons"][0]
                 assert device.moves() == moved
     finally:
         broker.stop()

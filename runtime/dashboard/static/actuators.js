@@ -120,12 +120,12 @@ function makeProposal(name) {
 function refreshProposal(name, view) {
   const newest = (section("proposals") ?? {})[name];
   const fresh = (offer) => Boolean(offer) && now() - offer.at < PROPOSAL_S;
-  // what is being read or pressed stays: a click confirms what was shown, not what came meanwhile
+  // a proposal under the pointer stays: a click confirms what the page shows, not a newer proposal
   const held = view.row.matches(":hover, :focus-within") && fresh(view.offer);
   if (!held) view.offer = fresh(newest) ? newest : null;
   view.row.hidden = !view.offer;
   view.button.disabled = !operator();
-  if (view.offer) setText(view.text, `Proposes ${shown(view.offer.value)}`);
+  if (view.offer) setText(view.text, `The policy proposes ${shown(view.offer.value)}`);
 }
 
 /** Sends an override and shows the gate's own answer beside the actuator. */
@@ -140,7 +140,7 @@ async function override(name, value, hold_s) {
   }
 }
 
-async function giveBack(name) {
+async function endOverride(name) {
   try {
     await request("end_override", { actuator: name });
     outcome(name, "the override ended", "good");
@@ -160,7 +160,7 @@ function outcome(name, text, kind = "") {
 
 function makeHold(name) {
   const text = h("span");
-  const button = h("button", { type: "button", class: "button small operator", onclick: () => giveBack(name) }, "Give back");
+  const button = h("button", { type: "button", class: "button small operator", onclick: () => endOverride(name) }, "End override");
   return { row: h("div", { class: "hold row", hidden: true }, text, button), text };
 }
 

@@ -7,7 +7,7 @@ let list;
 
 export function mount() {
   list = h("ol", { class: "events" });
-  document.getElementById("events").append(h("p", { class: "muted none" }, "Nothing has happened since this page's server started."), h("div", { class: "scroll tall", tabindex: "0", role: "region", "aria-label": "Events, newest first" }, list));
+  document.getElementById("events").append(h("p", { class: "muted none" }, "No events since this page's server started."), h("div", { class: "scroll tall", tabindex: "0", role: "region", "aria-label": "Events, newest first" }, list));
 }
 
 export function render(changed) {

@@ -81,7 +81,7 @@ export async function explain(decision, quiet = false) {
     if (!quiet) {
       explained = null;
       panel.replaceChildren(
-        h("p", { class: "error" }, `Not explained: ${error.message}`),
+        h("p", { class: "error" }, `The agent did not explain it: ${error.message}`),
         h("button", { type: "button", class: "button", onclick: () => explain(decision) }, "Try again"));
     }
   } finally {
@@ -109,7 +109,7 @@ function show(decision) {
     ...parts.map(([name, part]) => actuatorPart(name, part, decision, data)),
     parts.length ? "" : h("p", { class: "muted" }, "No action was executed, so none can be explained."),
     h("p", { class: "muted small" }, facts(data, decision)),
-    h("div", { class: "row operator" }, h("span", { class: "small muted" }, "Was it right?"), judge(decision, 1, "Good"), judge(decision, -1, "Bad")));
+    h("div", { class: "row operator" }, h("span", { class: "small muted" }, "Was the decision right?"), judge(decision, 1, "Good"), judge(decision, -1, "Bad")));
 }
 
 function actuatorPart(name, part, decision, data) {
@@ -139,5 +139,5 @@ function facts(data, decision) {
 }
 
 function judge(decision, value, text) {
-  return h("button", { type: "button", class: "button", onclick: () => send({ do: "reward", value, decision: decision.id }, `Reward ${value > 0 ? "+" : ""}${value} given`) }, text);
+  return h("button", { type: "button", class: "button", onclick: () => send({ do: "reward", value, decision: decision.id }, `Reward ${value > 0 ? "+" : ""}${value} sent`) }, text);
 }

@@ -37,7 +37,7 @@ export function mount() {
     await send({ do: "text", stream: streams.value, text: line.value }, "Sent");
     line.value = "";
   });
-  const judge = h("div", { class: "row operator" }, h("span", { class: "grow" }, "Rate the present action:"), reward(1, "Good"), reward(-1, "Bad"));
+  const judge = h("div", { class: "row operator" }, h("span", { class: "grow" }, "Rate the current action:"), reward(1, "Good"), reward(-1, "Bad"));
   document.getElementById("teach").append(none, questions, judge, speaking, labelling);
 }
 
@@ -74,7 +74,7 @@ export function render(changed) {
 /** Whether a label is a class that the task knows, or one that a person confirms to be new. */
 async function isClass(task, label) {
   const classes = info().tasks?.[task]?.labels ?? [];
-  return !classes.length || classes.includes(label) || ask(`Is “${label}” a new class?`, `${task} knows ${classes.slice(0, 12).join(", ")}. A misspelt class spoils what the task learns.`, "New class");
+  return !classes.length || classes.includes(label) || ask(`Is “${label}” a new class?`, `The classes of ${task} are ${classes.slice(0, 12).join(", ")}. The task would learn a misspelt name as another class.`, "New class");
 }
 
 function options(select, names) {

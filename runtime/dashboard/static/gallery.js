@@ -39,10 +39,10 @@ export function mount() {
   const button = (text, onclick, more = "") => h("button", { type: "button", class: `button small ${more}`, onclick }, text);
   const create = h("details", { class: "operator", id: "gallery-create" }, h("summary", {}, "New task"), field("Stream", newStream), field("Name", newTask), h("button", { type: "button", class: "button", onclick: add }, "Create task"));
   const labels = h("details", { ontoggle: (event) => event.target.open && facts.labels.length === 0 && loadLabels(24) }, h("summary", {}, "Labels, with who and when"), history,
-    h("div", { class: "row wrap operator" }, editing, button("Correct the ticked", () => correct(editing.value)), button("Remove the ticked", () => correct(null)), button("Older", older)));
+    h("div", { class: "row wrap operator" }, editing, button("Correct selected", () => correct(editing.value)), button("Remove selected", () => correct(null)), button("Older", older)));
   root = h("details", { class: "hand", id: "gallery", ontoggle: () => root.open && load() }, h("summary", {}, "Teach by clicking"),
     create, field("Task", tasks),
-    h("div", { class: "row wrap" }, field("Show", order), h("label", { class: "row" }, labelled, h("span", {}, "with labelled ones")), button("Refresh", list)),
+    h("div", { class: "row wrap" }, field("Show", order), h("label", { class: "row" }, labelled, h("span", {}, "include labelled readings")), button("Refresh", list)),
     status, tiles,
     h("div", { class: "stack tight operator" }, h("div", { class: "row wrap" }, button("Select all", () => pick(shown.readings.map((r) => r.name))), button("Select none", () => pick([]))), suggested, chosen, classes,
       h("div", { class: "row wrap" }, field("Class", label), give, field("Your name", who)), h("datalist", { id: "gallery-classes" })),
@@ -111,7 +111,7 @@ function tile(reading, index) {
 function content(reading) {
   if (reading.jpeg) return image(reading.jpeg, { width: 96 });
   if (reading.text !== undefined) return h("q", {}, reading.text);
-  return h("span", {}, reading.level_db !== undefined ? `${number(reading.seconds)} s, ${number(reading.level_db)} dB` : "no copy");
+  return h("span", {}, reading.level_db !== undefined ? `${number(reading.seconds)} s, ${number(reading.level_db)} dB` : "no stored copy");
 }
 
 /** Address of bytes in base64; an image ends it when it is loaded, `revoke` that of a sound. */
@@ -148,7 +148,7 @@ function pick(names) {
 /** Shows what is selected, the classes, and what the task itself suggests. */
 function update() {
   for (const button of tiles.querySelectorAll(".tile")) button.setAttribute("aria-pressed", String(picked.has(button.dataset.name)));
-  setText(chosen, picked.size ? `${picked.size} selected` : "Select readings; with Shift, all from the last one to this one.");
+  setText(chosen, picked.size ? `${picked.size} selected` : "Select readings; with Shift, a click selects all from the last one to this one.");
   const known = [...new Set([...(info().tasks?.[tasks.value]?.labels ?? []), ...Object.keys(facts.counts)])].sort();
   const count = (name) => { const at = facts.counts[name] ?? { train: 0, held_out: 0 }; return `${name} (${at.train} + ${at.held_out})`; };
   fill(classes, known.slice(0, 48).map((name) => [name, count(name), () => submit(name)]));
@@ -174,8 +174,8 @@ async function submit(name) {
   if (declared.length && !declared.includes(name)) return extend(name);
   try {
     const done = await command({ do: "label_readings", task: tasks.value, label: name, readings: [...picked], by: who.value });
-    const gone = done.gone.length ? `; ${done.gone.length} were deleted meanwhile` : "";
-    toast(`${done.train} labelled ${name}, ${done.held_out} put aside to test${gone}`, done.gone.length > 0);
+    const gone = done.gone.length ? `; ${done.gone.length} had been deleted already` : "";
+    toast(`${done.train} labelled ${name}, ${done.held_out} held out for evaluation${gone}`, done.gone.length > 0);
   } catch (error) {
     return toast(error.message, true);
   }
@@ -189,13 +189,13 @@ async function submit(name) {
 
 /** Adds a class to a task that declares its classes; agent and learner start again. */
 async function extend(name) {
-  if (!(await ask(`Add the class “${name}”?`, `It is written to tasks.${tasks.value}.labels. Agent and learner restart. Label the readings then.`, "Add class"))) return;
+  if (!(await ask(`Add the class “${name}”?`, `The page writes it to tasks.${tasks.value}.labels. Agent and learner restart. Label the readings afterwards.`, "Add class"))) return;
   await change({ do: "edit_task", what: "add_class", task: tasks.value, label: name }, `${name} is a class of ${tasks.value} now`);
 }
 
 async function add() {
   if (!newTask.reportValidity() || !newTask.value) return;
-  if (!(await ask(`Create the task “${newTask.value}”?`, `It is written to the settings file and reads ${newStream.value}. Agent and learner restart; readings are stored from then on.`, "Create"))) return;
+  if (!(await ask(`Create the task “${newTask.value}”?`, `The page writes it to the settings file; it reads ${newStream.value}. Agent and learner restart, and the agent then stores readings for it.`, "Create"))) return;
   if (await change({ do: "edit_task", what: "create", task: newTask.value, stream: newStream.value }, `The task ${newTask.value} is created`)) newTask.value = "";
 }
 
@@ -258,14 +258,14 @@ function showLabels() {
 }
 
 function row(one) {
-  const part = one.held_out ? "put aside to test" : "trains";
+  const part = one.held_out ? "held out for evaluation" : "used for training";
   const state = one.removed ? h("span", {}, `removed by ${one.removed_by}, `, moment(one.removed)) : h("span", {}, part);
   const tick = one.removed || !operator() ? null : h("input", { type: "checkbox", "aria-label": `Label ${one.number}: ${one.label}`, onchange: (event) => (event.target.checked ? edited.add(one.number) : edited.delete(one.number)) });
   return h("li", { class: one.removed ? "gone" : null, "data-number": one.number }, tick, content(one), h("span", {}, h("strong", {}, [one.label].flat().join(", ")), ` by ${one.source}, `, moment(one.stamp), one.replaces ? `, instead of label ${one.replaces}` : "", " · ", state));
 }
 
 async function correct(name) {
-  if (!edited.size) return toast("Tick the labels first.", true);
+  if (!edited.size) return toast("Select labels first.", true);
   try {
     const done = await command({ do: "correct_labels", task: tasks.value, labels: [...edited], label: name || null, by: who.value });
     toast(name ? `${done.changed} corrected to ${name}` : `${done.changed} removed`);
@@ -285,7 +285,7 @@ async function evaluation(found) {
   report.replaceChildren(
     h("p", { id: "gallery-accuracy" }, h("strong", {}, head), `${String(found.verdict)}: ${String(found.reason)}`, " ", moment(found.stamp)),
     found.verdict === "inconclusive" && operator() ? h("button", { type: "button", class: "button small", onclick: () => live("promote", { version: found.version }) }, "Promote this version") : null,
-    found.verdict === "promoted" && operator() ? h("button", { type: "button", class: "button small", onclick: () => live("rollback", {}) }, "Return to the earlier version") : null,
+    found.verdict === "promoted" && operator() ? h("button", { type: "button", class: "button small", onclick: () => live("rollback", {}) }, "Return to the previous version") : null,
     matrix(found) ?? "",
     slices(found) ?? "",
     wrong.length ? h("p", { class: "small" }, "Wrong answers:") : "",
@@ -296,7 +296,7 @@ async function evaluation(found) {
 function matrix(found) {
   if (!found.confusion) return null;
   const rows = found.confusion.map((counts, i) => h("tr", {}, h("th", { scope: "row" }, found.classes[i]), counts.map((n, j) => h("td", { class: i === j ? "right" : n ? "bad" : null }, String(n))), h("td", {}, String(found.train?.[found.classes[i]] ?? 0))));
-  return h("div", { class: "scroll", tabindex: "0", role: "region", "aria-label": "Confusion matrix" }, h("table", { class: "small" }, h("caption", {}, "Held-out readings: rows are right, columns are predictions of the task; the last column counts training labels."), h("thead", {}, h("tr", {}, h("th", { scope: "col" }, "class"), found.classes.map((name) => h("th", { scope: "col" }, name)), h("th", { scope: "col" }, "trained on"))), h("tbody", {}, rows)));
+  return h("div", { class: "scroll", tabindex: "0", role: "region", "aria-label": "Confusion matrix" }, h("table", { class: "small" }, h("caption", {}, "Held-out readings: rows are the true classes, columns the predicted ones; the last column counts training labels."), h("thead", {}, h("tr", {}, h("th", { scope: "col" }, "class"), found.classes.map((name) => h("th", { scope: "col" }, name)), h("th", { scope: "col" }, "trained on"))), h("tbody", {}, rows)));
 }
 
 /** The metric of each slice of the held-out readings, the one that lost most first. */
@@ -304,13 +304,13 @@ function slices(found) {
   if (!found.slices?.length) return null;
   const lost = (one) => (one.before === undefined ? 0 : one.metric - one.before);
   const rows = [...found.slices].sort((a, b) => lost(a) - lost(b) || a.metric - b.metric).slice(0, 40).map((one) => h("tr", {}, h("th", { scope: "row" }, `${one.rule}=${one.value}`), h("td", { class: lost(one) < 0 ? "bad" : null }, percent(one.metric)), h("td", {}, `${percent(one.low)} to ${percent(one.high)}`), h("td", {}, one.before === undefined ? "" : percent(one.before)), h("td", {}, String(one.examples))));
-  return h("div", { class: "scroll", tabindex: "0", role: "region", "aria-label": "Slices" }, h("table", { class: "small" }, h("caption", {}, "Slices of the held-out readings: the metric, its interval at 95 %, the metric of the version before, and the number of readings."), h("thead", {}, h("tr", {}, ["slice", "metric", "interval", "before", "readings"].map((name) => h("th", { scope: "col" }, name)))), h("tbody", {}, rows)));
+  return h("div", { class: "scroll", tabindex: "0", role: "region", "aria-label": "Slices" }, h("table", { class: "small" }, h("caption", {}, "Slices of the held-out readings: the metric, its interval at 95 %, the metric of the previous version, and the number of readings."), h("thead", {}, h("tr", {}, ["slice", "metric", "interval", "previous", "readings"].map((name) => h("th", { scope: "col" }, name)))), h("tbody", {}, rows)));
 }
 
 async function live(verb, data) {
   try {
     await request(verb, { task: tasks.value, ...data });
-    toast(verb === "promote" ? "The version is live" : "The earlier version is live");
+    toast(verb === "promote" ? "The version is live" : "The previous version is live again");
   } catch (error) {
     toast(error.message, true);
   }

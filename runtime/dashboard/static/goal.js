@@ -2,8 +2,8 @@
 import { h, keyed, percent, seconds, setText } from "./dom.js";
 import { now, section, send } from "./socket.js";
 
-const WHY = { started: "since the start", changed: "chosen", confirmed: "confirmed", close: "confirmed: another goal is about as probable",
-  held: "another goal waits until the hold ends", done: "the goal before is done", expired: "no answer confirmed the goal before" };
+const WHY = { started: "since the start", changed: "chosen by the model", confirmed: "confirmed", close: "confirmed, although another goal is about as probable",
+  held: "another goal waits until the hold ends", done: "the previous goal is done", expired: "no answer confirmed the previous goal" };
 const HOLD_S = 600;
 let panel;
 let title;
@@ -37,7 +37,7 @@ export function render() {
     view.element.classList.toggle("chosen", goal.goal === name);
     setText(view.figure, p === undefined ? "" : percent(p));
   });
-  setText(past, goal.past.length ? `Before: ${goal.past.map((one) => `${one.goal} (${one.outcome}${one.lasted_s === null ? "" : ` after ${seconds(one.lasted_s)}`})`).join(", ")}` : "");
+  setText(past, goal.past.length ? `Earlier: ${goal.past.map((one) => `${one.goal} (${one.outcome}${one.lasted_s === null ? "" : ` after ${seconds(one.lasted_s)}`})`).join(", ")}` : "");
 }
 
 function row(name) {

@@ -3,8 +3,8 @@ import { ask, closeQuestion, h, isAsking, seconds, setText, toast, zone } from "
 import { armed, decisionAge, mode, recording, stopped, trouble } from "./derived.js";
 import { command, operator, section, send, state } from "./socket.js";
 
-const MODES = [["shadow", "Shadow", "decides, never acts"], ["assist", "Assist", "proposes, a person confirms"],
-  ["autonomous", "Autonomous", "acts without confirmation"]];
+const MODES = [["shadow", "Shadow", "the policy decides but does not act"], ["assist", "Assist", "the policy proposes, and a person confirms"],
+  ["autonomous", "Autonomous", "the policy acts without confirmation"]];
 let failure = null;
 const byId = (id) => document.getElementById(id);
 
@@ -21,22 +21,22 @@ export function mount() {
     location.replace("/login");
   });
   setText(byId("zone"), `Times are in ${zone()}.`);
-  byId("logout").disabled = false; // before this it would have done nothing
+  byId("logout").disabled = false; // without the handler above, a click would do nothing
 }
 
 /** Engages the stop whatever else is open; an open question is answered with no. Releasing asks first. */
 async function stop() {
   const asking = closeQuestion();
   if (!stopped() || asking || trouble()) return engage();
-  const sure = await ask("Release the software stop?", "Releasing moves nothing. Arm afterwards to let the policy act again.", "Release");
-  return sure ? send({ do: "stop", engaged: false }, "Released. Arm to let the policy act.") : undefined;
+  const sure = await ask("Release the software stop?", "The release itself moves nothing. Arm the gate afterwards to let the policy act again.", "Release");
+  return sure ? send({ do: "stop", engaged: false }, "Released. Arm the gate to let the policy act.") : undefined;
 }
 
 async function engage() {
   failure = null;
   try {
     const data = await command({ do: "stop", engaged: true });
-    if (!data.stopped) throw new Error("stop: the gate answered, but is not stopped");
+    if (!data.stopped) throw new Error("stop: the gate answered, but did not engage the stop");
     toast("Stopped: the gate confirmed the stop.");
   } catch (error) {
     failure = `THE STOP WAS NOT CONFIRMED (${error.message}). Use the wired emergency stop.`;
@@ -47,7 +47,7 @@ async function engage() {
 
 async function arm() {
   if (armed()) return send({ do: "request", verb: "disarm", data: {} }, "Disarmed");
-  return send({ do: "request", verb: "arm", data: {} }, (data) => (data.armed === false ? [`Not armed yet: waiting for ${(data.waiting_for ?? []).join("; ") || "the agent"}`, true] : "Armed"));
+  return send({ do: "request", verb: "arm", data: {} }, (data) => (data.armed === false ? [`Not armed yet: ${(data.waiting_for ?? []).join("; ") || "the agent is not ready"}`, true] : "Armed"));
 }
 
 async function choose(wanted) {
@@ -61,7 +61,7 @@ async function choose(wanted) {
 /** What the gate has set: all actuators need not be in the mode that was asked for. */
 function modes(wanted, data) {
   const other = Object.entries(data.modes ?? {}).filter(([, value]) => value !== wanted);
-  return other.length ? [`Mode ${wanted}, but ${other.map(([name, value]) => `${name} in ${value}`).join(", ")}`, true] : `Mode: ${wanted}`;
+  return other.length ? [`Mode: ${wanted}, but ${other.map(([name, value]) => `${name} is in ${value}`).join(", ")}`, true] : `Mode: ${wanted}`;
 }
 
 function theme() {
@@ -116,7 +116,7 @@ function banner(isStopped) {
   if (isStopped) failure = null;
   const since = decisionAge();
   let text = failure ?? (gone && since !== undefined ? `${gone} The newest decision is ${seconds(since)} old.` : gone);
-  if (!text && isStopped) text = "The software stop is engaged: the gate sent every actuator its safe value. Release it, then arm, to continue.";
+  if (!text && isStopped) text = "The software stop is engaged: the gate sent every actuator its safe value. Release it and arm the gate to continue.";
   if (!text && section("status")?.state === "degraded") text = `Degraded: ${reasons.join("; ") || "no reason given"}`;
   element.hidden = !text;
   element.classList.toggle("bad", Boolean(failure ?? gone) || isStopped);

@@ -24,8 +24,8 @@ export function mount() {
 
 function reloaded(data) {
   const later = data.restart_required ?? [];
-  if (later.length) return [`Settings read, but a restart is required for: ${later.join(", ")}`, true];
-  return (data.changed ?? []).length ? `Reloaded: ${data.changed.join(", ")}` : "Reloaded: nothing has changed";
+  if (later.length) return [`The daemon read the settings, but a restart is required for: ${later.join(", ")}`, true];
+  return (data.changed ?? []).length ? `Reloaded: ${data.changed.join(", ")}` : "Reloaded: no setting has changed";
 }
 
 function record() {
@@ -40,7 +40,7 @@ export function render(changed) {
   setText(recordNote, path === null ? "" : `Recording to ${path}`);
   const tick = health().tick ?? {};
   const budget = info().rate_hz ? 1000 / info().rate_hz : null;
-  fill(figures, { "Median": `${number(tick.p50_ms)} ms`, "99 of 100": `${number(tick.p99_ms)} ms`, "Budget": budget ? `${number(budget)} ms` : "–",
+  fill(figures, { "Median": `${number(tick.p50_ms)} ms`, "99th percentile": `${number(tick.p99_ms)} ms`, "Budget": budget ? `${number(budget)} ms` : "–",
     "Ticks": count(tick.count), "Overruns": count(tick.overruns), "Memory": health().memory_mb ? `${count(health().memory_mb)} MB` : "–", "Disk": disk(health().storage),
     "Version": info().version ?? "–" });
   keyed(ages, Object.keys(info().streams), (name) => {
@@ -76,10 +76,10 @@ function listLosses() {
   const lines = {};
   for (const [name, stream] of Object.entries(health().streams ?? {})) {
     for (const [cause, n] of Object.entries(stream.drops ?? {})) lines[`${name}: ${cause}`] = n;
-    if (typeof stream.last_refusal === "string") lines[`${name}: last refused for ${stream.last_refusal}`] = undefined;
+    if (typeof stream.last_refusal === "string") lines[`${name}: last refusal: ${stream.last_refusal}`] = undefined;
   }
   const drift = health().drift?.policy;
-  if (drift) lines[`policy: differs from its reference since ${clock(drift.since_unix_s)}: ${shown(drift.words)}`] = undefined;
+  if (drift) lines[`policy: has differed from its reference since ${clock(drift.since_unix_s)}: ${shown(drift.words)}`] = undefined;
   for (const [rule, n] of Object.entries(health().gate?.refusals ?? {})) lines[`gate refused: ${rule}`] = n;
   for (const [cause, n] of Object.entries(section("refused") ?? {})) lines[`malformed message: ${cause}`] = n;
   const keys = Object.keys(lines).length ? Object.keys(lines) : ["nothing"];

@@ -1,4 +1,4 @@
-// Is it learning: curves, the learner's figures, and every version of the policy with what was decided about it.
+// Is it learning: curves, the learner's figures, and every version of the policy with the verdict on it.
 import { chart } from "./charts.js";
 import { ask, count, h, keyed, number, percent, seconds, setText, stepName, versionName, whole } from "./dom.js";
 import { health } from "./derived.js";
@@ -7,10 +7,10 @@ import { now, request, section, state, send } from "./socket.js";
 import { fill } from "./health.js";
 import { promotions } from "./promotions.js";
 
-const CURVES = [["reward", "Reward per tick", "Mean reward of each span of time. It should rise, then stay."],
-  ["return", "Return", "Sum of the rewards of an episode, or of a minute where rewards never end an episode. It should rise."],
-  ["loss", "Loss", "Error of the critic's prediction. It falls at first, then follows the policy; alone it says little."],
-  ["value", "Estimated value", "The return that the policy expects from here. Far above the real return it is too confident."]];
+const CURVES = [["reward", "Reward per tick", "Mean reward over time. It should rise, then level off."],
+  ["return", "Return", "Sum of the rewards of an episode, or of a minute if no reward ends an episode. It should rise."],
+  ["loss", "Loss", "Error of the critic's prediction. It falls at first, then varies with the policy. Alone it proves little."],
+  ["value", "Estimated value", "The return that the policy expects from now on. If it is far above the actual return, the policy is overconfident."]];
 const VERDICTS = ["policy_promoted", "policy_proposed", "policy_rejected", "policy_rolled_back", "policy_trusted", "experiment_ended"];
 const charts = {};
 let figures;
@@ -37,7 +37,7 @@ export function render(changed) {
   for (const [name] of CURVES) charts[name].update(section(`series/${name}`), changed.has(`series/${name}`));
   const learner = health().learner ?? {};
   const loss = typeof learner.loss === "object" && learner.loss ? Object.values(learner.loss).reduce((a, b) => a + b, 0) : learner.loss;
-  fill(figures, { "Learner": learner.state ?? "–", "Updates": count(learner.updates), "Updates a second": number(learner.updates_per_s), "Newest loss": number(loss),
+  fill(figures, { "Learner": learner.state ?? "–", "Updates": count(learner.updates), "Updates per second": number(learner.updates_per_s), "Latest loss": number(loss),
     "Mean Q": number(learner.q), "Transitions": count(learner.buffer), "Reward, last 1,000 ticks": number(learner.reward_mean), "Exploration": exploration() });
   history.update(past);
   const news = changed.has("events") && VERDICTS.includes((section("events") ?? []).at(-1)?.type);
@@ -96,12 +96,12 @@ function verdict(last, isLive, hasFailed) {
   if (isLive) return ["good", health().experiments?.trusted === false ? "live, not yet trusted" : "live"];
   if (last?.type === "policy_rolled_back" || hasFailed) return ["bad", "rolled back"];
   if (last?.type === "experiment_ended") return [last.data.outcome === "out" ? "bad" : "", last.data.result ?? last.data.reason];
-  if (last?.type === "policy_proposed") return ["", health().experiments?.experiment?.challenger === last.data.version ? "on trial" : "waits for its experiment"];
-  if (last?.type === "policy_rejected") return ["bad", `rejected: ${stepName(last.data.step ?? "see events")}`];
-  return ["", last ? "was live" : "not judged"];
+  if (last?.type === "policy_proposed") return ["", health().experiments?.experiment?.challenger === last.data.version ? "on trial" : "waiting for its experiment"];
+  if (last?.type === "policy_rejected") return ["bad", `rejected: ${stepName(last.data.step ?? "see the events")}`];
+  return ["", last ? "previously live" : "not evaluated"];
 }
 
-/** How the policy explores now: the newest decision's own word, else what health says. */
+/** How the policy explores now: by the newest decision, else by health. */
 function exploration() {
   const mode = section("decision")?.mode;
   if (mode === undefined) return "–";
@@ -111,11 +111,11 @@ function exploration() {
 }
 
 async function promoteTo(version) {
-  if (!(await ask(`Promote ${versionName(version)}?`, "It acts at once and is then compared with the trusted version: if it is worse, it is rolled back automatically.", "Promote"))) return;
+  if (!(await ask(`Promote ${versionName(version)}?`, "It acts at once. An experiment then compares it with the trusted version and rolls it back automatically if it is worse.", "Promote"))) return;
   if (await send({ do: "request", verb: "promote", data: { version } }, `${versionName(version)} promoted`)) refresh();
 }
 
 async function rollback() {
-  if (!(await ask("Roll back?", "The last good version before this one goes live again.", "Roll back"))) return;
+  if (!(await ask("Roll back?", "The last good version before this one becomes the live version again.", "Roll back"))) return;
   if (await send({ do: "request", verb: "rollback", data: {} }, "Rolled back")) refresh();
 }

@@ -8,7 +8,7 @@ async function signIn(token) {
   const answer = await fetch("/login", { method: "POST", body: new URLSearchParams({ token }) }).catch(() => null);
   if (answer?.ok) return location.replace("/");
   const reason = answer ? (await answer.json().catch(() => ({}))).error : "the page's server does not answer";
-  error.textContent = `Not signed in: ${reason ?? "refused"}.`;
+  error.textContent = `Sign-in failed: ${reason ?? "refused"}.`;
 }
 
 form.addEventListener("submit", (event) => {

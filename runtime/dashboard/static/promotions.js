@@ -8,7 +8,7 @@ const KINDS = { policy_promoted: ["went live", "good"], policy_rolled_back: ["ro
 
 export function promotions() {
   const svg = s("svg", { role: "img", class: "chart promotions", viewBox: `0 0 300 ${HEIGHT}` });
-  const element = h("figure", { class: "chartbox", hidden: true }, h("figcaption", {}, h("span", {}, "Promotions: a filled mark went live, a hollow one was rejected, a cross was rolled back")), svg);
+  const element = h("figure", { class: "chartbox", hidden: true }, h("figcaption", {}, h("span", {}, "Promotions: a filled mark is a version that went live, a hollow one was rejected, a cross was rolled back")), svg);
   let drawn = "";
   return {
     element,

@@ -47,7 +47,7 @@ function edited() {
   clearTimeout(timer);
   save.disabled = true;
   number([]);
-  setText(status, "changed, not checked yet");
+  setText(status, "edited, not checked yet");
   timer = setTimeout(check, PAUSE_MS);
 }
 
@@ -68,7 +68,7 @@ function show({ problems, warnings }) {
   found.replaceChildren(...problems.map((each) => entry(each, "bad")), ...warnings.map((each) => entry(each, "warn")));
   number(problems.map((each) => each.line));
   save.disabled = problems.length > 0;
-  setText(status, problems.length ? `${problems.length} ${problems.length === 1 ? "problem" : "problems"}: nothing can be saved` : warnings.length ? "good, with warnings" : "good");
+  setText(status, problems.length ? `${problems.length} ${problems.length === 1 ? "problem" : "problems"}: correct the file before you save it` : warnings.length ? "valid, with warnings" : "valid");
 }
 
 /** Numbers the lines, and marks those with a problem. */
@@ -86,17 +86,17 @@ function go(line) {
 }
 
 async function keep() {
-  if (!(await ask("Save and reload?", "The file is replaced; the version before is stored beside it. The daemon reads it at once.", "Save"))) return;
+  if (!(await ask("Save and reload?", "The page replaces the file and stores the previous version next to it. The daemon reads the new file at once.", "Save"))) return;
   save.disabled = true;
   setText(status, "checking once more and saving …");
   try {
     const data = await command({ do: "settings", what: "save", text: box.value, digest });
     digest = data.digest;
     save.disabled = true;
-    setText(status, `saved; the version before is ${data.previous}`);
+    setText(status, `saved; the previous version is in ${data.previous}`);
     const answer = await request("reload");
     const later = answer.restart_required ?? [];
-    toast(later.length ? `Saved, but a restart is required for: ${later.join(", ")}` : `Saved and reloaded: ${(answer.changed ?? []).join(", ") || "nothing has changed"}`, later.length > 0);
+    toast(later.length ? `Saved, but a restart is required for: ${later.join(", ")}` : `Saved and reloaded: ${(answer.changed ?? []).join(", ") || "no setting has changed"}`, later.length > 0);
   } catch (error) {
     setText(status, error.message);
     toast(error.message, true);

@@ -108,13 +108,13 @@ export function connect() {
 /** Too many operators: a newer browser has this one's place. It returns when a person reloads the page. */
 function replaced() {
   state.connected = false;
-  state.reason = "A newer browser replaced this one. Reload the page to return.";
+  state.reason = "Too many browsers are connected, and a newer one replaced this one. Reload the page to connect again.";
   notify(new Set(["connected"]));
 }
 
 async function lost() {
   state.connected = false;
-  for (const asked of waiting.values()) asked.reject(new Error("the connection was lost before a response came"));
+  for (const asked of waiting.values()) asked.reject(new Error("the connection was lost before a response arrived"));
   waiting.clear();
   notify(new Set(["connected"]));
   const page = await fetch("/", { redirect: "manual" }).catch(() => null);

@@ -29,7 +29,7 @@ function make(name, stream) {
   const made = body(name, stream);
   const mark = h("span", { class: "badge" });
   const drift = h("p", { class: "drift", hidden: true });
-  const usual = h("button", { type: "button", class: "button small operator", hidden: true, onclick: () => send({ do: "request", verb: "accept_drift", data: { stream: name } }, `What ${name} delivers now counts as usual`) }, "This is usual now");
+  const usual = h("button", { type: "button", class: "button small operator", hidden: true, onclick: () => send({ do: "request", verb: "accept_drift", data: { stream: name } }, `The present readings of ${name} are its new reference`) }, "Accept as the new reference");
   const element = h("article", { class: `card stream ${stream.kind}`, "data-stream": name, "aria-label": `${stream.kind} ${name}` },
     h("header", { class: "row" }, h("h3", {}, name), h("span", { class: "kind" }, stream.required ? `${stream.kind}, required` : stream.kind), mark), drift, usual, made.body);
   observer.observe(element);
@@ -45,7 +45,7 @@ function refresh(name, view) {
   view.element.classList.toggle("gone", gone && (view.about.required || !unused));
   const drift = health().drift?.[name];
   view.drift.hidden = view.usual.hidden = !drift;
-  if (drift) setText(view.drift, `Differs from its reference since ${clock(drift.since_unix_s)}: ${shown(drift.words)}`);
+  if (drift) setText(view.drift, `Has differed from its reference since ${clock(drift.since_unix_s)}: ${shown(drift.words)}`);
   view.refresh?.((section("streams") ?? {})[name] ?? {});
 }
 
@@ -64,7 +64,7 @@ function camera(name) {
       note.hidden = true;
     } catch {
       note.hidden = false;
-      setText(note, "a picture that cannot be shown");
+      setText(note, "this picture cannot be shown");
     } finally {
       busy = false;
     }

@@ -4,7 +4,7 @@ import { age, armed, decisionAge, health, info, lastDecision, missing, mode, sto
 import { section } from "./socket.js";
 import { lastExplanation } from "./explanation.js";
 
-const QUESTIONS = [["well", "Is it well?", well], ["see", "What does it see and hear?", sees], ["act", "What does it do?", does],
+const QUESTIONS = [["well", "Is it healthy?", well], ["see", "What does it see and hear?", sees], ["act", "What does it do?", does],
   ["why", "Why?", why], ["learn", "Is it learning?", learning]];
 const tiles = {};
 
@@ -37,11 +37,11 @@ function well() {
   const stale = streams.filter((name) => missing(name) && (info().streams[name].required || age(name) !== undefined)); // a stream without any reading yet is not missing
   const unused = streams.filter((name) => age(name) === undefined);
   const tick = health().tick;
-  const pace = tick ? `ticks take ${number(tick.p50_ms)} ms, worst ${number(tick.p99_ms)} ms` : `${number(info().rate_hz)} Hz`;
-  if (stopped()) return ["bad", "Stopped", "by the software stop"];
+  const pace = tick ? `ticks take ${number(tick.p50_ms)} ms (median), ${number(tick.p99_ms)} ms (99th percentile)` : `${number(info().rate_hz)} Hz`;
+  if (stopped()) return ["bad", "Stopped", "the software stop is engaged"];
   if (stale.length) return ["warn", "Partly", `missing: ${stale.join(", ")}; ${pace}`];
   if (tick && tick.p99_ms > 1000 / info().rate_hz) return ["warn", "Slow at times", `budget ${number(1000 / info().rate_hz)} ms; ${pace}`];
-  return ["good", "Yes", `${streams.length - unused.length} of ${streams.length} streams fresh${unused.length ? `, nothing yet on ${unused.join(", ")}` : ""}, ${pace}`];
+  return ["good", "Yes", `${streams.length - unused.length} of ${streams.length} streams fresh${unused.length ? `, no reading yet on ${unused.join(", ")}` : ""}, ${pace}`];
 }
 
 function sees() {
@@ -51,7 +51,7 @@ function sees() {
   const text = streams.map(([name]) => contents[name]).filter((c) => c?.text).sort((a, b) => b.at - a.at)[0]?.text;
   const answer = text ? `“${text}”` : fresh.map(([name]) => name).join(", ") || "Nothing";
   const worst = Math.max(0, ...fresh.filter(([, s]) => s.kind !== "text").map(([name]) => age(name) ?? 0));
-  return [fresh.length ? "good" : "bad", answer, fresh.length ? `${fresh.map(([n]) => n).join(", ")}; oldest ${seconds(worst)}` : "every stream is missing"];
+  return [fresh.length ? "good" : "bad", answer, fresh.length ? `${fresh.map(([n]) => n).join(", ")}; oldest reading ${seconds(worst)}` : "every stream is missing"];
 }
 
 function does() {
@@ -61,14 +61,14 @@ function does() {
   const sure = Object.values(decision.actions ?? {})[0]?.probability;
   const acts = armed() && !stopped() && mode() === "autonomous";
   const kind = acts ? "good" : "warn";
-  const how = stopped() ? "stopped: nothing is sent" : !armed() ? "not armed: nothing is sent" : mode() === "shadow" ? "shadow: nothing is sent" : mode() === "assist" ? "proposes only" : certainty(decision, sure);
+  const how = stopped() ? "stopped: the policy may not act" : !armed() ? "not armed: the policy may not act" : mode() === "shadow" ? "shadow: the policy may not act" : mode() === "assist" ? "the policy only proposes" : certainty(decision, sure);
   return [kind, parts.join(", ") || "Nothing", how];
 }
 
 /** The probability of a choice. A continuous action has a density, which is no probability. */
 function certainty(decision, probability) {
   const [name] = Object.keys(decision.actions ?? {});
-  if (typeof probability !== "number" || info().actuators[name]?.kind !== "choice") return "acts";
+  if (typeof probability !== "number" || info().actuators[name]?.kind !== "choice") return "the policy acts";
   return `probability ${percent(Math.min(1, probability))}`;
 }
 
@@ -88,7 +88,7 @@ function learning() {
   if (learner.state === "dead") return ["bad", "No", "the learner has stopped reporting"];
   const points = section("series/reward")?.length > 15 ? section("series/reward") : section("series/reward_mean");
   const found = trend(points);
-  const answer = !found ? "Collecting" : found.low > 0 ? "Yes, reward is rising" : found.high < 0 ? "No, reward is falling" : "Cannot tell yet";
+  const answer = !found ? "Collecting data" : found.low > 0 ? "Yes, reward is rising" : found.high < 0 ? "No, reward is falling" : "Cannot tell yet";
   const interval = found ? `reward changed by ${signed(found.low)} to ${signed(found.high)} (95 %) in ${seconds(found.span)}; ` : "";
   const rate = learner.updates_per_s === undefined ? learner.state : `${number(learner.updates_per_s)} updates/s`;
   const kind = !found ? "" : found.low > 0 ? "good" : found.high < 0 ? "warn" : "";

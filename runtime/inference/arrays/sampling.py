@@ -63,7 +63,7 @@ def epsilon_greedy(scores_n: Floats, epsilon: float, mask_n: NDArray[np.bool_] |
     chosen_n = np.where(allowed_n, np.float32(epsilon) * uniform, np.float32(0.0))
     chosen_n[int(np.where(allowed_n, scores_n, -np.inf).argmax())] += np.float32(1.0 - epsilon)
     if not (chosen_n >= 0).all():
-        raise ValueError(f"the amount of exploration is no probability: {epsilon:g}")
+        raise ValueError(f"the amount of exploration is not a probability: {epsilon:g}")
     return chosen_n
 
 

@@ -203,8 +203,8 @@ def test_columns_that_cannot_be_meant_are_refused_by_line(tmp_path: Path, conten
     [
         ({"tokens": ["a", "b"], "ner_tags": [1, 0]}, "holds numbers"),
         ({"tokens": ["a", "b"], "tags": ["O"]}, "2 words but 1 tags"),
-        ({"tokens": "a b", "tags": ["O", "O"]}, "`tokens` is no list"),
-        ({"tokens": ["a"], "tags": "O"}, "`tags` is no list"),
+        ({"tokens": "a b", "tags": ["O", "O"]}, "`tokens` is not a list"),
+        ({"tokens": ["a"], "tags": "O"}, "`tags` is not a list"),
         ({"tokens": [], "tags": []}, "`tokens` is empty"),
     ],
 )

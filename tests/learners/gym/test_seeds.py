@@ -182,7 +182,7 @@ def test_settings_of_the_daemon_are_those_of_a_training() -> None:
         ("learner.batch", -1, "greater than or equal to 8"),
         ("learner.updates_per_step", 0.5, "whole number"),
         ("policy.algorithm", "magic", "Input should be"),
-        ("learner.warmup", None, "null is no value"),
+        ("learner.warmup", None, "null is not a value"),
     ):
         with pytest.raises(ValueError, match=problem):
             with_values(TrainSettings(), {name: value})
@@ -192,7 +192,7 @@ def test_contradictions_of_options_are_refused_in_one_line(tmp_path: Path) -> No
     for given, problem in (
         (["--set", "learner.batch"], "write NAME=VALUE"),
         (["--set", "policy.hidden=[1"], "not YAML"),
-        (["--set", "learner.warmup=null"], "--set learner.warmup: null is no value"),
+        (["--set", "learner.warmup=null"], "--set learner.warmup: null is not a value"),
         (["--set", "learner.batch=64", "--set", "learner.batch=32"], "--set learner.batch: given twice"),
         (["--set", "policy.algorithm=dqn", "--algorithm", "xqc"], "the same setting"),
         (["--seed", "0", "--seeds", "1-2"], "--seed and --seeds exclude each other"),

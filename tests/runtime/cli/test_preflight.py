@@ -34,7 +34,7 @@ BROKEN = [
     ("bundled:minilm-l6", "bundled:nope", 7, "encoders.language.model", "bundled are"),
     ("bundled:minilm-l6", "builtin:nope", 7, "encoders.language.model", "built in are"),
     ("bundled:minilm-l6", "/nowhere/model", 7, "encoders.language.model", "no such folder"),
-    ("bundled:minilm-l6", "bundled:efficientnet-lite0", 6, "streams.orders.encoder", "is a model of image"),
+    ("bundled:minilm-l6", "bundled:efficientnet-lite0", 6, "streams.orders.encoder", "is a model for image"),
     ('model: "bundled:minilm-l6"', 'model: "bundled:minilm-l6", plugin: nope', 7, "encoders.language.plugin", "nope"),
     ("safe: OFF", "safe: OFF, payload: '{{\"state\": ${{value}}}}'", 9, "actuators.lamp.payload", "not JSON"),
     ("safe: OFF", "safe: OFF, state_value: /a~2", 9, "actuators.lamp.state_value", "JSON pointer"),

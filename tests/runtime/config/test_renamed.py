@@ -148,9 +148,9 @@ def test_a_task_names_a_stream_that_it_can_read(kind: str, stream: dict[str, Any
     ("kind", "context", "wrong"),
     [
         ("question-answering", "page", ""),
-        ("question-answering", "lens", "'lens' is no other text stream; there are \\['page'\\]"),
-        ("question-answering", "asked", "'asked' is no other text stream"),
-        ("question-answering", "gone", "'gone' is no other text stream"),
+        ("question-answering", "lens", "'lens' is not another text stream; there are \\['page'\\]"),
+        ("question-answering", "asked", "'asked' is not another text stream"),
+        ("question-answering", "gone", "'gone' is not another text stream"),
         ("text-classification", "page", "text-classification reads no context; leave it out"),
     ],
 )

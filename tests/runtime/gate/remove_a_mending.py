@@ -129,7 +129,7 @@ def old_releases() -> Patch:
 
 
 def listener_without_a_channel() -> Patch:
-    """The gate knows what the second listener received from its file alone."""
+    """The gate knows what the stop listener received from its file alone."""
     return lambda: mock.patch.object(GateHost, "listener_states", return_value=None)
 
 
@@ -226,7 +226,7 @@ MENDINGS: dict[str, Callable[[], Patch]] = {
     "H4 a failed write is tried again": one_write,
     "H4 what may mean stop is a stop": exact_stops,
     "H4 no release from the broker's store": old_releases,
-    "H4 the second listener needs no disk": listener_without_a_channel,
+    "H4 the stop listener needs no disk": listener_without_a_channel,
     "H5 rest is judged": unjudged_rest,
     "telemetry ends what it forbids": telemetry_stops_nothing,
     "old telemetry counts as missing": old_telemetry,

@@ -323,6 +323,6 @@ def test_what_a_limit_delayed_does_not_undo_what_came_after_it(world: World) -> 
     operators.requested(late("request", "mode", payload=b'{"mode": "shadow", "actuator": "arm"}'))
     assert world.host.gate.modes["arm"] == "shadow", "what is more careful counts whenever it comes"
     world.request("end_override", b'{"actuator": "lamp"}')
-    with pytest.raises(Refused, match="end the override came after it"):
+    with pytest.raises(Refused, match="newer request ended the override"):
         operators.override(late("override", "lamp", payload=b'{"value": "ON", "hold_s": 5}'))
     assert world.host.gate.holds["lamp"] is None

@@ -66,11 +66,11 @@ async def test_a_latch_of_the_second_listener_is_a_stop_at_the_start_and_the_rel
     tmp_path: Path, broker: Mosquitto
 ) -> None:
     latch = StopLatch.of(tmp_path)
-    latch.write("sent while the gate did not listen")
+    latch.write("sent while the gate was not listening")
     async with world_of(tmp_path, broker) as world:
         assert world.host.gate.stopped
         await eventually(lambda: world.of("status")[-1:] and world.of("status")[-1]["state"] == "stopped")
-        assert "sent while the gate did not listen" in world.of("status")[-1]["reasons"][0]
+        assert "sent while the gate was not listening" in world.of("status")[-1]["reasons"][0]
         assert (await world.ask("arm"))["error"] == "release the stop first, then arm"
         assert (await world.ask("mode", mode="shadow"))["data"], "another write of the latches"
         assert latch.read() is not None, "only a release removes it"
@@ -85,7 +85,7 @@ async def test_a_latch_that_appears_later_is_a_stop_too(tmp_path: Path, broker: 
         await world.moving("left")
         latch.write("the gate missed it")
         await eventually(lambda: world.events("stopped"))
-        assert world.events("stopped") == [{"reason": "the second listener received it: the gate missed it"}]
+        assert world.events("stopped") == [{"reason": "the stop listener received it: the gate missed it"}]
         await eventually(lambda: world.commands()[-1]["policy"] == "gate")
 
 
@@ -94,7 +94,7 @@ async def test_a_latch_of_the_second_listener_is_engaged_before_a_reconnected_ga
 ) -> None:
     async with world_of(tmp_path, broker) as world:
         await world.armed()
-        StopLatch.of(tmp_path).write("sent while the gate did not listen")
+        StopLatch.of(tmp_path).write("sent while the gate was not listening")
         world.host.on_connection_change(False, "lost")
         world.host.on_connect()
         assert world.host.gate.stopped
@@ -119,7 +119,7 @@ async def test_a_stop_on_the_second_listeners_channel_is_engaged_at_once_without
             await world.propose({})
             assert world.host.gate.stopped
             reason = world.host.publisher.stop_reason
-            assert reason.startswith("the second listener received it")
+            assert reason.startswith("the stop listener received it")
             assert len(reason) < 400
             listener_end.close()
             await eventually(lambda: world.host._listener is None, "the end of file")

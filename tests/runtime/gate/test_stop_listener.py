@@ -1,4 +1,4 @@
-"""The second listener: what it latches, what releases it, and when it ends."""
+"""The stop listener: what it latches, what releases it, and when it ends."""
 
 from __future__ import annotations
 

@@ -199,9 +199,9 @@ async def a_wrong_call_is_answered(client: Client) -> None:
     for name, arguments, words in (
         ("open_door", {}, "there is no tool"),
         ("decisions", {"count": 0}, "count: "),
-        ("override", {"actuator": "door", "value": "open"}, "is no actuator"),
+        ("override", {"actuator": "door", "value": "open"}, "is not an actuator"),
         ("override", {"actuator": "../act/head", "value": "open"}, "actuator: "),
-        ("set_goal", {"goal": "rule"}, "is no listed goal; there are away, cosy"),
+        ("set_goal", {"goal": "rule"}, "is not a listed goal; there are away, cosy"),
     ):
         result = await client.call_tool(name, arguments)
         assert result.is_error

@@ -125,7 +125,7 @@ async def test_a_broker_that_requires_a_certificate_of_the_client_is_named(tmp_p
     [
         (OSError(errno.ENETUNREACH, "Network is unreachable"), "cannot be reached from this machine (Network is unreachable)"),
         (OSError(errno.EHOSTUNREACH, "No route to host"), "cannot be reached from this machine (No route to host)"),
-        (OSError(errno.EINVAL, "Invalid argument"), "is no address that can be connected to; correct mqtt.url"),
+        (OSError(errno.EINVAL, "Invalid argument"), "is not an address that accepts connections; correct mqtt.url"),
         (ConnectionResetError(errno.ECONNRESET, "reset"), "closes the connection without an answer: it may expect TLS"),
     ],
 )  # fmt: skip
