@@ -99,7 +99,7 @@ def _of_safe_action(config: Config, name: str, actuator: AnyActuator) -> Iterato
         yield (
             ("safe",),
             (
-                f"with `hold` the gate sends nothing when in doubt, so the device continues with its last value, and {', '.join(words)} in its "
+                f"`hold` sends nothing when in doubt, so the device continues with its last value, and {', '.join(words)} in its "
                 "name or topic says that it heats or moves something"
             ),
             "name a value that is safe, such as off or zero",
@@ -130,19 +130,19 @@ def _of_commands(config: Config, actuator: AnyActuator) -> Iterator[Doubt]:
         if any(rate * config.tick.period_s >= span for rate, span in zip(actuator.max_rate, spans, strict=True)):
             yield (
                 ("max_rate",),
-                "this limits nothing: the value may jump from one limit to the other within a tick",
+                "no limit in effect: the value may jump from one limit to the other within a tick",
                 "lower it to the largest change per second that is safe",
             )
     if actuator.state_topic is not None and actuator.state_topic == actuator.topic:
         yield (
             ("state_topic",),
-            "the same topic as the commands: the gate takes each command for a report of the device, even while the device is off",
+            "the same topic as the commands: the gate counts each command as a report of the device, even while the device is off",
             "name the topic on which the device reports, or leave it out",
         )
     if actuator.kind == "choice" and (alike := _alike(actuator.choices)):
         yield (
             ("choices",),
-            f"{' and '.join(map(repr, alike))} differ only in case or white space, and a device may confuse them",
+            f"{' and '.join(map(repr, alike))} differ only in case or white space, and a device may not tell them apart",
             "give each choice a distinct word",
         )
 
