@@ -111,7 +111,7 @@ BROKEN = [
         "Left",
     ),
     ("high: [1]}", "high: [1]}\nmetrics: {listen: 'x:99999'}", 11, "metrics.listen", "65535"),
-    ("high: [1]}", "high: [1]}\nmetrics: {listen: 'x:1883'}", 11, "metrics.listen", "that of mqtt.url"),
+    ("high: [1]}", "high: [1]}\nmetrics: {listen: 'x:1883'}", 11, "metrics.listen", "already used by mqtt.url"),
     (
         "high: [1]}",
         "high: [1]}\nrewards: [{name: r, kind: expression, value: 'joints.q9'}]",
