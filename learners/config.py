@@ -354,6 +354,9 @@ class FinetuneSettings(Settings):
                 re.compile(pattern)
             except re.error as error:
                 raise ValueError(f"{rule!r}: no regular expression: {error}") from None
+        read = [(column.strip(), pattern) for column, _, pattern in (rule.partition("~") for rule in slices)]
+        if repeated := [rule for at, rule in enumerate(slices) if read[at] in read[:at]]:
+            raise ValueError(f"{repeated[0]!r} is given twice; remove one of them")
         return slices
 
 

@@ -8,7 +8,10 @@ from __future__ import annotations
 
 import json
 import re
+from collections import Counter
 from collections.abc import Mapping
+from difflib import get_close_matches
+from fractions import Fraction
 from functools import cache
 from typing import Annotated, Any, Self
 
@@ -20,6 +23,30 @@ from sensors.config import Settings
 Text = Annotated[str, Field(min_length=1, max_length=1_000)]
 COMPACT = {"whitespace_flexible": False}
 """No white space between the parts of a JSON text: a model could write it without an end."""
+
+NAMED_SCHEMAS = frozenset(
+    ("properties", "patternProperties", "$defs", "definitions", "dependentSchemas", "dependencies")
+)
+"""Keywords of JSON Schema with a schema for each name."""
+SCHEMAS = frozenset(
+    (
+        "additionalItems", "additionalProperties", "allOf", "anyOf", "contains", "contentSchema", "else", "if", "items", "not",
+        "oneOf", "prefixItems", "propertyNames", "then", "unevaluatedItems", "unevaluatedProperties",
+    )
+)  # fmt: skip
+"""Those with a schema or a list of schemas."""
+KEYWORDS = frozenset(
+    (
+        "$anchor", "$comment", "$dynamicAnchor", "$dynamicRef", "$id", "$recursiveAnchor", "$recursiveRef", "$ref", "$schema",
+        "$vocabulary", "const", "contentEncoding", "contentMediaType", "default", "dependentRequired", "deprecated", "description", "discriminator",
+        "enum", "example", "examples", "exclusiveMaximum", "exclusiveMinimum", "format", "id", "maxContains", "maxItems", "maxLength",
+        "maxProperties", "maximum", "minContains", "minItems", "minLength", "minProperties", "minimum", "multipleOf", "nullable",
+        "pattern", "readOnly", "required", "title", "type", "uniqueItems", "writeOnly",
+    )
+)  # fmt: skip
+"""The other keywords of drafts 4 to 2020-12, and those of OpenAPI that describe."""
+MOST_MULTIPLE = 10_000
+"""Largest numerator and denominator of `multipleOf`; llguidance computes as many states."""
 
 
 class OutputSettings(Settings):
@@ -44,7 +71,10 @@ class OutputSettings(Settings):
         given = [name for name in ("choices", "regex", "json_schema") if getattr(self, name) is not None]
         if len(given) != 1:
             raise ValueError(f"give one of choices, regex and json_schema, not {' and '.join(given) or 'none'}")
-        if reason := unreadable(self.grammar()):
+        if self.json_schema is not None:
+            _check_schema(self.json_schema)
+        bare = lark("TEXT", f"TEXT: /{regex_to_lark(self.regex, use_ascii='dw')}/") if self.regex is not None else None
+        if reason := (unreadable(bare) if bare else "") or unreadable(self.grammar(space=True)):
             raise ValueError(f"{given[0]}: llguidance cannot follow it: {reason}")
         return self
 
@@ -55,8 +85,8 @@ class OutputSettings(Settings):
             space: whether one space may precede the text; many tokenizers begin an answer with one.
         """
         if self.choices is not None:
-            texts = [*self.choices, *(f" {choice}" for choice in self.choices if space)]
-            return lark(" | ".join(json.dumps(text) for text in dict.fromkeys(texts)))
+            texts = "|".join(map(_literal, dict.fromkeys(self.choices)))
+            return lark("TEXT", f"TEXT: /{' ?' if space else ''}(?:{texts})/")
         if self.regex is not None:
             return lark("TEXT", f"TEXT: /{' ?' if space else ''}(?:{regex_to_lark(self.regex, use_ascii='dw')})/")
         schema = json.dumps({**(self.json_schema or {}), "x-guidance": COMPACT})
@@ -131,10 +161,63 @@ def grammar_of(options: Mapping[str, Any] | None, banned: tuple[str, ...], *, sp
 
 def unreadable(grammar: str) -> str:
     """Return why llguidance cannot follow a grammar, in one line; empty if it can."""
-    reason = LLMatcher.validate_grammar(grammar) or LLMatcher(_bytes(), grammar, log_level=0).get_error()
+    reason = LLMatcher.validate_grammar(grammar)
+    if not reason:
+        matcher = LLMatcher(_bytes(), grammar, log_level=0)
+        if not matcher.is_error():
+            matcher.compute_bitmask()  # some limits of llguidance are met only here
+        reason = matcher.get_error()
     lines = [line.strip() for line in reason.splitlines() if line.strip()]
     telling = [line for line in lines if line.startswith("error:")] or lines
     return telling[0][:300] if telling else ""
+
+
+def _check_schema(schema: dict[str, Any]) -> None:
+    """Refuse what llguidance would ignore, or would need too much memory for.
+
+    Raises:
+        ValueError: a schema has a keyword that JSON Schema does not know, or a large `multipleOf`.
+    """
+    left: list[tuple[str, Any]] = [("json_schema", schema)]
+    while left:
+        place, part = left.pop()
+        if isinstance(part, list):
+            left.extend((f"{place}.{at}", one) for at, one in enumerate(part))
+        for name, value in part.items() if isinstance(part, dict) else ():
+            if name in NAMED_SCHEMAS and isinstance(value, dict):
+                left.extend((f"{place}.{name}.{key}", one) for key, one in value.items())
+            elif name in SCHEMAS:
+                left.append((f"{place}.{name}", value))
+            elif name not in KEYWORDS and not name.startswith("x-"):
+                near = get_close_matches(name, (*KEYWORDS, *SCHEMAS, *NAMED_SCHEMAS), 1)
+                raise ValueError(f"{place}: unknown keyword {name!r}" + (f"; write {near[0]!r}" if near else ""))
+            if name == "multipleOf" and isinstance(value, int | float):
+                _check_multiple(value, place)
+
+
+def _check_multiple(value: float, place: str) -> None:
+    """Refuse a `multipleOf` of too many states."""
+    if max(map(abs, Fraction(str(value)).as_integer_ratio())) > MOST_MULTIPLE:
+        raise ValueError(
+            f"{place}.multipleOf: {value} is above {MOST_MULTIPLE} or finer than 1/{MOST_MULTIPLE}; write another number"
+        )
+
+
+def repeated_key(text: str) -> str | None:
+    """Return a key that an object of a JSON text has twice; None without one. A grammar cannot compare keys."""
+    repeated: list[str] = []
+
+    def note(pairs: list[tuple[str, Any]]) -> None:
+        counts = Counter(name for name, _ in pairs)
+        repeated.extend(name for name, count in counts.items() if count > 1)
+
+    json.loads(text, object_pairs_hook=note)
+    return repeated[0] if repeated else None
+
+
+def _literal(text: str) -> str:
+    """Return the regular expression of a text: everything but ASCII letters and digits by its number."""
+    return "".join(c if c.isascii() and c.isalnum() else f"\\x{{{ord(c):X}}}" for c in text)
 
 
 def accepts(grammar: str, text: str) -> bool:

@@ -15,7 +15,7 @@ from learners.continual.acceptance import CONFIDENCE, agreement, below_chance, b
 from learners.continual.chance_agreement import FEWEST, compare_with_chance
 from learners.continual.splits import Holdout, classes
 from learners.finetune.error_analysis.scores import each
-from learners.finetune.error_analysis.slices import LEAST_ROWS, SliceMetrics, measure
+from learners.finetune.error_analysis.slices import LEAST_ROWS, SliceMetrics, measure, without_nan
 from learners.task_kinds import KINDS
 from learners.tasks.base import Example, Prediction, Task, without_target
 
@@ -71,8 +71,8 @@ def evaluate_candidate(
     figures |= agreed(candidate, [examples[i] for i in about], [found[i] for i in about])
     place = {id(example): i for i, example in enumerate(examples)}
     order = [place[id(example)] for example in holdout.examples]
-    after = each(candidate, examples, found)
-    earlier = each(before, examples, old) if before is not None and old is not None else None
+    after = without_nan(each(candidate, examples, found))
+    earlier = without_nan(each(before, examples, old)) if before is not None and old is not None else None
     if earlier is not None:
         figures["before_lower"], figures["before_upper"] = paired_bounds(after, earlier)
     in_order = [after[i] for i in order]
@@ -88,12 +88,12 @@ def compare_slices(
     """Return the slices with the metric of the version before, and the bound of the difference.
 
     The confidence is divided among the slices that can reject a candidate (Bonferroni), so that many slices reject as few honest
-    candidates by chance as one does.
+    candidates by chance as one does. Slices of the same rows count once.
     """
     if before is None:
         return [one.row() for one, _ in slices]
-    count = max(1, sum(one.examples >= LEAST_ROWS for one, _ in slices))
-    rows = []
+    count = max(1, len({frozenset(some) for one, some in slices if one.examples >= LEAST_ROWS}))
+    after, before, rows = without_nan(after), without_nan(before), []
     for one, some in slices:
         now, then = [after[i] for i in some], [before[i] for i in some]
         high = paired_bounds(now, then, 1.0 - (1.0 - CONFIDENCE) / count)[1]

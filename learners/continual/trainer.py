@@ -61,6 +61,7 @@ from learners.continual.splits import Holdout, classes
 from learners.continual.versions import TaskVersion, TaskVersionStore
 from learners.experience.reader import Reader
 from learners.files import private_folder, write_atomically
+from learners.finetune.error_analysis.slices import check_slice, shown
 from learners.finetune.trainer import OnProgress
 from learners.model.encoders.bundled import resolve
 from learners.task_kinds import KINDS
@@ -209,12 +210,14 @@ class ContinualTrainer:
         """Train and evaluate a candidate on the labels that arrived since the last one.
 
         Raises:
-            DataError: no new label is usable, or the file of held-out examples is not.
+            DataError: no new label is usable, the file of held-out examples is not, or it lacks the column of a slice.
             trainer.Stopped: `stop` returned True; nothing has changed.
         """
         self.restart_timer()
         start_s = time.monotonic()
-        state, holdout, before = self.state, self.holdout(), self._before()
+        state, holdout = self.state, self.holdout()
+        self._check_slices(state, holdout)
+        before = self._before()
         batch = self._batch(state, before, on_progress, stop)
         attempt = self._attempt(batch, holdout, before)
         blamed: tuple[dict[str, Any], ...] = ()
@@ -224,6 +227,24 @@ class ContinualTrainer:
             attempt = self._retry_gently(batch, holdout, before, attempt)
         attempt.figures["wall_s"] = time.monotonic() - start_s
         return self._decide(state, holdout, attempt, batch, blamed)
+
+    def _check_slices(self, state: TrainerState, holdout: Holdout) -> None:
+        """Refuse a slice that no held-out example belongs to, before anything trains.
+
+        Raises:
+            DataError: no example has the column of a slice.
+        """
+        try:
+            for rule in self.finetune.slices if holdout.file is not None else ():
+                check_slice(rule, holdout.examples)
+        except DataError:
+            self._wait_for_more(state)
+            raise
+
+    def _wait_for_more(self, state: TrainerState) -> None:
+        """Note that all present labels were tried: the next run waits for more."""
+        state.tried = max((label.id for label in self.labels.reader.labels(self.name)), default=state.tried)
+        self._save_state(state)
 
     def _before(self) -> Task | None:
         """Return the task that a candidate would replace; None for a head that never trained."""
@@ -242,6 +263,7 @@ class ContinualTrainer:
         learned, knowing = self._learned(state), known_classes(before) if before is not None else frozenset()
         fresh = [one for one in labels if one.id > learned or not classes(one.example) <= knowing]
         if not any(one.id > learned for one in fresh):
+            self._wait_for_more(state)
             raise DataError(f"task {self.name}: none of its new labels is usable: {dict(self.labels.skipped)}")
         ids = {one.id for one in fresh}
         known = [one for one in labels if one.id not in ids]
@@ -369,6 +391,8 @@ class ContinualTrainer:
             attempt.figures["questions"] = float(state.questions)
         version: TaskVersion | None = None
         reason = rejection_reason(attempt.conclusive, self.finetune) if holdout.file is not None else ""
+        if "slices" in attempt.figures:
+            attempt.figures["slices"] = shown(attempt.figures["slices"], self.finetune.max_slice_drop)
         outcome: Outcome = "rejected" if reason else "promoted"
         if holdout.file is None or (not reason and any(attempt.missing.values())):
             outcome = "inconclusive"

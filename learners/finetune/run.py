@@ -23,7 +23,7 @@ from learners.files import new_files, write_atomically
 from learners.finetune import datasets, forgetting, model_card, trainable_layers
 from learners.finetune.error_analysis.occlusion import explain_errors
 from learners.finetune.error_analysis.scores import each
-from learners.finetune.error_analysis.slices import check_slice
+from learners.finetune.error_analysis.slices import check_slice, shown
 from learners.finetune.error_analysis.slices import measure as slice_metrics
 from learners.finetune.fields import check, check_features
 from learners.finetune.linear_probe import fit_head
@@ -309,7 +309,7 @@ def evaluate(
         "task": task, "model": model, "train": earlier.get("train", "none"),
         "metrics": {"validation": {}, "test": opened.metrics(examples, found)},
         "trained_parameters": 0, "total_parameters": total, "epochs": 0, "wall_s": 0.0,
-        "slices": {"test": [one.row() for one, _ in slice_metrics(slices, examples, each(opened, examples, found))]},
+        "slices": {"test": shown([one.row() for one, _ in slice_metrics(slices, examples, each(opened, examples, found))])},
     }  # fmt: skip
     if explain:
         report["errors"] = explain_errors(opened, examples, found, explain)
@@ -429,7 +429,7 @@ def measure(task: Task, examples: Sequence[Example]) -> dict[str, float]:
     return task.metrics(examples, task.predict([without_target(example) for example in examples])) if examples else {}
 
 
-def measure_slices(task: Task, examples: Sequence[Example], slices: Sequence[str]) -> list[dict[str, Any]]:
+def measure_slices(task: Task, examples: Sequence[Example], slices: Sequence[str]) -> list[Mapping[str, Any]]:
     """Return the metric of each slice of examples; empty without slices.
 
     Raises:
@@ -438,7 +438,7 @@ def measure_slices(task: Task, examples: Sequence[Example], slices: Sequence[str
     if not slices or not examples:
         return []
     found = task.predict([without_target(example) for example in examples])
-    return [one.row() for one, _ in slice_metrics(slices, examples, each(task, examples, found))]
+    return shown([one.row() for one, _ in slice_metrics(slices, examples, each(task, examples, found))])
 
 
 def unknown_labels(task: Task, examples: Sequence[Example]) -> list[str]:

@@ -44,10 +44,11 @@ class ChannelMixer:
         return int(self.energies_C.argmax())
 
     def average(self, block_NC: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Return the mean of the channels of a block, and note the energies."""
+        """Return the mean of the channels of a block, and note the energies of its finite samples."""
         mean_N: NDArray[np.float32] = block_NC.mean(axis=1, dtype=np.float32)
-        self.energies_C += np.square(block_NC, dtype=np.float64).sum(axis=0)
-        self.mean_energy += float(np.square(mean_N, dtype=np.float64).sum())
+        finite_N = np.isfinite(block_NC).all(axis=1)
+        self.energies_C += np.square(block_NC[finite_N], dtype=np.float64).sum(axis=0)
+        self.mean_energy += float(np.square(mean_N[finite_N], dtype=np.float64).sum())
         return mean_N
 
     def mix(self, block_NC: NDArray[np.float32]) -> NDArray[np.float32]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -21,10 +22,12 @@ LENGTH = "length"
 LENGTHS = (5, 12, 30)
 """Words up to which a text belongs to each slice of `length`."""
 OTHERS = "(other)"
+NONE = "(none)"
+"""The slice of the examples without the column."""
 LEAST_ROWS = 20
 """Rows of a slice from which its loss can reject a candidate."""
 MOST_SLICES = 100
-"""Slices of one rule; the largest are measured, the rest together as `OTHERS`."""
+"""Slices of one rule that a report shows: the largest, and those that lost."""
 Z95 = 1.959964
 TEXTS = ("text", "source", "question")
 
@@ -91,14 +94,13 @@ class SliceMetrics:
 def places(rule: SliceRule, examples: Sequence[Example]) -> dict[str, list[int]]:
     """Return the places of the examples of each slice, the largest slice first; empty where no example has the column."""
     found: dict[str, list[int]] = {}
+    without: list[int] = []
     for place, example in enumerate(examples):
-        if (value := rule.value(example)) is not None:
-            found.setdefault(value, []).append(place)
-    by_size = sorted(found.items(), key=lambda each: (-len(each[1]), each[0]))
-    shown, rest = dict(by_size[:MOST_SLICES]), by_size[MOST_SLICES:]
-    if rest:
-        shown[OTHERS] = sorted(place for _, some in rest for place in some) + shown.get(OTHERS, [])
-    return shown
+        value = rule.value(example)
+        (without if value is None else found.setdefault(value, [])).append(place)
+    if found and without:
+        found[NONE] = sorted([*found.get(NONE, []), *without])
+    return dict(sorted(found.items(), key=lambda each: (-len(each[1]), each[0])))
 
 
 def check_slice(text: str, examples: Sequence[Example]) -> dict[str, list[int]]:
@@ -133,6 +135,7 @@ def measure(
         ValueError: as `SliceRule.of`.
     """
     found: list[tuple[SliceMetrics, list[int]]] = []
+    scores = without_nan(scores)
     for text in rules:
         groups = check_slice(text, examples)
         rule = SliceRule.of(text)
@@ -140,6 +143,24 @@ def measure(
             picked = [scores[place] for place in some]
             low, high = interval(picked)
             found.append((SliceMetrics(rule.name, value, len(some), float(np.mean(picked)), low, high), some))
+    return found
+
+
+def without_nan(scores: Sequence[float]) -> list[float]:
+    """Return the scores with the lowest one, at the most 0, in place of those that are no number: such an answer is lost."""
+    worst = min(0.0, *(score for score in scores if not math.isnan(score)), 0.0)
+    return [worst if math.isnan(score) else score for score in scores]
+
+
+def shown(slices: Sequence[Mapping[str, Any]], margin: float = math.inf) -> list[Mapping[str, Any]]:
+    """Return the slices that a report shows: for each rule the first `MOST_SLICES`, and all that lost more than the margin."""
+    keep = {id(one) for one in lost(slices, margin)}
+    seen: Counter[str] = Counter()
+    found = []
+    for one in slices:
+        seen[one["rule"]] += 1
+        if seen[one["rule"]] <= MOST_SLICES or id(one) in keep:
+            found.append(one)
     return found
 
 

@@ -17,8 +17,8 @@ import torch
 from torch import Tensor
 from transformers import LogitsProcessor
 
-from learners.output_grammar import accepts, grammar_of
-from learners.tasks.generation.constraint import TextGrammar
+from learners.output_grammar import accepts, grammar_of, repeated_key
+from learners.tasks.generation.constraint import TextGrammar, UnfollowedOutput
 
 HALF_CHARACTER = "\ufffd"
 
@@ -45,10 +45,6 @@ class GenerationOptions(Protocol):
     @property
     def sampling_seed(self) -> int:
         """Of random tokens."""
-
-
-class UnfollowedOutput(ValueError):  # noqa: N818 - reads as what happened
-    """A text is not what `output` or `banned` permits, because the tokenizer wrote its tokens in another way; it must not leave."""
 
 
 class GenerationControl:
@@ -100,7 +96,7 @@ class GeneratedText:
     def finished(self) -> bool:
         """Whether no token may follow: the grammar ends here, or a stop word was written."""
         closed = self._constraint is not None and self._constraint.finished
-        return closed or self._stop_at(self._written()) is not None
+        return closed or (bool(self._control.options.stop) and self._stop_at(self._written()) is not None)
 
     def scores(self, logits_V: Tensor) -> Tensor:
         """Return the scores [V] of which the largest is the next token."""
@@ -138,7 +134,7 @@ class GeneratedText:
         """Yield what is left at the end of the text.
 
         Raises:
-            UnfollowedOutput: the text is not what `output` and `banned` permit, because the tokenizer writes its tokens in another way.
+            UnfollowedOutput: the tokenizer wrote a text that `output` and `banned` do not permit, or no permitted end was found.
         """
         text = self.text()
         if len(text) > self._sent:
@@ -157,6 +153,10 @@ class GeneratedText:
             raise UnfollowedOutput(
                 f"the model's tokenizer wrote {text[:200]!r}, which `output` or `banned` does not permit"
             )
+        if (self._control.options.output or {}).get("json_schema") is not None and (
+            key := repeated_key(text)
+        ) is not None:
+            raise UnfollowedOutput(f"the model wrote the key {key[:100]!r} twice in one object: {text[:200]!r}")
         return text
 
     def _written(self, *, whole: bool = False) -> str:

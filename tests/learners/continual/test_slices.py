@@ -18,7 +18,7 @@ from learners.continual.evaluation_report import read_evaluation
 from learners.continual.trainer import ContinualTrainer
 from learners.experience.reader import Reader
 from learners.experience.store import Label, Store
-from learners.finetune.error_analysis.slices import interval, lost, measure
+from learners.finetune.error_analysis.slices import interval, lost, measure, shown
 from learners.finetune.text_files import LocatedExample
 from learners.tasks.base import DataError
 
@@ -115,8 +115,9 @@ def test_columns_patterns_and_lengths_divide() -> None:
     ]
     found = measure(["lang", "length", "file~_([a-z]+)_", "label~\\d"], held, [1.0, 0.0, 1.0])
     assert [(one.name, one.examples, one.metric) for one, _ in found] == [
-        ("lang=de", 1, 1.0), ("lang=en", 1, 0.0), ("length=1 to 5 words", 1, 1.0), ("length=6 to 12 words", 1, 0.0),
-        ("file~_([a-z]+)_=jackson", 1, 1.0), ("label~\\d=(other)", 2, 0.5), ("label~\\d=7", 1, 1.0),
+        ("lang=(none)", 1, 1.0), ("lang=de", 1, 1.0), ("lang=en", 1, 0.0),
+        ("length=(none)", 1, 1.0), ("length=1 to 5 words", 1, 1.0), ("length=6 to 12 words", 1, 0.0),
+        ("file~_([a-z]+)_=(none)", 2, 0.5), ("file~_([a-z]+)_=jackson", 1, 1.0), ("label~\\d=(other)", 2, 0.5), ("label~\\d=7", 1, 1.0),
     ]  # fmt: skip
     with pytest.raises(
         DataError, match=r"no held-out example has 'camera', only label, lang, sound, text; correct the slice"
@@ -137,3 +138,60 @@ def test_intervals_are_wilsons_and_students() -> None:
 def test_slices_that_cannot_be_read_are_refused_by_the_settings(rule: str, reason: str) -> None:
     with pytest.raises(ValidationError, match=reason):
         FinetuneSettings(slices=(rule,))
+
+
+def test_a_slice_that_is_given_twice_is_refused_by_the_settings() -> None:
+    with pytest.raises(ValidationError, match="given twice"):
+        FinetuneSettings(slices=("speaker", "length", " speaker"))
+
+
+def test_slices_of_the_same_rows_share_their_confidence() -> None:
+    held = examples(100, speaker="a") + examples(40, speaker="b")
+    before, after = [1.0] * 140, [1.0] * 133 + [0.0] * 7
+    bounds = [
+        min(one["difference_high"] for one in compare_slices(measure(rules, held, after), after, before))
+        for rules in (["speaker"], ["speaker", "speaker~(.*)", "speaker~(.)"])
+    ]
+    assert bounds[0] == bounds[1]
+
+
+def test_rows_without_the_column_and_answers_without_a_score_are_judged() -> None:
+    held = examples(60) + examples(100, speaker="a")
+    before, after = [1.0] * 160, [float("nan")] * 60 + [1.0] * 100
+    slices = compare_slices(measure(["speaker"], held, after), after, before)
+    assert [one["value"] for one in lost(slices, 0.03)] == ["(none)"]
+    assert slices[1]["metric"] == 0.0
+
+
+def test_every_value_is_judged_and_a_report_shows_the_largest_and_the_lost() -> None:
+    held = [example for at in range(150) for example in examples(21, speaker=f"v{at:03d}")]
+    before = [1.0] * len(held)
+    after = [0.0 if example["speaker"] == "v120" else 1.0 for example in held]
+    slices = compare_slices(measure(["speaker"], held, after), after, before)
+    assert [one["value"] for one in lost(slices, 0.03)] == ["v120"]
+    assert [one["value"] for one in shown(slices, 0.03)] == [f"v{at:03d}" for at in (*range(100), 120)]
+
+
+@pytest.mark.parametrize(("slices", "labels"), [(("camera",), ("move",)), ((), ("unknown",))])
+def test_what_cannot_be_judged_or_learned_waits_for_more_labels(
+    tmp_path: Path, store: Store, slices: tuple[str, ...], labels: tuple[str, ...]
+) -> None:
+    (tmp_path / "held.jsonl").write_bytes(b"\n".join(map(orjson.dumps, tinymodels.orders(20, 9, FIRST))))
+    settings = TaskSettings(
+        kind="text-classification", stream="orders", model=str(tinymodels.bert(tmp_path / "model")),
+        eval_file=str(tmp_path / "held.jsonl"), labels=("move", "halt"),
+    )  # fmt: skip
+    finetune = FinetuneSettings(min_labels=4, every_s=60, slices=slices)
+    now = [0.0]
+    tuner = ContinualTrainer(
+        "intents", settings, finetune, tmp_path / "tasks", Reader(tmp_path / "experience"), clock=lambda: now[0]
+    )
+    publish(store, [{"text": f"go {at}", "label": labels[0]} for at in range(4)])
+    now[0] += 61
+    assert tuner.due()
+    with pytest.raises(DataError, match="camera" if slices else "none of its new labels is usable"):
+        tuner.run()
+    now[0] += 61
+    assert not tuner.due()
+    publish(store, [{"text": f"stop {at}", "label": labels[0]} for at in range(4)])
+    assert tuner.due()

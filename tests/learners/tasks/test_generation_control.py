@@ -18,7 +18,8 @@ from learners.config import TaskSettings
 from learners.continual.candidate import options_of
 from learners.output_grammar import GenerationSettings, OutputSettings, accepts, without_words
 from learners.tasks.base import Options, Task
-from learners.tasks.generation.constraint import TextGrammar
+from learners.tasks.generation.constraint import TextGrammar, UnfollowedOutput
+from learners.tasks.generation.sample_texts import sample_texts
 from learners.tasks.registry import open_task
 
 SCHEMA: dict[str, Any] = {
@@ -157,7 +158,7 @@ def test_banned_words_are_whole_words(text: str, permitted: bool) -> None:
 
 
 def test_an_output_that_does_not_fit_the_length_is_refused_when_the_task_is_opened(models: dict[str, Path]) -> None:
-    with pytest.raises(ValueError, match=r"no permitted text of at most 3 tokens .* raise max_new_tokens"):
+    with pytest.raises(ValueError, match=r"no text of at most 3 tokens is permitted .* raise max_new_tokens"):
         open_task("text-generation", models["llama"], output={"regex": "x{20}"}, max_new_tokens=3)
     with pytest.raises(ValueError, match="cannot read this model's tokenizer"):  # one of whole words
         open_task("translation", tinymodels.t5(models["t5"].parent / "words"), output={"json_schema": SCHEMA})
@@ -176,8 +177,63 @@ def test_the_end_that_is_found_is_short(models: dict[str, Path]) -> None:
 
 
 @pytest.mark.parametrize(
+    "output",
+    [
+        *({"regex": regex} for regex in (".* because", ".*xy", ".+ .+", r"(\S+ ){2}\S+", ".*ERROR.*[0-9]{4}")),
+        {"json_schema": {"type": "string", "pattern": r"^[^@]+@[^@]+\.[a-z]+$"}},
+        {"choices": [f"room {at}" for at in range(4096)]},
+    ],
+    ids=str,
+)
+def test_an_end_is_found_where_the_next_tokens_tell_nothing(models: dict[str, Path], output: dict[str, Any]) -> None:
+    settings = OutputSettings.model_validate(output)
+    tokenizer = open_task("text-generation", models["llama"]).processor
+    grammar = TextGrammar(settings.grammar(space=True), tokenizer, 303, [1], 64)
+    rest = grammar.completion([], 64)
+    assert rest is not None
+    assert accepts(settings.grammar(space=True), tokenizer.decode(rest))
+
+
+def test_a_text_without_a_known_end_is_refused_by_name_when_it_is_written(models: dict[str, Path]) -> None:
+    tokenizer = open_task("text-generation", models["llama"]).processor
+    grammar = TextGrammar(OutputSettings(regex="[a-z ]{40}[.]").grammar(), tokenizer, 303, [1], 5)
+    text = grammar.text()
+    text.add(int(np.flatnonzero(text.permitted())[0]))
+    with pytest.raises(UnfollowedOutput, match="open at its limit of 5 tokens"):
+        text.result()
+
+
+def test_samples_follow_the_parts_of_an_expression() -> None:
+    found = {
+        regex: sample_texts(OutputSettings(regex=regex).grammar())
+        for regex in (r"(a|b)/\d{3}", ".*x+y?", r"\p{N}[c-e]")
+    }
+    assert list(found.values()) == [("a", "b/000"), ("x",), ("0c",)]
+
+
+def test_an_object_with_a_repeated_key_does_not_leave(models: dict[str, Path]) -> None:
+    schema = {"type": "object", "properties": {"a": {"enum": [1, 2]}}, "additionalProperties": {"enum": [3]}}
+    task = open_task("text-generation", models["llama"], output={"json_schema": schema}, max_new_tokens=64)
+    for written, repeated in (('{"a":1,"b":3,"b":3}', True), ('{"a":1,"b":3}', False)):
+        text = task.control.begin([])  # type: ignore[attr-defined]
+        for token in task.processor(written, add_special_tokens=False)["input_ids"]:
+            text.add(token)
+        if repeated:
+            with pytest.raises(UnfollowedOutput, match="key 'b' twice"):
+                text.text()
+        else:
+            assert text.text().lstrip() == written
+
+
+@pytest.mark.parametrize(
     ("output", "reason"),
     [
+        ({"regex": "a)|(?:b"}, "unopened group"),
+        (
+            {"json_schema": {"items": {"type": "integer", "minimun": 1}}},
+            "json_schema.items: unknown keyword 'minimun'; write 'minimum'",
+        ),
+        ({"json_schema": {"type": "integer", "multipleOf": 1_000_003}}, "multipleOf: 1000003 is above 10000"),
         ({}, "give one of choices, regex and json_schema, not none"),
         ({"regex": "a", "choices": ["b"]}, "not choices and regex"),
         ({"regex": "(?=a)b"}, "look-around"),

@@ -12,6 +12,7 @@ import soundfile
 from sensors.base import PayloadRefused
 from sensors.codecs.resampling import pcm
 from sensors.codecs.sounds import decode_sound, encode_sound
+from sensors.drivers.sound_files import ChannelMixer
 
 RATE_HZ = 16_000
 
@@ -131,3 +132,13 @@ def test_header_with_an_impossible_rate_is_refused() -> None:
 @pytest.mark.parametrize("data", [b"", b"RIFF", b"not a sound at all", wav(tone())[:30]])
 def test_what_is_no_sound_is_refused(data: bytes) -> None:
     assert cause(data) in {"undecodable", "empty"}
+
+
+def test_a_sample_that_is_no_number_does_not_spoil_the_channels_after_it() -> None:
+    mixer, sound_N = ChannelMixer(2), np.sin(np.arange(160, dtype=np.float32))
+    swapped_NC = np.stack([sound_N, -sound_N], 1)
+    broken_NC = swapped_NC.copy()
+    broken_NC[3] = np.nan
+    mixer.mix(broken_NC)
+    assert mixer.is_cancelled
+    np.testing.assert_array_equal(mixer.mix(swapped_NC), sound_N)
