@@ -14,7 +14,7 @@ from actuators.actions import ActionSpace, Choice, Continuous
 from learners.model.features import Features
 from learners.model.policy import Policy
 from learners.model.spec import PolicySpec, StreamSpec
-from learners.rl.batch import Batch
+from learners.rl.transition_batch import Batch
 
 CHOICE = Choice("head", ("left", "stay", "right"))
 OTHER = Choice("lamp", ("OFF", "ON"))

@@ -18,13 +18,13 @@ from learners.model.heads import DuelingCategorical, Heads
 from learners.model.networks import BatchRenorm, Tracker, UnitBatchNorm, UnitLinear
 from learners.rl.adam import Adam, Group
 from learners.rl.bandit import Bandit
-from learners.rl.batch import Batch
 from learners.rl.categorical_critics import C51, CategoricalSettings, Xqc, XqcSettings
 from learners.rl.crossq import Crossq, CrossqSettings
 from learners.rl.dqn import Dqn, DqnSettings
 from learners.rl.head_algorithm import Contexts, HeadAlgorithm, add_prefix, strip_prefix
 from learners.rl.prior import Prior
 from learners.rl.sac import ActorCritic, Sac, SacSettings
+from learners.rl.transition_batch import Batch
 from learners.torch_device import restore_generator
 
 MODAL = (BatchRenorm, UnitBatchNorm, nn.Dropout)

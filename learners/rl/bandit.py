@@ -23,8 +23,8 @@ from torch import Tensor
 from learners.model.features import concat as join
 from learners.model.linear_posterior import SETTLE, LinearPosterior
 from learners.rl.adam import Group
-from learners.rl.batch import Batch
 from learners.rl.head_algorithm import Contexts, add_prefix, strip_prefix
+from learners.rl.transition_batch import Batch
 
 
 class Bandit:

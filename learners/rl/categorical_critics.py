@@ -26,10 +26,10 @@ from learners.model.gaussian_actor import CategoricalCritics
 from learners.model.networks import Tracker, constrained, project
 from learners.model.return_bins import bins, cross_entropy, expectation
 from learners.model.return_bins import project as onto_bins
-from learners.rl.batch import Batch, expert_mean
 from learners.rl.dqn import EpsilonGreedyCritic, EpsilonGreedySettings, average, large_margin, prior_margin
 from learners.rl.head_algorithm import Contexts, add_prefix, strip_prefix
 from learners.rl.sac import ActorCritic, SacSettings
+from learners.rl.transition_batch import Batch, expert_mean
 
 if TYPE_CHECKING:
     from learners.model.gaussian_actor import ContinuousHead

@@ -14,9 +14,9 @@ import torch
 from torch import Tensor
 
 from learners.model.gaussian_actor import ContinuousHead
-from learners.rl.batch import Batch
 from learners.rl.head_algorithm import Contexts
 from learners.rl.sac import ActorCritic, SacSettings, soft_target
+from learners.rl.transition_batch import Batch
 
 
 @dataclass(frozen=True, slots=True)

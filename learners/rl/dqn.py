@@ -24,8 +24,8 @@ from learners.model.exploration import masked
 from learners.model.networks import Tracker
 from learners.model.spec import FINAL_EPSILON
 from learners.rl.adam import Group
-from learners.rl.batch import Batch, expert_mean
 from learners.rl.head_algorithm import Contexts, HeadSettings, add_prefix, group, strip_prefix
+from learners.rl.transition_batch import Batch, expert_mean
 
 if TYPE_CHECKING:
     from learners.model.heads import DuelingCategorical, DuelingQuantiles

@@ -14,8 +14,8 @@ from typing import Protocol
 from torch import Tensor, nn
 
 from learners.rl.adam import Group
-from learners.rl.batch import Batch
 from learners.rl.prior import PriorOpinion
+from learners.rl.transition_batch import Batch
 
 
 @dataclass(frozen=True, slots=True)

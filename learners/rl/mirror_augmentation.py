@@ -18,7 +18,7 @@ from torch import Tensor
 
 from learners.model.features import Features
 from learners.model.spec import PolicySpec
-from learners.rl.batch import Batch
+from learners.rl.transition_batch import Batch
 
 Change = Callable[[Tensor], Tensor]
 

@@ -25,7 +25,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from learners.rl.batch import Batch
+from learners.rl.transition_batch import Batch
 
 FIT_UPDATES = 1_000
 """Updates in which only the critics learn."""

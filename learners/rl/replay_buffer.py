@@ -28,9 +28,9 @@ from numpy.typing import NDArray
 from learners.experience.transition import Transition
 from learners.model.features import Features
 from learners.model.spec import PolicySpec
-from learners.rl.batch import Batch
 from learners.rl.replay_storage import ReplayStorage, row_bytes
 from learners.rl.ring_index import RingIndex
+from learners.rl.transition_batch import Batch
 
 MAX_GAP = 3
 """Ticks from one transition to the next that still make it its successor: an overrun skips ticks, an outage ends a chain."""

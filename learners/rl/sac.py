@@ -23,8 +23,8 @@ from torch import Tensor, nn
 from learners.model.exploration import silent
 from learners.model.networks import BatchRenorm, Tracker, UnitBatchNorm, constrained, project
 from learners.rl.adam import Adam, Group
-from learners.rl.batch import Batch, expert_mean
 from learners.rl.head_algorithm import Contexts, HeadSettings, add_prefix, group, strip_prefix
+from learners.rl.transition_batch import Batch, expert_mean
 
 if TYPE_CHECKING:
     from learners.model.gaussian_actor import ContinuousHead

@@ -28,9 +28,9 @@ from actuators.wire import SAFE_TTL_MS, CommandWriter, DeviceReport, WireError, 
 from runtime.config.schema import Config
 from runtime.gate import ipc, stop_channel
 from runtime.gate.event_throttle import EventThrottle
+from runtime.gate.hold_publisher import HoldPublisher
 from runtime.gate.info import InfoBuilder
 from runtime.gate.latches import LatchWriter, Saved
-from runtime.gate.override_holds import HoldPublisher
 from runtime.gate.status import AgentLiveness, StatusPublisher
 from runtime.gate.stop_latch import StopLatch
 from runtime.mqtt import Connection, Delivery, Limit, Message

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from learners.model.spec import PolicySpec
 from runtime.inference.arrays.history import TickFeatures
 from runtime.inference.arrival_encoder import ArrivalEncoder
-from sensors.codecs.telemetry_numbers import policy_numbers
+from sensors.codecs.telemetry_features import policy_numbers
 from sensors.config import AngleField, EnumField
 from sensors.readings import Observation, Reading, Telemetry
 

@@ -23,7 +23,7 @@ from learners.model.features import Features
 from learners.model.policy import Policy
 from learners.model.spec import PolicySpec, StreamSpec
 from learners.rl.algorithm import Algorithm
-from learners.rl.batch import Batch
+from learners.rl.transition_batch import Batch
 
 
 def features(x_W: np.ndarray) -> Features:

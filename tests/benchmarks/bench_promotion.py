@@ -26,7 +26,7 @@ from learners.config import FinetuneSettings  # noqa: E402 - the path comes firs
 from learners.continual.acceptance import anchor_confidence, paired_bounds, rejection_reason  # noqa: E402
 from learners.experiments.alpha_budget import AlphaBudget  # noqa: E402
 from learners.experiments.experiment_test import ExperimentTest, ExperimentVerdict  # noqa: E402
-from learners.experiments.guard import Guard  # noqa: E402
+from learners.experiments.live_version_guard import Guard  # noqa: E402
 from learners.experiments.paired_outcomes import HARMS, PairDifference  # noqa: E402
 from learners.experiments.plan import ExperimentPlan, block_design  # noqa: E402
 from learners.promotion.ope.evaluator import judge  # noqa: E402

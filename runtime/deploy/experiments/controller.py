@@ -25,7 +25,7 @@ from learners.checkpoints.experiment_records import EXPERIMENTS_FILE, PROBATION_
 from learners.checkpoints.manifest import CheckpointRefused
 from learners.checkpoints.store import Checkpoints, Live
 from learners.experiments.experiment_test import ExperimentVerdict
-from learners.experiments.guard import GuardAlarm
+from learners.experiments.live_version_guard import GuardAlarm
 from learners.experiments.paired_outcomes import TickOutcome
 from learners.experiments.plan import SHARES, Arm
 from learners.experiments.switchback import Assignment
@@ -35,9 +35,9 @@ from runtime.control.arm_record import ArmRecord
 from runtime.control.responsibility import responsibility
 from runtime.control.tick import TickResult
 from runtime.deploy.experiments.live_moves import LiveMoves
+from runtime.deploy.experiments.manual_promotion_watch import ALONE_S, RewardDropCheck
 from runtime.deploy.experiments.phase import ExperimentPhase
 from runtime.deploy.experiments.report import look_figures
-from runtime.deploy.experiments.reward_drop_check import ALONE_S, RewardDropCheck
 from runtime.deploy.experiments.rules import ExperimentRules
 from runtime.deploy.experiments.state import NOT_TRUSTED, ExperimentState
 from runtime.deploy.experiments.trusted_version import TRUSTED_BY, trust_reason

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from learners.experiments.guard import Guard
+from learners.experiments.live_version_guard import Guard
 from runtime.deploy.experiments.phase import ExperimentPhase
 
 

@@ -9,7 +9,7 @@ import hashlib
 import math
 from dataclasses import dataclass
 
-from learners.experiments.guard import Guard
+from learners.experiments.live_version_guard import Guard
 from learners.experiments.paired_outcomes import Silence
 from learners.experiments.plan import ExperimentPlan, block_design, margin
 from runtime.deploy.experiments.reward_levels import RewardLevels

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from learners.experiments.alpha_budget import AlphaBudget
-from learners.experiments.guard import RAISED_SHARE, Guard
+from learners.experiments.live_version_guard import RAISED_SHARE, Guard
 from runtime.deploy.experiments.first_anchor import FirstAnchor
 from runtime.deploy.experiments.phase import ExperimentPhase, LossBudget
 from runtime.deploy.experiments.report import guard_figures, running_figures

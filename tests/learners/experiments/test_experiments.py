@@ -10,7 +10,7 @@ import pytest
 from learners.experiments.alpha_budget import AlphaBudget
 from learners.experiments.confidence_sequence import ConfidenceSequence
 from learners.experiments.experiment_test import ExperimentTest, short
-from learners.experiments.guard import Guard, rare_harm_bound
+from learners.experiments.live_version_guard import Guard, rare_harm_bound
 from learners.experiments.paired_outcomes import HARMS, PairDifference, PairedOutcomes, TickOutcome
 from learners.experiments.plan import ExperimentPlan, PlanError, block_design, margin
 from learners.experiments.switchback import Switchback

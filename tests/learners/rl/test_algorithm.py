@@ -14,10 +14,10 @@ from learners.model.policy import Policy
 from learners.model.spec import PolicySpec, StreamSpec
 from learners.rl.adam import Adam, Group
 from learners.rl.algorithm import Algorithm
-from learners.rl.batch import Batch
 from learners.rl.crossq import Crossq
 from learners.rl.dqn import Dqn
 from learners.rl.prior import FIT_UPDATES, LEAST, STRENGTH
+from learners.rl.transition_batch import Batch
 
 CASES = [
     ((CHOICE, OTHER), "auto", 0.9),

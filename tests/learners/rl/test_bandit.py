@@ -13,7 +13,7 @@ from rl import CHOICE, OTHER, plain, random_batch, seen
 from learners.model.linear_posterior import SETTLE, LinearPosterior
 from learners.rl.algorithm import Algorithm
 from learners.rl.bandit import Bandit
-from learners.rl.batch import Batch
+from learners.rl.transition_batch import Batch
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
 

@@ -16,9 +16,9 @@ from learners.model.policy import Policy
 from learners.model.return_bins import BINS, LIMIT, WIDTH, bins, cross_entropy, expectation, project, two_hot
 from learners.model.spec import PolicySpec, StreamSpec
 from learners.rl.algorithm import RESCALE_EVERY, Algorithm
-from learners.rl.batch import Batch
 from learners.rl.categorical_critics import C51, Xqc, bootstrapped
 from learners.rl.replay_buffer import HEADROOM, ReplayBuffer
+from learners.rl.transition_batch import Batch
 
 PLACES, GAMMA = 4, 0.8
 MOVES = ("left", "right")

@@ -7,9 +7,9 @@ import torch
 from rl import CHOICE, OTHER, plain, random_batch, seen
 
 from learners.rl.algorithm import Algorithm
-from learners.rl.batch import Batch
 from learners.rl.dqn import Dqn, DqnSettings, double_target, large_margin, quantile_huber
 from learners.rl.head_algorithm import Contexts
+from learners.rl.transition_batch import Batch
 
 torch.set_num_threads(1)
 

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from actuators.actions import ActionSpace, Choice, Continuous
 from learners.model.features import Features
 from learners.model.spec import PolicySpec, StreamSpec
-from learners.rl.batch import Batch
 from learners.rl.mirror_augmentation import MirrorAugmentation
+from learners.rl.transition_batch import Batch
 
 ACTIONS = ActionSpace((Choice("head", ("left", "stay", "right")), Continuous("arm", (-1.0,), (1.0,))))
 SPEC = PolicySpec(

@@ -12,10 +12,10 @@ from torch import distributions
 
 from learners.model.gaussian_actor import squashed_log_density
 from learners.rl.algorithm import Algorithm
-from learners.rl.batch import Batch
 from learners.rl.crossq import Crossq
 from learners.rl.head_algorithm import Contexts
 from learners.rl.sac import Sac, SacSettings, soft_target, temperature_loss
+from learners.rl.transition_batch import Batch
 
 
 def test_soft_target() -> None:

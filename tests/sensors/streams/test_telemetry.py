@@ -15,7 +15,7 @@ from sensing import outcome
 from runtime.recording.codec import ReadingCodec
 from sensors.base import PayloadRefused, TopicSensor
 from sensors.codecs.json_payload import MAX_DEPTH, parse_json
-from sensors.codecs.telemetry_numbers import policy_numbers
+from sensors.codecs.telemetry_features import policy_numbers
 from sensors.config import AngleField, EnumField, TelemetrySettings, policy_fields_of
 from sensors.streams.telemetry import TopicTelemetry
 
