@@ -26,6 +26,7 @@ from starlette.requests import Request
 from runtime.config.schema import Config
 from runtime.dashboard.auth import Access, Role
 from runtime.dashboard.bridge import MqttBridge, Unreachable
+from runtime.mcp_server.bounded_connection import BoundedConnection
 from runtime.mcp_server.daemon_view import DaemonView
 from runtime.mcp_server.roles import PageTokens, role_of_request
 from runtime.mcp_server.tools import TOOLS, DaemonTool, DaemonTools, ToolFailed
@@ -33,7 +34,6 @@ from runtime.mqtt import Address
 from runtime.mqtt.topics import Topics
 
 MAX_RESULT_BYTES = 262_144
-MAX_CONNECTIONS = 64
 MAX_BODY_BYTES = 65_536
 LEAVE_S = 3
 """For requests that still run when the server ends."""
@@ -162,7 +162,7 @@ async def serve_http(config: Config, tokens: Access, listening: socket.socket) -
             log_config=None,
             access_log=False,
             server_header=False,
-            limit_concurrency=MAX_CONNECTIONS,
+            http=BoundedConnection,
             timeout_graceful_shutdown=LEAVE_S,
         )
         await uvicorn.Server(settings).serve(sockets=[listening])

@@ -119,6 +119,13 @@ class DaemonTools:
             await asyncio.sleep(LOOK_S)
             waited_s += LOOK_S
 
+    async def _connected(self) -> None:
+        """Wait until a connection carries a stop; after `FIRST_S` the attempt itself names what is wrong."""
+        waited_s = 0.0
+        while waited_s < FIRST_S and not (self.bridge.stop.connected or self.bridge.control.connected):
+            await asyncio.sleep(LOOK_S)
+            waited_s += LOOK_S
+
     def _absent(self) -> str:
         if not self.bridge.control.connected:
             return f"no connection to the broker: {self.bridge.control.trouble or 'it does not answer'}"
@@ -235,8 +242,10 @@ class DaemonTools:
         return await self._request("request", "rollback", body=wanted.model_dump(exclude_none=True))
 
     async def _request(self, *parts: str, body: dict[str, Any], timeout_s: float = AGENT_S) -> dict[str, Any]:
-        if parts != ("stop",):  # a stop waits for nothing
+        if parts != ("stop",):
             await self._fresh()
+        elif not (self.bridge.stop.connected or self.bridge.control.connected):
+            await self._connected()  # a stop waits for nothing else
         return await self.bridge.request(parts, body, timeout_s)
 
 

@@ -21,6 +21,7 @@ from mcp_types import CallToolResult
 from fakes import Mosquitto, eventually, free_port, listening
 from fakes_agent import FakeAgent, running
 from runtime.config.loader import load
+from runtime.mcp_server.bounded_connection import MAX_CONNECTIONS
 from runtime.mcp_server.daemon_view import MAX_TEXT, bounded
 from runtime.mcp_server.roles import role_of_process
 from runtime.mcp_server.server import MAX_RESULT_BYTES, answer, build_server, connected_tools
@@ -166,8 +167,12 @@ async def test_every_tool_by_every_role_over_http(broker: Mosquitto, settings: P
             async with httpx2.AsyncClient(headers=headers) as http:
                 assert (await http.post(url, json={})).status_code == 401
         assert commands(agent) == []
+        host, port = httpx2.URL(url).host, httpx2.URL(url).port
+        silent = [await asyncio.open_connection(host, port) for _ in range(MAX_CONNECTIONS + 16)]
         async with over_http(url, VIEWER) as client:
             await every_tool_as_viewer(client, agent)
+        for _, writer in silent:
+            writer.close()
         agent.observed.clear()
         agent.stopped, agent.armed = False, True
         async with over_http(url, OPERATOR) as client:
@@ -246,3 +251,10 @@ def test_results_are_bounded() -> None:
     result = answer({"texts": ["x" * 500] * 1_000})
     assert result.is_error
     assert f"at most {MAX_RESULT_BYTES} are returned" in result.structured_content["error"]
+
+
+async def test_a_stop_that_is_the_first_call_waits_for_the_connection(broker: Mosquitto, settings: Path) -> None:
+    async with daemon(broker) as agent, in_process(settings) as client:
+        first = await client.call_tool("stop", {})
+        assert not first.is_error, first.structured_content
+        assert agent.stopped
