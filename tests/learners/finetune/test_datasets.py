@@ -106,7 +106,7 @@ def test_a_huge_cell_is_read(tmp_path: Path) -> None:
         ("list.jsonl", b'{"text": ["x"], "label": "a"}', 1, "`text` is a list"),
         ("twice.jsonl", b'{"text": "x", "text": "y", "label": "a"}', 1, "appears twice"),
         ("twokeys.jsonl", b'{"text": "x", "intent": "y", "label": "a"}', 1, "`intent` and `label` both mean"),
-        ("nan.jsonl", b'{"text": "x", "label": NaN}', 1, "not JSON"),
+        ("nan.jsonl", b'{"text": "x", "label": NaN}', 1, "JSON has no such number"),
     ],
 )  # fmt: skip
 def test_tables_that_cannot_be_meant_are_refused_by_line(
