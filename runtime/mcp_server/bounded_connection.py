@@ -11,7 +11,7 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 
 MAX_CONNECTIONS = 64
 HEADER_S = 10.0
-"""A connection that has sent no whole request by then is closed."""
+"""A connection on which no request is being answered by then is closed; clients open another one."""
 
 
 class BoundedConnection(H11Protocol):
@@ -29,7 +29,7 @@ class BoundedConnection(H11Protocol):
         """Take a new connection; close the oldest idle one, or else this one, when there are too many."""
         super().connection_made(transport)
         self._opened_s = self.loop.time()
-        self._limit = self.loop.call_later(HEADER_S, self._close_without_request)
+        self._limit = self.loop.call_later(HEADER_S, self._close_if_idle)
         if len(self.connections) <= MAX_CONNECTIONS:
             return
         others = [each for each in self.connections if isinstance(each, BoundedConnection) and each is not self]
@@ -47,6 +47,6 @@ class BoundedConnection(H11Protocol):
         self.connections.discard(self)
         self.transport.abort()
 
-    def _close_without_request(self) -> None:
-        if self.cycle is None:
+    def _close_if_idle(self) -> None:
+        if self.is_idle:
             self.close()
