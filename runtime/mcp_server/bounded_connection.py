@@ -1,4 +1,4 @@
-"""Bound the connections of the HTTP server so that nobody is shut out: the oldest one without a request gives way.
+"""Bound the connections of the HTTP server so that no client is shut out: the oldest one without a request gives way.
 
 uvicorn's own limit answers 503 to a new client, also to its `stop`, while others hold connections on which they send nothing.
 """

@@ -275,7 +275,11 @@ def parsers(folder: Path) -> dict[str, Parser]:
         "bare telemetry": Parser(payloads("telemetry"), sensed(kind="telemetry", fields=["value"]), refused),
         "text": Parser(payloads("text"), sensed(kind="text", encoder="e"), refused),
         "camera": Parser(pictures() + payloads("camera"), sensed(kind="camera", encoder="e"), refused),
-        "microphone": Parser(sounds() + payloads("microphone"), sensed(kind="microphone", encoder="e"), refused),
+        "microphone": Parser(
+            [b"\x10\x00\xf0\xff" * 800, *sounds(), *payloads("microphone")],
+            sensed(kind="microphone", encoder="e"),
+            refused,
+        ),
         "reward": Parser([reward], lambda d, _: topics.decode(topics.Reward, d), wire),
         "label": Parser([label], lambda d, _: topics.decode(topics.LabelPayload, d), wire),
         "override": Parser(messages, lambda d, _: topics.decode(topics.Override, d), wire),
