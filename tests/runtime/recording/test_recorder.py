@@ -49,6 +49,7 @@ def _record(path: Path, ticks: int) -> Recorder:
     recorder = _recorder(path)
     recorder.start({"state": b"\x01\x02"})
     for tick in range(ticks):
+        wait_for(lambda tick=tick: recorder.written > tick - 16, "room in the queue")  # type: ignore[misc]
         decision = {"id": f"s-{tick}", "tick": tick, "actions": {"head": {"value": "left", "probability": 0.25}}}
         assert recorder.put(TickRecord(tick * 10**8, _readings(tick), decision))
     recorder.put(Note(ticks * 10**8, "reward", {"value": 1.0}))
@@ -96,11 +97,11 @@ def test_the_mcap_package_reads_it_with_schemas(tmp_path: Path) -> None:
 def test_a_recording_cut_off_by_a_crash_is_read_to_its_last_whole_chunk(tmp_path: Path) -> None:
     path = tmp_path / "r.mcap"
     _record(path, 400)
-    whole = path.read_bytes()
+    whole, written = path.read_bytes(), [tick[1]["tick"] for tick in Recording(path).ticks()]
     path.write_bytes(whole[: len(whole) // 2])
-    ticks = list(Recording(path).ticks())
-    assert 0 < len(ticks) < 400
-    assert ticks[-1][1]["tick"] == len(ticks) - 1
+    read = [tick[1]["tick"] for tick in Recording(path).ticks()]
+    assert 0 < len(read) < len(written)
+    assert read == written[: len(read)]
 
 
 def test_the_size_is_bounded_and_what_comes_later_refused(tmp_path: Path) -> None:
