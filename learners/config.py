@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from typing import Annotated, Literal, Self
 
+import regex
 from pydantic import Field, field_validator, model_validator
 
 from learners.output_grammar import GenerationSettings, OutputSettings
@@ -351,8 +352,8 @@ class FinetuneSettings(Settings):
             if not column.strip() or (separator and not pattern):
                 raise ValueError(f"{rule!r} is neither COLUMN nor COLUMN~PATTERN; write speaker or file~_([a-z]+)_")
             try:
-                re.compile(pattern)
-            except re.error as error:
+                regex.compile(pattern)
+            except regex.error as error:
                 raise ValueError(f"{rule!r}: no regular expression: {error}") from None
         read = [(column.strip(), pattern) for column, _, pattern in (rule.partition("~") for rule in slices)]
         if repeated := [rule for at, rule in enumerate(slices) if read[at] in read[:at]]:

@@ -7,13 +7,13 @@ offline report and by the verdict on a candidate. Knows no model.
 from __future__ import annotations
 
 import math
-import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
+import regex
 from scipy.special import stdtrit
 
 from learners.tasks.base import DataError, Example
@@ -24,6 +24,8 @@ LENGTHS = (5, 12, 30)
 OTHERS = "(other)"
 NONE = "(none)"
 """The slice of the examples without the column."""
+MOST_S = 1.0
+"""Time in which a pattern must search one value."""
 LEAST_ROWS = 20
 """Rows of a slice from which its loss can reject a candidate."""
 MOST_SLICES = 100
@@ -38,7 +40,7 @@ class SliceRule:
 
     name: str
     column: str
-    pattern: re.Pattern[str] | None = None
+    pattern: regex.Pattern[str] | None = None
 
     @classmethod
     def of(cls, text: str) -> SliceRule:
@@ -51,19 +53,28 @@ class SliceRule:
         if not column.strip() or (separator and not pattern):
             raise ValueError(f"slices: {text!r} is neither COLUMN nor COLUMN~PATTERN; write speaker or file~_(\\w+)_")
         try:
-            return cls(text, column.strip(), re.compile(pattern) if separator else None)
-        except re.error as error:
+            return cls(text, column.strip(), regex.compile(pattern) if separator else None)
+        except regex.error as error:
             raise ValueError(f"slices: {text!r}: no regular expression: {error}") from None
 
     def value(self, example: Example) -> str | None:
-        """Return the slice of an example; None where it has no such column."""
+        """Return the slice of an example; None where it has no such column.
+
+        Raises:
+            DataError: the pattern searches one value for longer than `MOST_S`.
+        """
         given = _length(example) if self.column == LENGTH and LENGTH not in example else _column(example, self.column)
         if given is None or self.pattern is None:
             return given
-        found = self.pattern.search(given)
+        try:
+            found = self.pattern.search(given, timeout=MOST_S)
+        except TimeoutError:
+            raise DataError(
+                f"slices: {self.name!r} searches {given[:80]!r} for more than {MOST_S:g} s; write a pattern without nested repetition"
+            ) from None
         if found is None:
             return OTHERS
-        return next((group for group in found.groups() if group is not None), found[0])
+        return str(next((group for group in found.groups() if group is not None), found[0]))
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,6 +18,7 @@ from learners.continual.evaluation_report import read_evaluation
 from learners.continual.trainer import ContinualTrainer
 from learners.experience.reader import Reader
 from learners.experience.store import Label, Store
+from learners.finetune.error_analysis import slices as slices_module
 from learners.finetune.error_analysis.slices import interval, lost, measure, shown
 from learners.finetune.text_files import LocatedExample
 from learners.tasks.base import DataError
@@ -195,3 +196,10 @@ def test_what_cannot_be_judged_or_learned_waits_for_more_labels(
     assert not tuner.due()
     publish(store, [{"text": f"stop {at}", "label": labels[0]} for at in range(4)])
     assert tuner.due()
+
+
+def test_a_pattern_that_searches_without_end_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(slices_module, "MOST_S", 0.05)
+    held = [LocatedExample({"text": "a" * 60 + "!", "label": "x"}, "held.csv", 2)]
+    with pytest.raises(DataError, match="write a pattern without nested repetition"):
+        measure([r"text~^(a|aa|a\w)+$"], held, [1.0])
