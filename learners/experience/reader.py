@@ -128,6 +128,11 @@ class Reader:
         """Return the oldest row's number, 0 if there is none."""
         return self._one("SELECT coalesce(min(row), 0) FROM transitions")
 
+    def next_row(self, row: int) -> int | None:
+        """Return the number of the oldest row that has this number or a larger one; None if there is none."""
+        found = self._all("SELECT min(row) FROM transitions WHERE row >= ?", (row,))
+        return None if not found or found[0][0] is None else int(found[0][0])
+
     def last_change(self) -> int:
         """Return the newest change's number, 0 if there is none."""
         return self._one("SELECT coalesce(max(id), 0) FROM changes")

@@ -7,6 +7,7 @@ restart. The uplink process uses it; it runs beside the writer of the store and 
 - Rows wait for a while until a segment is half full: each one is a file on the server.
 - Rows are sent in blocks of `BLOCK`, as the store evicts them: a transition needs its neighbours.
 - A block is closed when the next one has begun and its newest row is `settle_s` old: late rewards have found it.
+- A block with a stamp in the future (the clock was wrong) is closed when `settle_s` have passed since it was seen.
 - Each closed block is sorted into one lane, once: a later correction does not move it. `urgent` goes first, `rest` follows.
 - Where the budget of an hour is smaller than what waits, a block of the rest is chosen with `sampling_probability`.
 """
@@ -17,7 +18,7 @@ import hashlib
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from secrets import token_hex
 from typing import Any
@@ -133,6 +134,8 @@ class UplinkQueue:
         self._ratio = 1.0
         """Bytes on the wire over bytes in the store, of the last segment."""
         self._weighed: tuple[float, float] = (-float("inf"), 1.0)
+        self._ahead: tuple[int, float] = (0, 0.0)
+        """The newest row at a moment of the monotonic clock, when a block with a stamp in the future was seen."""
         private_folder(self.folder)
         self.position = self._read_position()
         self.pending = self._read_pending()
@@ -178,6 +181,9 @@ class UplinkQueue:
         if last < pending.header.first - 1:
             self._begin_boot()  # the fleet lost what it had, or never had it
             return True
+        if last > pending.header.last:
+            self._begin_boot(is_behind=True)  # the fleet has other rows under these numbers: this state was restored
+            return True
         if last != pending.header.last:
             return False
         self._pass(pending.header)
@@ -194,8 +200,9 @@ class UplinkQueue:
             self._pass(self.pending.header)
 
     def backlog_rows(self) -> int:
-        """Return the distance from the last row that was passed to the newest."""
-        return max(0, self.reader.last_row() - min(self.position.passed.values()))
+        """Return the distance from the last row that was passed, or deleted behind it, to the newest."""
+        passed = max(min(self.position.passed.values()), self.reader.first_row() - 1)
+        return max(0, self.reader.last_row() - passed)
 
     @property
     def sampling_probability(self) -> float:
@@ -207,14 +214,33 @@ class UplinkQueue:
     def _sort(self) -> None:
         """Note which closed blocks belong to the urgent lane."""
         position = self.position
-        newest, now_s = self.reader.last_row(), self._clock()
-        for block in self.reader.blocks((position.sorted_row + 1) // BLOCK, SCAN_BLOCKS, BLOCK):
+        newest = self.reader.last_row()
+        for block in self._blocks_after(position.sorted_row):
             is_full = len(position.urgent_blocks) >= MAX_URGENT_BLOCKS
-            if is_full or newest <= _end(block) or block.stamp_s > now_s - self._settle_s:
+            if is_full or newest <= _end(block) or not self._is_settled(block, newest):
                 break
             position.sorted_row = _end(block)
             if block.is_reserved:
                 position.urgent_blocks.append(block.number)
+
+    def _blocks_after(self, row: int) -> list[RowBlock]:
+        """Return blocks from the first existing row behind one: any number of rows may be deleted between."""
+        start = self.reader.next_row(row + 1)
+        return [] if start is None else self.reader.blocks(start // BLOCK, SCAN_BLOCKS, BLOCK)
+
+    def _is_settled(self, block: RowBlock, newest: int) -> bool:
+        """Return whether late rewards have found a block; a stamp in the future says nothing about it."""
+        now_s = self._clock()
+        if block.stamp_s <= now_s:
+            return block.stamp_s <= now_s - self._settle_s
+        newest_rows = self.reader.rows(newest, newest + 1)
+        if newest_rows and newest_rows[0].transition.stamp_s <= now_s - self._settle_s:
+            return True
+        seen, since_s = self._ahead
+        if _end(block) > seen:
+            self._ahead = (newest, self._monotonic())
+            return False
+        return self._monotonic() - since_s >= self._settle_s
 
     def _cut(self, lane: Lane, identity: UplinkIdentity) -> PendingSegment | None:
         position = self.position
@@ -224,7 +250,7 @@ class UplinkQueue:
         last, size = position.passed[lane], 0.0
         budget = min(0.8 * self.max_bytes / self._ratio, MAX_RAW_BYTES / 4)
         urgent, oldest_s = set(position.urgent_blocks), self._clock() - self._max_age_s
-        for block in self.reader.blocks((last + 1) // BLOCK, SCAN_BLOCKS, BLOCK):
+        for block in self._blocks_after(last):
             if _end(block) > position.sorted_row:
                 break
             is_wanted = (block.number in urgent) == (lane == "urgent")
@@ -238,8 +264,8 @@ class UplinkQueue:
             elif is_wanted:
                 chosen.append(block)
                 size += block.bytes
-        newest_s = self._clock() - self._settle_s - GATHER_S[lane]
-        if chosen and size < budget / 2 and chosen[0].stamp_s > newest_s:
+        now_s = self._clock()
+        if chosen and size < budget / 2 and now_s - self._settle_s - GATHER_S[lane] < chosen[0].stamp_s <= now_s:
             return None
         self.counts += left_out
         if chosen:
@@ -351,9 +377,13 @@ class UplinkQueue:
         if (there and there[0].transition.decision != decision) or (last and last < row):
             self._begin_boot()
 
-    def _begin_boot(self) -> None:
+    def _begin_boot(self, *, is_behind: bool = False) -> None:
+        """Begin another boot; with `is_behind` only with the rows that were not passed: the fleet has those before."""
         self.counts["new_boot"] += 1
-        self.position = UplinkPosition(specs=self.position.specs)
+        if is_behind:
+            self.position = replace(self.position, boot=token_hex(8), acknowledged=dict.fromkeys(LANES, 0), anchor=None)
+        else:
+            self.position = UplinkPosition(specs=self.position.specs)
         self.pending = None
         self._write_position()
         (self.folder / "segment").unlink(missing_ok=True)

@@ -15,7 +15,6 @@ Events: `policy_proposed`, `policy_rejected` (with the figures of every step), `
 from __future__ import annotations
 
 import math
-import shutil
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
@@ -26,7 +25,7 @@ from typing import Any
 import orjson
 import torch
 
-from learners.checkpoints.manifest import CheckpointRefused
+from learners.checkpoints.manifest import CheckpointRefused, Manifest
 from learners.checkpoints.signing import PublicKey
 from learners.checkpoints.store import Checkpoints, Live
 from learners.config import PromotionSettings
@@ -154,8 +153,10 @@ class CandidateManager:
             version = self._write()
             self.evaluation = self._examine(version)
 
-    def begin_received(self, directory: Path, public: PublicKey) -> None:
+    def begin_received(self, directory: Path, public: PublicKey) -> bool:
         """Store a policy of the fleet as a candidate under our own key, and prepare its evaluation; post why it cannot be loaded.
+
+        A version that a killed learner stored already is not stored again. Return whether it is stored.
 
         Args:
             directory: of the checkpoint, as the uplink left it.
@@ -163,10 +164,17 @@ class CandidateManager:
         """
         with torch.random.fork_rng(devices=[]):
             try:
-                self.evaluation = self._examine(self.checkpoints.import_version(directory, public))
+                stored = [m.version for m in self._adopted({directory.name})]
+                version = stored[-1] if stored else self.checkpoints.import_version(directory, public)
+                self.evaluation = self._examine(version)
             except CheckpointRefused as refusal:
                 self.report_refusal(refusal)
-        shutil.rmtree(directory, ignore_errors=True)
+                return False
+        return True
+
+    def _adopted(self, names: Collection[str]) -> list[Manifest]:
+        """Return the manifests of what was imported from versions of the fleet."""
+        return [m for m in self.checkpoints.list() if m.metrics.get("adopted_from") in names]
 
     def withdraw(self, names: Collection[str]) -> None:
         """Take back what the fleet withdrew: end its evaluation, mark it as failed, and roll back where it is live.
@@ -174,8 +182,7 @@ class CandidateManager:
         Args:
             names: versions as the fleet calls them.
         """
-        own = [m.version for m in self.checkpoints.list() if m.metrics.get("adopted_from") in names]
-        for version in own:
+        for version in [m.version for m in self._adopted(names)]:
             if self._candidate[0] == version:
                 self.evaluation, self._candidate = None, ("", None)
             live = self.checkpoints.live()

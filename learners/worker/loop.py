@@ -31,7 +31,7 @@ from learners.checkpoints.trusted_keys import read_public
 from learners.experience.reader import Reader
 from learners.experience.snapshots import ExperienceSnapshots
 from learners.files import storage_problem
-from learners.fleet.received_policies import take_received, take_withdrawn
+from learners.fleet.received_policies import forget_received, received, withdrawn
 from learners.ipc.outbox import Outbox
 from learners.ipc.policy_spec import read_policy_spec
 from learners.ipc.progress import ProgressWriter
@@ -123,6 +123,8 @@ class LearnerLoop:
         self.storage: str | None = None
         """What could not be written, as `PATH: REASON`; None while everything can."""
         self._due: dict[str, float] = {}
+        self._withdrawn: frozenset[str] = frozenset()
+        """Versions of the fleet that this process took back."""
 
     def run(self) -> None:
         """Train until `stop` is set or the agent runs another spec; save the state at the end."""
@@ -214,19 +216,25 @@ class LearnerLoop:
 
     def _withdraw(self, fleet: FleetRoute) -> None:
         """Take back the versions that the fleet withdrew."""
-        if fleet.key is not None and (names := take_withdrawn(self.inputs.state_dir)):
+        if fleet.key is None:
+            return
+        names = withdrawn(self.inputs.state_dir)
+        if names != self._withdrawn:
             self.candidates.withdraw(names)
+            self._withdrawn = names  # after the rollback: a killed learner does it again
 
     def _begin_received(self) -> bool:
         """Begin the evaluation of a policy that the fleet sent; False if there is none."""
         key = self.inputs.fleet.key if self.inputs.fleet is not None else None
-        directory = take_received(self.inputs.state_dir) if key is not None else None
+        directory = received(self.inputs.state_dir) if key is not None else None
         if key is None or directory is None:
             return False
         try:
-            self.candidates.begin_received(directory, read_public(key))
+            is_examined = self.candidates.begin_received(directory, read_public(key))
         except KeyRefused as refusal:
             _LOG.warning("learner.fleet_key: %s", refusal)
+            is_examined = False
+        forget_received(self.inputs.state_dir, directory, is_examined=is_examined)
         return True
 
     def _changed_meanwhile(self) -> bool:

@@ -17,6 +17,8 @@ LINKS = ".backup"
 
 NOT_NEEDED = frozenset({"lock", "log", "logs", "broker", "openvino", "prepared", "engine.json"})
 """Entries of the state folder that a daemon makes again: locks, logs, retained messages of its own broker, compiled graphs."""
+NOT_RESTORED = frozenset({"uplink/position.json", "uplink/segment"})
+"""Files that would be wrong after a restoration: the fleet has rows of the life after the backup under the same numbers."""
 RECORDINGS = "recordings"
 DATABASE = ".db"
 MOST_FILES = 1_000_000
@@ -65,7 +67,7 @@ def is_wanted(path: PurePosixPath, *, recordings: bool) -> bool:
         recordings: whether recordings are wanted.
     """
     first, name = path.parts[0], path.name
-    if first in NOT_NEEDED or (first == RECORDINGS and not recordings):
+    if first in NOT_NEEDED or path.as_posix() in NOT_RESTORED or (first == RECORDINGS and not recordings):
         return False
     if any(part.startswith(".") for part in path.parts) or ".broken-" in name:
         return False  # drafts and locks; files that were set aside as damaged

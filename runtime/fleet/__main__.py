@@ -53,7 +53,7 @@ def build(config: Config, settings: FleetSettings) -> Uplink:
     identity = partial(identity_of, config.state_dir, settings.group, config.agent, daemon_version())
     outbox = Outbox(config.state_dir / "learner" / "outbox")
     policies = None
-    if settings.key is not None:
+    if settings.key is not None and config.learner.enabled:  # else nothing would examine them
         policies = PolicyReceiver(config.state_dir, link, topics, read_public(settings.key), identity, outbox)
     uplink = Uplink(
         queue=queue,

@@ -1,8 +1,8 @@
 """Receive the policies of a fleet on a device: verify the manifest, collect the blob, and leave the checkpoint for the learner.
 
 The learner examines it as any candidate of its own (`learners/worker/candidates.py`): its promotion steps on its own past, then the
-live experiment and its guard. Nothing here makes a version live. The highest counter is on disk before the learner can see the
-checkpoint, so that a restart accepts no older one.
+live experiment and its guard. Nothing here makes a version live. The counter of a manifest is on disk as soon as its signature is
+verified, so that no older one is accepted afterwards. After a restart the blob of the newest manifest is collected if it is not whole.
 
 Events, through the outbox: `fleet_policy_received`, `fleet_policy_refused`.
 """
@@ -29,13 +29,16 @@ from learners.fleet.policy_manifest import (
     unpack_blob,
     verify,
 )
-from learners.fleet.received_policies import RECEIVED, note_received, note_withdrawn
+from learners.fleet.received_policies import RECEIVED, examined, note_received, note_withdrawn
 from learners.fleet.uplink_queue import UplinkIdentity
 from learners.ipc.outbox import Outbox
 from runtime.fleet.topics import BLOB_PART_BYTES, FleetTopics
 from runtime.mqtt import Connection, Message
 
 log = structlog.get_logger(__name__)
+
+MAX_DIGITS = 9
+"""Of the number of a part."""
 
 
 @dataclass(slots=True)
@@ -68,7 +71,9 @@ class PolicyReceiver:
     _parts: dict[int, bytes] = field(default_factory=dict)
     _collecting: FleetPolicy | None = None
     _changed: asyncio.Event = field(default_factory=asyncio.Event)
-    """Set when the blob is whole, or another manifest waits."""
+    """Set when the blob is whole, or another message waits."""
+    _next: bytes | None = None
+    """A verified manifest that ended the wait for a blob."""
 
     def __post_init__(self) -> None:
         private_folder(self.state_dir / RECEIVED)
@@ -77,15 +82,20 @@ class PolicyReceiver:
     async def run(self) -> None:
         """Receive until cancelled."""
         while True:
-            message = await self._messages.get()
+            message, self._next = self._next, None
+            if message is None:
+                message = await self._messages.get()
             try:
                 await self._take(message)
             except FleetPolicyRefused as refusal:
-                self.refused += 1
-                self.outbox.post("fleet_policy_refused", {"group": self.topics.group, "reason": str(refusal)})
-                log.warning("uplink.policy_refused", reason=str(refusal))
+                self._refuse(refusal)
             except OSError as error:
                 log.warning("uplink.policy_not_stored", reason=str(error))
+
+    def _refuse(self, refusal: FleetPolicyRefused) -> None:
+        self.refused += 1
+        self.outbox.post("fleet_policy_refused", {"group": self.topics.group, "reason": str(refusal)})
+        log.warning("uplink.policy_refused", reason=str(refusal))
 
     def counter(self) -> int:
         """Return the highest counter that was accepted.
@@ -95,61 +105,97 @@ class PolicyReceiver:
         """
         return self._accepted()[0]
 
-    def _accepted(self) -> tuple[int, str]:
-        """Return counter and digest of the newest manifest that was accepted."""
+    def _accepted(self) -> tuple[int, str, bool]:
+        """Return counter and digest of the newest manifest that was accepted, and whether nothing of it is still to be done."""
         path = self.state_dir / RECEIVED / "counter.json"
         try:
-            counter, digest = orjson.loads(path.read_bytes())
-            return int(counter), str(digest)
+            counter, digest, *done = orjson.loads(path.read_bytes())
+            return int(counter), str(digest), all(done)
         except FileNotFoundError:
-            return 0, ""
+            return 0, "", True
         except (ValueError, TypeError) as error:
             raise FleetPolicyRefused(f"{path}: {error}; delete it to accept policies again") from None
+
+    def _accept(self, counter: int, digest: str, *, is_done: bool) -> None:
+        path = self.state_dir / RECEIVED / "counter.json"
+        write_atomically(path, orjson.dumps([counter, digest, is_done]), mode=0o600)
 
     async def _take(self, message: bytes) -> None:
         identity = self.identity()
         if identity is None or not message:
             return
-        counter, newest = self._accepted()
+        counter, newest, is_done = self._accepted()
         digest = hashlib.sha256(message).hexdigest()
-        if digest == newest:
+        if digest == newest and is_done:
             self.repeated += 1
             return
-        device = DeviceIdentity(identity.group, identity.agent, identity.spec, identity.daemon, counter, self.clock())
-        policy = verify(message, self.public, device)
+        before = counter - 1 if digest == newest else counter
+        policy = self._verified(message, identity, before)
         if policy.withdrawn:
             note_withdrawn(self.state_dir, policy.withdrawn)
-        if not is_in_wave(policy, identity.agent):
-            return  # a wider wave is another manifest, with a higher counter
-        blob = await self._collect(policy)
+        # a wider wave is another manifest, with a higher counter
+        is_wanted = is_in_wave(policy, identity.agent) and policy.version not in examined(self.state_dir)
+        self._accept(policy.counter, digest, is_done=not is_wanted)
+        if not is_wanted:
+            return
+        blob = await self._collect(policy, digest, identity)
         target = await asyncio.to_thread(unpack_blob, blob, policy, self.public, self.state_dir / RECEIVED)
-        write_atomically(self.state_dir / RECEIVED / "counter.json", orjson.dumps([policy.counter, digest]), mode=0o600)
         note_received(self.state_dir, target, policy.version)
+        self._accept(policy.counter, digest, is_done=True)
         self.accepted = policy
         fields = {"group": policy.group, "version": policy.version, "counter": policy.counter, "share": policy.share}
         self.outbox.post("fleet_policy_received", fields)
 
-    async def _collect(self, policy: FleetPolicy) -> bytes:
+    def _verified(self, message: bytes, identity: UplinkIdentity, counter: int) -> FleetPolicy:
+        """Return the manifest of a message if it is newer than a counter.
+
+        Raises:
+            FleetPolicyRefused: with the reason.
+        """
+        device = DeviceIdentity(identity.group, identity.agent, identity.spec, identity.daemon, counter, self.clock())
+        return verify(message, self.public, device)
+
+    async def _collect(self, policy: FleetPolicy, digest: str, identity: UplinkIdentity) -> bytes:
         """Return the bytes of the blob; a newer manifest ends the wait.
+
+        Args:
+            policy: the manifest.
+            digest: of its message.
+            identity: of this agent.
 
         Raises:
             FleetPolicyRefused: a newer manifest came before the blob was whole.
         """
-        count = -(-policy.size // BLOB_PART_BYTES)
+        count = _count_of_parts(policy)
         self._parts, self._collecting = {}, policy
         self._changed.clear()
-        if not self._messages.empty():
-            self._changed.set()
         filter_of_parts = self.topics.blob(policy.sha256, "+")
         self.link.subscribe(filter_of_parts, self._part, retained="send")
         try:
-            await self._changed.wait()
+            while not self._is_superseded(policy, digest, identity) and len(self._parts) < count:
+                await self._changed.wait()
+                self._changed.clear()
         finally:
             self.link.unsubscribe(filter_of_parts)
             parts, self._parts, self._collecting = self._parts, {}, None
-        if len(parts) < count:
+        if self._next is not None:
             raise FleetPolicyRefused("a newer manifest came before the blob was whole")
         return b"".join(parts[number] for number in range(count))
+
+    def _is_superseded(self, policy: FleetPolicy, digest: str, identity: UplinkIdentity) -> bool:
+        """Return whether a waiting message is a newer manifest; refuse those that are not."""
+        while not self._messages.empty():
+            message = self._messages.get_nowait()
+            if not message or hashlib.sha256(message).hexdigest() == digest:
+                continue  # the broker repeats the retained one at each connect
+            try:
+                self._verified(message, identity, policy.counter)
+            except FleetPolicyRefused as refusal:
+                self._refuse(refusal)
+            else:
+                self._next = message
+                return True
+        return False
 
     def _arrived(self, message: Message) -> None:
         if self._messages.full():
@@ -159,14 +205,22 @@ class PolicyReceiver:
 
     def _part(self, message: Message) -> None:
         policy = self._collecting
-        digest, _, number = message.topic.rpartition("/blob/")[2].partition("/")
-        if (
-            policy is None
-            or digest != policy.sha256
-            or not number.isdecimal()
-            or len(message.payload) > BLOB_PART_BYTES
-        ):
+        digest, _, text = message.topic.rpartition("/blob/")[2].partition("/")
+        if policy is None or digest != policy.sha256 or len(message.payload) > BLOB_PART_BYTES:
             return
-        self._parts[int(number)] = message.payload
-        if len(self._parts) == -(-policy.size // BLOB_PART_BYTES):
+        number = _part_number(text)
+        if number is None or number >= _count_of_parts(policy):
+            return
+        self._parts[number] = message.payload
+        if len(self._parts) == _count_of_parts(policy):
             self._changed.set()
+
+
+def _count_of_parts(policy: FleetPolicy) -> int:
+    return -(-policy.size // BLOB_PART_BYTES)
+
+
+def _part_number(text: str) -> int | None:
+    """Return the number of a part; None for a text that is not how the server writes one."""
+    is_number = text.isascii() and text.isdecimal() and len(text) <= MAX_DIGITS and (text == "0" or text[0] != "0")
+    return int(text) if is_number else None

@@ -26,7 +26,7 @@ from learners.fleet.policy_manifest import (
     unpack_blob,
     verify,
 )
-from learners.fleet.received_policies import note_received, take_received
+from learners.fleet.received_policies import note_received, received
 
 KEY, OTHER = learning.KEY, Ed25519PrivateKey.from_private_bytes(bytes(range(1, 33)))
 NOW_S = 1_800_000_000.0
@@ -56,8 +56,7 @@ def test_a_whole_policy_is_accepted_and_passed_on_once(blob: bytes, tmp_path: Pa
     state = tmp_path / "state"
     target = unpack_blob(blob[:-15], policy, KEY.public_key(), state / "uplink" / "policies")
     note_received(state, target, policy.version)
-    assert take_received(state) == target
-    assert take_received(state) is None
+    assert received(state) == target
 
 
 @pytest.mark.parametrize(

@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import random
+import shutil
+import sqlite3
+from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 
 from fleet_world import FAILURES, IDENTITY, closed_rows, fill, queue, rows_on_disk, ticks
 
+from fakes import FakeClock
 from learners.experience.records import Mark
 from learners.fleet.parquet_log import ParquetLog
 from learners.fleet.segment import MAX_BYTES, unpack
@@ -165,3 +170,72 @@ def test_few_rows_wait_until_a_segment_is_half_full(tmp_path: Path) -> None:
     late = queue(state, after_s=newest_s + 80)
     assert late.next(IDENTITY) is not None
     late.close()
+
+
+def move_rows(state: Path, behind: int, by: int) -> None:
+    """Give rows larger numbers, as if those before had been evicted."""
+    with closing(sqlite3.connect(state / "experience" / "experience.db")) as db, db:
+        db.execute("UPDATE transitions SET row = -row - ? WHERE row > ?", (by, behind))
+        db.execute("UPDATE transitions SET row = -row WHERE row < 0")
+
+
+def test_any_number_of_evicted_rows_is_jumped(tmp_path: Path) -> None:
+    """A full store of an old robot begins far behind row 1, and one that was long without its fleet has a gap."""
+    state, log = tmp_path / "state", ParquetLog(tmp_path / "data", "arms")
+    fill(state, ticks(0, 320))
+    move_rows(state, 0, 3_200_000)
+    uplink = queue(state)
+    assert uplink.backlog_rows() == 320
+    drain(uplink, log)
+    fill(state, ticks(320, 640))
+    move_rows(state, 3_200_320, 6_400_000)
+    drain(uplink, log)
+    expected = [3_200_000 + row for row in range(1, 321)] + [9_600_000 + row for row in range(321, 640)]
+    assert sorted(row["row"] for row in rows_on_disk(tmp_path / "data" / "arms")) == expected
+    uplink.close()
+
+
+def test_a_stamp_in_the_future_holds_up_nothing(tmp_path: Path) -> None:
+    state = tmp_path / "state"
+    fill(state, (replace(t, stamp_s=t.stamp_s + (3e8 if t.tick == 50 else 0)) for t in ticks(0, 640)))
+    uplink = queue(state)
+    drain(uplink, ParquetLog(tmp_path / "data", "arms"))
+    assert sorted(row["row"] for row in rows_on_disk(tmp_path / "data" / "arms")) == closed_rows(640)
+    uplink.close()
+
+
+def test_rows_that_all_have_stamps_in_the_future_leave_once_they_are_settled(tmp_path: Path) -> None:
+    state, clock = tmp_path / "state", FakeClock(100.0)
+    fill(state, (replace(t, stamp_s=t.stamp_s + 3e8) for t in ticks(1_000, 1_320)))
+    uplink, log = queue(state, monotonic=clock.now), ParquetLog(tmp_path / "data", "arms")
+    assert drain(uplink, log) == 0
+    clock.time_s += 9
+    assert drain(uplink, log) == 0
+    clock.time_s += 2
+    drain(uplink, log)
+    assert sorted(row["row"] for row in rows_on_disk(tmp_path / "data" / "arms")) == closed_rows(320)
+    uplink.close()
+
+
+def test_a_restored_position_begins_another_boot_with_the_rows_that_the_fleet_lacks(tmp_path: Path) -> None:
+    """The folder is copied and put back by hand: the fleet has other rows under the numbers that are used again."""
+    state, log = tmp_path / "state", ParquetLog(tmp_path / "data", "arms")
+    fill(state, ticks(1_000, 1_320, session="a"))
+    uplink = queue(state)
+    drain(uplink, log)
+    uplink.close()
+    shutil.copytree(state, tmp_path / "copy")
+    fill(state, ticks(1_320, 1_640, session="a"))
+    uplink = queue(state)
+    drain(uplink, log)
+    uplink.close()
+    shutil.rmtree(state)
+    (tmp_path / "copy").rename(state)
+    fill(state, ticks(1_320, 1_480, session="b"))
+    uplink = queue(state)
+    boot = uplink.position.boot
+    drain(uplink, log)
+    assert uplink.position.boot != boot
+    found = [row["row"] for row in rows_on_disk(tmp_path / "data" / "arms") if row["session"] == "b"]
+    assert sorted(found) == list(range(321, 480))
+    uplink.close()

@@ -24,7 +24,7 @@ from learners.config import FinetuneSettings, TaskSettings
 from learners.continual.trainer import ContinualTrainer
 from learners.experience.reader import Reader
 from learners.experience.store import Label, Store
-from learners.fleet.received_policies import RECEIVED, note_received, note_withdrawn, take_received
+from learners.fleet.received_policies import RECEIVED, examined, note_received, note_withdrawn
 from learners.ipc.outbox import Outbox
 from learners.ipc.settings import FleetRoute, LearnerConfig
 from learners.promotion.context import EvaluationContext, StepResult
@@ -321,6 +321,8 @@ def test_a_policy_of_the_fleet_takes_the_way_of_a_candidate(tmp_path: Path) -> N
     shutil.rmtree(tmp_path / RECEIVED)
     (tmp_path / "received").rename(tmp_path / RECEIVED)
     one.step()
+    assert len(examined(tmp_path)) == 1
+    assert [path.name for path in (tmp_path / RECEIVED).iterdir() if path.is_dir()] == []
     on_trial = one.candidates.on_trial() or {"version": events(tmp_path)[-1][1]["version"]}
     assert on_trial["version"] != good
     while one.candidates.evaluation is not None:
@@ -336,8 +338,7 @@ def test_a_policy_that_the_fleet_withdrew_is_rolled_back_where_it_is_live(tmp_pa
     one.inputs = one.inputs.model_copy(update={"fleet": FleetRoute(key=tmp_path / "fleet.pem")})
     good = one.checkpoints.live().version
     received(tmp_path, one, one.learner.policy)
-    directory = take_received(tmp_path)
-    assert directory is not None
+    directory = next(path for path in (tmp_path / RECEIVED).iterdir() if path.is_dir())
     bad = one.checkpoints.import_version(directory, learning.KEY.public_key())
     one.checkpoints.promote(bad, by="untrusted")
     note_withdrawn(tmp_path, [directory.name])
@@ -346,6 +347,19 @@ def test_a_policy_that_the_fleet_withdrew_is_rolled_back_where_it_is_live(tmp_pa
     assert bad in one.checkpoints.live().failed
     rolled_back = [fields for kind, fields in events(tmp_path) if kind == "policy_rolled_back"]
     assert [(each["version"], each["to"], each["by"]) for each in rolled_back] == [(bad, good, "fleet")]
-    note_withdrawn(tmp_path, [directory.name])
+    note_withdrawn(tmp_path, ["000099-aaaaaaaa"])
     one.step()
     assert len([kind for kind, _ in events(tmp_path) if kind == "policy_rolled_back"]) == 1
+
+
+def test_a_learner_that_was_killed_while_it_stored_a_policy_of_the_fleet_stores_it_once(tmp_path: Path) -> None:
+    one = first_live(tmp_path)
+    (tmp_path / "fleet.pem").write_bytes(public_pem(learning.KEY.public_key()))
+    one.inputs = one.inputs.model_copy(update={"fleet": FleetRoute(key=tmp_path / "fleet.pem")})
+    received(tmp_path, one, one.learner.policy)
+    directory = next(path for path in (tmp_path / RECEIVED).iterdir() if path.is_dir())
+    own = one.checkpoints.import_version(directory, learning.KEY.public_key())  # killed here: the note is still there
+    one.step()
+    adopted = [m.version for m in one.checkpoints.list() if m.metrics.get("adopted_from") == directory.name]
+    assert adopted == [own]
+    assert examined(tmp_path) == {directory.name}

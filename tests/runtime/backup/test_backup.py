@@ -92,6 +92,16 @@ def test_what_is_needed_comes_back_and_nothing_else(state: Path, backup: Path, t
     assert not (state / LINKS).exists()
 
 
+def test_a_backup_has_no_position_at_the_fleet(state: Path, tmp_path: Path) -> None:
+    """The fleet has rows of the life after the backup: a restored device must begin another boot."""
+    for name in ("uplink/position.json", "uplink/segment", "uplink/policies/counter.json"):
+        (state / name).parent.mkdir(parents=True, exist_ok=True)
+        (state / name).write_bytes(b"{}")
+    create(state, "a", tmp_path / "one.backup")
+    restore(tmp_path / "one.backup", tmp_path / "new")
+    assert [path.name for path in (tmp_path / "new/uplink").rglob("*") if path.is_file()] == ["counter.json"]
+
+
 def test_recordings_are_contained_on_request(state: Path, tmp_path: Path) -> None:
     create(state, "a", tmp_path / "one.backup", recordings=True)
     restore(tmp_path / "one.backup", tmp_path / "new")

@@ -16,7 +16,7 @@ from fakes import Mosquitto, eventually
 from learners.checkpoints.signing import public_pem
 from learners.checkpoints.store import Checkpoints
 from learners.checkpoints.trusted_keys import read_public
-from learners.fleet.received_policies import take_received, take_withdrawn
+from learners.fleet.received_policies import received, withdrawn
 from learners.fleet.uplink_queue import UplinkIdentity
 from learners.ipc.outbox import Outbox
 from runtime.fleet.policy_publisher import PolicyPublisher
@@ -76,19 +76,19 @@ async def test_a_policy_a_newer_one_and_a_rollback_arrive_and_a_replay_does_not(
         directory, _ = trained(tmp_path, 2.0)
         second = server.add(directory, known, lambda _: False)
         await server.publish(1.0)
-        await eventually(lambda: receiver.counter() == 2, "the second policy")
-        found = take_received(state)
+        await eventually(lambda: receiver.accepted is not None and receiver.accepted.counter == 2, "the second policy")
+        found = received(state)
         assert found is not None
         assert found.name == second
         spy.enqueue("reflexd/fleet/arms/policy", recorded[0], qos=1)
         await eventually(lambda: receiver.refused == 1, "the refusal of a replay")
         assert server.go_back() == first
         await server.publish(1.0)
-        await eventually(lambda: receiver.counter() == 3, "the rollback")
-        found = take_received(state)
+        await eventually(lambda: receiver.accepted is not None and receiver.accepted.counter == 3, "the rollback")
+        found = received(state)
         assert found is not None
         assert found.name == first
-        assert take_withdrawn(state) == {second}
+        assert withdrawn(state) == {second}
     spying.cancel()
     await asyncio.wait([spying])
     kinds = [event.kind for event in Outbox(state / "learner" / "outbox").collect()]
@@ -102,7 +102,7 @@ async def test_agents_outside_of_a_wave_and_after_a_restart_take_nothing(tmp_pat
     await server.publish(1e-9)
     async with receiving(tmp_path / "other", broker, server.key_file(), "other") as receiver:
         assert await receiver.link.caught_up(10)
-        assert take_received(tmp_path / "other") is None
+        assert received(tmp_path / "other") is None
         await server.publish(1.0)
         await eventually(lambda: receiver.accepted is not None, "the wider wave")
     async with receiving(tmp_path / "other", broker, server.key_file(), "other") as again:
