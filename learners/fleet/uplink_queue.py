@@ -42,6 +42,8 @@ from learners.fleet.segment import (
 )
 
 SETTLE_S = 10.0
+HEADER_BYTES = 256
+"""Of a segment's limit, for the names in its header."""
 SCAN_BLOCKS = 2_048
 """Blocks that are looked at for one segment."""
 GATHER_S: dict[Lane, float] = {"urgent": 2.0, "rest": 60.0}
@@ -52,6 +54,8 @@ SMALLEST_SEGMENT = 16_384
 LOWEST_PROBABILITY = 0.001
 MAX_SPECS = 8
 """Policy specs that are remembered; rows of an older one are not sent."""
+CUTS = 4
+"""Attempts in each lane to cut a segment, where all rows that were looked at are left out."""
 WEIGH_S = 60.0
 """Between two looks at how much waits."""
 
@@ -126,7 +130,8 @@ class UplinkQueue:
         self.folder = state_dir / "uplink"
         self.reader = Reader(state_dir / "experience")
         self.counts: Counter[str] = Counter()
-        """Rows by what became of them: `acknowledged`, `thinned`, `expired`, `too_large`; `new_boot` counts changes of the boot."""
+        """Rows by what became of them: `thinned`, `expired`, `too_large`, `before_spec`; `refused` counts segments that were given up,
+        `new_boot` changes of the boot."""
         self.max_bytes = int(min(MAX_BYTES, max(SMALLEST_SEGMENT, bytes_per_hour / 120)))
         """Of a segment: a correction waits for at most one that was cut before it."""
         self._bytes_per_hour, self._max_age_s, self._settle_s = bytes_per_hour, max_age_s, settle_s
@@ -156,13 +161,17 @@ class UplinkQueue:
         self._check_store()
         self._follow_spec(identity)
         self._sort()
-        for lane in LANES:
-            found = self._cut(lane, identity)
-            if found is not None:
-                self._write_position()  # first: the sorting that the segment relies on
-                write_atomically(self.folder / "segment", found.payload, mode=0o600)
-                self.pending = found
-                return found
+        for _ in range(CUTS):
+            passed = dict(self.position.passed)
+            for lane in LANES:
+                found = self._cut(lane, identity)
+                if found is not None:
+                    self._write_position()  # first: the sorting that the segment relies on
+                    write_atomically(self.folder / "segment", found.payload, mode=0o600)
+                    self.pending = found
+                    return found
+            if passed == self.position.passed:
+                break
         return None
 
     def acknowledge(self, digest: str, last: int) -> bool:
@@ -293,12 +302,13 @@ class UplinkQueue:
     ) -> PendingSegment | None:
         """Encode blocks; fewer rows where the result is too large, or where encoder versions change within."""
         passed = self.position.passed[lane]
-        rows = [
-            row
-            for block in blocks
-            for row in self.reader.rows(max(passed + 1, block.number * BLOCK), _end(block) + 1)
-            if self._spec_at(row.transition.stamp_s) is not None
+        found = [
+            row for block in blocks for row in self.reader.rows(max(passed + 1, block.number * BLOCK), _end(block) + 1)
         ]
+        before_spec = [row.row for row in found if self._spec_at(row.transition.stamp_s) is None]
+        too_large = [row.row for row in found if not self._fits(row)]
+        left_out = {*before_spec, *too_large}
+        rows = [row for row in found if row.row not in left_out]
         same = self._alike(rows)
         while same:
             header = SegmentHeader(
@@ -316,13 +326,31 @@ class UplinkQueue:
             if len(payload) <= (self.max_bytes if len(same) > 1 else MAX_BYTES):
                 size = sum(block.bytes for block in blocks) * len(same) / len(rows)
                 self._ratio = max(0.02, min(1.0, len(payload) / max(1.0, size)))
+                self._count_left_out(before_spec, too_large, header.last)
                 return PendingSegment(header, payload)
             if len(same) == 1:
                 self.counts["too_large"] += 1
                 last = same[0].row
             same = same[: len(same) // 2]
+        self._count_left_out(before_spec, too_large, last)
         self.position.passed[lane] = last
         return None
+
+    def _count_left_out(self, before_spec: list[int], too_large: list[int], last: int) -> None:
+        """Count rows up to the last one that is passed: later ones are looked at again."""
+        for name, numbers in (("before_spec", before_spec), ("too_large", too_large)):
+            self.counts[name] += sum(number <= last for number in numbers)
+
+    def _fits(self, row: Row) -> bool:
+        """Return whether a segment can carry a row; those that are small enough without compression are not encoded for it."""
+        t = row.transition
+        if sum(tokens.nbytes for tokens in t.tokens.values()) < MAX_BYTES / 2:
+            return True
+        header = SegmentHeader(
+            group="a", agent="a", daemon="0", spec="0" * 64, boot="0" * 16, lane="rest", first=row.row, last=row.row,
+            encoder_versions=dict(t.encoder_versions),
+        )  # fmt: skip
+        return len(pack(header, [SentRow(row)])) <= MAX_BYTES - HEADER_BYTES
 
     def _alike(self, rows: Sequence[Row]) -> list[Row]:
         """Return the first rows that have the encoder versions and the policy spec of the first."""

@@ -14,7 +14,7 @@ from runtime.cli.checkpoints import ask_to_trust, checked
 from runtime.cli.options import FILE, FOLDER, AgentName, refusing
 
 if TYPE_CHECKING:
-    from runtime.fleet.policy_publisher import PolicyPublisher
+    from learners.fleet.policy_manifest import FleetPolicy
 
 FLEET_FILE = click.argument("settings", metavar="FLEET.yaml", type=FILE)
 
@@ -128,7 +128,7 @@ def publish(settings: Path, directory: Path | None, key: str | None, share: floa
     publisher = PolicyPublisher(load_fleet(settings))
     if directory is not None:
         checked(lambda: publisher.add(directory, key, ask_to_trust))
-    _published(publisher, share)
+    _say(checked(lambda: asyncio.run(publisher.publish(share))))
 
 
 @fleet.command()
@@ -136,15 +136,13 @@ def publish(settings: Path, directory: Path | None, key: str | None, share: floa
 @SHARE
 @refusing
 def rollback(settings: Path, share: float) -> None:
-    """Take the published version out for good, and publish the one before it again."""
+    """Take the published version out for good, and publish the one before it again. Repeat it where the broker did not answer."""
     from runtime.fleet.policy_publisher import PolicyPublisher
     from runtime.fleet.server_settings import load_fleet
 
     publisher = PolicyPublisher(load_fleet(settings))
-    checked(publisher.go_back)
-    _published(publisher, share)
+    _say(checked(lambda: asyncio.run(publisher.roll_back(share))))
 
 
-def _published(publisher: PolicyPublisher, share: float) -> None:
-    policy = checked(lambda: asyncio.run(publisher.publish(share)))
+def _say(policy: FleetPolicy) -> None:
     click.echo(f"{policy.version} is published to {policy.share:.0%} of {policy.group} as number {policy.counter}")

@@ -1,7 +1,9 @@
 """Publish a version to a group: the blob in retained parts, then the signed manifest.
 
 `<data>/<group>/policies` has every version that was published, under the fleet's own key, and says which one is in force. A
-rollback publishes the one before it again, with a higher counter. The verbs `reflexd fleet publish` and `rollback` use it.
+rollback publishes the one before it again, with a higher counter. It takes a version out only while the broker answers, and notes
+it, so that a rollback that was interrupted publishes the same version when it is repeated. The verbs `reflexd fleet publish` and
+`rollback` use it.
 """
 
 from __future__ import annotations
@@ -16,7 +18,7 @@ from pathlib import Path
 
 import orjson
 
-from learners.checkpoints.manifest import LoadedCheckpoint
+from learners.checkpoints.manifest import CheckpointRefused, LoadedCheckpoint
 from learners.checkpoints.signing import load_key, public_pem
 from learners.checkpoints.store import Checkpoints
 from learners.checkpoints.trusted_keys import TrustedKeys, signer
@@ -78,41 +80,77 @@ class PolicyPublisher:
         public = signer(directory, checkpoints.public, TrustedKeys(self.settings.data), key, ask)
         version = checkpoints.import_version(directory, public)
         checkpoints.promote(version, by="publish")
+        self._pending.unlink(missing_ok=True)
         return version
+
+    @property
+    def _pending(self) -> Path:
+        """Names the version that a rollback takes out, until the one before it is published."""
+        return self.folder / "rollback-pending.json"
 
     def go_back(self) -> str:
         """Take the version in force out for good; return the one before it.
 
+        A repeated call takes out no further version before the broker has that one.
+
         Raises:
             CheckpointRefused: there is none.
         """
-        version = self._checkpoints().rollback().version
+        checkpoints = self._checkpoints()
+        version = checkpoints.live().version
+        if self._pending.exists():
+            failing = str(orjson.loads(self._pending.read_bytes()))
+        else:
+            failing = str(version)
+            write_atomically(self._pending, orjson.dumps(failing), mode=0o600)
+        if version is None or version == failing:
+            try:
+                version = checkpoints.rollback(failing=version).version
+            except CheckpointRefused:
+                self._pending.unlink()
+                raise
         assert version is not None
         return version
 
-    async def publish(self, share: float) -> FleetPolicy:
+    async def roll_back(self, share: float) -> FleetPolicy:
+        """Take the version in force out for good, once the broker answers, and publish the one before it.
+
+        Args:
+            share: of the agents that try it.
+
+        Raises:
+            MqttLost: the broker does not answer; where it had answered before, a repetition publishes the same version.
+            CheckpointRefused: there is no version before it, or it cannot be read.
+            ValueError: it names no spec.
+        """
+        return await self.publish(share, before=self.go_back)
+
+    async def publish(self, share: float, *, before: Callable[[], object] = lambda: None) -> FleetPolicy:
         """Publish the version in force, and return its manifest once the broker has it.
 
         Args:
             share: of the agents that try it.
+            before: called once the broker answers; may put another version in force.
 
         Raises:
             MqttLost: the broker does not answer.
             CheckpointRefused: the version cannot be read.
             ValueError: no version is in force, or it names no spec.
         """
-        policy, blob = await asyncio.to_thread(self._prepare, share)
         topics = FleetTopics(self.settings.group)
         link = Connection(Address.of(self.settings.mqtt, "agent"), f"reflexd-fleet-publish-{secrets.token_hex(4)}")
         running = asyncio.create_task(link.run(), name="fleet publish")
         try:
             async with asyncio.timeout(CONNECT_S):
                 await link.up()
+            await asyncio.to_thread(before)
+            policy, blob = await asyncio.to_thread(self._prepare, share)
             for number, start in enumerate(range(0, len(blob), BLOB_PART_BYTES)):
                 part = blob[start : start + BLOB_PART_BYTES]
                 await link.publish(topics.blob(policy.sha256, number), part, retain=True, timeout_s=PART_S)
             message = sign(policy, load_key(self.settings.data))
             await link.publish(topics.policy, message, retain=True, timeout_s=PART_S)
+            self._pending.unlink(missing_ok=True)
         except TimeoutError:
             reason = link.trouble or "no answer"
             raise MqttLost(f"{self.settings.mqtt.host}:{self.settings.mqtt.port}: {reason}") from None

@@ -4,7 +4,7 @@
 (`learners/fleet/uplink_queue.py`) decides what goes next and remembers what was acknowledged; this module owns the connection,
 the budget and the waiting. A segment leaves again until the fleet answers that it is on disk.
 
-Events, through the outbox that the agent publishes: `fleet_rows_apart`, `fleet_segment_refused`.
+Events, through the outbox that the agent publishes: `fleet_rows_apart`, `fleet_rows_too_large`, `fleet_segment_refused`.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from typing import Any, TypeVar
 
 import structlog
 
+from learners.fleet.segment import MAX_BYTES
 from learners.fleet.uplink_queue import PendingSegment, UplinkIdentity, UplinkQueue
 from learners.ipc.outbox import Outbox
 from learners.ipc.policy_spec import spec_path
@@ -40,6 +41,8 @@ REFUSED_PAUSE_S = 60.0
 REFUSALS = 3
 """A segment that was refused so often is given up; its rows stay in the experience store."""
 REPORT_S = 10.0
+TOO_LARGE_S = 3_600.0
+"""Between two events about rows that no segment can carry."""
 T = TypeVar("T")
 
 
@@ -116,6 +119,9 @@ class Uplink:
     _answers: asyncio.Queue[SegmentAnswer] = field(default_factory=lambda: asyncio.Queue(16))
     _thread: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(1, "uplink"))
     _refusals: int = 0
+    _too_large: int = 0
+    """Rows that the last event named."""
+    _too_large_s: float = -float("inf")
 
     def __post_init__(self) -> None:
         self.link.subscribe(self.topics.ack(self.agent), self._answered)
@@ -154,7 +160,21 @@ class Uplink:
 
     async def _next(self) -> PendingSegment | None:
         identity = self.identity()
-        return None if identity is None else await self._call(partial(self.queue.next, identity))
+        pending = None if identity is None else await self._call(partial(self.queue.next, identity))
+        self.post_too_large(time.monotonic())
+        return pending
+
+    def post_too_large(self, now_s: float) -> None:
+        """Post that rows were left out because no segment can carry them, once an hour.
+
+        Args:
+            now_s: monotonic seconds.
+        """
+        rows = self.queue.counts["too_large"]
+        if rows > self._too_large and now_s - self._too_large_s >= TOO_LARGE_S:
+            fields = {"group": self.topics.group, "rows": rows - self._too_large, "limit_bytes": MAX_BYTES}
+            self.outbox.post("fleet_rows_too_large", fields)
+            self._too_large, self._too_large_s = rows, now_s
 
     async def _exchange(self, pending: PendingSegment, patience_s: float) -> bool:
         """Send a segment and wait for its answer; False where there is none in time.

@@ -37,6 +37,7 @@ EVENTS: dict[str, str] = {
     "fleet_policy_received": "A policy of the fleet was verified; the learner examines it as a candidate of its own.",
     "fleet_policy_refused": "A policy of the fleet was refused: changed, old, replayed, expired, or for others; `reason` says which.",
     "fleet_rows_apart": "The fleet stores the rows of this agent apart from training; `reason` names what differs.",
+    "fleet_rows_too_large": "No segment can carry some rows of this agent; they stay on the device. `rows` counts them, once an hour.",
     "fleet_segment_refused": "The fleet refused a segment of experience; after three refusals the uplink gives it up.",
     "goal_changed": "Another goal is in force; `why` is `changed`, `done` or `expired`.",
     "goal_requested": "The deliberator is unsure which goal fits; a person may set one on `override/goal`.",

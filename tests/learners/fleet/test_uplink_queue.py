@@ -9,7 +9,7 @@ from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 
-from fleet_world import FAILURES, IDENTITY, closed_rows, fill, queue, rows_on_disk, ticks
+from fleet_world import BEGUN_S, FAILURES, IDENTITY, closed_rows, fill, queue, rows_on_disk, ticks
 
 from fakes import FakeClock
 from learners.experience.records import Mark
@@ -238,4 +238,26 @@ def test_a_restored_position_begins_another_boot_with_the_rows_that_the_fleet_la
     assert uplink.position.boot != boot
     found = [row["row"] for row in rows_on_disk(tmp_path / "data" / "arms") if row["session"] == "b"]
     assert sorted(found) == list(range(321, 480))
+    uplink.close()
+
+
+def test_rows_that_no_segment_can_carry_are_skipped_at_once_and_counted(tmp_path: Path) -> None:
+    state = tmp_path / "state"
+    fill(state, (*ticks(1_000, 1_066, width=150_000), *ticks(1_066, 1_200)))
+    uplink = queue(state)
+    found = uplink.next(IDENTITY)
+    assert found is not None
+    assert unpack(found.payload).table.column("row").to_pylist()[0] == 67
+    assert uplink.counts["too_large"] == 66
+    uplink.close()
+
+
+def test_rows_from_before_the_spec_are_counted(tmp_path: Path) -> None:
+    state, log = tmp_path / "state", ParquetLog(tmp_path / "data", "arms")
+    fill(state, ticks(1_000, 1_320))
+    uplink, identity = queue(state), replace(IDENTITY, spec_since_s=BEGUN_S + 0.02 * 1_099.5)
+    while (pending := uplink.next(identity)) is not None:
+        uplink.acknowledge(pending.digest, log.append(unpack(pending.payload)).last)
+    assert sorted(row["row"] for row in rows_on_disk(tmp_path / "data" / "arms")) == list(range(101, 320))
+    assert uplink.counts["before_spec"] == 100
     uplink.close()

@@ -13,17 +13,19 @@ import orjson
 import pytest
 
 from fakes import Mosquitto, eventually
+from learners.checkpoints.manifest import CheckpointRefused
 from learners.checkpoints.signing import public_pem
 from learners.checkpoints.store import Checkpoints
 from learners.checkpoints.trusted_keys import read_public
 from learners.fleet.received_policies import received, withdrawn
 from learners.fleet.uplink_queue import UplinkIdentity
 from learners.ipc.outbox import Outbox
+from runtime.fleet import policy_publisher
 from runtime.fleet.policy_publisher import PolicyPublisher
 from runtime.fleet.policy_receiver import PolicyReceiver
 from runtime.fleet.server_settings import FleetServerSettings
 from runtime.fleet.topics import FleetTopics
-from runtime.mqtt import Address, Connection
+from runtime.mqtt import Address, Connection, MqttLost
 
 SPEC_DIGEST = hashlib.sha256(learning.SPEC.to_json()).hexdigest()
 
@@ -115,3 +117,26 @@ def test_a_checkpoint_of_an_unknown_key_is_not_published(tmp_path: Path, broker:
     directory, _ = trained(tmp_path, 1.0)
     with pytest.raises(ValueError, match="signed with an unknown key"):
         publisher(tmp_path, broker).add(directory, None, lambda _: False)
+
+
+async def test_a_rollback_that_did_not_reach_the_broker_can_be_repeated(
+    tmp_path: Path, broker: Mosquitto, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server, names = publisher(tmp_path, broker), []
+    for scale in (1.0, 2.0, 3.0):
+        directory, known = trained(tmp_path, scale)
+        names.append(server.add(directory, known, lambda _: False))
+    away = FleetServerSettings.model_validate(server.settings.model_dump() | {"mqtt": {"url": "mqtt://127.0.0.1:1"}})
+    monkeypatch.setattr(policy_publisher, "CONNECT_S", 0.05)
+    with pytest.raises(MqttLost):
+        await PolicyPublisher(away).roll_back(1.0)
+    monkeypatch.undo()
+    assert (await server.publish(1.0)).version == names[2]  # nothing was taken out
+    assert server.go_back() == server.go_back() == names[1]  # the connection ended before the policy was published
+    policy = await server.roll_back(1.0)
+    assert (policy.version, policy.withdrawn) == (names[1], [names[2]])
+    policy = await server.roll_back(1.0)
+    assert (policy.version, policy.withdrawn) == (names[0], [names[2], names[1]])
+    for _ in range(2):
+        with pytest.raises(CheckpointRefused, match="no earlier version"):
+            await server.roll_back(1.0)

@@ -95,3 +95,16 @@ def test_the_budget_saves_a_burst_and_no_more() -> None:
     now_s = 10_000.0
     assert budget.wait_s(100) == 0
     assert budget.wait_s(101) > 0
+
+
+async def test_rows_that_are_too_large_are_an_event_once_an_hour(tmp_path: Path) -> None:
+    uplink = uplink_of(device(tmp_path, "mqtt://127.0.0.1:1"))
+    for rows, now_s in ((0, 0.0), (3, 10.0), (5, 20.0), (9, 3_611.0)):
+        uplink.queue.counts["too_large"] = rows
+        uplink.post_too_large(now_s)
+    events = Outbox(tmp_path / "robot" / "learner" / "outbox").collect()
+    assert [(event.kind, event.fields["rows"]) for event in events] == [
+        ("fleet_rows_too_large", 3),
+        ("fleet_rows_too_large", 6),
+    ]
+    uplink.queue.close()
