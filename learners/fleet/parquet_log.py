@@ -84,11 +84,9 @@ class ParquetLog:
         private_folder(agent)
         with locked(agent):
             positions = _read_positions(agent / "position.json")
-            last = positions.get(header.boot, {}).get(header.lane, 0)
-            if header.last <= last:
-                return StoredSegment("duplicate", last)
-            if header.first > last + 1:
-                return StoredSegment("gap", last)
+            if (known := _known(header, positions)) is not None:
+                return known
+            last = _last(header, positions)
             reason = self._difference(header)
             table = segment.table.filter(pc.greater(segment.table.column("row"), last))
             first = max(header.first, last + 1)
@@ -101,6 +99,14 @@ class ParquetLog:
             newest = dict(list(positions.items())[-MAX_BOOTS:])
             write_atomically(agent / "position.json", orjson.dumps(newest), mode=0o600)
         return StoredSegment("apart" if reason else "stored", header.last, table.num_rows, size, reason)
+
+    def known(self, header: SegmentHeader) -> StoredSegment | None:
+        """Return what becomes of a segment that adds nothing: a duplicate, or one after a gap; None for any other.
+
+        Raises:
+            OSError, ValueError: the positions of the agent cannot be read.
+        """
+        return _known(header, _read_positions(self.folder / "agents" / header.agent / "position.json"))
 
     def reference(self) -> FleetReference | None:
         """Return what rows must agree in; None before the first segment.
@@ -133,6 +139,17 @@ class ParquetLog:
             if mine != theirs:
                 return f"encoder of stream {stream} has version {mine}, the fleet has {theirs}"
         return ""
+
+
+def _last(header: SegmentHeader, positions: dict[str, dict[str, int]]) -> int:
+    return positions.get(header.boot, {}).get(header.lane, 0)
+
+
+def _known(header: SegmentHeader, positions: dict[str, dict[str, int]]) -> StoredSegment | None:
+    last = _last(header, positions)
+    if header.last <= last:
+        return StoredSegment("duplicate", last)
+    return StoredSegment("gap", last) if header.first > last + 1 else None
 
 
 def _write(folder: Path, header: SegmentHeader, first: int, table: Any) -> int:

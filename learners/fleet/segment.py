@@ -1,7 +1,7 @@
 """Encode and decode a segment: a closed range of experience rows, as Arrow IPC in one zstd frame.
 
 The uplink encodes; the ingest decodes and validates every byte. It checks the size before and after decompression, the schema, and
-every row as the experience store does. No pickle. Knows neither MQTT nor files.
+every row as the experience store does. It also checks what the store trusts: nulls, types in heads, entries of maps. No pickle. Knows neither MQTT nor files.
 
 Specification: Arrow columnar format 1.x, encapsulated messages; RFC 8878 (zstd).
 """
@@ -24,12 +24,17 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from learners.experience.reader import Row
 from learners.experience.transition import Malformed, Transition, checksum, decode_body, decode_head, encode
+from learners.fleet.row_head import MAX_ACTUATORS, MAX_REASON, EncoderVersions, head_problem, validation_reason
 
 MAX_BYTES = 262_144
 """Of a segment on the wire."""
 MAX_RAW_BYTES = 8_388_608
 """Of a segment after decompression."""
 MAX_ROWS = 65_536
+MAX_BATCHES = 64
+"""Record batches of a segment; `pack` writes one."""
+MAX_SCHEMA_BYTES = 524_288
+"""Of the message with the columns and the header."""
 MAX_TEXT = 128
 """Characters of session, decision and policy version."""
 Lane = Literal["urgent", "rest"]
@@ -60,7 +65,10 @@ SCHEMA = pa.schema(
 
 
 class SegmentRefused(ValueError):  # noqa: N818 - reads as what happened
-    """A segment that is not accepted; `str` is the reason."""
+    """A segment that is not accepted; `str` is the reason, at most `MAX_REASON` characters."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(reason[:MAX_REASON])
 
 
 class SegmentHeader(BaseModel):
@@ -79,7 +87,7 @@ class SegmentHeader(BaseModel):
     """The closed range of row numbers that the segment covers; rows of it that are absent were deleted, thinned or are in the other lane."""
     spec: str = Field(pattern=r"^[0-9a-f]{64}$")
     """SHA-256 of the policy spec."""
-    encoder_versions: dict[str, str] = Field(max_length=512)
+    encoder_versions: EncoderVersions
     """By stream; equal in all rows of a segment."""
     daemon: str = Field(max_length=64)
     """Version of reflexd that wrote the segment."""
@@ -129,7 +137,7 @@ def pack(header: SegmentHeader, rows: Sequence[SentRow]) -> bytes:
     with pa.ipc.new_stream(sink, schema) as writer:
         writer.write_table(pa.Table.from_pydict(columns, schema=schema))
     content = bytes(sink.getvalue())
-    return zstandard.ZstdCompressor(level=3).compress(content)
+    return zstandard.ZstdCompressor(level=3, write_checksum=True).compress(content)
 
 
 def segment_digest(payload: bytes) -> str:
@@ -166,6 +174,7 @@ def unpack(payload: bytes) -> Segment:
         raise SegmentRefused(f"rows {header.first} to {header.last} are not a range")
     if not 0 < table.num_rows <= MAX_ROWS:
         raise SegmentRefused(f"{table.num_rows} rows; 1 to {MAX_ROWS} are accepted")
+    _refuse_nulls_and_long_maps(table)
     previous = header.first - 1
     for fields in table.to_pylist():
         if not previous < fields["row"] <= header.last:
@@ -188,7 +197,7 @@ def transition_of(fields: dict[str, Any]) -> Transition:
     """
     row = fields["row"]
     try:
-        crc = checksum(fields["session"] + fields["decision"], fields["head"], fields["body"])
+        _require_head(fields)
         values = decode_head(fields["head"])
         values["tokens"] = decode_body(values["tokens"], fields["body"])
         transition = Transition(
@@ -196,7 +205,9 @@ def transition_of(fields: dict[str, Any]) -> Transition:
             **{flag: fields[flag] for flag in FLAGS},
             **values,
         )
-        problem = "wrong checksum" if crc != fields["crc"] else _problem(transition, fields)
+        problem = _problem(transition, fields)
+    except SegmentRefused:
+        raise
     except (Malformed, LookupError, TypeError, ValueError, AttributeError, OverflowError) as error:
         raise SegmentRefused(f"row {row}: {type(error).__name__}: {error}") from None
     if problem:
@@ -204,9 +215,22 @@ def transition_of(fields: dict[str, Any]) -> Transition:
     return transition
 
 
+def _require_head(fields: dict[str, Any]) -> None:
+    """Refuse a head that is not the one of the row, or has another form.
+
+    Raises:
+        SegmentRefused: with the reason.
+    """
+    crc = checksum(fields["session"] + fields["decision"], fields["head"], fields["body"])
+    problem = "wrong checksum" if crc != fields["crc"] else head_problem(fields["head"])
+    if problem:
+        raise SegmentRefused(f"row {fields['row']}: {problem}")
+
+
 def _problem(t: Transition, fields: dict[str, Any]) -> str:
     """Return what is wrong with the values of a row; empty if nothing is."""
     checks = (
+        (t.tick >= 0, "the tick is below 0"),
         (all(map(math.isfinite, (t.reward, t.value, t.stamp_s))), "reward, value or stamp is not finite"),
         (
             STAMPS_S[0] <= t.stamp_s < STAMPS_S[1],
@@ -221,11 +245,26 @@ def _problem(t: Transition, fields: dict[str, Any]) -> str:
             dict(fields["probabilities"]) == dict(t.probabilities),
             "the probabilities of the columns and of the head differ",
         ),
-        (all(math.isfinite(p) and p >= 0 for p in t.probabilities.values()), "a probability is negative or not finite"),
-        (all(isinstance(version, str) for version in t.encoder_versions.values()), "an encoder version is not a text"),
-        (all(a.ndim == 2 and np.isfinite(a).all() for a in t.tokens.values()), "tokens are not finite arrays [T, W]"),
+        (all(np.isfinite(a).all() for a in t.tokens.values()), "tokens are not finite"),
     )
     return next((problem for holds, problem in checks if not holds), "")
+
+
+def _refuse_nulls_and_long_maps(table: pa.Table) -> None:
+    """Refuse what the schema does not exclude, before any row becomes an object: Arrow reads nulls in columns that have none.
+
+    Raises:
+        SegmentRefused: a column has a null, or a row names more probabilities than actuators are possible.
+    """
+    for name in table.column_names:
+        if table.column(name).null_count:
+            raise SegmentRefused(f"column {name} has nulls")
+    for chunk in table.column("probabilities").chunks:
+        if chunk.items.null_count:
+            raise SegmentRefused("column probabilities has nulls")
+        entries = np.diff(chunk.offsets.to_numpy())
+        if entries.size and entries.max() > MAX_ACTUATORS:
+            raise SegmentRefused(f"a row has {entries.max()} probabilities; at most {MAX_ACTUATORS} are accepted")
 
 
 def _decompressed(payload: bytes) -> bytes:
@@ -241,6 +280,8 @@ def _decompressed(payload: bytes) -> bytes:
 
 
 def _reader(content: bytes) -> Any:
+    if len(content) < 8 or struct.unpack_from("<I", content, 4)[0] > MAX_SCHEMA_BYTES:
+        raise SegmentRefused(f"the header is longer than {MAX_SCHEMA_BYTES} bytes")
     try:
         reader = pa.ipc.open_stream(content)
     except (pa.ArrowException, OSError) as error:
@@ -253,20 +294,25 @@ def _reader(content: bytes) -> Any:
 def _header(schema: pa.Schema) -> SegmentHeader:
     try:
         return SegmentHeader.model_validate(orjson.loads((schema.metadata or {})[_KEY]))
-    except (KeyError, orjson.JSONDecodeError, ValidationError) as error:
-        raise SegmentRefused(f"header: {str(error)[:200]}") from None
+    except ValidationError as error:
+        raise SegmentRefused(f"header: {validation_reason(error)}") from None
+    except (KeyError, orjson.JSONDecodeError) as error:
+        raise SegmentRefused(f"header: {error}") from None
 
 
 def _refuse_compressed_batches(content: bytes) -> None:
     """Refuse compression inside Arrow: its buffers name their own sizes, which the limit of the frame does not cover.
 
     Raises:
-        SegmentRefused: a record batch is compressed, or a message cannot be read.
+        SegmentRefused: a record batch is compressed, there are too many, or a message cannot be read.
     """
-    stream = pa.BufferReader(content)
+    stream, messages = pa.BufferReader(content), 0
     try:
         while True:
             message = pa.ipc.read_message(stream)
+            messages += 1
+            if messages > 1 + MAX_BATCHES:
+                raise SegmentRefused(f"more than {MAX_BATCHES} record batches")
             if message.type == "record batch" and _has_compression(message.metadata.to_pybytes()):
                 raise SegmentRefused("the record batch is compressed; only the whole segment may be")
             if message.type == "dictionary":

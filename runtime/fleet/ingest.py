@@ -2,30 +2,40 @@
 
 Several ingests share the work: the broker passes each segment to one of them. An ingest holds no state that matters: what was
 acknowledged is on disk (`learners/fleet/parquet_log.py`), and a device repeats what was not. So it may be killed at any moment.
-Knows nothing of Ray; `serve.py` runs it as an actor.
+
+Each agent has one place to wait, and the ingest takes the agents in turn: one that floods delays its own segments, and each of the
+others by one. A segment that is on disk is recognised by its header, before its rows are decoded. Knows nothing of Ray; `serve.py`
+runs it as an actor.
 """
 
 from __future__ import annotations
 
 import asyncio
 import re
+import secrets
 import time
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import TypeVar
 
 import structlog
 
-from learners.fleet.parquet_log import ParquetLog
-from learners.fleet.segment import MAX_BYTES, NAME, Segment, SegmentRefused, segment_digest, unpack
+from learners.fleet.parquet_log import ParquetLog, StoredSegment
+from learners.fleet.row_head import MAX_REASON
+from learners.fleet.segment import MAX_BYTES, NAME, SegmentHeader, SegmentRefused, read_header, segment_digest, unpack
 from runtime.fleet.topics import SHARED, FleetTopics, IngestReport, SegmentAnswer
 from runtime.mqtt import Address, Connection, Message, Will
 from runtime.mqtt.topics import Refused, encode
 
 log = structlog.get_logger(__name__)
 
-WAITING = 64
-"""Segments that wait for the disk; a further one is dropped and counted, and its device repeats it."""
+WAITING = 256
+"""Agents with a segment that waits for the disk; one of a further agent is dropped and counted, and its device repeats it."""
 REPORT_S = 5.0
+QUIET_S = 10.0
+"""Between two lines of the log about one agent; `counts` has all."""
+T = TypeVar("T")
 _AGENT = re.compile(NAME)
 
 
@@ -45,14 +55,22 @@ class Ingest:
     store: ParquetLog
     topics: FleetTopics
     counts: Counter[str] = field(default_factory=Counter)
-    """Segments by what became of them, `rows` and `bytes` on disk, `received_bytes`, and `dropped` segments."""
+    """Segments by what became of them, `rows` and `bytes` on disk, `received_bytes`, and `dropped` segments.
+
+    Dropped are those of too many agents, and those that the agent replaced before its turn.
+    """
     link: Connection = field(init=False)
-    _waiting: asyncio.Queue[tuple[str, bytes]] = field(default_factory=lambda: asyncio.Queue(WAITING))
+    _waiting: dict[str, bytes] = field(default_factory=dict)
+    """The newest segment of each agent, in the order of their turns."""
+    _named_s: dict[str, float] = field(default_factory=dict)
+    """When the log last named an agent."""
+    _arrived: asyncio.Event = field(default_factory=asyncio.Event)
 
     def __post_init__(self) -> None:
         self.link = Connection(
             self.address,
-            f"reflexd-{self.topics.group}-{self.name}",
+            # random, so that no agent can take the session over; a late will is overwritten by the next report
+            f"reflexd-{self.topics.group}-{self.name}-{secrets.token_hex(8)}",
             Will(self.topics.ingest(self.name), encode(IngestReport(name=self.name, state="offline"))),
             max_incoming=WAITING,
             max_payload=MAX_BYTES,
@@ -70,14 +88,21 @@ class Ingest:
         agent = message.topic.rpartition("/")[2]
         if not _AGENT.match(agent):
             raise Refused(f"{agent[:80]!r} is not the name of an agent")
-        if self._waiting.full():
+        waits = agent in self._waiting
+        if waits or len(self._waiting) >= WAITING:
             self.counts["dropped"] += 1
-            return
-        self._waiting.put_nowait((agent, message.payload))
+        if waits or len(self._waiting) < WAITING:
+            self._waiting[agent] = message.payload
+            self._arrived.set()
 
     async def _store(self) -> None:
         while True:
-            agent, payload = await self._waiting.get()
+            await self._arrived.wait()
+            if not self._waiting:
+                self._arrived.clear()
+                continue
+            agent = next(iter(self._waiting))
+            payload = self._waiting.pop(agent)
             answer = await asyncio.to_thread(self.accept, agent, payload)
             if answer is not None:
                 self.link.enqueue(self.topics.ack(agent), encode(answer), qos=1)
@@ -87,30 +112,52 @@ class Ingest:
         digest = segment_digest(payload)
         self.counts["received_bytes"] += len(payload)
         try:
-            stored = self.store.append(self._of(agent, unpack(payload)))
+            stored = self._stored(agent, payload)
         except SegmentRefused as refusal:
-            self.counts["refused"] += 1
-            log.info("ingest.refused", agent=agent, reason=str(refusal))
-            return SegmentAnswer(segment=digest, refused=str(refusal)[:500])
-        except (OSError, ValueError) as error:
+            return self._refusal(agent, digest, refusal)
+        except Exception as error:  # noqa: BLE001 - no payload and no disk may end the ingest of the whole group
             self.counts["not_stored"] += 1
-            log.warning("ingest.not_stored", agent=agent, reason=str(error))
+            self._name("ingest.not_stored", agent, f"{type(error).__name__}: {error}")
             return None
         self.counts[stored.outcome] += 1
         self.counts["rows"] += stored.rows
         self.counts["bytes"] += stored.bytes
-        return SegmentAnswer(segment=digest, last=stored.last, apart=stored.reason[:500] or None)
+        return SegmentAnswer(segment=digest, last=stored.last, apart=stored.reason[:MAX_REASON] or None)
 
-    def _of(self, agent: str, segment: Segment) -> Segment:
-        """Return a segment that the agent of its topic wrote.
+    def _stored(self, agent: str, payload: bytes) -> StoredSegment:
+        """Store a segment unless it is on disk.
+
+        Raises:
+            SegmentRefused: it is not accepted.
+            OSError, ValueError: it cannot be stored now.
+        """
+        header = _readable(read_header, payload)
+        self._require_author(agent, header)
+        return self.store.known(header) or self.store.append(_readable(unpack, payload))
+
+    def _refusal(self, agent: str, digest: str, refusal: SegmentRefused) -> SegmentAnswer:
+        self.counts["refused"] += 1
+        self._name("ingest.refused", agent, str(refusal))
+        return SegmentAnswer(segment=digest, refused=str(refusal) or "no reason")
+
+    def _name(self, event: str, agent: str, reason: str) -> None:
+        """Log an event of an agent, at most once in `QUIET_S`: an agent that floods must not fill the disk with its log."""
+        now_s = time.monotonic()
+        if now_s - self._named_s.get(agent, -QUIET_S) < QUIET_S:
+            return
+        if len(self._named_s) >= WAITING:
+            del self._named_s[next(iter(self._named_s))]
+        self._named_s[agent] = now_s
+        log.warning(event, agent=agent, reason=reason[:MAX_REASON])
+
+    def _require_author(self, agent: str, header: SegmentHeader) -> None:
+        """Refuse a segment that another agent than that of its topic wrote.
 
         Raises:
             SegmentRefused: another one did.
         """
-        header = segment.header
         if (header.agent, header.group) != (agent, self.topics.group):
             raise SegmentRefused(f"agent {header.agent} of group {header.group} wrote on the topic of {agent}")
-        return segment
 
     async def _report(self) -> None:
         while True:
@@ -118,3 +165,17 @@ class Ingest:
             report = IngestReport(name=self.name, state="online", stamp=time.time(), counts=dict(self.counts))
             self.link.enqueue(self.topics.ingest(self.name), encode(report), qos=1, retain=True, keep="latest")
             await asyncio.sleep(REPORT_S)
+
+
+def _readable(decode: Callable[[bytes], T], payload: bytes) -> T:
+    """Decode a payload.
+
+    Raises:
+        SegmentRefused: it is not accepted, or it raised what no payload should.
+    """
+    try:
+        return decode(payload)
+    except SegmentRefused:
+        raise
+    except Exception as error:  # noqa: BLE001 - the payload is untrusted: whatever it raises is its fault
+        raise SegmentRefused(f"{type(error).__name__}: {error}") from None

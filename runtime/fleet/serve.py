@@ -15,6 +15,8 @@ import os
 import secrets
 import signal
 import sys
+import time
+from collections.abc import Awaitable, Callable
 from contextlib import ExitStack, suppress
 from typing import Any
 
@@ -22,6 +24,7 @@ import structlog
 
 from learners.files import BusyError, exclusive_lock, private_folder
 from learners.fleet.parquet_log import ParquetLog
+from learners.fleet.row_head import MAX_REASON
 from runtime.fleet.ingest import Ingest
 from runtime.fleet.server_settings import FleetServerSettings
 from runtime.fleet.topics import FleetTopics
@@ -35,6 +38,9 @@ log = structlog.get_logger(__name__)
 
 BROKER_S = 10.0
 STOP_S = 5.0
+RETRY_S = (0.5, 30.0)
+STEADY_S = 60.0
+"""A run that lasted so long ends the back-off."""
 
 
 class RayMissing(ValueError):  # noqa: N818 - reads as what happened
@@ -145,28 +151,52 @@ async def serve(settings: FleetServerSettings) -> int:
             for number in (signal.SIGTERM, signal.SIGINT):  # after Ray, which sets its own
                 asyncio.get_running_loop().add_signal_handler(number, ending.set)
             actors = start_ingests(ray, settings)
-            runs = [asyncio.ensure_future(_of(actor.run.remote())) for actor in actors]
+            runs = [
+                asyncio.create_task(keep_running(_run(actor)), name=f"ingest {i}") for i, actor in enumerate(actors)
+            ]
             log.info("fleet.serving", group=settings.group, ingests=len(actors), data=str(settings.data))
-            waiting = asyncio.create_task(ending.wait(), name="signal")
-            done, _ = await asyncio.wait((waiting, *runs), return_when=asyncio.FIRST_COMPLETED)
+            await ending.wait()
+            for each in runs:
+                each.cancel()
             for actor in actors:
                 ray.kill(actor, no_restart=True)
-            for each in (waiting, *runs):
-                each.cancel()
-            await asyncio.wait((waiting, *runs))
+            await asyncio.wait(runs)
         finally:
             if started is not None:
                 await started[0].stop()
                 await asyncio.wait((started[1],))
-    failed = waiting not in done
-    if failed:
-        log.error("fleet.ingest_failed", reason=str(next(iter(done)).exception()))
-    return 1 if failed else 0
+    return 0
 
 
-async def _of(reference: Any) -> None:
-    """Wait for the call of an actor."""
-    await reference
+async def keep_running(run: Callable[[], Awaitable[None]], pauses_s: tuple[float, float] = RETRY_S) -> None:
+    """Run one ingest until cancelled: log a failure, wait, and run it again, so that no failure ends the others.
+
+    Args:
+        run: one run of the ingest.
+        pauses_s: the first pause and the longest; each failure within `STEADY_S` doubles it.
+    """
+    pause_s = pauses_s[0]
+    while True:
+        begun_s = time.monotonic()
+        try:
+            await run()
+            reason = "it ended"
+        except Exception as error:  # noqa: BLE001 - of another process: whatever ended the run
+            reason = f"{type(error).__name__}: {error}"[-MAX_REASON:]
+        if time.monotonic() - begun_s >= STEADY_S:
+            pause_s = pauses_s[0]
+        log.error("fleet.ingest_failed", reason=reason, retry_s=pause_s)
+        await asyncio.sleep(pause_s)
+        pause_s = min(2 * pause_s, pauses_s[1])
+
+
+def _run(actor: Any) -> Callable[[], Awaitable[None]]:
+    """Return the call of an actor."""
+
+    async def run() -> None:
+        await actor.run.remote()
+
+    return run
 
 
 async def _start_broker(settings: FleetServerSettings) -> tuple[Child, asyncio.Task[None]] | None:

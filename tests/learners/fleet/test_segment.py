@@ -13,6 +13,8 @@ from fleet_world import IDENTITY, fill, queue, ticks
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from learners.experience.transition import checksum
+from learners.fleet.row_head import MAX_REASON
 from learners.fleet.segment import MAX_RAW_BYTES, SCHEMA, Segment, SegmentRefused, transition_of, unpack
 
 
@@ -67,13 +69,49 @@ def test_a_segment_has_the_rows_of_the_store(payload: bytes) -> None:
         ("sampling_probability", 2.0, "above 0"),
         ("probabilities", [("head", 0.5)], "differ"),
         ("policy", "p" * 129, "longer than 128"),
-        ("body", b"", "body ends within joints"),
+        ("body", b"", "wrong checksum"),
+        ("tick", -1, "tick is below 0"),
+        ("probabilities", [("head", 0.25)] * 65, "65 probabilities; at most 64"),
+        ("probabilities", [("head", None)], "column probabilities has nulls"),
+        *((name, None, f"column {name} has nulls") for name in SCHEMA.names),
     ],
 )
 def test_a_wrong_value_is_refused_with_its_row(payload: bytes, column: str, value: object, reason: str) -> None:
     segment = unpack(payload)
     with pytest.raises(SegmentRefused, match=reason):
         unpack(written(segment, changed(segment, column, value)))
+
+
+@pytest.mark.parametrize(
+    ("patch", "reason"),
+    [
+        ({"ages_s": {"joints": "abc"}}, "ages_s.joints"),
+        ({"ages_s": {"joints": -5e300}}, "ages_s.joints"),
+        ({"armed": ["x"]}, "armed"),
+        ({"by": {"head": "evil"}}, "by.head"),
+        ({"present": 5}, "present"),
+        ({"present": {"joints": "yes"}}, "present.joints"),
+        ({"actions": {"head": {"a": 1}}}, "actions.head"),
+        ({"allowed": {"head": "left"}}, "allowed.head"),
+        ({"refused": {"head": 1}}, "refused.head"),
+        ({"encoder_versions": {"joints": 1}}, "encoder_versions.joints"),
+        ({"tokens": [["joints", "float32", [1, -4]]]}, "tokens.0.2.1"),
+        ({"tokens": [["joints", "float32", [1, 5]]]}, "body ends within joints"),
+        ({"tokens": [["joints", "float32", [1, 3]]]}, "bytes too many"),
+        ({"tokens": [["joints", "object", [1, 4]]]}, "tokens.0.1"),
+        ({"k" * 1_000_000: 1}, "Extra inputs"),
+    ],
+)
+def test_a_head_with_another_type_or_range_is_refused_in_few_words(
+    payload: bytes, patch: dict[str, object], reason: str
+) -> None:
+    segment = unpack(payload)
+    rows = segment.table.to_pylist()
+    rows[0]["head"] = orjson.dumps({**orjson.loads(rows[0]["head"]), **patch})
+    rows[0]["crc"] = checksum(rows[0]["session"] + rows[0]["decision"], rows[0]["head"], rows[0]["body"])
+    with pytest.raises(SegmentRefused, match=reason) as refusal:
+        unpack(written(segment, pa.Table.from_pylist(rows, schema=SCHEMA)))
+    assert len(str(refusal.value)) <= MAX_REASON
 
 
 @pytest.mark.parametrize(
@@ -87,6 +125,8 @@ def test_a_wrong_value_is_refused_with_its_row(payload: bytes, column: str, valu
         ({"format": 2}, "header"),
         ({"more": 1}, "header"),
         ({"spec": "x"}, "header"),
+        ({"encoder_versions": {"joints": "v" * 257}}, "header: encoder_versions.joints"),
+        ({"encoder_versions": {"joints": "v" * 1_000_000}}, "the header is longer"),
     ],
 )
 def test_a_wrong_header_is_refused(payload: bytes, header: dict[str, object], reason: str) -> None:
@@ -105,6 +145,12 @@ def test_sizes_are_bounded_before_anything_is_allocated(payload: bytes) -> None:
         unpack(bytes(300_000))
     with pytest.raises(SegmentRefused, match="columns"):
         unpack(written(segment, segment.table.drop_columns(["crc"])))
+    with pytest.raises(SegmentRefused, match="more than 64 record batches"):
+        unpack(written(segment, pa.concat_tables([segment.table.slice(0, 1)] * 65)))
+
+
+def test_a_bit_that_flips_on_the_way_is_found_in_every_column(payload: bytes) -> None:
+    assert zstandard.get_frame_parameters(payload).has_checksum
 
 
 @settings(max_examples=150, deadline=None, derandomize=True)
