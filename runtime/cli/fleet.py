@@ -16,6 +16,8 @@ from runtime.cli.options import FILE, FOLDER, AgentName, refusing
 if TYPE_CHECKING:
     from learners.fleet.policy_manifest import FleetPolicy
 
+MAX_REASON = 500
+"""Characters of a cell: an agent writes its report, and the terminal must not obey it."""
 FLEET_FILE = click.argument("settings", metavar="FLEET.yaml", type=FILE)
 
 
@@ -76,12 +78,15 @@ def agents(settings: Path, *, as_json: bool) -> None:
     from rich.console import Console
     from rich.table import Table
 
+    from runtime.console.status import plain
+
     table = Table("agent", "state", "backlog", "drawn", "policy", "fleet version", "apart")
     for name, report in sorted(found.items()):
         drawn = "" if report.sampling_probability is None else f"{report.sampling_probability:.3g}"
         backlog = "" if report.backlog_rows is None else str(report.backlog_rows)
         version = "" if report.fleet_version is None else str(report.fleet_version)
-        table.add_row(name, report.state, backlog, drawn, report.policy or "", version, report.apart or "")
+        cells = (name, report.state, backlog, drawn, report.policy or "", version, report.apart or "")
+        table.add_row(*(plain(cell, MAX_REASON) for cell in cells))
     Console().print(table)
 
 

@@ -18,7 +18,9 @@ from fleet_world import closed_rows, fill, rows_on_disk, ticks
 from fakes import Mosquitto, free_port, wait_for
 from learners.files import exclusive_lock
 from runtime.cli.main import main
+from runtime.fleet.reports import GroupReport
 from runtime.fleet.server_settings import FleetSettingsError, load_fleet
+from runtime.fleet.topics import AgentReport
 
 ROOT = Path(__file__).resolve().parents[3]
 
@@ -83,6 +85,19 @@ async def test_status_and_agents_print_what_is_retained(tmp_path: Path, broker: 
     assert '"robot": {"agent": "robot", "state": "online"' in listed.output
     assert "agents: 1 online of 1" in state.output
     assert "ingest-0: online" in state.output
+
+
+def test_a_report_is_shown_without_markup_and_control_characters(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def collect(_settings: object) -> GroupReport:
+        return GroupReport({"a": AgentReport(agent="a", state="online", policy="[/]x", apart="\x1b[2Jgone")})
+
+    monkeypatch.setattr("runtime.fleet.reports.collect", collect)
+    shown = verb("agents", fleet_file(tmp_path, "mqtt://127.0.0.1:1"))
+    assert shown.exit_code == 0
+    assert "[/]x" in shown.output
+    assert "\x1b" not in shown.output
 
 
 def test_enroll_makes_a_user_that_may_write_its_own_topics_alone(tmp_path: Path, broker: Mosquitto) -> None:
