@@ -219,8 +219,8 @@ def test_tags_that_fit_no_words_are_refused(tmp_path: Path, body: dict[str, obje
         (("messages",), {"messages": [{"role": "user"}]}, "turn 1"),
         (("messages",), {"messages": [{"role": "user", "content": "x"}]}, "no turn of the assistant"),
         (("question", "context", "answers"), {"question": "q", "context": "c", "answers": "a"}, "holds no answer"),
-        (("question", "context", "answers"), {"question": "q", "context": "c", "answer": "c", "start": "?"}, "no whole number"),
-        (("question", "context", "answers"), {"question": "q", "context": "c", "answers": [{"text": "c", "start": 0.5}]}, "no whole number"),
+        (("question", "context", "answers"), {"question": "q", "context": "c", "answer": "c", "start": "?"}, "not a whole number"),
+        (("question", "context", "answers"), {"question": "q", "context": "c", "answers": [{"text": "c", "start": 0.5}]}, "not a whole number"),
         (("source", "target"), {"source": "x"}, "no `target`"),
     ],
 )  # fmt: skip
