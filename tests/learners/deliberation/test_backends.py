@@ -148,7 +148,7 @@ def _text(text: str, status: int = 200, **headers: str) -> Handler:
         (_hang, "no answer within"),
         (_drip, "no answer within"),
         (_close, "127.0.0.1"),
-        (_text("oops"), "no JSON"),
+        (_text("oops"), "not JSON"),
         (_text("[]"), "another form"),
         (_text("null"), "another form"),
         (_text('{"answers": 3}'), "another form"),

@@ -251,7 +251,7 @@ def test_exploration_resumes_where_it_was() -> None:
 
 @pytest.mark.parametrize("epsilon", [-0.1, 2.0, float("nan")])
 def test_an_amount_of_exploration_that_is_no_probability_raises(epsilon: float) -> None:
-    with pytest.raises(ValueError, match="no probability"):
+    with pytest.raises(ValueError, match="not a probability"):
         epsilon_greedy(np.zeros(3, np.float32), epsilon)
 
 
