@@ -293,7 +293,7 @@ def test_every_frame_of_a_video_file_is_delivered(tmp_path: Path, suffix: str, c
         writer.write(np.full((48, 64, 3), 8 * number, np.uint8))
     writer.release()
     sink = Sink(enough=1_000)
-    opencv.capture(CaptureJob(str(path), 1_000.0, False, None, None, 10_000), sink, sink.stop)
+    opencv.capture(CaptureJob(str(path), 1_000_000.0, False, None, None, 10_000), sink, sink.stop)
     assert [len(sink.images), sink.drops] == [30, []]
 
 
@@ -301,7 +301,7 @@ def test_every_frame_of_a_gif_is_delivered(tmp_path: Path) -> None:
     frames = [Image.new("RGB", (64, 48), (8 * number, 0, 0)) for number in range(30)]
     frames[0].save(tmp_path / "film.gif", save_all=True, append_images=frames[1:], duration=20)
     sink = Sink(enough=1_000)
-    opencv.capture(CaptureJob(str(tmp_path / "film.gif"), 1_000.0, False, None, None, 10_000), sink, sink.stop)
+    opencv.capture(CaptureJob(str(tmp_path / "film.gif"), 1_000_000.0, False, None, None, 10_000), sink, sink.stop)
     assert len(sink.images) == 30
 
 
