@@ -80,3 +80,13 @@ def rows_on_disk(folder: Path, part: str = "rows") -> list[dict[str, Any]]:
 def closed_rows(count: int) -> list[int]:
     """Numbers of the rows in closed blocks of a store with `count` rows."""
     return list(range(1, count // BLOCK * BLOCK))
+
+
+def one_payload(state: Path) -> bytes:
+    """Return one segment of 70 rows as it is sent."""
+    fill(state, ticks(1_000, 1_070))
+    uplink = queue(state)
+    pending = uplink.next(IDENTITY)
+    uplink.close()
+    assert pending is not None
+    return pending.payload

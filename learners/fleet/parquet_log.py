@@ -20,7 +20,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 import orjson
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from pydantic import BaseModel, ConfigDict
 
@@ -30,7 +29,7 @@ from learners.fleet.segment import Segment, SegmentHeader
 
 MAX_BOOTS = 8
 """Boots of an agent that are remembered; the oldest one is forgotten."""
-Outcome = Literal["stored", "apart", "duplicate", "gap"]
+Outcome = Literal["stored", "apart", "duplicate", "gap", "overlap"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,14 +85,10 @@ class ParquetLog:
             positions = _read_positions(agent / "position.json")
             if (known := _known(header, positions)) is not None:
                 return known
-            last = _last(header, positions)
-            reason = self._difference(header)
-            table = segment.table.filter(pc.greater(segment.table.column("row"), last))
-            first = max(header.first, last + 1)
-            size = 0
+            reason, table, size = self._difference(header), segment.table, 0
             if table.num_rows:
                 part = self.folder / ("apart" if reason else "rows")
-                size = _write(part / f"day={segment.day}" / f"agent={header.agent}", header, first, table)
+                size = _write(part / f"day={segment.day}" / f"agent={header.agent}", header, table)
             own = positions.pop(header.boot, {})
             positions[header.boot] = {**own, header.lane: header.last}
             newest = dict(list(positions.items())[-MAX_BOOTS:])
@@ -101,7 +96,7 @@ class ParquetLog:
         return StoredSegment("apart" if reason else "stored", header.last, table.num_rows, size, reason)
 
     def known(self, header: SegmentHeader) -> StoredSegment | None:
-        """Return what becomes of a segment that adds nothing: a duplicate, or one after a gap; None for any other.
+        """Return what becomes of a segment that adds nothing: a duplicate, an overlap, or one after a gap; None for any other.
 
         Raises:
             OSError, ValueError: the positions of the agent cannot be read.
@@ -149,12 +144,14 @@ def _known(header: SegmentHeader, positions: dict[str, dict[str, int]]) -> Store
     last = _last(header, positions)
     if header.last <= last:
         return StoredSegment("duplicate", last)
+    if header.first <= last:  # no device cuts so, but one of a copied state folder: these numbers are other rows here
+        return StoredSegment("overlap", last)
     return StoredSegment("gap", last) if header.first > last + 1 else None
 
 
-def _write(folder: Path, header: SegmentHeader, first: int, table: Any) -> int:
+def _write(folder: Path, header: SegmentHeader, table: Any) -> int:
     private_folder(folder)
-    path = folder / f"{header.boot}-{header.lane}-{first:012d}.parquet"
+    path = folder / f"{header.boot}-{header.lane}-{header.first:012d}.parquet"
     with new_file(path, mode=0o600) as draft:
         pq.write_table(table, draft, compression="zstd")
     return path.stat().st_size

@@ -190,7 +190,7 @@ class UplinkQueue:
         if last < pending.header.first - 1:
             self._begin_boot()  # the fleet lost what it had, or never had it
             return True
-        if last > pending.header.last:
+        if last != pending.header.last and last >= pending.header.first:
             self._begin_boot(is_behind=True)  # the fleet has other rows under these numbers: this state was restored
             return True
         if last != pending.header.last:

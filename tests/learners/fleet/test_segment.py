@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import numpy as np
 import orjson
 import pyarrow as pa
 import pytest
 import zstandard
-from fleet_world import IDENTITY, fill, queue, ticks
+from fleet_world import one_payload, ticks
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -20,13 +18,7 @@ from learners.fleet.segment import MAX_RAW_BYTES, SCHEMA, Segment, SegmentRefuse
 
 @pytest.fixture(scope="module")
 def payload(tmp_path_factory: pytest.TempPathFactory) -> bytes:
-    state: Path = tmp_path_factory.mktemp("segment")
-    fill(state, ticks(1_000, 1_070))
-    uplink = queue(state)
-    pending = uplink.next(IDENTITY)
-    uplink.close()
-    assert pending is not None
-    return pending.payload
+    return one_payload(tmp_path_factory.mktemp("segment"))
 
 
 def written(segment: Segment, table: pa.Table, compression: str | None = None, **header: object) -> bytes:

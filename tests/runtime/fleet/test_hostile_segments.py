@@ -9,7 +9,7 @@ import orjson
 import pyarrow as pa
 import pytest
 import zstandard
-from fleet_world import IDENTITY, fill, queue, rows_on_disk, ticks
+from fleet_world import one_payload, rows_on_disk
 
 from fakes import eventually
 from learners.experience.transition import checksum
@@ -23,13 +23,7 @@ from runtime.mqtt import Address, Message
 
 @pytest.fixture(scope="module")
 def payload(tmp_path_factory: pytest.TempPathFactory) -> bytes:
-    state: Path = tmp_path_factory.mktemp("segment")
-    fill(state, ticks(1_000, 1_070))
-    uplink = queue(state)
-    pending = uplink.next(IDENTITY)
-    uplink.close()
-    assert pending is not None
-    return pending.payload
+    return one_payload(tmp_path_factory.mktemp("segment"))
 
 
 def ingest_in(folder: Path, kind: type[Ingest] = Ingest) -> Ingest:
