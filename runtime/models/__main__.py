@@ -42,8 +42,6 @@ BEAT_S, RETRY_S = 1.0, 0.2
 HUNG_S, MOST_WORK_S = 60.0, 600.0
 """The process ends itself after `HUNG_S` without a beat. It no longer beats for itself where one reading or utterance takes
 longer than `MOST_WORK_S`; a piece of a generated answer begins that time again."""
-NICE = 5
-"""Below the agent and the gate, above the learner."""
 
 
 class ModelsServer:
@@ -232,8 +230,6 @@ def main(arguments: list[str] | None = None) -> int:
     given = parser.parse_args(arguments)
     child.set_process_title("models")
     _live_on()
-    with suppress(OSError):
-        os.nice(NICE)
     loaded = load(given.config)
     configure(verbose=False, secrets=loaded.secrets)
     config, threads = loaded.config, loaded.config.engine.threads

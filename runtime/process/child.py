@@ -4,6 +4,8 @@
 and then becomes COMMAND. The supervisor starts every child through it, foreign binaries too, so that no child can outlive
 the supervisor, not even during its imports; only the stop listener shall (`--outlive`). Ctrl-C in a terminal reaches the whole process group; the children ignore it,
 because the supervisor stops them in order.
+
+A child never gets a higher priority than its parent has: the supervisor, which is the gate, raises its own.
 """
 
 from __future__ import annotations
@@ -18,7 +20,9 @@ from setproctitle import setproctitle
 
 from sensors.drivers.parent_death import die_with
 
-Priority = Literal["idle", "nice", "normal"]
+Priority = Literal["first", "tick", "normal", "background", "nice", "idle"]
+NICENESS: dict[Priority, int] = {"first": -10, "tick": -5, "normal": 0, "background": 5, "nice": 19}
+"""`first`: the gate and the listener for stops; `tick`: the agent and the broker; `background`: what a person may wait for."""
 ORPHAN = 75
 """Exit code of a child if its parent died before the child started."""
 
@@ -59,20 +63,24 @@ def with_parent_death(
     ]
 
 
-def outliving(command: list[str]) -> list[str]:
+def outliving(command: list[str], *, priority: Priority = "normal") -> list[str]:
     """Return the command line that runs `command` as a child that lives on when this process dies."""
-    return [sys.executable, "-m", "runtime.process.child", "--outlive", "--", *command]
+    return [sys.executable, "-m", "runtime.process.child", "--outlive", "--priority", priority, "--", *command]
 
 
 def lower_priority(priority: Priority) -> Priority:
-    """Lower this process's CPU priority and return the one in force: `nice` where the kernel refuses `idle`."""
+    """Lower this process's CPU priority and return the one in force: `nice` where the kernel refuses `idle`.
+
+    It only lowers: a process with a lower priority than the wanted one keeps its own.
+    """
     if priority == "idle":
         try:
             os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
         except PermissionError:
             priority = "nice"
-    if priority == "nice":
-        os.setpriority(os.PRIO_PROCESS, 0, 19)
+    if priority in NICENESS:
+        before = os.getpriority(os.PRIO_PROCESS, 0)
+        os.setpriority(os.PRIO_PROCESS, 0, max(before, NICENESS[priority]))
     return priority
 
 
@@ -83,14 +91,12 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--outlive", action="store_true")
     parser.add_argument("--signal", default="SIGKILL")
     parser.add_argument("--title")
-    parser.add_argument("--priority", choices=("idle", "nice", "normal"), default="normal")
+    parser.add_argument("--priority", choices=(*NICENESS, "idle"), default="normal")
     parser.add_argument("command", nargs="+")
     given = parser.parse_args(arguments)
     if not given.outlive and not die_with(given.parent, signal.Signals[given.signal]):
         return ORPHAN
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    if os.getpriority(os.PRIO_PROCESS, 0) < 0:  # the gate's own priority is not for its children
-        os.setpriority(os.PRIO_PROCESS, 0, 0)
     lower_priority(given.priority)
     name = f"reflexd: {given.title}" if given.title else given.command[0]
     try:

@@ -163,7 +163,7 @@ class Explainer:
         if self._process is not None and self._process.returncode is None:
             return self._process
         self._process = await asyncio.create_subprocess_exec(
-            *with_parent_death([sys.executable, "-m", "runtime.requests.explain_process"]),
+            *with_parent_death([sys.executable, "-m", "runtime.requests.explain_process"], priority="background"),
             stdin=asyncio.subprocess.PIPE,
             stdout=asyncio.subprocess.PIPE,
         )

@@ -48,8 +48,6 @@ BACKGROUND = 16
 """Number of other ticks that replace the stream of which the contribution is measured."""
 SPREAD = 32
 """Ticks between two ticks of the background; fewer while the store is young."""
-NICE = 5
-"""Below the agent and the gate, above the learner. Only from the end of the imports on: a person waits for them."""
 MOST_BYTES = 2 << 30
 """Memory that the process may write; a request that needs more is answered with an error."""
 POLL_S = 0.05
@@ -276,8 +274,6 @@ def _answer(transition: Transition, parts: Mapping[str, Any]) -> Answer:
 def main() -> int:
     """Answer until the input ends; return the exit code."""
     child.set_process_title("explain")
-    with suppress(OSError):
-        os.nice(NICE)
     _, hard = resource.getrlimit(resource.RLIMIT_DATA)
     resource.setrlimit(resource.RLIMIT_DATA, (MOST_BYTES if hard < 0 else min(hard, MOST_BYTES), hard))
     with os.fdopen(os.dup(sys.stdout.fileno()), "wb", buffering=0) as answers:

@@ -73,14 +73,16 @@ def prepare(settings: MqttSettings, state_dir: Path, kind: Kind | None = None) -
         # SIGTERM at the parent's death: mosquitto then saves what is retained
         return Broker(
             chosen,
-            child.with_parent_death(command, title="broker", number=signal.SIGTERM),
+            child.with_parent_death(command, title="broker", number=signal.SIGTERM, priority="tick"),
             settings.host,
             settings.port,
         )
     config = _iotcore(settings, folder, users)
     return Broker(
         chosen,
-        child.with_parent_death([sys.executable, "-m", "runtime.supervisor.broker_iotcore", str(config)]),
+        child.with_parent_death(
+            [sys.executable, "-m", "runtime.supervisor.broker_iotcore", str(config)], priority="tick"
+        ),
         settings.host,
         settings.port,
     )

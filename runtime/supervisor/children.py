@@ -72,9 +72,9 @@ def table(config: Config, path: Path, *, faults: tuple[str, ...] = (), verbose: 
         "{gate_fd}",
         str(path),
     ]
-    specs = [Spec("agent", tuple(child.with_parent_death(agent)), linked=True, stdin=True)]
+    specs = [Spec("agent", tuple(child.with_parent_death(agent, priority="tick")), linked=True, stdin=True)]
     if has_own_session(config):
-        command = tuple(child.outliving(listener))
+        command = tuple(child.outliving(listener, priority="first"))
         specs.append(Spec("stop listener", command, stop_channel=True, grace_s=3.0, essential=False))
     if config.learner.enabled:
         settings = config.state_dir / "learner" / "settings.json"
@@ -83,7 +83,7 @@ def table(config: Config, path: Path, *, faults: tuple[str, ...] = (), verbose: 
         command = tuple(child.with_parent_death(learner, priority=config.learner.priority))
         specs.append(Spec("learner", command, essential=False))  # the policy acts on without it
     if has_models_process(config):
-        models = child.with_parent_death([*python, "runtime.models", str(path)])
+        models = child.with_parent_death([*python, "runtime.models", str(path)], priority="background")
         specs.append(Spec("models", tuple(models), grace_s=3.0, essential=False))
     if config.fleet is not None:
         uplink = child.with_parent_death([*python, "runtime.fleet", str(path)], priority="nice")

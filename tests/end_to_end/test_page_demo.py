@@ -6,7 +6,7 @@ import json
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ from canaries import VIEWER
 from end_to_end.browser import CHROMIUM, chromium, overheard, serious_findings, until, without_errors
 from end_to_end.demo import INTENTS, Demo, running_demo
 from paho.mqtt.enums import CallbackAPIVersion
-from playwright.sync_api import Browser, Page, expect
+from playwright.sync_api import Browser, Locator, Page, expect
 
 from fakes import Contention, connect_when_up, wait_for
 from learners.experience.reader import Reader
@@ -172,9 +172,19 @@ def test_stop_release_arm_and_taking_over_reach_the_device(page: Page, demo: Dem
         head.get_by_label("How long to hold head").select_option("10")
         for turn in ("left", "right"):
             pressed_s = time.time()
-            head.get_by_role("button", name=turn).click()
+            take_over(head, turn)
             device.comes_to(turn, pressed_s)
-            expect(head).to_contain_text("by a person")
+
+
+def take_over(head: Locator, turn: str) -> None:
+    """Press until the hold shows: on a busy machine the agent may be silent for a moment, which disarms and ends every hold."""
+    held = head.get_by_text(f"Held at {turn} by a person")
+    for _ in range(8):
+        head.get_by_role("button", name=turn).click()
+        with suppress(AssertionError):
+            expect(held).to_be_visible(timeout=8_000)
+            return
+    expect(held).to_be_visible()
 
 
 def test_a_question_it_asks_is_answered(page: Page, demo: Demo) -> None:

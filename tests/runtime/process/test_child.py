@@ -102,6 +102,28 @@ def test_a_title() -> None:
     assert done.stdout.startswith(b"reflexd: agent")
 
 
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root may raise a priority")
+@pytest.mark.parametrize(
+    ("own", "priority", "seen"),
+    [
+        (-10, "first", -10),
+        (-10, "tick", -5),
+        (-10, "normal", 0),
+        (-3, "tick", -3),
+        (0, "tick", 0),
+        (7, "background", 7),
+    ],
+)
+def test_a_child_never_gets_a_higher_priority_than_its_parent_has(
+    own: int, priority: child.Priority, seen: int
+) -> None:
+    command = child.with_parent_death([sys.executable, "-c", "import os; print(os.nice(0))"], priority=priority)
+    command[command.index("--parent") + 1] = "$$"
+    script = f"renice -n {own} -p $$ > /dev/null; {' '.join(command[:-2])} -c 'import os; print(os.nice(0))'"
+    done = subprocess.run(["sh", "-c", script], capture_output=True, check=True, timeout=60)
+    assert int(done.stdout) == seen
+
+
 def test_a_nice_child_is_nice_from_its_first_moment() -> None:
     command = child.with_parent_death([sys.executable, "-c", "import os; print(os.nice(0))"], priority="nice")
     done = subprocess.run(command, cwd=ROOT, env=environment(), capture_output=True, check=True)

@@ -29,8 +29,9 @@ from learners.model.policy import Policy
 from learners.model.spec import PolicySpec, StreamSpec
 from runtime.inference.arrays.input_statistics import InputStatistics
 from runtime.mqtt.rpc import RequestFailed
+from runtime.process.child import NICENESS
 from runtime.requests.explain import Explainer, description
-from runtime.requests.explain_process import NICE, Explanations
+from runtime.requests.explain_process import Explanations
 from runtime.requests.handlers import EXPLAIN_S as ANSWERED_WITHIN_S
 
 SPEC = PolicySpec(
@@ -121,7 +122,7 @@ async def test_a_process_without_torch_and_at_low_priority_explains_and_ends_whe
         process = explainer.process
         assert process is not None
         assert "libtorch" not in mapped(process)
-        assert os.getpriority(os.PRIO_PROCESS, process) == NICE
+        assert os.getpriority(os.PRIO_PROCESS, process) == NICENESS["background"]
         await eventually(lambda: explainer.process is None, "the end of the idle process")
     assert not mapped(process)
     assert answer == explained(agent.explanations(), "s-99")["answer"]
