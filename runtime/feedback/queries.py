@@ -1,8 +1,9 @@
 """Query people about decisions of which the policy is less certain than usual (active learning).
 
 Certainty is the margin between the critic's best and second-best score (margin sampling, Scheffer et al. 2001). It is divided
-by the median margin of the last minute, because scores have no unit. The agent publishes at most one query in ten
-seconds, over all actuators, and none for an untrained policy, an override or an action of the gate.
+by the median margin of the last minute, because scores have no unit. Choices that the gate would refuse count neither for the
+margin nor as candidates. The agent publishes at most one query in ten seconds, over all actuators, and none for an untrained policy,
+an override or an action of the gate.
 
 Answers arrive on `override/<actuator>`, which acts now and is stored as an intervention, or on `label` with the query's `id` and
 the actuator as `task`, which confirms the action (`Feedback`). Only an override can give another action.
@@ -51,7 +52,7 @@ class UncertaintyQueries:
             return
         for name, scores in ticked.decided.scores.items():
             outcome = ticked.verdict.outcomes.get(name)
-            sure = self._certainty(name, scores)
+            sure = self._certainty(name, _allowed(ticked, name, scores))
             if outcome is not None and outcome.by == "policy" and sure is not None and sure < self.share:
                 self._ask(ticked, name, sure)
 
@@ -87,11 +88,27 @@ class UncertaintyQueries:
                 "actuator": name,
                 "value": action.value,
                 "confidence": round(sure, 4),
-                "candidates": candidates(ticked.decided.choices.get(name, {})),
+                "candidates": candidates(_probabilities(ticked, name)),
                 "reading": {s: summarize_reading(reading) for s, reading in ticked.observation.readings.items()},
                 "answer": f"override/{name}",
             },
         )
+
+
+def _allowed(ticked: TickResult, actuator: str, scores: list[float]) -> list[float]:
+    """Return the scores of the choices that the gate would have let pass."""
+    allowed = ticked.observation.allowed.get(actuator)
+    if allowed is None:
+        return scores
+    names = ticked.decided.choices.get(actuator, {})
+    return [score for name, score in zip(names, scores, strict=False) if name in allowed]
+
+
+def _probabilities(ticked: TickResult, actuator: str) -> dict[str, float]:
+    """Return the probability of each choice that the gate would have let pass."""
+    choices = ticked.decided.choices.get(actuator, {})
+    allowed = ticked.observation.allowed.get(actuator, tuple(choices))
+    return {name: probability for name, probability in choices.items() if name in allowed}
 
 
 def candidates(probabilities: dict[str, float]) -> list[dict[str, Any]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -85,6 +86,23 @@ def test_it_asks_when_it_is_less_sure_than_usual_and_not_too_often() -> None:
     assert one.executed(f"s-{MIN_MARGINS + 1}", "head") == "left"
     assert one.executed(f"s-{MIN_MARGINS + 1}", "arm") is None
     assert one.executed("s-3", "head") is None
+
+
+def test_choices_that_the_gate_would_refuse_count_neither_as_close_nor_as_candidates() -> None:
+    one, events = asking()
+    usual(one)
+
+    def at(n: int, scores: list[float], *allowed: str) -> TickResult:
+        tick = ticked(n, 0.2)
+        observation = replace(tick.observation, allowed={"head": allowed})
+        return replace(tick, observation=observation, decided=replace(tick.decided, scores={"head": scores}))
+
+    one.ticked(at(MIN_MARGINS, [0.5, 0.505, 0.1], "left", "right"))
+    assert not events, "`stay` is as good, but the gate would refuse it"
+    one.ticked(at(MIN_MARGINS + 1, [0.5, 0.505, 0.1], "left"))
+    assert not events, "there is nothing to choose"
+    one.ticked(at(MIN_MARGINS + 2, [0.5, 0.9, 0.49], "left", "right"))
+    assert [each["label"] for each in events[0]["candidates"]] == ["left", "right"]
 
 
 def test_it_does_not_ask_untrained_or_where_others_act_or_when_no_one_wants_it() -> None:
