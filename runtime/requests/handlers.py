@@ -1,8 +1,8 @@
 """Handle the agent's part of `request/<verb>`: `rpc.AGENT_VERBS`.
 
 A request is untrusted. The agent answers it once, with the data or with the reason why not; the work runs off the loop. Any
-error of a handler is an answer. Rollbacks, explanations and all other requests wait in lanes of their own. Retained requests
-are ignored: they are an earlier request. (The gate answers arm, disarm, mode and reload.)
+error of a handler is an answer. Rollbacks, explanations and all other requests wait in lanes of their own, and askers take
+turns. Retained requests are ignored: they are an earlier request. (The gate answers arm, disarm, mode and reload.)
 """
 
 from __future__ import annotations
@@ -43,6 +43,8 @@ T = TypeVar("T")
 
 MAX_WAITING = 16
 """Requests that may wait in each lane."""
+NEWEST = 4
+"""Explanations that may wait for one asker, as the page that several browsers share; a newer one replaces the oldest."""
 REFUSALS = (Refused, RequestFailed, CheckpointRefused, TaskRefused, OSError)
 URGENT_S, USUAL_S, EXPLAIN_S = 20.0, 30.0, 60.0
 """Time limits of a rollback, of any other request, and of an explanation, which may have to start a process first."""
@@ -124,7 +126,7 @@ class Requests:
         lanes = (
             RequestQueue({"rollback": self._rollback}, REFUSALS, URGENT_S, MAX_WAITING),
             RequestQueue(usual, REFUSALS, USUAL_S, MAX_WAITING),
-            RequestQueue({"explain": self._explain}, REFUSALS, EXPLAIN_S, MAX_WAITING),
+            RequestQueue({"explain": self._explain}, REFUSALS, EXPLAIN_S, MAX_WAITING, newest=NEWEST),
             RequestQueue(
                 {
                     "readings": self._readings,
@@ -149,8 +151,9 @@ class Requests:
         if message.retain:
             raise Refused("a retained request is ignored: publish it without the retain flag")
         verb = message.topic.rsplit("/", 1)[-1]
-        if not self._lanes[verb].put(verb, message):
-            self._reply(verb, message, rpc.error(f"{MAX_WAITING} requests are waiting; try again"))
+        if (dropped := self._lanes[verb].put(verb, message)) is not None:
+            (of_verb, not_served), reason = dropped
+            self._reply(of_verb, not_served, rpc.error(reason))
 
     async def run(self) -> None:
         """Answer until cancelled."""

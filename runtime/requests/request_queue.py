@@ -1,12 +1,14 @@
 """Queue requests of one urgency: bounded, answered one after the other, each within a time limit.
 
-Requests of different urgency wait in different lanes, so that an explanation never delays a rollback. Knows no verb.
+Requests of different urgency wait in different lanes, so that an explanation never delays a rollback. In one lane askers take turns, so
+that one with many requests never delays another by more than one of them. Knows no verb.
 """
 
 from __future__ import annotations
 
 import asyncio
 import traceback
+from collections import deque
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 
@@ -18,6 +20,8 @@ from runtime.mqtt.rpc import Answer
 _LOG = structlog.get_logger(__name__)
 Handler = Callable[[bytes], Awaitable[Answer]]
 Reply = Callable[[str, Message, Answer], None]
+Request = tuple[str, Message]
+"""The verb, and the message with the payload."""
 DEPTH = 4
 """Innermost frames of an unforeseen error that are logged: a whole traceback takes the event loop seconds to format."""
 
@@ -31,30 +35,59 @@ class RequestQueue:
         refusals: exceptions with which a handler refuses a request; their text is the answer's error.
         limit_s: seconds after which a request is answered with an error. Its thread, if it has one, is not ended.
         capacity: requests that may wait.
+        newest: requests of one asker that may wait, where a newer one replaces the oldest and is answered first; None where all are
+            answered in their order.
     """
 
     handlers: dict[str, Handler]
     refusals: tuple[type[Exception], ...]
     limit_s: float
     capacity: int
-    _waiting: asyncio.Queue[tuple[str, Message]] = field(init=False)
+    newest: int | None = None
+    _waiting: dict[str, deque[Request]] = field(default_factory=dict, init=False)
+    """By asker, in the order of their turns; no asker is here without a request."""
+    _arrived: asyncio.Event = field(default_factory=asyncio.Event, init=False)
 
-    def __post_init__(self) -> None:
-        self._waiting = asyncio.Queue(self.capacity)
+    def put(self, verb: str, message: Message) -> tuple[Request, str] | None:
+        """Queue one request.
 
-    def put(self, verb: str, message: Message) -> bool:
-        """Queue one request; False when the lane is full."""
-        try:
-            self._waiting.put_nowait((verb, message))
-        except asyncio.QueueFull:
-            return False
-        return True
+        Returns:
+            The request that will not be answered by its handler, this one or another, and why; None if there is none.
+        """
+        asker = asker_of(message)
+        own = self._waiting.get(asker, deque())
+        dropped: tuple[Request, str] | None = None
+        if self.newest is not None and len(own) >= self.newest:
+            dropped = own.popleft(), f"{verb}: replaced by a newer request of the same asker"
+        elif sum(map(len, self._waiting.values())) >= self.capacity:
+            reason = f"{self.capacity} requests are waiting; try again"
+            longest = max(self._waiting, key=lambda name: len(self._waiting[name]))
+            if len(self._waiting[longest]) <= len(own) + 1:
+                return (verb, message), reason
+            of_longest = self._waiting[longest]
+            dropped = (of_longest.pop() if self.newest is None else of_longest.popleft()), reason
+        own.append((verb, message))
+        self._waiting[asker] = own
+        self._arrived.set()
+        return dropped
 
     async def run(self, reply: Reply) -> None:
         """Answer until cancelled."""
         while True:
-            verb, message = await self._waiting.get()
+            while not self._waiting:
+                self._arrived.clear()
+                await self._arrived.wait()
+            verb, message = self._next()
             await self._serve(verb, message, reply)
+
+    def _next(self) -> Request:
+        """Remove and return the request of the asker that has the turn."""
+        asker = next(iter(self._waiting))
+        own = self._waiting.pop(asker)
+        request = own.popleft() if self.newest is None else own.pop()
+        if own:
+            self._waiting[asker] = own
+        return request
 
     async def _serve(self, verb: str, message: Message, reply: Reply) -> None:
         """Answer one request; no error of a handler leaves this function: a question must not stop the machine."""
@@ -73,3 +106,8 @@ class RequestQueue:
     async def _answer(self, verb: str, payload: bytes) -> Answer:
         async with asyncio.timeout(self.limit_s):
             return await self.handlers[verb](payload)
+
+
+def asker_of(message: Message) -> str:
+    """Return who asks: the response topic, since MQTT does not name who published."""
+    return message.response_topic or ""
