@@ -13,10 +13,11 @@ from typing import Literal
 
 from runtime.control.frozen_streams import FrozenStreams
 from sensors.config import AnyStream
-from sensors.readings import Observation, Reading, Text
+from sensors.readings import Observation, Reading, Telemetry, Text
 
-HELD = 16
-"""Readings of each stream from which those of one moment are chosen."""
+HELD, HELD_NUMBERS = 16, 512
+"""Pictures and sounds of each stream from which those of one moment are chosen; and readings of numbers, which are small and may come
+fast."""
 SAME_S = 1e-3
 """Readings captured within this time are of one moment."""
 AHEAD_S = 0.5
@@ -33,13 +34,25 @@ class _Slot:
     seen: Reading | None = None
     """The reading that the last tick used; any other is fresh."""
     drops: Counter[str] = field(default_factory=Counter)
-    held: deque[Reading] = field(default_factory=lambda: deque(maxlen=HELD))
+    held: deque[Reading] = field(default_factory=lambda: deque(maxlen=HELD_NUMBERS))
     """The newest readings, oldest first, to choose from where readings are aligned."""
 
-    def at(self, stamp_s: float) -> Reading | None:
-        """Return the newest reading that was captured at `stamp_s` or before, else the oldest that is held."""
-        held = tuple(self.held)
-        return next((one for one in reversed(held) if one.stamp_s <= stamp_s + SAME_S), held[0] if held else None)
+    def hold(self, reading: Reading) -> None:
+        """Hold a reading to choose from."""
+        self.held.append(reading)
+        if not isinstance(reading, Telemetry) and len(self.held) > HELD:
+            self.held.popleft()
+
+    def at(self, stamp_s: float, now_s: float) -> Reading | None:
+        """Return the newest reading that was captured at `stamp_s` or before; else the oldest that is held and not stale."""
+        found = None
+        for one in reversed(tuple(self.held)):
+            if found is not None and now_s - one.stamp_s > self.limit_s:
+                break
+            found = one
+            if one.stamp_s <= stamp_s + SAME_S:
+                break
+        return found
 
 
 class Inbox:
@@ -91,7 +104,7 @@ class Inbox:
                 slot.drops["superseded"] += 1
         slot.reading = reading
         if self._align == "common" and not isinstance(reading, Text):
-            slot.held.append(reading)
+            slot.hold(reading)
 
     def observe(self, tick: int, now_s: float) -> Observation:
         """Compose the observation of a tick at `now_s` (monotonic seconds), and mark its readings as used."""
@@ -109,7 +122,7 @@ class Inbox:
                 slot.held.clear()
                 continue
             if common_s is not None:
-                reading = slot.at(common_s) or reading
+                reading = slot.at(common_s, now_s) or reading
             ages[name] = max(0.0, now_s - reading.stamp_s)
             if reading.stamp_source == "unknown":
                 ages[name] = max(ages[name], slot.limit_s)

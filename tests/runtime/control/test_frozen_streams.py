@@ -46,8 +46,10 @@ def test_equal_pictures_and_sounds_are_noticed() -> None:
         first_frozen(FrozenStreams(settings("camera")), [*alive, *(picture(n, image.copy()) for n in range(600))])
         == 150
     )
-    jpegs: list[Reading] = [picture(n, RNG.integers(0, 256, (4, 6, 3), np.uint8), b"same") for n in range(600)]
+    jpegs: list[Reading] = [picture(n, image.copy(), b"same") for n in range(600)]
     assert first_frozen(FrozenStreams(settings("camera")), jpegs) == 100
+    stamped: list[Reading] = [picture(n, image.copy(), b"comment %d" % n) for n in range(600)]
+    assert first_frozen(FrozenStreams(settings("camera")), stamped) == 100, "only the time in its JPEGs differs"
     mute: list[Reading] = [Sound("s", n / 10, n, np.zeros(1_600, np.float32)) for n in range(600)]
     assert first_frozen(FrozenStreams(settings("microphone")), mute) == 100
     assert first_frozen(FrozenStreams(settings("camera", frozen_after=0)), jpegs) is None

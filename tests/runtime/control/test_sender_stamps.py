@@ -159,6 +159,37 @@ def test_readings_of_one_moment() -> None:
     assert late.observe(0, 5.0).ages_s["gyro"] == 0.0, "a stream that is stale holds nothing up"
 
 
+def test_fast_numbers_are_read_at_the_moment_of_a_late_picture() -> None:
+    """500 Hz beside pictures that are 400 ms old at a tick: the numbers of that moment are held long enough."""
+    streams = {
+        "front": STREAM.validate_python({"kind": "camera", "source": 0, "max_age_s": 1.0}),
+        "gyro": settings(max_age_s=1.0),
+    }
+    inbox = Inbox(streams, align="common")
+    for k in range(1_000):
+        inbox.put(Telemetry("gyro", k / 500, k, ("x",), np.array([float(k)])))
+    for k in range(40):
+        inbox.put(Frame("front", k / 25, k, np.zeros((2, 2, 3), np.uint8)))
+    seen = inbox.observe(0, 1.998)
+    assert seen.readings["gyro"].seq == 780, "of 1.56 s, the moment of the newest picture"
+    assert seen.skew_s == pytest.approx(0.0, abs=1e-9)
+
+
+def test_a_stream_with_a_short_limit_is_not_missing_because_another_is_late() -> None:
+    streams = {
+        "front": STREAM.validate_python({"kind": "camera", "source": 0, "max_age_s": 2.0}),
+        "gyro": settings(max_age_s=0.2, required=True),
+    }
+    inbox = Inbox(streams, align="common")
+    inbox.put(Frame("front", 0.0, 0, np.zeros((2, 2, 3), np.uint8)))
+    for k in range(101):
+        inbox.put(Telemetry("gyro", k / 100, k, ("x",), np.array([float(k)])))
+    seen = inbox.observe(0, 1.0)
+    assert seen.missing == frozenset()
+    assert seen.readings["gyro"].seq == 80, "the oldest that may be used: nearest to the picture"
+    assert seen.skew_s == pytest.approx(0.8)
+
+
 @pytest.mark.parametrize(
     ("ahead_s", "is_stale"), [(-5.0, True), (-3_600.0, False), (3_600.0, False)], ids=["behind", "far behind", "ahead"]
 )

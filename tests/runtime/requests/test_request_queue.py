@@ -55,9 +55,7 @@ def test_the_newest_explanations_of_an_asker_win_and_another_is_second_at_most()
     requests = [*(request("flood", n) for n in range(50)), request("person", 0)]
     answers = asyncio.run(answers_to(queue_of(served, newest=4), requests))
     assert served == ["flood49", "person0", "flood48", "flood47", "flood46"]
-    assert answers["flood0"] == [
-        {"status": "error", "error": "explain: replaced by a newer request of the same asker"}
-    ]
+    assert answers["flood0"] == [{"status": "error", "error": "explain: replaced by a newer request of the same asker"}]
 
 
 def test_a_full_lane_of_commands_takes_the_request_of_another_asker() -> None:
