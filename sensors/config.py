@@ -32,26 +32,39 @@ def split_address(address: str) -> tuple[str, str, str] | None:
 
 
 def public_source(source: str | int) -> str | int:
-    """Return a stream's source without possible secrets: the URL's user, password, query and fragment."""
+    """Return a stream's source without possible secrets: the URL's user, password, query, fragment, and a path that names one."""
     parts = None if isinstance(source, int) else split_address(source)
-    return source if parts is None else f"{parts[0]}://{re.split('[?#]', parts[2], maxsplit=1)[0]}"
+    if parts is None:
+        return source
+    host, slash, path = re.split("[?#]", parts[2], maxsplit=1)[0].partition("/")
+    return f"{parts[0]}://{host}{slash}{'***' if _values_in_path(path) else path}"
 
 
 SECRET_NAME = re.compile(
-    r"passw(or)?d|passphrase|pwd|secret|token|credential|(api|access|private|auth)[_-]?key", re.IGNORECASE
+    r"passw(or)?d|passphrase|pwd|secret|token|credential|(api|access|private|auth)[_-]?key|^(login)?pass?$",
+    re.IGNORECASE,
 )
 """Names of settings that hold secrets."""
+_PATH_VALUE = re.compile(r"([A-Za-z]+)=(.*?)(?=[&;/?#]|_[A-Za-z]+=|$)")
+"""A value in a path, as cameras have it: `/user=admin&password=WORD&channel=1`, or with `_` in place of `&`."""
+
+
+def _values_in_path(path: str) -> set[str]:
+    """Return the values in a URL's path that have the name of a secret."""
+    return {value for name, value in _PATH_VALUE.findall(path) if value and SECRET_NAME.search(name)}
 
 
 def secrets_in(source: str) -> set[str]:
-    """Return the secrets of a URL that no log may show: the password, and query values with the name of a secret."""
+    """Return the secrets of a URL that no log may show: the password, and values with the name of a secret in path and query."""
     parts = split_address(source)
     if parts is None:
         return set()
     _, login, rest = parts
     password = login.partition(":")[2]
-    values = {value for name, value in parse_qsl(rest.partition("?")[2]) if SECRET_NAME.search(name)}
-    return {secret for secret in (password, unquote(password), *values) if secret}
+    named = _values_in_path(rest) | {
+        value for name, value in parse_qsl(rest.partition("?")[2]) if SECRET_NAME.search(name)
+    }
+    return {spelling for secret in (password, *named) for spelling in (secret, unquote(secret)) if spelling}
 
 
 PROPERTY = "property:"
@@ -100,6 +113,11 @@ class StreamSettings(Settings):
         return self
 
 
+CAMERA_SCHEMES = ("rtsp", "rtsps", "http", "https", "rtmp", "tcp")
+_LIKE_A_URL = re.compile(r"\s*(?:([A-Za-z][\w+.-]*)(://)|(rtsps?|https?|rtmp)(:/|//))", re.IGNORECASE)
+"""An address with a scheme, and one of a camera with a part of `://` left out."""
+
+
 class CameraSettings(StreamSettings):
     """A camera: USB, file, RTSP, HTTP MJPEG or JPEG/PNG over MQTT."""
 
@@ -116,6 +134,20 @@ class CameraSettings(StreamSettings):
     max_pixels: int = Field(
         16_777_216, gt=0, description="images with more pixels are rejected before they are decoded"
     )
+
+    @field_validator("source")
+    @classmethod
+    def _can_be_opened(cls, source: int | str) -> int | str:
+        """Refuse a URL that no driver opens; the text repeats nothing of it, which may hold a password."""
+        if isinstance(source, int) or (match := _LIKE_A_URL.match(source)) is None:
+            return source
+        scheme = (match[1] or match[3]).lower()
+        if match[2] and scheme in (*CAMERA_SCHEMES, "file"):
+            return source
+        if match[2]:
+            known = ", ".join(f"{name}://" for name in CAMERA_SCHEMES)
+            raise ValueError(f"{scheme}:// is not an address of a camera; these are: {known}")
+        raise ValueError(f"{match[4]!r} follows {scheme}, where :// is needed; write {scheme}://HOST/PATH")
 
 
 class MicrophoneSettings(StreamSettings):

@@ -22,8 +22,8 @@ LOGIN_YAML = f"username: tester, password: {MQTT}"
 PLUGIN = "c4nary-plugin-0b1c"
 ENVIRONMENT = "c4nary-environment-4e77"
 FILE = "c4nary-file-d210"
-ODD = 'c4nary p@ss/w"o\\rd?#'
-"""With everything in it that has to be escaped somewhere."""
+ODD = 'c4nary c4nary@c4nary/c4nary"c4nary\\c4nary?c4nary#c4nary:c4nary[c4nary'
+"""With everything in it that has to be escaped somewhere, and the mark in each part that a parser of addresses could repeat."""
 
 
 def _as_base64(mark: bytes) -> list[bytes]:

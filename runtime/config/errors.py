@@ -152,6 +152,7 @@ def _known_keys(loc: tuple[int | str, ...]) -> set[str]:
     model: Any = Config
     for part in loc[:-1]:
         model = _step(model, part)
+    model = _first_model(model)
     return set(model.model_fields) if isinstance(model, type) and issubclass(model, BaseModel) else set()
 
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Self
 
-from pydantic import Field, SecretStr, model_validator
+from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
 
 from runtime.config.field_types import GivenPath
-from runtime.config.mqtt_settings import MqttSettings
+from runtime.config.mqtt_settings import MqttSettings, broker_url
 from sensors.config import Name, Settings
 
 
@@ -41,11 +41,21 @@ class FleetSettings(Settings):
         description="file of the public key that signs the policies of the fleet. Default: policies of the fleet are not accepted",
     )
 
+    @field_validator("url")
+    @classmethod
+    def _url(cls, url: str) -> str:
+        return broker_url(url)
+
     @model_validator(mode="after")
     def _usable(self) -> Self:
         if self.url.startswith("embedded:"):
             raise ValueError("fleet.url: a device does not start the fleet's broker; write mqtt:// or mqtts://")
-        self.mqtt()
+        try:
+            self.mqtt()
+        except ValidationError as error:  # its text repeats the input, which may hold a password
+            raise ValueError(
+                error.errors()[0]["msg"].removeprefix("Value error, ").replace("mqtt.", "fleet.")
+            ) from None
         return self
 
     def mqtt(self) -> MqttSettings:

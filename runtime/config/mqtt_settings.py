@@ -53,6 +53,33 @@ class Credentials(Settings):
         return self if self.media is None else Credentials(username=self.media, password=self.password)
 
 
+def broker_url(url: str) -> str:
+    """Return the address of a broker if it is one.
+
+    Raises:
+        ValueError: it is none; no text of `urllib` is repeated, because that may hold a part of a password.
+    """
+    try:
+        parts = urlsplit(url)
+        port = parts.port
+    except ValueError:
+        raise ValueError(
+            "the host and port cannot be read; write SCHEME://HOST:PORT with a port from 1 to 65535, and the user and password "
+            "under username: and password:"
+        ) from None
+    if parts.scheme not in SCHEMES or not parts.hostname:
+        raise ValueError("write embedded://HOST:PORT, mqtt://HOST:PORT or mqtts://HOST:PORT")
+    if "@" in url:
+        raise ValueError("put the user under username: and password:, not into the URL")
+    if not parts.hostname.isprintable() or " " in parts.hostname:
+        raise ValueError(f"{parts.hostname!r} is not a host; write its name or address")
+    if parts.path.strip("/") or parts.query or parts.fragment:
+        raise ValueError("nothing may follow the port; topics and options have settings of their own")
+    if port is not None and not 0 < port < 65_536:
+        raise ValueError("the port must be between 1 and 65535")
+    return url
+
+
 class MqttSettings(Settings):
     """Settings of the connection to the broker."""
 
@@ -89,18 +116,7 @@ class MqttSettings(Settings):
     @field_validator("url")
     @classmethod
     def _url(cls, url: str) -> str:
-        parts = urlsplit(url)
-        if parts.scheme not in SCHEMES or not parts.hostname:
-            raise ValueError("write embedded://HOST:PORT, mqtt://HOST:PORT or mqtts://HOST:PORT")
-        if parts.username or parts.password:
-            raise ValueError("put the user under username: and password:, not into the URL")
-        if not parts.hostname.isprintable() or " " in parts.hostname:
-            raise ValueError(f"{parts.hostname!r} is not a host; write its name or address")
-        if parts.path.strip("/") or parts.query or parts.fragment:
-            raise ValueError("nothing may follow the port; topics and options have settings of their own")
-        if parts.port is not None and not 0 < parts.port < 65_536:
-            raise ValueError("the port must be between 1 and 65535")
-        return url
+        return broker_url(url)
 
     @model_validator(mode="after")
     def _used(self) -> Self:

@@ -238,7 +238,7 @@ def _play(
     """Grab until the end and return the number of frames. A file plays in real time: frame n is due at n / fps."""
     start_s = time.monotonic()
     step_s = 1.0 / (fps or job.rate_hz)
-    clock = SourceClock() if str(job.source).startswith("rtsp") else None
+    clock = SourceClock() if str(job.source).lower().startswith("rtsp") else None
     position = load().CAP_PROP_POS_MSEC
     grabbed = 0
     while not stop.is_set() and source.grab():

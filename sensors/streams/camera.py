@@ -27,7 +27,7 @@ from sensors.drivers.sensor import DriverSensor
 from sensors.drivers.watchdog import Absent, Limits
 from sensors.readings import Frame
 
-DEFAULT_PORTS = {"rtsp": 554, "rtsps": 322, "http": 80, "https": 443}
+DEFAULT_PORTS = {"rtsp": 554, "rtsps": 322, "http": 80, "https": 443, "rtmp": 1_935}
 _PROBE_S = 1.0
 
 
@@ -96,13 +96,24 @@ def probe(source: int | str) -> None:
         if not os.access(f"/dev/video{source}", os.R_OK | os.W_OK):
             raise Absent(f"/dev/video{source} is absent or may not be read; `reflexd devices` lists the cameras")
     elif "://" not in source:
-        if not Path(source).is_file():
-            raise Absent(f"{source}: no such file")
+        _find_file(Path(source))
     else:
         try:
             socket.create_connection(_host_and_port(source), _PROBE_S).close()
         except OSError as error:
             raise Absent(f"no server answers: {error.strerror or 'timed out'}") from None
+        except UnicodeError:  # of the codec of host names
+            raise Absent("the host of the address is not a name; a part of it is empty, too long or not text") from None
+
+
+def _find_file(path: Path) -> None:
+    """Raise Absent with the reason if there is no file, or this user may not see it."""
+    try:
+        found = path.is_file()
+    except OSError as error:
+        raise Absent(f"{path}: {error.strerror}") from None
+    if not found:
+        raise Absent(f"{path}: no such file")
 
 
 def connectable(source: str) -> str:
@@ -123,7 +134,7 @@ def _has_login(source: str) -> bool:
     scheme, _, after = source.partition("://")
     host = re.split("[/?#]", after, maxsplit=1)[0]
     port = host.rpartition(":")[2] if ":" in host else ""
-    return "@" in host or scheme.startswith("rtsp") or not (port.isdecimal() or not port)
+    return "@" in host or scheme.lower().startswith("rtsp") or not (port.isdecimal() or not port)
 
 
 def _escaped(text: str) -> str:
@@ -147,4 +158,5 @@ def _source(source: int | str) -> int | str:
     """Return what to open: a number written as text is a device number, `file:PATH` is PATH, a URL is escaped."""
     if isinstance(source, int):
         return source
+    source = source.strip() if "://" in source else source
     return int(source) if source.isdecimal() else connectable(source.removeprefix("file:"))

@@ -19,6 +19,7 @@ from sensors.config import (
     PluginStreamSettings,
     TelemetrySettings,
     TextSettings,
+    public_source,
 )
 from sensors.plugins import PluginError, load_plugin
 from sensors.streams.camera import CameraSensor, TopicCamera
@@ -95,14 +96,16 @@ def _text(name: str, settings: TextSettings, clock: Callable[[], float]) -> Sens
         return StdinText(name, settings.max_chars, clock=clock)
     if source.startswith("file:") and len(source) > len("file:"):
         return FollowedText(name, Path(source.removeprefix("file:")), settings.max_chars, clock=clock)
-    raise ValueError(f"streams.{name}.source: {source!r}; write topic, topic:NAME, stdin, file:PATH or speech:STREAM")
+    raise ValueError(
+        f"streams.{name}.source: {public_source(source)!r}; write topic, topic:NAME, stdin, file:PATH or speech:STREAM"
+    )
 
 
 def _telemetry(name: str, settings: TelemetrySettings) -> Sensor | TopicSensor:
     if settings.source.startswith(PREFIX):
         return TaskOutputSensor(name, settings.fields)
     if not is_topic(settings.source):
-        raise ValueError(f"streams.{name}.source: {settings.source!r}; write topic or topic:NAME")
+        raise ValueError(f"streams.{name}.source: {public_source(settings.source)!r}; write topic or topic:NAME")
     return TopicTelemetry(
         name,
         topic_of(settings.source),

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from learners.config import ExplorationSettings
+from runtime.cli.preflight import problems_and_warnings
 from runtime.config import loader
 
 GOOD = """\
@@ -136,6 +137,41 @@ def test_a_broken_file_names_file_line_path_and_remedy(
     assert problem.line == line, str(problem)
     assert str(problem).startswith(f"{file}:{line}: ")
     assert word in str(problem)
+
+
+PASSWORDS = [
+    ("agent: demo", "agent: demo\nmqtt: {url: 'mqtt://me:MARK'}", "mqtt.url"),
+    ("agent: demo", "agent: demo\nmqtt: {url: 'mqtt://me:MARK:x'}", "mqtt.url"),
+    ("agent: demo", "agent: demo\nmqtt: {url: 'mqtt://me:MARK℀x@h'}", "mqtt.url"),
+    ("agent: demo", "agent: demo\nmqtt: {url: 'mqtt://me:[MARK@h:1'}", "mqtt.url"),
+    ("agent: demo", "agent: demo\nmqtt: {url: 'mqtt://me:MARK/MARK@h'}", "mqtt.url"),
+    ("agent: demo", "agent: demo\nmqtt: {url: 'mqtt://me:a?MARK@h'}", "mqtt.url"),
+    ("agent: demo", "agent: demo\nmqtt: {username: me, password: [MARK]}", "mqtt.password"),
+    ("agent: demo", "agent: demo\nmqtt: {gate: {username: me, pasword: MARK}}", "mqtt.gate.pasword"),
+    ("agent: demo", "agent: demo\nmqtt: {gate: 'me:MARK'}", "mqtt.gate"),
+    ("agent: demo", "agent: demo\nfleet: {group: g, url: 'mqtts://me:MARK@h'}", "fleet.url"),
+    ("agent: demo", "agent: demo\nfleet: {group: g, url: 'mqtts://me:MARK'}", "fleet.url"),
+    ("agent: demo", "agent: demo\nfleet: {group: g, url: 'mqtt://h', password: MARK}", "fleet.password"),
+    ("agent: demo", "agent: demo\ndashboard: {token: [MARK]}", "dashboard.token"),
+    ("source: topic", "source: 'rtsp:/me:MARK@h/x'", "streams.front.source"),
+    ("source: topic", "source: 'rtsp//me:MARK@h/x'", "streams.front.source"),
+    ("source: topic", "source: 'rtspt://me:MARK@h/x'", "streams.front.source"),
+    ("source: topic", "source: ['rtsp://me:MARK@h/x']", "streams.front.source"),
+    ("fields: [q1]", "fields: [q1], source: 'mqtt://me:MARK@h/x'", "streams.joints.source"),
+]
+
+
+@pytest.mark.parametrize(("old", "new", "path"), PASSWORDS)
+def test_a_password_in_the_wrong_place_is_refused_and_not_repeated(
+    tmp_path: Path, old: str, new: str, path: str
+) -> None:
+    file = tmp_path / "broken.yaml"
+    file.write_text(GOOD.replace(old, new.replace("MARK", canaries.MARK), 1), encoding="utf-8")
+    problems, _, _ = problems_and_warnings(file, ports=False)
+    found = next(problem for problem in problems if problem.path.startswith(path))
+    assert found.remedy or ";" in found.message or "under username" in found.message, str(found)
+    assert "known here: ;" not in f"{found};"
+    assert canaries.received(str(problems)) is None
 
 
 @pytest.mark.parametrize(

@@ -19,7 +19,7 @@ from sensing import Running, Start, children, descriptors, eventually
 
 from fakes import Contention
 from sensors.base import Sensor, SensorLost
-from sensors.config import CameraSettings, public_source
+from sensors.config import CameraSettings, public_source, secrets_in
 from sensors.drivers import opencv
 from sensors.drivers.opencv import CaptureJob, FrameRateLimit, SourceClock
 from sensors.drivers.watchdog import Absent
@@ -359,6 +359,16 @@ def test_http_password_with_a_slash_is_escaped() -> None:
         "rtsp://cam:sEcrt@no.such.host.invalid/test",
         "http://cam:sEcr/t@127.0.0.1:9/test",
         "rtsp://cam:sEcr@[::1/test",
+        "rtsp://cam:sEcr@cam..local/test",
+        f"rtsp://cam:sEcr@{'cam' * 30}.local/test",
+        "rtsp://cam:sEcr@\udcff/test",
+        "rtsp://cam:sEcr@h\0st/test",
+        "RTSP://cam:12/3sEcr@127.0.0.1:9/test",
+        "rtsp://cam:sEcr℀@127.0.0.1:9/test",
+        "rtsp://cam:sEcr@127.0.0.1:\uff19\uff19/test",
+        "rtsp://127.0.0.1:9/user=admin&password=sEcr&channel=1",
+        "rtsp://127.0.0.1:9/user=admin_password=sEcr_channel=1_stream=0.sdp?real_stream",
+        "http://127.0.0.1:9/video.cgi?loginuse=admin&loginpas=sEcr",
     ],
 )
 async def test_absent_camera_is_reported_again_and_again_without_its_password(source: str, running: Running) -> None:
@@ -368,6 +378,34 @@ async def test_absent_camera_is_reported_again_and_again_without_its_password(so
     assert len(witness.lost) == 1
     assert "sEcr" not in witness.lost[0][1]
     assert "bug" not in witness.lost[0][1]
+
+
+@pytest.mark.parametrize(
+    ("source", "shown"),
+    [
+        ("rtsp://h/user=admin&password=sEcr&channel=1", "rtsp://h/***"),
+        ("rtsp://h/user=admin_password=sEcr_channel=1_stream=0.sdp?real_stream", "rtsp://h/***"),
+        ("http://h/v.cgi?loginuse=admin&loginpas=sEcr", "http://h/v.cgi"),
+        ("http://h/v.cgi?user=admin&pwd=sEcr", "http://h/v.cgi"),
+        ("rtsp://h/Streaming/Channels/101", "rtsp://h/Streaming/Channels/101"),
+        ("rtsp://h/cam/realmonitor?channel=1&subtype=0", "rtsp://h/cam/realmonitor"),
+    ],
+)
+def test_a_password_that_the_address_names_elsewhere_is_a_secret_and_not_shown(source: str, shown: str) -> None:
+    assert public_source(source) == shown
+    assert secrets_in(source) == ({"sEcr"} if "sEcr" in source else set())
+
+
+def test_a_file_that_cannot_be_looked_for_is_named(tmp_path: Path) -> None:
+    with pytest.raises(Absent, match="File name too long"):
+        probe(str(tmp_path / ("a" * 300 + ".mp4")))
+
+
+@pytest.mark.parametrize(
+    "source", ["rtsp/clip.mp4", "http.mp4", "file:///films/a.mp4", "C:/a.mp4", " rtsp://h/x", "RTSPS://h/x"]
+)
+def test_sources_that_can_be_opened_are_accepted(source: str) -> None:
+    assert camera(source).name
 
 
 def answering(status: str, method: str) -> int:
