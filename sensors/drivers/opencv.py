@@ -126,10 +126,11 @@ class SourceClock:
 
     The arrival time is not enough: after a stall, old pictures arrive in a burst, and a link slower than the video
     delivers ever older ones. The shortest transit seen maps the source's clock to ours (Cristian 1989, one way). It may
-    rise by 500 ppm, because clocks drift. The constant part of the transit stays unknown.
+    rise by 1,200 ppm: clocks drift, and cameras of 29.97 frames a second stamp them as of 30. A source that seems slower is
+    taken for a link that falls behind, and its pictures grow old. The constant part of the transit stays unknown.
     """
 
-    DRIFT = 5e-4
+    DRIFT = 1.2e-3
 
     def __init__(self) -> None:
         self._offset_s = float("inf")

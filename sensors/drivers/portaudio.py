@@ -1,7 +1,8 @@
 """Capture sound from a PortAudio device, or play a sound file in real time. The only importer of sounddevice.
 
 Runs under `sensors.drivers.process`. PortAudio's callback writes into a ring without locks, and a loop empties it. PortAudio
-lists devices once per process, so the next driver process finds a microphone that was plugged in later.
+lists devices once per process, so the next driver process finds a microphone that was plugged in later. Samples have the time at which
+PortAudio's clock says that they were converted, so that neither its buffers nor a busy machine make them younger.
 """
 
 from __future__ import annotations
@@ -21,6 +22,8 @@ from sensors.drivers.messages import MessageSender
 
 BLOCK_S = 0.02
 """Length of one message of samples."""
+MAX_LATENCY_S = 2.0
+"""Samples that PortAudio gives as older than this, or as from the future, count as of their arrival: not every driver knows the time."""
 IN_MEMORY = 67_108_864
 """Bytes of a sound file up to which it is read at once, so that a header that lies can be corrected."""
 
@@ -45,16 +48,23 @@ class SampleRing:
     """A ring of samples for one producer and one consumer, without a lock: each end owns one counter.
 
     When the consumer is a whole ring behind, the oldest samples are overwritten and counted as lost.
+
+    Args:
+        capacity: samples.
+        rate_hz: samples a second.
     """
 
-    def __init__(self, capacity: int) -> None:
+    def __init__(self, capacity: int, rate_hz: int) -> None:
         self._samples = np.zeros(capacity, np.float32)
+        self._rate_hz = rate_hz
         self._written = 0
         self._read = 0
+        self._captured = (0, 0.0)
+        """A count of samples written, and when the last of these was captured; one value, so that both are of one write."""
         self.lost = 0
 
-    def write(self, samples: NDArray[np.float32]) -> None:
-        """Append float32 mono samples (producer only)."""
+    def write(self, samples: NDArray[np.float32], captured_s: float) -> None:
+        """Append float32 mono samples, the last of them captured at `captured_s` in monotonic seconds (producer only)."""
         size = len(self._samples)
         samples = samples[-size:]
         at = self._written % size
@@ -62,6 +72,13 @@ class SampleRing:
         self._samples[at : at + head] = samples[:head]
         self._samples[: len(samples) - head] = samples[head:]
         self._written += len(samples)
+        self._captured = (self._written, captured_s)
+
+    @property
+    def captured_s(self) -> float:
+        """When the last sample that was taken was captured, in monotonic seconds (consumer only)."""
+        count, captured_s = self._captured
+        return captured_s + (self._read - count) / self._rate_hz
 
     def take(self) -> NDArray[np.float32]:
         """Return all samples not yet taken, oldest first (consumer only)."""
@@ -96,16 +113,17 @@ def record(job: RecordJob, outbox: MessageSender, stop: threading.Event) -> None
         SensorLost: no such device, it cannot be opened, or the stream stopped.
     """
     sounddevice = load()
-    ring = SampleRing(4 * max(job.rate_hz, 192_000))
     troubles: list[str] = []
-
-    def on_samples(data: Any, _frames: int, _time: Any, status: Any) -> None:
-        ring.write(data[:, 0])
-        if status and len(troubles) < 100:
-            troubles.append("device_overflow")
-
     try:
         rate_hz = _rate(sounddevice, job)
+        ring = SampleRing(4 * max(rate_hz, 192_000), rate_hz)
+
+        def on_samples(data: Any, frames: int, times: Any, status: Any) -> None:
+            age_s = times.currentTime - (times.inputBufferAdcTime + frames / rate_hz)
+            ring.write(data[:, 0], time.monotonic() - (age_s if 0.0 < age_s <= MAX_LATENCY_S else 0.0))
+            if status and len(troubles) < 100:
+                troubles.append("device_overflow")
+
         stream = sounddevice.InputStream(
             device=job.device, channels=1, samplerate=rate_hz, dtype="float32", latency=0.05, callback=on_samples
         )
@@ -130,7 +148,7 @@ def _empty(
     while not stop.wait(BLOCK_S / 2):
         samples = ring.take()
         if len(samples):
-            outbox.sound(time.monotonic(), rate_hz, samples)
+            outbox.sound(ring.captured_s, rate_hz, samples)
         elif not stream.active:
             raise SensorLost("the sound device stopped")
         while troubles:

@@ -282,6 +282,13 @@ def test_a_source_without_stamps_is_stamped_at_arrival_and_a_drifting_one_follow
     assert max(late) < 0.001
 
 
+@pytest.mark.parametrize(("true_hz", "stated_hz"), [(30 / 1.001, 30.0), (60 / 1.001, 60.0), (30.0, 30 / 1.001)])
+def test_pictures_of_a_camera_with_nominal_stamps_do_not_grow_old(true_hz: float, stated_hz: float) -> None:
+    clock = SourceClock()
+    late = [n / true_hz - clock.stamp_s(n / stated_hz, n / true_hz) for n in range(1, round(1_800 * true_hz))]
+    assert max(late) < 0.002
+
+
 @pytest.mark.parametrize(
     ("suffix", "codec"), [("mp4", "mp4v"), ("mkv", "mp4v"), ("webm", "VP80"), ("webm", "VP90"), ("ts", "mp4v")]
 )

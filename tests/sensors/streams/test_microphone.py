@@ -5,7 +5,9 @@ from __future__ import annotations
 import io
 import sys
 import threading
+import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Self
 
 import numpy as np
@@ -241,13 +243,13 @@ def test_play_loops_in_order(tmp_path: Path) -> None:
 
 @given(st.lists(st.integers(0, 25), max_size=20), st.data())
 def test_a_ring_gives_everything_in_order_or_counts_what_it_lost(sizes: list[int], data: st.DataObject) -> None:
-    ring = SampleRing(16)
+    ring = SampleRing(16, 10)
     sent, taken = 0, 0
     for size in sizes:
-        ring.write(np.arange(sent, sent + size, dtype=np.float32))
+        ring.write(np.arange(sent, sent + size, dtype=np.float32), 0.0)
         sent += min(size, 16) if size > 16 else size
         if size > 16:  # one write larger than the ring keeps its end
-            ring, sent, taken = SampleRing(16), 0, 0
+            ring, sent, taken = SampleRing(16, 10), 0, 0
             continue
         if data.draw(st.booleans()):
             got = ring.take()
@@ -257,9 +259,19 @@ def test_a_ring_gives_everything_in_order_or_counts_what_it_lost(sizes: list[int
 
 
 def test_a_write_larger_than_the_ring_keeps_its_end() -> None:
-    ring = SampleRing(4)
-    ring.write(np.arange(10, dtype=np.float32))
+    ring = SampleRing(4, 10)
+    ring.write(np.arange(10, dtype=np.float32), 5.0)
     assert ring.take().tolist() == [6.0, 7.0, 8.0, 9.0]
+    assert ring.captured_s == 5.0
+
+
+def test_a_ring_knows_when_the_last_sample_that_was_taken_was_captured() -> None:
+    ring = SampleRing(100, 10)
+    ring.write(np.zeros(20, np.float32), 7.0)
+    assert (len(ring.take()), ring.captured_s) == (20, 7.0)
+    ring.write(np.zeros(5, np.float32), 7.5)
+    assert ring.captured_s == 7.0, "what was written since is not taken yet"
+    assert (len(ring.take()), ring.captured_s) == (5, 7.5)
 
 
 class PortAudio:
@@ -268,8 +280,12 @@ class PortAudio:
     class PortAudioError(Exception):
         """As sounddevice's."""
 
-    def __init__(self, *, own_rate: int | None = None, stops: bool = False, opens: bool = True) -> None:
-        self.own_rate, self.stops, self.opens = own_rate, stops, opens
+    def __init__(
+        self, *, own_rate: int | None = None, stops: bool = False, opens: bool = True, age_s: float = 0.0
+    ) -> None:
+        self.own_rate, self.stops, self.opens, self.age_s = own_rate, stops, opens, age_s
+        self.called: list[tuple[float, float]] = []
+        """Monotonic seconds before and after each call of the callback."""
 
     def check_input_settings(self, *, device: object, channels: int, samplerate: int) -> None:
         if self.own_rate not in {None, samplerate}:
@@ -281,15 +297,15 @@ class PortAudio:
     def InputStream(self, *, samplerate: int, callback: object, **_: object) -> Stream:  # noqa: N802 - its name
         if not self.opens:
             raise self.PortAudioError("Device unavailable")
-        return Stream(callback, samplerate, stops=self.stops)
+        return Stream(self, callback, samplerate)
 
 
 class Stream:
     """Calls back from a thread of its own, three blocks, one of them after an overflow."""
 
-    def __init__(self, callback: object, rate_hz: int, *, stops: bool) -> None:
+    def __init__(self, device: PortAudio, callback: object, rate_hz: int) -> None:
         self.active = True
-        self._thread = threading.Thread(target=self._run, args=(callback, rate_hz // 50, stops))
+        self._thread = threading.Thread(target=self._run, args=(device, callback, rate_hz))
 
     def __enter__(self) -> Self:
         self._thread.start()
@@ -298,13 +314,16 @@ class Stream:
     def __exit__(self, *_: object) -> None:
         self._thread.join()
 
-    def _run(self, callback: object, block: int, stops: bool) -> None:
+    def _run(self, device: PortAudio, callback: object, rate_hz: int) -> None:
         assert callable(callback)
-        pause = threading.Event()
+        pause, block = threading.Event(), rate_hz // 50
         for number in range(3):
-            callback(np.full((block, 1), number, np.float32), block, None, number == 1)
+            times = SimpleNamespace(currentTime=900.0, inputBufferAdcTime=900.0 - device.age_s - block / rate_hz)
+            before_s = time.monotonic()
+            callback(np.full((block, 1), number, np.float32), block, times, number == 1)
+            device.called.append((before_s, time.monotonic()))
             pause.wait(0.03)
-        self.active = not stops
+        self.active = not device.stops
 
 
 def test_record_delivers_counts_overflows_and_says_when_the_device_stops(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -316,6 +335,23 @@ def test_record_delivers_counts_overflows_and_says_when_the_device_stops(monkeyp
     received = np.concatenate([block for _, _, block in sink.blocks])
     assert received.tolist() == [0.0] * 320 + [1.0] * 320 + [2.0] * 320
     assert sink.drops == ["device_overflow"]
+
+
+@pytest.mark.parametrize(
+    ("age_s", "counts_s"),
+    [(0.07, 0.07), (1.5, 1.5), (900.0, 0.0), (-3.0, 0.0)],
+    ids=["buffered", "late", "no clock", "future"],
+)
+def test_samples_have_the_time_at_which_the_device_converted_them(
+    monkeypatch: pytest.MonkeyPatch, age_s: float, counts_s: float
+) -> None:
+    device = PortAudio(stops=True, age_s=age_s)
+    monkeypatch.setitem(sys.modules, "sounddevice", device)  # type: ignore[arg-type]
+    sink = Sink(99)
+    with pytest.raises(SensorLost, match="stopped"):
+        portaudio.record(RecordJob(None, RATE_HZ), sink, sink.stop)
+    before_s, after_s = device.called[-1]
+    assert before_s - 1e-6 <= sink.blocks[-1][0] + counts_s <= after_s + 1e-6
 
 
 def test_a_device_without_the_rate_is_opened_at_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
