@@ -11,12 +11,12 @@ BEGIN, END = "<!-- packages: written by tests/architecture_table.py -->", "<!-- 
 FLOW = (
     "sensors", "sensors/drivers", "sensors/codecs", "sensors/streams", "actuators", "actuators/safety", "actuators/sim",
     "learners", "learners/experience", "learners/model", "learners/model/encoders", "learners/model/backends",
-    "learners/rl", "learners/tasks", "learners/tasks/layers", "learners/tasks/generation", "learners/finetune", "learners/finetune/error_analysis", "learners/speech", "learners/deliberation", "learners/continual", "learners/reencoding",
-    "learners/checkpoints", "learners/promotion", "learners/promotion/ope", "learners/experiments", "learners/safeguards",
+    "learners/rl", "learners/tasks", "learners/tasks/layers", "learners/tasks/generation", "learners/finetune", "learners/finetune/error_analysis", "learners/speech", "learners/goal_models", "learners/continual", "learners/task_serving", "learners/reencoding",
+    "learners/checkpoints", "learners/promotion", "learners/promotion/ope", "learners/experiment_statistics", "learners/safeguards",
     "learners/ipc",
-    "learners/worker", "learners/gym", "learners/export", "learners/fleet", "runtime", "runtime/process", "runtime/config",
+    "learners/worker", "learners/gym", "learners/export", "learners/fleet_data", "runtime", "runtime/process", "runtime/config",
     "runtime/backup", "runtime/mqtt", "runtime/gate", "runtime/supervisor", "runtime/control", "runtime/inference",
-    "runtime/inference/arrays", "runtime/feedback", "runtime/drift", "runtime/deliberation", "runtime/models", "runtime/fleet",
+    "runtime/inference/numpy_policy", "runtime/feedback", "runtime/drift", "runtime/deliberation", "runtime/models", "runtime/fleet",
     "runtime/deploy", "runtime/deploy/experiments", "runtime/recording", "runtime/monitoring", "runtime/requests", "runtime/agent",
     "runtime/dashboard", "runtime/console", "runtime/discovery", "runtime/mcp_server", "runtime/cli",
 )  # fmt: skip

@@ -20,8 +20,8 @@ from learners.finetune.trainer import Stopped
 from learners.finetune.trainer_state import State
 from learners.task_kinds import KINDS, TaskKind
 from learners.tasks.base import Task
-from learners.tasks.registry import open_task, task_class, unfit_reason
 from learners.tasks.relation_extraction import mark
+from learners.tasks.task_classes import open_task, task_class, unfit_reason
 
 WORDS = tinymodels.WORDS
 SIZE = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from actuators.actions import ActionSpace, Choice, Continuous
 from learners.checkpoints.manifest import Manifest
 from learners.model.backends.calibration_cache import Calibrations
-from learners.model.backends.selection import BackendSettings
+from learners.model.backends.fastest_backend import BackendSettings
 from learners.model.policy import Policy
 from learners.model.spec import PolicySpec, StreamSpec
 from runtime.inference.torch_engine import TorchEngine

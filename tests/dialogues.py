@@ -9,7 +9,7 @@ from typing import Any
 
 from learners.finetune.run import Splits, tune
 from learners.finetune.trainer import TrainerSettings
-from learners.tasks.chat import Chat
+from learners.tasks.text_generation import Chat
 
 ACTIONS = ("go", "stop", "works", "is")
 COLOURS = ("red", "green", "blue")

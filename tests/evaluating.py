@@ -6,8 +6,8 @@ from collections.abc import Callable, Mapping, Sequence
 
 from learners.experience.reader import Row
 from learners.experience.transition import Transition
-from learners.promotion.context import EvaluationContext, Step
 from learners.promotion.pipeline import EvaluationRun, PromotionResult
+from learners.promotion.step_types import EvaluationContext, Step
 
 
 def evaluate(

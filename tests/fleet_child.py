@@ -6,7 +6,7 @@ import asyncio
 import sys
 from pathlib import Path
 
-from learners.fleet.parquet_log import ParquetLog
+from learners.fleet_data.parquet_log import ParquetLog
 from runtime.config.loader import load
 from runtime.fleet.__main__ import build
 from runtime.fleet.ingest import Ingest

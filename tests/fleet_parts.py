@@ -14,7 +14,7 @@ import orjson
 from fleet_world import rows_on_disk
 
 from fakes import Mosquitto
-from learners.fleet.parquet_log import ParquetLog
+from learners.fleet_data.parquet_log import ParquetLog
 from runtime.config.loader import load
 from runtime.fleet.__main__ import build
 from runtime.fleet.ingest import Ingest

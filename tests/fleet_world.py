@@ -14,7 +14,7 @@ from learners.config import ExperienceSettings
 from learners.experience.database import BLOCK, Database
 from learners.experience.records import Mark
 from learners.experience.transition import Transition
-from learners.fleet.uplink_queue import UplinkIdentity, UplinkQueue
+from learners.fleet_data.uplink_queue import UplinkIdentity, UplinkQueue
 
 BEGUN_S = 1_800_000_000.0
 IDENTITY = UplinkIdentity(group="arms", agent="robot", spec="5" * 64, daemon="0.1.0")

@@ -21,7 +21,7 @@ from runtime.dashboard.bridge import MqttBridge, Unreachable
 from runtime.dashboard.commands import COMMANDS, GATE_S, CommandPublisher
 from runtime.dashboard.state import ViewState
 from runtime.mqtt import Address, Connection
-from runtime.mqtt.models import PublishMessage
+from runtime.mqtt.connection_types import PublishMessage
 
 SETTLED_S = 0.7
 """Longer than the gate waits before it publishes a status again that the broker did not acknowledge."""

@@ -23,8 +23,8 @@ from gate_stop_listener import ListenerProcess
 from actuators.actions import Value
 from actuators.config import requirements
 from actuators.safety.decisions import Proposal
+from actuators.safety.forbid_rules import Rule, known_names
 from actuators.safety.gate import MAX_READINGS_AGE_S, MODES
-from actuators.safety.rules import Rule, known_names
 from actuators.wire import CommandWriter
 from runtime.config.schema import Config
 from runtime.gate import host as host_module
@@ -35,7 +35,7 @@ from runtime.gate.info import InfoBuilder
 from runtime.gate.operator_commands import OperatorCommands
 from runtime.gate.status import StatusPublisher
 from runtime.mqtt import Connection, Limit, connection, publisher, subscriber
-from runtime.mqtt.models import Message, PublishMessage
+from runtime.mqtt.connection_types import Message, PublishMessage
 from runtime.mqtt.topics import Topics
 from runtime.process.systemd import Notifier
 from sensors.config import fields_of

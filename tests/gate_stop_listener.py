@@ -15,7 +15,7 @@ import aiomqtt
 
 from runtime.gate.stop_channel import StopSender
 from runtime.gate.stop_listener import StopListener, connection_of
-from runtime.mqtt.models import PublishMessage
+from runtime.mqtt.connection_types import PublishMessage
 
 if TYPE_CHECKING:
     from gate_model import Line, World

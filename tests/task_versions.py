@@ -6,8 +6,8 @@ from pathlib import Path
 
 import torch
 
-from learners.continual.versions import TaskVersion, TaskVersionStore
-from learners.tasks.registry import open_task
+from learners.task_serving.versions import TaskVersion, TaskVersionStore
+from learners.tasks.task_classes import open_task
 
 
 @torch.no_grad()

@@ -27,7 +27,7 @@ from learners.ipc.progress import read_progress
 from learners.model.encoders.pretrained import load
 from learners.model.policy import Policy
 from learners.model.spec import PolicySpec, StreamSpec
-from learners.tasks.registry import open_task
+from learners.tasks.task_classes import open_task
 from learners.worker.journal import Position, load_position
 
 WORDS = {b'"image"': b'"vision"', b'"audio"': b'"hearing"', b'"latent-attention"': b'"bottleneck"'}

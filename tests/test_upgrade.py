@@ -27,22 +27,22 @@ from learners.checkpoints.manifest import CheckpointRefused
 from learners.checkpoints.signing import KeyRefused, load_key
 from learners.checkpoints.store import Checkpoints
 from learners.config import ExperienceSettings
-from learners.continual.versions import TaskVersionStore
-from learners.deliberation.config import DeliberatorSettings
 from learners.experience import schema
 from learners.experience.reader import Reader
 from learners.experience.store import Store
+from learners.goal_models.config import DeliberatorSettings
 from learners.ipc.outbox import Outbox
 from learners.ipc.policy_spec import read_policy_spec, spec_path, write_policy_spec
 from learners.model.backends.calibration_cache import Calibrations
-from learners.model.backends.selection import BackendChoice, BackendSettings
+from learners.model.backends.fastest_backend import BackendChoice, BackendSettings
 from learners.reencoding.token_store import StoredTokens, TokenStore
 from learners.safeguards.source_consistency import Quarantine
+from learners.task_serving.versions import TaskVersionStore
 from learners.worker.journal import Journal, JournalEntry
 from runtime.config.schema import DriftSettings
 from runtime.deliberation.goal_in_force import GoalInForce
 from runtime.deploy.experiments.controller import ExperimentController
-from runtime.deploy.experiments.rules import ExperimentRules
+from runtime.deploy.experiments.plan_from_settings import ExperimentRules
 from runtime.drift.watch import DriftWatch
 from runtime.gate import latches
 from runtime.recording.reader import Recording, RecordingError

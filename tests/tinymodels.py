@@ -159,7 +159,7 @@ def wav2vec2(folder: Path) -> Path:
 
 
 def efficientnet(folder: Path) -> Path:
-    import learners.model.encoders.bundled  # noqa: F401 - registers the architecture
+    import learners.model.encoders.bundled_weights  # noqa: F401 - registers the architecture
     from learners.model.encoders.efficientnet_lite import EfficientNetLiteConfig, EfficientNetLiteForImageClassification
 
     torch.manual_seed(0)

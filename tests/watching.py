@@ -28,10 +28,10 @@ from learners.experience.store import Label
 from learners.ipc.outbox import Outbox
 from learners.safeguards.reward_ledger import Ledger
 from learners.safeguards.source_consistency import Quarantine, SourceRule
-from runtime.control.arm_record import ArmRecord
 from runtime.control.tick import TickResult, executed_actions
+from runtime.control.tick_version import TickVersion
 from runtime.deploy.experiments.controller import ExperimentController
-from runtime.deploy.experiments.rules import ExperimentRules
+from runtime.deploy.experiments.plan_from_settings import ExperimentRules
 from runtime.deploy.learner_events import LearnerEvents
 from runtime.deploy.policy_updater import PolicyUpdater
 from runtime.feedback.outcomes import OutcomeTracker
@@ -217,7 +217,7 @@ class Stage:
             self._emit,
         )
         self._last: tuple[str, float, bool] | None = None
-        self.arms: list[ArmRecord] = []
+        self.arms: list[TickVersion] = []
 
     def kinds(self) -> list[str]:
         """The types of all events so far."""

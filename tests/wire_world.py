@@ -18,7 +18,7 @@ from learners.experience.database import Database
 from learners.experience.reader import Reader
 from learners.experience.records import Credit
 from learners.experience.transition import Transition
-from learners.gym.trainer import GymTrainer, TrainSettings
+from learners.gym.lock_step import GymTrainer, TrainSettings
 from learners.model.spec import PolicySpec
 from runtime.mqtt import topics
 from sensors.streams.telemetry import TopicTelemetry

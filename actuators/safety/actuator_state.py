@@ -13,8 +13,8 @@ from actuators.actions import Value
 from actuators.config import AnyActuator, ContinuousSettings, MovingSettings, conditions_of
 from actuators.safety import limits
 from actuators.safety.decisions import ActuatorDecision, By, Mode, Proposal
+from actuators.safety.forbid_rules import domain, safe_is_hold
 from actuators.safety.limits import Refusal
-from actuators.safety.rules import domain, safe_is_hold
 
 REPEAT_S = (0.1, 2.0)
 """A safe action that is not acknowledged is sent again after the first number of seconds, then twice as late, up to the second."""

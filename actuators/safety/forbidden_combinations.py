@@ -1,6 +1,6 @@
 """Ask the rules under `gate.forbid` about all actuators together: what is forbidden now, and in which order they go to rest.
 
-`rules.py` evaluates one rule on given values. This module knows which values each actuator may have now, and the telemetry.
+`forbid_rules.py` evaluates one rule on given values. This module knows which values each actuator may have now, and the telemetry.
 """
 
 from __future__ import annotations
@@ -11,8 +11,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from actuators.actions import Value
 from actuators.expressions import Known
 from actuators.safety.actuator_state import Actuator
+from actuators.safety.forbid_rules import Readings, Rule, Violation, known_names, safe_is_hold
 from actuators.safety.limits import Refusal
-from actuators.safety.rules import Readings, Rule, Violation, known_names, safe_is_hold
 
 
 class ForbiddenCombinations:

@@ -10,8 +10,8 @@ from dataclasses import replace
 
 from actuators.safety.actuator_state import REPEAT_S, Actuator
 from actuators.safety.decisions import ActuatorDecision
+from actuators.safety.forbid_rules import safe_is_hold
 from actuators.safety.forbidden_combinations import ForbiddenCombinations
-from actuators.safety.rules import safe_is_hold
 
 
 class SafeActions:

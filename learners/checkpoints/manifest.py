@@ -19,14 +19,14 @@ import orjson
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 from numpy.typing import NDArray
 
-from learners.checkpoints.arrays import Shapes, WeightsRefused, check_shapes, unpack_arrays
+from learners.checkpoints.safetensors_numpy import Shapes, WeightsRefused, check_shapes, unpack_arrays
 from learners.checkpoints.signing import verified
 from learners.files import write_synced
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from learners.checkpoints.tensors import Tensors
+    from learners.checkpoints.safetensors_torch import Tensors
 
 FORMAT = 1
 MANIFEST, SIGNATURE = "manifest.json", "manifest.sig"
@@ -100,7 +100,7 @@ def packed(
         WeightsRefused: a tensor is not finite.
         ValueError: a file stem is not of lower-case letters, digits, _ and -.
     """
-    from learners.checkpoints.tensors import pack  # noqa: PLC0415 - torch: only for who writes weights
+    from learners.checkpoints.safetensors_torch import pack  # noqa: PLC0415 - torch: only for who writes weights
 
     files = {f"{stem}.safetensors": pack(group) for stem, group in tensors.items()}
     files |= {f"{stem}.json": orjson.dumps(value, option=JSON) for stem, value in documents.items()}
@@ -289,6 +289,6 @@ def _weights(version: str, stem: str, content: bytes, shapes: Shapes | None, *, 
 
 
 def _tensors(content: bytes) -> dict[str, Any]:
-    from learners.checkpoints.tensors import unpack  # noqa: PLC0415 - torch: not for an agent that acts on graphs
+    from learners.checkpoints.safetensors_torch import unpack  # noqa: PLC0415 - torch: not for an agent that acts on graphs
 
     return unpack(content)

@@ -23,7 +23,6 @@ from typing import TYPE_CHECKING, Any
 import orjson
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 
-from learners.checkpoints.arrays import Shapes
 from learners.checkpoints.experiment_records import CHALLENGER, versions_of_experiments, versions_that_passed
 from learners.checkpoints.manifest import (
     JSON,
@@ -37,6 +36,7 @@ from learners.checkpoints.manifest import (
     read_manifest,
     write,
 )
+from learners.checkpoints.safetensors_numpy import Shapes
 from learners.checkpoints.signing import credentials_folder, load_key
 from learners.config import PromotionSettings
 from learners.files import locked, new_folder, private_folder, remove_abandoned_drafts, write_atomically
@@ -44,7 +44,7 @@ from learners.files import locked, new_folder, private_folder, remove_abandoned_
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from learners.checkpoints.tensors import Tensors
+    from learners.checkpoints.safetensors_torch import Tensors
 
 LIVE = "LIVE"
 FAILED_NAMES = 1_000

@@ -1,1 +1,1 @@
-"""Continual fine-tuning: labels over MQTT to a candidate, its acceptance, a version, serving."""
+"""Continual fine-tuning: labels over MQTT to a candidate, its evaluation and its acceptance."""

@@ -17,16 +17,16 @@ from functools import cached_property
 from typing import Any
 
 from learners.config import TaskSettings
-from learners.continual.reading_inputs import inputs_of_text
 from learners.experience.reader import Reader, raw_reading
 from learners.experience.records import Label, Raw
 from learners.finetune.conll import TAG, as_iob2
-from learners.finetune.fields import check, visible
-from learners.model.encoders.bundled import resolve
+from learners.finetune.example_fields import check, visible
+from learners.model.encoders.bundled_weights import resolve
 from learners.task_kinds import KINDS, Output
+from learners.task_serving.reading_inputs import inputs_of_text
 from learners.tasks.base import DataError, EncodedMedia, names_several_labels
-from learners.tasks.registry import task_class
 from learners.tasks.relation_extraction import mark
+from learners.tasks.task_classes import task_class
 
 WIDTH = 16
 """Hex digits of a key."""

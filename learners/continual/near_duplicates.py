@@ -17,9 +17,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from learners.experience.reading_similarity import differences, part_colours
-from learners.tasks.audio import read_sound
 from learners.tasks.base import EncodedMedia, Example
-from learners.tasks.images import read_picture
+from learners.tasks.image_inputs import read_picture
+from learners.tasks.sound_inputs import read_sound
 from sensors.codecs.resampling import RATE_HZ, resampled
 
 EQUAL_PICTURE = 1e-3

@@ -26,10 +26,10 @@ import orjson
 from learners.continual.labels import LEAST_BLOCKS, Labelled
 from learners.continual.near_duplicates import NearDuplicates
 from learners.finetune.datasets import read
-from learners.finetune.fields import check
+from learners.finetune.example_fields import check
 from learners.task_kinds import KINDS
 from learners.tasks.base import Example
-from learners.tasks.registry import check_modality, task_class
+from learners.tasks.task_classes import check_modality, task_class
 
 Examples = list[dict[str, Any]]
 OTHER_TARGETS = tuple(sorted({declared.target for declared in KINDS.values()} - {"label", "tags"}))

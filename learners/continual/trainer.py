@@ -39,7 +39,7 @@ from learners.continual.acceptance import (
     rejection_reason,
     too_few_reason,
 )
-from learners.continual.candidate import CandidateTrainer, TrainedCandidate, options_of
+from learners.continual.candidate_training import CandidateTrainer, TrainedCandidate
 from learners.continual.evaluation import (
     CandidateMetrics,
     agreed,
@@ -58,15 +58,16 @@ from learners.continual.evaluation_report import write_evaluation
 from learners.continual.labels import Labelled, Labels
 from learners.continual.source_ablation import ALPHA, MIN_LABELS, by_source, single_source, sources_to_ablate
 from learners.continual.splits import Holdout, classes
-from learners.continual.versions import TaskVersion, TaskVersionStore
 from learners.experience.reader import Reader
 from learners.files import private_folder, write_atomically
 from learners.finetune.error_analysis.slices import check_slice, shown
 from learners.finetune.trainer import OnProgress
-from learners.model.encoders.bundled import resolve
+from learners.model.encoders.bundled_weights import resolve
 from learners.task_kinds import KINDS
+from learners.task_serving.options import options_of
+from learners.task_serving.versions import TaskVersion, TaskVersionStore
 from learners.tasks.base import DataError, Task
-from learners.tasks.registry import open_task
+from learners.tasks.task_classes import open_task
 
 MAX_REJECTIONS = 3
 """Rejected candidates after which a label never trains again."""

@@ -14,7 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from learners.finetune import conll, fields, tables
+from learners.finetune import conll, csv_files, example_fields
 from learners.finetune.text_files import MAX_BYTES, Examples, LocatedExample, lines_of, read_text
 from learners.tasks.base import DataError, Task
 from sensors.base import PayloadRefused
@@ -49,7 +49,7 @@ def read(path: Path | str, task: type[Task] | None = None) -> Examples:
             f"{path}: no examples in it{''.join(f'; {note}' for note in examples.notes)}; name a file with at least one"
         )
     if task is not None:
-        fields.check(examples, task)
+        example_fields.check(examples, task)
     conll.to_iob2(examples)
     examples.notes += _alike(examples)
     return examples
@@ -84,7 +84,7 @@ def lines(path: Path) -> Examples:
     found = Examples()
     for number, line in enumerate(lines_of(read_text(path)), 1):
         if line.strip():
-            found.append(fields.to_row(_json(line, f"{path}:{number}"), path, number))
+            found.append(example_fields.to_row(_json(line, f"{path}:{number}"), path, number))
     return found
 
 
@@ -115,7 +115,8 @@ def split_of(path: Path, split: str) -> Examples:
         raise DataError(f"{path}#{split}: expected a list of examples")
     pairs = ({"text": row[0], "label": row[1]} if isinstance(row, list) and len(row) == 2 else row for row in body)
     return Examples(
-        fields.to_row(row, path, number, place=f"{name}: example {number}") for number, row in enumerate(pairs, 1)
+        example_fields.to_row(row, path, number, place=f"{name}: example {number}")
+        for number, row in enumerate(pairs, 1)
     )
 
 
@@ -152,7 +153,7 @@ def _class_folder(folder: Path, left: Counter[str]) -> list[LocatedExample]:
             continue
         if any(_hidden(part) for part in (file, *file.relative_to(folder).parents)):
             left["hidden"] += 1
-        elif kind := fields.media_kind(file):
+        elif kind := example_fields.media_kind(file):
             rows.append(LocatedExample({kind: str(file), "label": folder.name}, file))
         else:
             left[file.suffix.lower() or "no suffix"] += 1
@@ -170,5 +171,5 @@ def _hidden(path: Path) -> bool:
 
 READERS: dict[str, Callable[[Path], Examples]] = {
     ".conll": conll.columns, ".iob": conll.columns, ".iob2": conll.columns, ".bio": conll.columns, ".txt": text,
-    ".csv": tables.table, ".tsv": tables.table, ".jsonl": lines, ".ndjson": lines, ".json": whole,
+    ".csv": csv_files.table, ".tsv": csv_files.table, ".jsonl": lines, ".ndjson": lines, ".json": whole,
 }  # fmt: skip

@@ -16,7 +16,7 @@ from transformers import PreTrainedModel
 
 from learners.tasks.base import Example, Task, saved
 from learners.tasks.layers.heads import head_modules
-from learners.tasks.registry import open_task
+from learners.tasks.task_classes import open_task
 
 
 @torch.no_grad()

@@ -18,8 +18,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from learners.tasks.base import Example, to_device
-from learners.tasks.classify_text import Classifier
 from learners.tasks.layers.heads import output_layer
+from learners.tasks.text_classification import Classifier
 
 STRENGTH = 10.0
 """How weak the penalty on weights is: `C` of logistic regression over inputs of unit root mean square."""

@@ -25,20 +25,20 @@ from learners.finetune.error_analysis.occlusion import explain_errors
 from learners.finetune.error_analysis.scores import each
 from learners.finetune.error_analysis.slices import check_slice, shown
 from learners.finetune.error_analysis.slices import measure as slice_metrics
-from learners.finetune.fields import check, check_features
+from learners.finetune.example_fields import check, check_features
 from learners.finetune.linear_probe import fit_head
 from learners.finetune.progress import Bar, plot
 from learners.finetune.trainer import OnProgress, RunState, Trainer, TrainerSettings
 from learners.finetune.trainer_state import State
 from learners.finetune.transfer import digest_of, gains, start_from
-from learners.model.encoders.bundled import resolve
-from learners.model.encoders.packages import BundledError
+from learners.model.encoders.bundled_packages import BundledError
+from learners.model.encoders.bundled_weights import resolve
 from learners.task_kinds import KINDS, TaskKind
 from learners.tasks.base import DataError, Example, Options, Recipe, Task, saved, without_target
-from learners.tasks.classify_text import Classifier
 from learners.tasks.layers.heads import set_prior
 from learners.tasks.layers.pooling import MARK
-from learners.tasks.registry import check_modality, open_task, task_class, unfit_reason
+from learners.tasks.task_classes import check_modality, open_task, task_class, unfit_reason
+from learners.tasks.text_classification import Classifier
 from learners.torch_device import pick_device
 
 

@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from learners.finetune.forgetting import backbone, transplant
-from learners.model.encoders.folder_record import hash_of
+from learners.model.encoders.file_digests import hash_of
 from learners.tasks.base import Task, saved
-from learners.tasks.registry import open_task
+from learners.tasks.task_classes import open_task
 
 
 def start_from(folder: Path, task: Task) -> float:

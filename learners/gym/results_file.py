@@ -12,7 +12,7 @@ from typing import Any
 import orjson
 
 from learners.files import write_atomically
-from learners.gym.trainer import TrainSettings
+from learners.gym.lock_step import TrainSettings
 
 NAME = "results.json"
 NOT_ENDED = "not ended"

@@ -13,7 +13,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from learners.config import LearnerSettings, PolicySettings
-from learners.gym.trainer import TrainSettings
+from learners.gym.lock_step import TrainSettings
 
 FIELDS: dict[str, tuple[str, ...]] = {
     "learner.batch": ("batch", "choice_batch"),

@@ -27,8 +27,8 @@ from learners.checkpoints.store import Checkpoints
 from learners.checkpoints.trusted_keys import fingerprint
 from learners.gym.demonstrations import episodes_of
 from learners.gym.greedy_episodes import ReturnSummary
+from learners.gym.lock_step import GymTrainer, TrainSettings
 from learners.gym.results_file import settings_values, write_failed, write_not_ended, write_results
-from learners.gym.trainer import GymTrainer, TrainSettings
 from learners.model.spec import Algorithm as Name
 
 

@@ -17,8 +17,8 @@ from torch import Tensor, nn
 
 from learners.checkpoints.manifest import GraphFiles
 from learners.model.backends.checkpoint_graph import DOCUMENT, POLICY, GraphNote, digest_of
+from learners.model.backends.fastest_backend import Inputs, Run, compare, has_bfloat16, processor
 from learners.model.backends.openvino import LIBRARY, OpenVinoRun, convert, graph_files, read_graph
-from learners.model.backends.selection import Inputs, Run, compare, has_bfloat16, processor
 from learners.model.features import Features
 from learners.model.fusion import MAX_AGE_S, masked
 from learners.model.normalizer import CLIP

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from learners.continual.evaluation import metric, predict
 from learners.continual.trainer import ContinualTrainer
 from learners.tasks.base import DataError, Example, Prediction, Task
-from learners.tasks.registry import open_task
+from learners.tasks.task_classes import open_task
 
 CHUNK = 32
 """Examples that a version predicts before the learner's loop goes on."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from learners.promotion.context import EvaluationContext, StepResult, Working, working
+from learners.promotion.step_types import EvaluationContext, StepResult, Working, working
 
 
 def held_out(context: EvaluationContext) -> Working:

@@ -5,8 +5,8 @@ Hashes, signature and shapes were checked when the checkpoint was loaded.
 
 from __future__ import annotations
 
-from learners.checkpoints.tensors import WeightsRefused, check_finite
-from learners.promotion.context import EvaluationContext, StepResult
+from learners.checkpoints.safetensors_torch import WeightsRefused, check_finite
+from learners.promotion.step_types import EvaluationContext, StepResult
 
 
 def integrity(context: EvaluationContext) -> StepResult:

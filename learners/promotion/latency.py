@@ -12,7 +12,7 @@ import torch
 
 from learners.model.features import Features, blank
 from learners.model.spec import PolicySpec
-from learners.promotion.context import MAX_TICK_SHARE, EvaluationContext, StepResult
+from learners.promotion.step_types import MAX_TICK_SHARE, EvaluationContext, StepResult
 
 PASSES = 20
 """Forward passes that the median is taken over."""

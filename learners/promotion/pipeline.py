@@ -12,7 +12,7 @@ from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from learners.promotion.context import EvaluationContext, Step, StepResult
+from learners.promotion.step_types import EvaluationContext, Step, StepResult
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from learners.promotion.context import EvaluationContext, StepResult, Working, working
 from learners.promotion.ope.greedy_actions import act, agreement, collapsed, shares
+from learners.promotion.step_types import EvaluationContext, StepResult, Working, working
 
 FEWEST = 20
 """Fewer observations than this do not show a collapse."""

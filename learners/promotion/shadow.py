@@ -21,11 +21,11 @@ import torch
 from learners.experience.reader import Row
 from learners.experience.transition import Transition
 from learners.model.heads import HeadOutput
-from learners.promotion.context import MAX_TICK_SHARE, EvaluationContext, StepResult, Working, working
 from learners.promotion.ope.evaluator import OffPolicyResult, gather, judge
 from learners.promotion.ope.evaluator import figures as estimates
 from learners.promotion.ope.greedy_actions import Values, agreement, is_sound, outside, shares
 from learners.promotion.ope.logged_data import ActingPolicy
+from learners.promotion.step_types import MAX_TICK_SHARE, EvaluationContext, StepResult, Working, working
 
 
 def shadow(context: EvaluationContext) -> Working:

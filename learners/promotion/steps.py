@@ -7,13 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from learners.promotion.context import Step
 from learners.promotion.held_out import held_out
 from learners.promotion.integrity import integrity
 from learners.promotion.latency import latency
-from learners.promotion.off_policy import ope
+from learners.promotion.ope_step import ope
 from learners.promotion.sanity import sanity
 from learners.promotion.shadow import shadow
+from learners.promotion.step_types import Step
 
 STEPS: Mapping[str, Step] = {
     "integrity": integrity,

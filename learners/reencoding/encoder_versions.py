@@ -14,11 +14,11 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from learners.config import EncoderSettings
-from learners.continual.versions import TaskVersion, TaskVersionStore
 from learners.ipc.settings import LearnerConfig, encoder_window_s
 from learners.model.encoders.base import Encoder
 from learners.model.encoders.pretrained import load
 from learners.reencoding.task_encoder import encoder_tasks, state_of
+from learners.task_serving.versions import TaskVersion, TaskVersionStore
 
 CPU = torch.device("cpu")
 
@@ -125,7 +125,7 @@ class EncoderVersions:
 
     def _ready(self, encoder: Encoder) -> Encoder:
         from learners.model.backends.calibration_cache import Calibrations, shared_cache  # noqa: PLC0415 - see below
-        from learners.model.backends.selection import BackendSettings  # noqa: PLC0415 - openvino: only where something is encoded
+        from learners.model.backends.fastest_backend import BackendSettings  # noqa: PLC0415 - openvino: only where something is encoded
 
         if encoder.module is not None:
             wanted = BackendSettings(**self.inputs.engine.model_dump())

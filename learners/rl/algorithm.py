@@ -22,8 +22,8 @@ from learners.rl.categorical_critics import C51, CategoricalSettings, Xqc, XqcSe
 from learners.rl.crossq import Crossq, CrossqSettings
 from learners.rl.dqn import Dqn, DqnSettings
 from learners.rl.head_algorithm import Contexts, HeadAlgorithm, add_prefix, strip_prefix
-from learners.rl.prior import Prior
 from learners.rl.sac import ActorCritic, Sac, SacSettings
+from learners.rl.starting_policy import Prior
 from learners.rl.transition_batch import Batch
 from learners.torch_device import restore_generator
 
@@ -103,7 +103,7 @@ class Algorithm:
         self._modal = [m for m in policy.modules() if not isinstance(m, MODELESS)]
 
     def adopt(self, updates: int = 0) -> None:
-        """Take the policy's present weights as a prior (`prior.py`) that has served `updates` updates; a bandit has none."""
+        """Take the policy's present weights as a prior (`starting_policy.py`) that has served `updates` updates; a bandit has none."""
         if any(not isinstance(part, Bandit) for part in self.parts):
             self.prior = Prior(self.policy, updates)
 

@@ -14,7 +14,7 @@ from typing import Protocol
 from torch import Tensor, nn
 
 from learners.rl.adam import Group
-from learners.rl.prior import PriorOpinion
+from learners.rl.starting_policy import PriorOpinion
 from learners.rl.transition_batch import Batch
 
 

@@ -28,7 +28,7 @@ from learners.rl.transition_batch import Batch, expert_mean
 
 if TYPE_CHECKING:
     from learners.model.gaussian_actor import ContinuousHead
-    from learners.rl.prior import PriorOpinion
+    from learners.rl.starting_policy import PriorOpinion
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

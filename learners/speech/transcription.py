@@ -15,9 +15,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from learners.model.encoders.bundled import resolve
+from learners.model.encoders.bundled_weights import resolve
 from learners.speech.transcripts import Transcript
-from learners.tasks.registry import open_task
+from learners.tasks.task_classes import open_task
 
 KIND = "automatic-speech-recognition"
 LEAST_LOG = -1.0

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from learners.model.encoders.bundled import resolve
+from learners.model.encoders.bundled_weights import resolve
 from learners.model.encoders.silero_vad import CONTEXT, FRAME, RATE_HZ, SileroVadModel
 
 BEGIN, END = 0.5, 0.35

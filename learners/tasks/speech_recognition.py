@@ -22,7 +22,6 @@ from transformers import AutoFeatureExtractor, AutoModelForSpeechSeq2Seq, AutoTo
 from transformers.models.whisper.english_normalizer import BasicTextNormalizer
 
 from learners.task_kinds import TaskKind
-from learners.tasks.audio import changed, read_sound
 from learners.tasks.base import (
     IGNORED,
     SPARE,
@@ -37,6 +36,7 @@ from learners.tasks.base import (
     Task,
     pad,
 )
+from learners.tasks.sound_inputs import changed, read_sound
 from learners.tasks.text_base import cross_entropy
 from sensors.codecs.resampling import RATE_HZ, resampled
 

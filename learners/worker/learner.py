@@ -19,8 +19,8 @@ import torch
 from torch import Tensor, nn
 
 from learners.checkpoints.manifest import CheckpointRefused
+from learners.checkpoints.safetensors_torch import shapes_of
 from learners.checkpoints.store import Checkpoints
-from learners.checkpoints.tensors import shapes_of
 from learners.config import LearnerSettings
 from learners.experience.reader import Change, Row
 from learners.experience.snapshots import ExperienceSnapshots, SnapshotId

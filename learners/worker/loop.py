@@ -31,25 +31,25 @@ from learners.checkpoints.trusted_keys import read_public
 from learners.experience.reader import Reader
 from learners.experience.snapshots import ExperienceSnapshots
 from learners.files import storage_problem
-from learners.fleet.received_policies import forget_received, received, withdrawn
+from learners.fleet_data.received_policies import forget_received, received, withdrawn
 from learners.ipc.outbox import Outbox
 from learners.ipc.policy_spec import read_policy_spec
 from learners.ipc.progress import ProgressWriter
 from learners.ipc.settings import FleetRoute, LearnerConfig
 from learners.model.policy import Policy
 from learners.model.spec import PolicySpec
-from learners.promotion.context import Step
 from learners.promotion.feeding_tasks import FeedingTasks
+from learners.promotion.step_types import Step
 from learners.promotion.steps import STEPS
 from learners.reencoding.encoder_versions import EncoderVersions
 from learners.reencoding.reencoder import Reencoder
 from learners.reencoding.token_store import TokenStore
 from learners.torch_device import pick_device
-from learners.worker.candidates import CandidateManager
 from learners.worker.finetune_process import tasks_of
 from learners.worker.finetuning import FinetuneRunner
 from learners.worker.journal import Journal
 from learners.worker.learner import Learner
+from learners.worker.policy_candidates import CandidateManager
 from learners.worker.torch_limits import background_stream
 
 POLL_S = 0.2

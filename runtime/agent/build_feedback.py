@@ -14,7 +14,7 @@ from runtime.agent.build_context import AgentContext
 from runtime.agent.build_publishing import Publishing
 from runtime.config.schema import Config
 from runtime.deploy.experiments.controller import ExperimentController
-from runtime.deploy.experiments.rules import ExperimentRules
+from runtime.deploy.experiments.plan_from_settings import ExperimentRules
 from runtime.drift.watch import DriftWatch
 from runtime.feedback.outcomes import OutcomeTracker
 from runtime.feedback.queries import UncertaintyQueries

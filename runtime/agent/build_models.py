@@ -27,7 +27,7 @@ from runtime.inference.engine import Engine
 from runtime.models.client import ModelsClient
 from runtime.models.goal_client import GoalClient
 from runtime.models.messages import socket_path
-from runtime.requests.gallery import Gallery
+from runtime.requests.labelling import Gallery
 from sensors.base import Sensor, TopicSensor
 from sensors.config import TextSettings
 from sensors.streams.task_output import TaskOutputSensor

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
 
-from learners.deliberation.config import GOAL, TaskBackend
+from learners.goal_models.config import GOAL, TaskBackend
 from learners.rewards import known
 from runtime.agent.build_context import AgentContext
 from runtime.agent.build_publishing import Publishing

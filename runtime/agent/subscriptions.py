@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Literal
 
-from learners.deliberation.config import GOAL
+from learners.goal_models.config import GOAL
 from runtime.agent.components import Components
 from runtime.monitoring.home_assistant import BIRTH_TOPIC
 from runtime.mqtt import Connection, Handler, Limit

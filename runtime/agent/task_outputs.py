@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from learners.config import TaskSettings
-from learners.continual.results import Callbacks, Question, Result, Speech
+from learners.task_serving.results import Callbacks, Question, Result, Speech
 from runtime.config.schema import Config
 from runtime.control.tick import TickResult, Utterances
 from runtime.feedback.queries import candidates

@@ -14,7 +14,7 @@ from runtime.cli.checkpoints import ask_to_trust, checked
 from runtime.cli.options import FILE, FOLDER, AgentName, refusing
 
 if TYPE_CHECKING:
-    from learners.fleet.policy_manifest import FleetPolicy
+    from learners.fleet_data.policy_manifest import FleetPolicy
 
 MAX_REASON = 500
 """Characters of a cell: an agent writes its report, and the terminal must not obey it."""

@@ -17,6 +17,7 @@ from pathlib import Path
 import click
 import structlog
 
+from runtime.cli.agent_verbs import arm, disarm, explain, mcp, mode, record, replay, sources
 from runtime.cli.backup import backup, restore
 from runtime.cli.checkpoints import checkpoints
 from runtime.cli.discover import discover, new
@@ -37,7 +38,6 @@ from runtime.cli.options import (
     takes_settings,
 )
 from runtime.cli.service import service
-from runtime.cli.session import arm, disarm, explain, mcp, mode, record, replay, sources
 from runtime.cli.training import compare, evaluate, finetune, train
 
 

@@ -23,9 +23,9 @@ from actuators.sim.registry import GROUP as PLANTS
 from actuators.sim.registry import PANORAMA, ROOM, plant_settings
 from actuators.wire import CommandWriter, WireError, check_state_value
 from learners.config import TaskSettings
-from learners.deliberation.config import DecisionBackend, EmbeddingBackend
 from learners.files import not_plain
-from learners.model.encoders import packages
+from learners.goal_models.config import DecisionBackend, EmbeddingBackend
+from learners.model.encoders import bundled_packages
 from learners.model.spec import Modality, PolicySpec, SpecError, StreamSpec
 from learners.rewards import RewardUnknown, build_rewards
 from learners.task_kinds import KINDS
@@ -46,7 +46,7 @@ TASKS_TIMEOUT_S = 180.0
 """It imports transformers, which takes seconds, and longer on a busy machine."""
 _ASK_TASKS = """\
 import json, sys
-from learners.tasks.registry import unfit_reason
+from learners.tasks.task_classes import unfit_reason
 found = {}
 for name, kind, model in json.loads(sys.argv[1]):
     try:
@@ -143,7 +143,7 @@ def _encoders(config: Config) -> Found:
                     f"no entry point {encoder.plugin!r} in reflexd.encoders; installed: {names}",
                     "install the package that provides it, or correct the name",
                 )
-        elif (problem := packages.missing(encoder.model)) is not None:
+        elif (problem := bundled_packages.missing(encoder.model)) is not None:
             yield ("encoders", name, "model"), problem, ""
         else:
             yield from _modality(config, name, encoder.model)
@@ -151,7 +151,7 @@ def _encoders(config: Config) -> Found:
 
 def _modality(config: Config, name: str, model: str) -> Found:
     """A model of sounds under a camera, as far as the model's name says what it is of."""
-    is_of = packages.modality(model)
+    is_of = bundled_packages.modality(model)
     for stream, settings in config.streams.items():
         wanted = MODALITIES.get(settings.kind)
         if settings.encoder == name and is_of is not None and wanted is not None and is_of != wanted:
@@ -164,16 +164,16 @@ def _modality(config: Config, name: str, model: str) -> Found:
 
 def _tasks(config: Config) -> Found:
     for name, task in config.tasks.items():
-        if (problem := packages.missing(task.model)) is not None:
+        if (problem := bundled_packages.missing(task.model)) is not None:
             yield ("tasks", name, "model"), problem, ""
-        wanted, is_of = MODALITIES[KINDS[task.kind].stream], packages.modality(task.model)
+        wanted, is_of = MODALITIES[KINDS[task.kind].stream], bundled_packages.modality(task.model)
         if is_of is not None and is_of != wanted:
             yield (
                 ("tasks", name, "model"),
                 f"{task.model} is a model for {is_of}; {task.kind} needs one for {wanted}",
                 "name another model or kind",
             )
-        elif (problem := packages.unfit(task.model, task.kind)) is not None:
+        elif (problem := bundled_packages.unfit(task.model, task.kind)) is not None:
             yield ("tasks", name, "kind"), problem, "name another model or kind"
     folders = {name: task for name, task in config.tasks.items() if (Path(task.model) / "config.json").is_file()}
     for name, reason in _unfit(folders).items() if folders else ():
@@ -185,9 +185,9 @@ def _speech(config: Config) -> Found:
     for name, stream in config.streams.items():
         if stream.kind != "text" or not stream.microphone:
             continue
-        if (problem := packages.missing(stream.model)) is not None:
+        if (problem := bundled_packages.missing(stream.model)) is not None:
             yield ("streams", name, "model"), problem, ""
-        elif (problem := packages.unfit(stream.model, "automatic-speech-recognition")) is not None:
+        elif (problem := bundled_packages.unfit(stream.model, "automatic-speech-recognition")) is not None:
             yield ("streams", name, "model"), problem, "name a model that transcribes, such as bundled:whisper-tiny.en"
 
 
@@ -195,7 +195,7 @@ def _deliberator(config: Config) -> Found:
     if (settings := config.deliberator) is None:
         return
     if isinstance(settings.backend, EmbeddingBackend | DecisionBackend) and (
-        problem := packages.missing(settings.backend.model)
+        problem := bundled_packages.missing(settings.backend.model)
     ):
         yield ("deliberator", "backend", "model"), problem, ""
 

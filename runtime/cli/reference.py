@@ -14,7 +14,7 @@ from typing import Any
 from pydantic import BaseModel
 
 from learners.task_kinds import KINDS
-from runtime.cli.examples import EXAMPLES
+from runtime.cli.payload_examples import EXAMPLES
 from runtime.config.schema import Config
 from runtime.mqtt import topics
 from runtime.mqtt.events import EVENTS

@@ -15,7 +15,7 @@ from runtime.cli.options import ANY, FILE, FOLDER, SEED, TaskKinds, refusing
 from runtime.config.yaml_core import CoreLoader
 
 if TYPE_CHECKING:
-    from learners.gym.trainer import TrainSettings
+    from learners.gym.lock_step import TrainSettings
     from learners.model.spec import Algorithm
 
 
@@ -84,10 +84,10 @@ def train(
 
     Example: reflexd train CartPole-v1 --steps 20000 --seed 0 --out runs/cart
     """
+    from learners.gym.lock_step import TrainSettings
     from learners.gym.set_values import with_values
     from learners.gym.train import train as train_in
     from learners.gym.train import with_algorithm
-    from learners.gym.trainer import TrainSettings
 
     named = _named_values(values)
     if algorithm != "auto" and "policy.algorithm" in named:

@@ -21,7 +21,7 @@ from pydantic import ValidationError
 
 from actuators.config import conditions_of
 from actuators.expressions import Expression, ExpressionError, Known
-from actuators.safety.rules import Rule, known_names, unsafe_rests
+from actuators.safety.forbid_rules import Rule, known_names, unsafe_rests
 from learners.files import read_plain_file
 from runtime.config import forbid_lint
 from runtime.config.errors import Problem, Steps, dotted, explain

@@ -23,7 +23,7 @@ from learners.config import (
     TaskSettings,
     TopicReward,
 )
-from learners.deliberation.config import DeliberatorSettings
+from learners.goal_models.config import DeliberatorSettings
 from runtime.config.field_types import GivenPath, Listen
 from runtime.config.fleet_settings import FleetSettings
 from runtime.config.frame_size import check_frames

@@ -8,7 +8,7 @@ from typing import Any
 from actuators.config import AnyActuator
 from actuators.expressions import Expression, ExpressionError
 from learners.config import TaskSettings
-from learners.deliberation.config import GOAL, DeliberatorSettings, TaskBackend
+from learners.goal_models.config import GOAL, DeliberatorSettings, TaskBackend
 from learners.task_kinds import KINDS, reading
 from sensors.config import PREFIX, AnyStream, Settings, fields_of
 

@@ -16,12 +16,12 @@ from learners.experience.store import Store
 from learners.experience.transition import By, Transition
 from learners.rewards import TickRewards
 from runtime.control.actuator_conditions import Conditions
-from runtime.control.arm_record import ArmRecord
 from runtime.control.inbox import Inbox
+from runtime.control.tick_version import TickVersion
 from runtime.gate import ipc
 from runtime.gate.client import GateLink
-from runtime.inference.comparison import OtherDecision
 from runtime.inference.engine import Engine, InferenceResult
+from runtime.inference.second_version import OtherDecision
 from runtime.process.pacing import Clock, Pacer
 from sensors.base import PayloadRefused
 from sensors.readings import Observation
@@ -56,13 +56,13 @@ class TickResult:
     reward: float | None = None
     """The sum of the settings' own rewards (expressions and plug-ins) that the decision before has earned, by what this tick sees; None
     where there are none."""
-    arm: ArmRecord | None = None
+    arm: TickVersion | None = None
     """The place of this tick in the live experiment."""
     other: OtherDecision | None = None
     """What the version that it is compared with would have done; None where none is, or where time was short."""
 
 
-ChooseVersion = Callable[[int, Collection[str]], ArmRecord]
+ChooseVersion = Callable[[int, Collection[str]], TickVersion]
 """Return which of the loaded versions acts at a tick; called between two ticks, must not block."""
 TickListener = Callable[[TickResult], None]
 """Take one finished tick in the event loop; must not block."""
@@ -187,7 +187,7 @@ class ControlLoop:
             return None
         return self.rewards.at(observation, self._executed)
 
-    async def _activate(self, index: int) -> ArmRecord | None:
+    async def _activate(self, index: int) -> TickVersion | None:
         """Let the version act that the live experiment names for this tick."""
         if self.choose is None:
             return None
@@ -196,7 +196,7 @@ class ControlLoop:
             await self.engine.activate(arm.version)
         return arm
 
-    async def _compare(self, arm: ArmRecord | None, spent_s: float) -> OtherDecision | None:
+    async def _compare(self, arm: TickVersion | None, spent_s: float) -> OtherDecision | None:
         """Return what the other version of the pair would have done, after the command has left and if the tick has time for it."""
         if arm is None or arm.other is None or spent_s > self.pacer.period_s * COMPARE_WITHIN:
             return None

@@ -16,7 +16,7 @@ from typing import Any
 from runtime.config.mqtt_settings import Credentials
 from runtime.dashboard.state import ViewState
 from runtime.mqtt import Address, Connection, Message, MqttLost
-from runtime.mqtt.models import wild
+from runtime.mqtt.connection_types import wild
 from runtime.mqtt.topics import Refused, Topics, encode, parse
 
 WATCH_S = 2.0

@@ -16,8 +16,9 @@ from typing import Any, TypeVar
 from pydantic import BaseModel, ValidationError
 
 from runtime.dashboard.sections import Sections
-from runtime.dashboard.series import MAX_POINTS, Returns, TimeSeries
 from runtime.dashboard.streams import StreamViews
+from runtime.dashboard.time_series import MAX_POINTS, Returns, TimeSeries
+from runtime.mqtt.connection_types import wild
 from runtime.mqtt.daemon_messages import (
     MAX_ENTRIES,
     DecisionMessage,
@@ -30,7 +31,6 @@ from runtime.mqtt.daemon_messages import (
     StatusMessage,
 )
 from runtime.mqtt.event_sentences import sentence
-from runtime.mqtt.models import wild
 from runtime.mqtt.topics import Refused, Reward, Topics, parse
 
 EVENTS = 100

@@ -17,10 +17,10 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from actuators.expressions import Expression, ExpressionError, Known
-from learners.continual.results import Result
-from learners.deliberation.answers import GoalAnswer, GoalQuestion
-from learners.deliberation.config import DeliberatorSettings
+from learners.goal_models.answers import GoalAnswer, GoalQuestion
+from learners.goal_models.config import DeliberatorSettings
 from learners.rewards import expression_values
+from learners.task_serving.results import Result
 from runtime.control.tick import TickResult
 from runtime.deliberation.goal_in_force import GoalInForce
 from runtime.deliberation.question_schedule import LONGEST_S, QuestionSchedule

@@ -11,8 +11,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from learners.deliberation.answers import GoalAnswer
-from learners.deliberation.config import DeliberatorSettings
+from learners.goal_models.answers import GoalAnswer
+from learners.goal_models.config import DeliberatorSettings
 from runtime.deliberation.state_text import MOST_GOALS, PastGoal
 
 PERSON = "person"

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
-from learners.continual.results import Result
-from learners.deliberation.answers import BackendFailed, GoalAnswer, GoalQuestion, checked
+from learners.goal_models.answers import BackendFailed, GoalAnswer, GoalQuestion, checked
+from learners.task_serving.results import Result
 
 
 class TaskGoals:

@@ -20,9 +20,9 @@ from typing import TYPE_CHECKING
 
 from safetensors import SafetensorError
 
-from learners.continual.versions import TaskVersion, TaskVersionStore
-from learners.model.backends.choice import NotCompiled
+from learners.model.backends.definitions import NotCompiled
 from learners.reencoding.task_encoder import encoder_tasks, encoders_without_task, state_of
+from learners.task_serving.versions import TaskVersion, TaskVersionStore
 from runtime.config.schema import Config
 from runtime.deploy.pointer_follower import PointerFollower
 from runtime.inference.engine import UNTRAINED, Engine

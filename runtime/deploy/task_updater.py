@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
-from learners.continual.versions import TaskVersion, TaskVersionStore
+from learners.task_serving.versions import TaskVersion, TaskVersionStore
 from runtime.deploy.pointer_follower import PointerFollower
 from runtime.models.client import Runner
 

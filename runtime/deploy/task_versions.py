@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from learners.continual.versions import TaskVersion, TaskVersionStore
+from learners.task_serving.versions import TaskVersion, TaskVersionStore
 from runtime.config.schema import Config
 
 PRETRAINED = "pretrained"

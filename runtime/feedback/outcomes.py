@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from learners.experiments.paired_outcomes import OWN
+from learners.experiment_statistics.paired_outcomes import OWN
 from learners.safeguards.reward_ledger import Ledger, LedgerEntry
 from runtime.control.responsibility import responsibility
 from runtime.control.tick import TickResult

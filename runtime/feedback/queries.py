@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from actuators.actions import Value
-from learners.continual.ranking import likeliest
+from learners.task_serving.results import likeliest
 from runtime.control.tick import TickResult
 from runtime.inference.engine import UNTRAINED
 from runtime.process.emit import Emit

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from dataclasses import dataclass, field
 
-from learners.continual.ranking import likeliest
+from learners.task_serving.results import likeliest
 
 MAX_RESULTS = 8_192
 """Results of each task, and decisions of which the stamp is known."""

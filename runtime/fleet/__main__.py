@@ -12,7 +12,7 @@ from pathlib import Path
 import structlog
 
 from learners.checkpoints.trusted_keys import read_public
-from learners.fleet.uplink_queue import UplinkQueue
+from learners.fleet_data.uplink_queue import UplinkQueue
 from learners.ipc.outbox import Outbox
 from runtime.config.fleet_settings import FleetSettings
 from runtime.config.loader import ConfigError, load

@@ -1,7 +1,7 @@
 """Receive the segments of a group, store them, and answer each once its rows are on disk.
 
 Several ingests share the work: the broker passes each segment to one of them. An ingest holds no state that matters: what was
-acknowledged is on disk (`learners/fleet/parquet_log.py`), and a device repeats what was not. So it may be killed at any moment.
+acknowledged is on disk (`learners/fleet_data/parquet_log.py`), and a device repeats what was not. So it may be killed at any moment.
 
 Each agent has one place to wait, and the ingest takes the agents in turn: one that floods delays its own segments, and each of the
 others by one. A segment that is on disk is recognised by its header, before its rows are decoded. Knows nothing of Ray; `serve.py`
@@ -21,9 +21,17 @@ from typing import TypeVar
 
 import structlog
 
-from learners.fleet.parquet_log import ParquetLog, StoredSegment
-from learners.fleet.row_head import MAX_REASON
-from learners.fleet.segment import MAX_BYTES, NAME, SegmentHeader, SegmentRefused, read_header, segment_digest, unpack
+from learners.fleet_data.parquet_log import ParquetLog, StoredSegment
+from learners.fleet_data.row_head import MAX_REASON
+from learners.fleet_data.segment import (
+    MAX_BYTES,
+    NAME,
+    SegmentHeader,
+    SegmentRefused,
+    read_header,
+    segment_digest,
+    unpack,
+)
 from runtime.fleet.topics import SHARED, FleetTopics, IngestReport, SegmentAnswer
 from runtime.mqtt import Address, Connection, Message, Will
 from runtime.mqtt.topics import Refused, encode

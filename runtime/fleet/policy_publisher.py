@@ -23,7 +23,7 @@ from learners.checkpoints.signing import load_key, public_pem
 from learners.checkpoints.store import Checkpoints
 from learners.checkpoints.trusted_keys import TrustedKeys, signer
 from learners.files import locked, private_folder, write_atomically
-from learners.fleet.policy_manifest import FleetPolicy, pack_blob, sign
+from learners.fleet_data.policy_manifest import FleetPolicy, pack_blob, sign
 from learners.ipc.policy_spec import spec_of_version
 from runtime.fleet.server_settings import FleetServerSettings
 from runtime.fleet.topics import BLOB_PART_BYTES, FleetTopics

@@ -1,6 +1,6 @@
 """Receive the policies of a fleet on a device: verify the manifest, collect the blob, and leave the checkpoint for the learner.
 
-The learner examines it as any candidate of its own (`learners/worker/candidates.py`): its promotion steps on its own past, then the
+The learner examines it as any candidate of its own (`learners/worker/policy_candidates.py`): its promotion steps on its own past, then the
 live experiment and its guard. Nothing here makes a version live. The counter of a manifest is on disk as soon as its signature is
 verified, so that no older one is accepted afterwards. After a restart the blob of the newest manifest is collected if it is not whole.
 
@@ -21,7 +21,7 @@ import structlog
 
 from learners.checkpoints.signing import PublicKey
 from learners.files import private_folder, write_atomically
-from learners.fleet.policy_manifest import (
+from learners.fleet_data.policy_manifest import (
     DeviceIdentity,
     FleetPolicy,
     FleetPolicyRefused,
@@ -29,8 +29,8 @@ from learners.fleet.policy_manifest import (
     unpack_blob,
     verify,
 )
-from learners.fleet.received_policies import RECEIVED, examined, note_received, note_withdrawn
-from learners.fleet.uplink_queue import UplinkIdentity
+from learners.fleet_data.received_policies import RECEIVED, examined, note_received, note_withdrawn
+from learners.fleet_data.uplink_queue import UplinkIdentity
 from learners.ipc.outbox import Outbox
 from runtime.fleet.topics import BLOB_PART_BYTES, FleetTopics
 from runtime.mqtt import Connection, Message

@@ -23,8 +23,8 @@ from typing import Any
 import structlog
 
 from learners.files import BusyError, exclusive_lock, private_folder
-from learners.fleet.parquet_log import ParquetLog
-from learners.fleet.row_head import MAX_REASON
+from learners.fleet_data.parquet_log import ParquetLog
+from learners.fleet_data.row_head import MAX_REASON
 from runtime.fleet.ingest import Ingest
 from runtime.fleet.server_settings import FleetServerSettings
 from runtime.fleet.topics import FleetTopics

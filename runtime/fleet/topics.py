@@ -7,7 +7,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from learners.fleet.segment import NAME
+from learners.fleet_data.segment import NAME
 from runtime.mqtt.topics import Payload
 
 SHARED = "$share/ingest"

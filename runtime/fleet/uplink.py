@@ -1,7 +1,7 @@
 """Send the experience of a device to its fleet, one segment at a time, within a budget of bytes.
 
 `python -m runtime.fleet CONFIG` runs it as a process of its own, beside the agent and without torch. The queue
-(`learners/fleet/uplink_queue.py`) decides what goes next and remembers what was acknowledged; this module owns the connection,
+(`learners/fleet_data/uplink_queue.py`) decides what goes next and remembers what was acknowledged; this module owns the connection,
 the budget and the waiting. A segment leaves again until the fleet answers that it is on disk.
 
 Events, through the outbox that the agent publishes: `fleet_rows_apart`, `fleet_rows_too_large`, `fleet_segment_refused`.
@@ -22,8 +22,8 @@ from typing import Any, TypeVar
 
 import structlog
 
-from learners.fleet.segment import MAX_BYTES
-from learners.fleet.uplink_queue import PendingSegment, UplinkIdentity, UplinkQueue
+from learners.fleet_data.segment import MAX_BYTES
+from learners.fleet_data.uplink_queue import PendingSegment, UplinkIdentity, UplinkQueue
 from learners.ipc.outbox import Outbox
 from learners.ipc.policy_spec import spec_path
 from runtime.fleet.policy_receiver import PolicyReceiver

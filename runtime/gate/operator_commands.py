@@ -19,7 +19,7 @@ from typing import Any, Literal
 from pydantic import ConfigDict, Field, field_validator
 
 from actuators.safety.gate import MODES
-from learners.deliberation.config import GOAL
+from learners.goal_models.config import GOAL
 from runtime.gate.host import GateHost
 from runtime.gate.latches import Saved
 from runtime.mqtt import Limit, Message, rpc

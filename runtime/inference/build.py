@@ -22,7 +22,7 @@ from learners.checkpoints.seal import Refused
 from learners.checkpoints.store import Checkpoints
 from learners.ipc.settings import encoder_window_s
 from learners.model.backends.calibration_cache import Calibrations, shared_cache
-from learners.model.backends.choice import BackendSettings, NotCompiled
+from learners.model.backends.definitions import BackendSettings, NotCompiled
 from learners.model.backends.openvino import OpenVinoRun
 from learners.model.spec import ExplorationSchedule, Modality, PolicySpec, StreamSpec
 from learners.reencoding.task_encoder import encoder_tasks
@@ -30,7 +30,7 @@ from runtime.config.schema import Config
 from runtime.inference.compiled_engine import CompiledEngine
 from runtime.inference.engine import NEEDS_TORCH, Engine
 from runtime.inference.graph_compiler import EncoderSource, GraphCompiler
-from runtime.inference.prepared import NotPrepared, Preparation, graph_settings
+from runtime.inference.graph_store import NotPrepared, Preparation, graph_settings
 from runtime.process.emit import Emit
 from sensors.config import MODALITIES, field_kinds_of, policy_fields_of
 
@@ -277,8 +277,8 @@ def _free_modules(engine: TorchEngine, following: Collection[str]) -> None:
 
 def find_encoder(config: Config, name: str, version: str, base: Encoder) -> dict[str, Tensor] | None:
     """Return the weights of an encoder in a version, out of the versions of the task that it follows; None if none has them."""
-    from learners.continual.versions import TaskVersionStore  # noqa: PLC0415 - only an engine in torch follows tasks
     from learners.reencoding.encoder_versions import find_state  # noqa: PLC0415 - as above
+    from learners.task_serving.versions import TaskVersionStore  # noqa: PLC0415 - only an engine in torch follows tasks
 
     routes = {stream: settings.encoder for stream, settings in config.streams.items()}
     task = encoder_tasks(config.encoders, config.tasks, routes).get(name)

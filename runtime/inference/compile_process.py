@@ -1,6 +1,6 @@
 """Compile graphs and end: `python -m runtime.inference.compile_process`, with work as lines of JSON on standard input.
 
-`graph_compiler.py` starts it while the agent acts, `prepared.py` before. Graphs and choices of backends lie in the cache
+`graph_compiler.py` starts it while the agent acts, `graph_store.py` before. Graphs and choices of backends lie in the cache
 folders afterwards. Each line is answered on standard output by `{"error": reason}`, empty without one. On an error the last line
 on standard error is the reason too.
 """
@@ -21,18 +21,18 @@ import orjson
 import torch
 
 from learners.checkpoints.manifest import load as load_version
+from learners.checkpoints.safetensors_torch import pack, shapes_of
 from learners.checkpoints.signing import credentials_folder, load_key
-from learners.checkpoints.tensors import pack, shapes_of
 from learners.config import EncoderSettings
-from learners.continual.versions import TaskVersionStore
 from learners.model.backends.calibration_cache import Calibrations, shared_cache
-from learners.model.backends.selection import BackendSettings
+from learners.model.backends.fastest_backend import BackendSettings
 from learners.model.fused_part import example_inputs
 from learners.model.policy import Policy, build
 from learners.model.spec import PolicySpec
 from learners.reencoding.encoder_versions import find_state
+from learners.task_serving.versions import TaskVersionStore
 from runtime.inference.compiled_policy import compile_policy
-from runtime.inference.prepared import (
+from runtime.inference.graph_store import (
     FILTERS,
     FOLDER,
     TOKENIZER,

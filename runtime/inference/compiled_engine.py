@@ -13,20 +13,20 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from learners.checkpoints.arrays import shapes_of
 from learners.checkpoints.manifest import CheckpointRefused, LoadedCheckpoint
+from learners.checkpoints.safetensors_numpy import shapes_of
 from learners.model.backends.calibration_cache import Calibrations
 from learners.model.backends.checkpoint_graph import FIRST, LATER, NO_GRAPH, StoredGraph, digest_of
-from learners.model.backends.choice import CPU, BackendChoice, NotCompiled, readable_graph
+from learners.model.backends.definitions import CPU, BackendChoice, NotCompiled, readable_graph
 from learners.model.backends.openvino import OpenVinoRun
 from learners.model.spec import PolicySpec
-from runtime.inference.arrays.history import Fuse
-from runtime.inference.arrays.policy import ArrayPolicy, Weights
-from runtime.inference.arrays.sampling import ArrayOutput, Exploration, generator_of
-from runtime.inference.comparison import OtherDecision
 from runtime.inference.decision import Masks, actions_of
 from runtime.inference.engine import ENCODER_FILE, NEEDS_TORCH, UNTRAINED, Engine, LoadedVersion
-from runtime.inference.prepared import ArrayEncoder, stored_graph
+from runtime.inference.graph_store import ArrayEncoder, stored_graph
+from runtime.inference.numpy_policy.history import Fuse
+from runtime.inference.numpy_policy.policy import ArrayPolicy, Weights
+from runtime.inference.numpy_policy.sampling import ArrayOutput, Exploration, generator_of
+from runtime.inference.second_version import OtherDecision
 from sensors.config import AngleField, EnumField
 from sensors.readings import Reading
 

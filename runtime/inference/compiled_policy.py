@@ -19,8 +19,8 @@ import torch
 from learners.checkpoints.manifest import GraphFiles
 from learners.model.backends.calibration_cache import Calibrations
 from learners.model.backends.checkpoint_graph import FIRST, LATER, NO_GRAPH, StoredGraph
-from learners.model.backends.choice import in_float32
-from learners.model.backends.selection import BackendChoice, Inputs, NotCompiled, Run, build, calibrate
+from learners.model.backends.definitions import in_float32
+from learners.model.backends.fastest_backend import BackendChoice, Inputs, NotCompiled, Run, build, calibrate
 from learners.model.fused_part import Window, digest, module_of, same_decisions
 from learners.model.policy import Policy
 

@@ -30,13 +30,13 @@ from numpy.typing import NDArray
 
 from learners.checkpoints.manifest import CheckpointRefused
 from learners.model.backends.calibration_cache import Calibrations
-from learners.model.backends.choice import BackendChoice, EncoderNotCompiled, NotCompiled
+from learners.model.backends.definitions import BackendChoice, EncoderNotCompiled, NotCompiled
 from learners.model.spec import PolicySpec
-from runtime.inference.arrays.history import Fuse, ObservationHistory
-from runtime.inference.arrays.input_statistics import InputStatistics
-from runtime.inference.comparison import OtherDecision, SecondPolicy
 from runtime.inference.decision import HeadRow, InferenceResult, Masks, actions_of, choices_of, masks_of
 from runtime.inference.graph_compiler import CompilationFailed, GraphCompiler
+from runtime.inference.numpy_policy.history import Fuse, ObservationHistory
+from runtime.inference.numpy_policy.input_statistics import InputStatistics
+from runtime.inference.second_version import OtherDecision, SecondPolicy
 from runtime.inference.stream_tokens import StreamTokens
 from sensors.config import AngleField, EnumField
 from sensors.readings import Observation, Reading

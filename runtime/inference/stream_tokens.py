@@ -17,8 +17,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from learners.model.spec import PolicySpec
-from runtime.inference.arrays.history import TickFeatures
 from runtime.inference.arrival_encoder import ArrivalEncoder
+from runtime.inference.numpy_policy.history import TickFeatures
 from sensors.codecs.telemetry_features import policy_numbers
 from sensors.config import AngleField, EnumField
 from sensors.readings import Observation, Reading, Telemetry

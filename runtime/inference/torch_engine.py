@@ -16,11 +16,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from learners.checkpoints.manifest import CheckpointRefused, LoadedCheckpoint
-from learners.checkpoints.tensors import Shapes, shapes_of
+from learners.checkpoints.safetensors_torch import Shapes, shapes_of
 from learners.model.backends.calibration_cache import Calibrations
 from learners.model.backends.checkpoint_graph import NO_GRAPH, StoredGraph
 from learners.model.backends.cuda import CudaGraphRun, stream_of, wait_for
-from learners.model.backends.selection import BackendChoice, EncoderNotCompiled, NotCompiled, Run
+from learners.model.backends.fastest_backend import BackendChoice, EncoderNotCompiled, NotCompiled, Run
 from learners.model.encoders.base import Encoder
 from learners.model.features import Features, stack
 from learners.model.fused_part import FlatPolicyModule, Window, digest, example_inputs
@@ -28,11 +28,11 @@ from learners.model.heads import HeadOutput, Heads, actuator_values
 from learners.model.policy import Policy
 from learners.model.spec import PolicySpec
 from learners.promotion.ope.propensities import taken
-from runtime.inference.arrays.history import Fuse, TickFeatures
-from runtime.inference.comparison import OtherDecision
 from runtime.inference.compiled_policy import compile_policy
 from runtime.inference.decision import Masks
 from runtime.inference.engine import ENCODER_FILE, NEEDS_TORCH, UNTRAINED, Engine, LoadedVersion
+from runtime.inference.numpy_policy.history import Fuse, TickFeatures
+from runtime.inference.second_version import OtherDecision
 from sensors.config import AngleField, EnumField
 from sensors.readings import Reading
 

@@ -22,14 +22,14 @@ import structlog
 import torch
 
 from learners.config import TaskSettings
-from learners.continual.results import Callbacks, Question, Result, Speech
-from learners.continual.serving import TaskRunner
-from learners.continual.versions import TaskVersion
-from learners.deliberation.answers import GoalAnswer
-from learners.deliberation.config import DeliberatorSettings, TaskBackend
-from learners.deliberation.runner import DeliberationRunner
+from learners.goal_models.answers import GoalAnswer
+from learners.goal_models.config import DeliberatorSettings, TaskBackend
+from learners.goal_models.runner import DeliberationRunner
 from learners.speech.runner import SpeechRunner
 from learners.speech.transcripts import SpeechCallbacks, TranscribedUtterance
+from learners.task_serving.results import Callbacks, Question, Result, Speech
+from learners.task_serving.runner import TaskRunner
+from learners.task_serving.versions import TaskVersion
 from runtime.config.loader import load
 from runtime.models.goal_client import question_of
 from runtime.models.messages import BadMessage, Header, offered_of, packed, peer, receive, socket_path, sound_of

@@ -23,10 +23,10 @@ from typing import Any, Protocol
 import structlog
 
 from learners.config import TaskSettings
-from learners.continual.results import Callbacks, Offered, Question, Result, Speech
-from learners.continual.versions import TaskVersion
 from learners.files import private_folder
 from learners.task_kinds import KINDS, PredictionOfExample
+from learners.task_serving.results import Callbacks, Offered, Question, Result, Speech
+from learners.task_serving.versions import TaskVersion
 from runtime.models.goal_client import GoalClient
 from runtime.models.messages import BadMessage, Header, offered_message, packed, peer, receive
 from runtime.models.speech_client import SpeechClient

@@ -11,7 +11,7 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
 
-from learners.deliberation.answers import BackendFailed, GoalAnswer, GoalQuestion, checked
+from learners.goal_models.answers import BackendFailed, GoalAnswer, GoalQuestion, checked
 from runtime.models.messages import BadMessage, Header, packed
 
 MOST_REASON, MOST_NAME = 500, 200

@@ -19,7 +19,7 @@ from typing import Any, BinaryIO
 import numpy as np
 import orjson
 
-from learners.continual.results import Offered
+from learners.task_serving.results import Offered
 from sensors.readings import Frame, Reading, Sound, Text
 
 LENGTHS = struct.Struct(">II")

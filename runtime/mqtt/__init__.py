@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from runtime.mqtt.connection import Connection
-from runtime.mqtt.models import Address, Handler, Limit, Message, MqttLost, Subscription, Will
+from runtime.mqtt.connection_types import Address, Handler, Limit, Message, MqttLost, Subscription, Will
 from runtime.mqtt.publisher import Delivery
 
 __all__ = ["Address", "Connection", "Delivery", "Handler", "Limit", "Message", "MqttLost", "Subscription", "Will"]

@@ -23,7 +23,7 @@ from paho.mqtt.enums import MQTTErrorCode
 from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
 
-from runtime.mqtt.models import Address, PublishMessage, Will
+from runtime.mqtt.connection_types import Address, PublishMessage, Will
 
 TAKEN_OVER = 0x8E
 FAILURE = 0x80

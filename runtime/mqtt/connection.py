@@ -28,7 +28,7 @@ import structlog
 from runtime.mqtt import handshake
 from runtime.mqtt.client import Newest, cancelled, connect, error_text, faithful, make, publish, shut, was_resumed
 from runtime.mqtt.connection_problem import ConnectionProblem
-from runtime.mqtt.models import (
+from runtime.mqtt.connection_types import (
     Address,
     BrokerSilent,
     Handler,

@@ -16,8 +16,8 @@ import aiomqtt
 from aiomqtt.exceptions import MqttConnectError
 
 from runtime.mqtt.client import TAKEN_OVER, error_text
+from runtime.mqtt.connection_types import Address, BrokerSilent, MqttLost
 from runtime.mqtt.handshake import HandshakeFailed, NotMqtt
-from runtime.mqtt.models import Address, BrokerSilent, MqttLost
 
 REPEAT_S = (10.0, 60.0, 600.0)
 """Seconds from one warning to the next of the same trouble; the last one counts from then on."""

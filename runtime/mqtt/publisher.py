@@ -18,7 +18,7 @@ import aiomqtt
 import structlog
 
 from runtime.mqtt.client import PublishRefused, publish
-from runtime.mqtt.models import PublishMessage
+from runtime.mqtt.connection_types import PublishMessage
 
 log = structlog.get_logger(__name__)
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import Any
 
 from runtime.mqtt.connection import Connection
-from runtime.mqtt.models import Message
+from runtime.mqtt.connection_types import Message
 from runtime.mqtt.topics import Refused, Topics, encode
 
 Answer = dict[str, Any]

@@ -17,7 +17,7 @@ import aiomqtt
 import structlog
 
 from runtime.mqtt.client import faithful
-from runtime.mqtt.models import Limit, Message, Subscription, wild
+from runtime.mqtt.connection_types import Limit, Message, Subscription, wild
 from runtime.mqtt.topics import Refused
 
 log = structlog.get_logger(__name__)

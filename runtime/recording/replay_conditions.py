@@ -12,7 +12,7 @@ from importlib.metadata import version as installed_version
 
 import orjson
 
-from learners.model.backends.choice import processor
+from learners.model.backends.definitions import processor
 from runtime.config.schema import Config
 from runtime.inference.engine import UNTRAINED, Engine
 

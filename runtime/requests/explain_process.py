@@ -29,14 +29,14 @@ from learners.experience.transition import Transition
 from learners.ipc.policy_spec import spec_of_version
 from learners.model.backends.calibration_cache import Calibrations
 from learners.model.backends.checkpoint_graph import NO_GRAPH, StoredGraph
-from learners.model.backends.choice import BackendSettings, NotCompiled
+from learners.model.backends.definitions import BackendSettings, NotCompiled
 from learners.model.shapley import LIMIT_S, Explainable, NotExplainable, explain, same_encoders
 from learners.model.spec import PolicySpec
-from runtime.inference.arrays.input_statistics import InputStatistics
-from runtime.inference.arrays.policy import ArrayPolicy
 from runtime.inference.compiled_engine import graph_run
 from runtime.inference.engine import UNTRAINED
-from runtime.inference.prepared import Preparation
+from runtime.inference.graph_store import Preparation
+from runtime.inference.numpy_policy.input_statistics import InputStatistics
+from runtime.inference.numpy_policy.policy import ArrayPolicy
 from runtime.models.messages import Header, packed, receive_from
 from runtime.mqtt.rpc import Answer
 from runtime.process import child

@@ -29,7 +29,7 @@ from runtime.mqtt.topics import Payload, Refused, Topics, decode
 from runtime.process.emit import Emit
 from runtime.requests.explain import Explainer
 from runtime.requests.finetune import FinetuneQueue
-from runtime.requests.gallery import (
+from runtime.requests.labelling import (
     CorrectLabelsRequest,
     Gallery,
     LabelReadingsRequest,

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from functools import partial
 
 from sensors.base import PayloadRefused, Publish
-from sensors.drivers.handle import DriverProcess
+from sensors.drivers.driver_handle import DriverProcess
 from sensors.drivers.messages import DriverMessage
 from sensors.drivers.process import Job
 from sensors.drivers.watchdog import Limits, SourceWatchdog

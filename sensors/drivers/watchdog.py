@@ -20,7 +20,7 @@ from typing import Any
 import orjson
 
 from sensors.base import SensorLost, call_threadsafe
-from sensors.drivers.handle import DriverProcess
+from sensors.drivers.driver_handle import DriverProcess
 from sensors.drivers.messages import DriverMessage
 
 

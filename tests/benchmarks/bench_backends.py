@@ -20,9 +20,9 @@ import torch
 from torch import Tensor, nn
 
 from learners.config import EncoderSettings
-from learners.model.backends import openvino, selection
+from learners.model.backends import fastest_backend, openvino
 from learners.model.encoders import pretrained
-from learners.model.encoders.bundled import BundledError
+from learners.model.encoders.bundled_weights import BundledError
 
 Run = Callable[..., Tensor]
 BUNDLED = ("bundled:efficientnet-lite0", "bundled:minilm-l6")
@@ -57,19 +57,21 @@ def onnx_run(module: nn.Module, example: tuple[Tensor, ...]) -> Run:
 
 def compiled(module: nn.Module) -> Run:
     """torch.compile with the bfloat16 of the eager row, where the processor has it."""
-    run: Run = torch.compile(selection.torch_run(module, "bfloat16" if selection.has_bfloat16() else "float32"))
+    run: Run = torch.compile(
+        fastest_backend.torch_run(module, "bfloat16" if fastest_backend.has_bfloat16() else "float32")
+    )
     return run
 
 
 def makers(module: nn.Module, example: tuple[Tensor, ...]) -> dict[str, Callable[[], Run]]:
     """How each row is made."""
 
-    def on_openvino(precision: selection.Precision) -> Run:
+    def on_openvino(precision: fastest_backend.Precision) -> Run:
         return openvino.OpenVinoRun(openvino.convert(module, example), precision, 1)
 
     return {
         "torch eager float32": lambda: module,
-        "torch bfloat16 channels-last": lambda: selection.torch_run(module, "bfloat16"),
+        "torch bfloat16 channels-last": lambda: fastest_backend.torch_run(module, "bfloat16"),
         "torch compiled": lambda: compiled(module),
         "ONNX Runtime float32": lambda: onnx_run(module, example),
         "OpenVINO float32": lambda: on_openvino("float32"),
@@ -88,7 +90,7 @@ def table(model: str, rounds: int, only: list[str], title: str = "") -> None:
     for name, make in makers(module, example).items():
         if name not in only:
             continue
-        if "bfloat16" in name and not selection.has_bfloat16():
+        if "bfloat16" in name and not fastest_backend.has_bfloat16():
             failed[name] = "no bfloat16 here"
             continue
         try:
@@ -107,7 +109,7 @@ def table(model: str, rounds: int, only: list[str], title: str = "") -> None:
     print(f"\n{title or model}  {tuple(example[0].shape)} -> {tuple(reference.shape)}")
     print(f"  {'backend':<30}{'ms':>8}{'cosine':>11}{'difference':>12}")
     for name, run in runs.items():
-        cosine, difference = selection.compare([reference], [run(*example)])
+        cosine, difference = fastest_backend.compare([reference], [run(*example)])
         print(f"  {name:<30}{statistics.median(times[name]):>8.2f}{cosine:>11.6f}{difference:>12.2g}")
     for name, why in failed.items():
         print(f"  {name:<30}{why:>8}")
@@ -135,7 +137,7 @@ def main() -> None:
     warnings.simplefilter("ignore")  # exporters complain about their own internals
     torch.set_num_threads(1)
     torch.set_flush_denormal(True)
-    print(selection.processor())
+    print(fastest_backend.processor())
     given = parser.parse_args()
     for model in given.models or BUNDLED:
         try:

@@ -29,12 +29,12 @@ from aiohttp import web
 ROOT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT)]
 
-from learners.deliberation.answers import BackendFailed, GoalAnswer, GoalQuestion, checked  # noqa: E402 - after the path
-from learners.deliberation.config import DecisionBackend, DeliberatorSettings, EmbeddingBackend  # noqa: E402
-from learners.deliberation.local_models import LocalModel, open_model  # noqa: E402 - after the path
-from learners.deliberation.runner import DeliberationRunner  # noqa: E402 - after the path
 from learners.finetune.run import finetune  # noqa: E402 - after the path
-from learners.tasks.registry import open_task  # noqa: E402 - after the path
+from learners.goal_models.answers import BackendFailed, GoalAnswer, GoalQuestion, checked  # noqa: E402 - after the path
+from learners.goal_models.config import DecisionBackend, DeliberatorSettings, EmbeddingBackend  # noqa: E402
+from learners.goal_models.local_models import LocalModel, open_model  # noqa: E402 - after the path
+from learners.goal_models.runner import DeliberationRunner  # noqa: E402 - after the path
+from learners.tasks.task_classes import open_task  # noqa: E402 - after the path
 from runtime.deliberation.deliberator import CHECK_S, Deliberator  # noqa: E402 - after the path
 from runtime.deliberation.state_text import MOST_BYTES  # noqa: E402 - after the path
 from sensors.readings import Observation, Reading, Telemetry, Text  # noqa: E402 - after the path

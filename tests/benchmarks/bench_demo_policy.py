@@ -24,7 +24,7 @@ from actuators.sim.panorama_env import Panorama
 from learners.experience.transition import Transition
 from learners.ipc.settings import encoder_window_s
 from learners.model.backends.calibration_cache import Calibrations
-from learners.model.backends.selection import BackendSettings
+from learners.model.backends.fastest_backend import BackendSettings
 from learners.model.encoders.base import Encoder
 from learners.model.encoders.pretrained import load as load_encoder
 from learners.model.features import Features, recorded

@@ -16,7 +16,7 @@ import dialogues
 import tinymodels
 import torch
 
-from learners.tasks.chat import Chat
+from learners.tasks.text_generation import Chat
 
 
 def main() -> None:

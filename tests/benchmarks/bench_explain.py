@@ -35,10 +35,10 @@ from learners.checkpoints.store import Checkpoints  # noqa: E402
 from learners.experience.store import Store  # noqa: E402
 from learners.experience.transition import Transition  # noqa: E402
 from learners.model.backends.calibration_cache import Calibrations  # noqa: E402
-from learners.model.backends.choice import BackendSettings  # noqa: E402
+from learners.model.backends.definitions import BackendSettings  # noqa: E402
 from learners.model.spec import PolicySpec, StreamSpec  # noqa: E402
 from runtime.inference.compiled_engine import CompiledEngine  # noqa: E402
-from runtime.inference.prepared import Preparation  # noqa: E402
+from runtime.inference.graph_store import Preparation  # noqa: E402
 from runtime.requests.explain import Explainer  # noqa: E402
 
 LIMIT_S, LIMIT_MB, LIMIT_RATIO = 1.0, 100.0, 1.05

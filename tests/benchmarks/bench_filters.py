@@ -47,8 +47,8 @@ from learners.config import PromotionSettings  # noqa: E402 - the path comes fir
 from learners.experience.reader import Row  # noqa: E402 - the path comes first
 from learners.experience.transition import Transition  # noqa: E402 - the path comes first
 from learners.model.policy import Policy  # noqa: E402 - the path comes first
-from learners.promotion.context import EvaluationContext  # noqa: E402 - the path comes first
 from learners.promotion.pipeline import PromotionResult  # noqa: E402 - the path comes first
+from learners.promotion.step_types import EvaluationContext  # noqa: E402 - the path comes first
 from learners.promotion.steps import STEPS  # noqa: E402 - the path comes first
 
 SETTINGS = PromotionSettings.model_validate({})

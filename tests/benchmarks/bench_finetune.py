@@ -22,7 +22,7 @@ from rich.console import Console
 from rich.table import Table
 
 from learners.finetune.run import finetune
-from learners.model.encoders.bundled import BundledError
+from learners.model.encoders.bundled_weights import BundledError
 
 
 @dataclass(frozen=True)

@@ -25,8 +25,8 @@ from rich.table import Table
 from learners.finetune import datasets
 from learners.finetune.forgetting import transplant
 from learners.finetune.run import Splits, build, measure, tune
-from learners.model.encoders.bundled import resolve
-from learners.tasks.registry import open_task
+from learners.model.encoders.bundled_weights import resolve
+from learners.tasks.task_classes import open_task
 
 MINILM = "bundled:minilm-l6"
 OPTIONS = {"epochs": 4, "patience": 4}

@@ -31,9 +31,9 @@ from learners.continual.trainer import ContinualTrainer  # noqa: E402 - after th
 from learners.experience.reader import Reader  # noqa: E402 - after the path
 from learners.experience.store import Raw, Store  # noqa: E402 - after the path
 from learners.tasks.base import EncodedMedia  # noqa: E402 - after the path
-from learners.tasks.registry import open_task  # noqa: E402 - after the path
+from learners.tasks.task_classes import open_task  # noqa: E402 - after the path
 from runtime.feedback.recent_results import RecentResults  # noqa: E402 - after the path
-from runtime.requests.gallery import Gallery, LabelReadingsRequest, ReadingsRequest  # noqa: E402 - after the path
+from runtime.requests.labelling import Gallery, LabelReadingsRequest, ReadingsRequest  # noqa: E402 - after the path
 
 STAMPS = Path("/usr/share/tuxpaint/stamps")
 CLASSES = {"bird": "animals/birds", "vehicle": "vehicles", "fruit": "food/fruit"}

@@ -16,10 +16,10 @@ from typing import Any
 import jsonschema
 import torch
 
-from learners.model.encoders.bundled import resolve
-from learners.tasks.chat import Chat
+from learners.model.encoders.bundled_weights import resolve
 from learners.tasks.generation.control import GeneratedText
-from learners.tasks.registry import open_task
+from learners.tasks.task_classes import open_task
+from learners.tasks.text_generation import Chat
 
 SCHEMA: dict[str, Any] = {
     "type": "object",

@@ -52,7 +52,7 @@ from learners.safeguards.reward_ledger import (  # noqa: E402
 )
 from learners.safeguards.source_consistency import Quarantine, SourceRule  # noqa: E402 - after the path
 from runtime.deploy.experiments.controller import ExperimentController  # noqa: E402
-from runtime.deploy.experiments.rules import ExperimentRules  # noqa: E402
+from runtime.deploy.experiments.plan_from_settings import ExperimentRules  # noqa: E402
 from runtime.feedback.outcomes import OutcomeTracker  # noqa: E402 - after the path
 from runtime.feedback.queries import UncertaintyQueries  # noqa: E402 - after the path
 from runtime.feedback.receiver import Feedback  # noqa: E402 - after the path

@@ -24,13 +24,13 @@ sys.path[:0] = [str(Path(__file__).parents[2]), str(Path(__file__).parent)]
 
 from learners.config import FinetuneSettings  # noqa: E402 - the path comes first
 from learners.continual.acceptance import anchor_confidence, paired_bounds, rejection_reason  # noqa: E402
-from learners.experiments.alpha_budget import AlphaBudget  # noqa: E402
-from learners.experiments.experiment_test import ExperimentTest, ExperimentVerdict  # noqa: E402
-from learners.experiments.live_version_guard import Guard  # noqa: E402
-from learners.experiments.paired_outcomes import HARMS, PairDifference  # noqa: E402
-from learners.experiments.plan import ExperimentPlan, block_design  # noqa: E402
+from learners.experiment_statistics.alpha_budget import AlphaBudget  # noqa: E402
+from learners.experiment_statistics.experiment_test import ExperimentTest, ExperimentVerdict  # noqa: E402
+from learners.experiment_statistics.live_version_guard import Guard  # noqa: E402
+from learners.experiment_statistics.paired_outcomes import HARMS, PairDifference  # noqa: E402
+from learners.experiment_statistics.plan import ExperimentPlan, block_design  # noqa: E402
+from learners.promotion.ope.estimator_inputs import Evidence, Side  # noqa: E402
 from learners.promotion.ope.evaluator import judge  # noqa: E402
-from learners.promotion.ope.evidence import Evidence, Side  # noqa: E402
 from learners.safeguards.reward_ledger import LedgerEntry  # noqa: E402
 from learners.safeguards.source_consistency import Quarantine, SourceRule  # noqa: E402
 

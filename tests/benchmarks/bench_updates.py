@@ -22,7 +22,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
-from learners.gym.trainer import GymTrainer, TrainSettings
+from learners.gym.lock_step import GymTrainer, TrainSettings
 from learners.model.heads import Heads
 from learners.rl.algorithm import Algorithm
 

@@ -42,15 +42,15 @@ from learners.config import (  # noqa: E402
     TaskSettings,
 )
 from learners.continual.trainer import ContinualTrainer  # noqa: E402 - after the path
-from learners.continual.versions import TaskVersionStore  # noqa: E402 - after the path
 from learners.experience.reader import Reader  # noqa: E402 - after the path
 from learners.experience.store import (  # noqa: E402
     Label,
     Store,
 )
 from learners.finetune import datasets  # noqa: E402 - after the path
-from learners.model.encoders.bundled import resolve  # noqa: E402 - after the path
-from learners.tasks.registry import open_task  # noqa: E402 - after the path
+from learners.model.encoders.bundled_weights import resolve  # noqa: E402 - after the path
+from learners.task_serving.versions import TaskVersionStore  # noqa: E402 - after the path
+from learners.tasks.task_classes import open_task  # noqa: E402 - after the path
 
 MINILM = "bundled:minilm-l6"
 INTENTS = 5

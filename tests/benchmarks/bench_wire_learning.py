@@ -32,7 +32,7 @@ import structlog  # noqa: E402
 import torch  # noqa: E402
 from virtual_daemon import virtual_daemon  # noqa: E402
 
-from learners.gym.trainer import EVALUATION_SEED, GymTrainer, TrainSettings  # noqa: E402
+from learners.gym.lock_step import EVALUATION_SEED, GymTrainer, TrainSettings  # noqa: E402
 
 QUARTERS, EPISODES = 4, 20
 OVERRUNS = {"wire": 0.0, "wire-1": 0.01, "wire-5": 0.05, "daemon": 0.0}

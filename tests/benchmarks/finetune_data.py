@@ -229,7 +229,7 @@ def small_bert(out: Path) -> str:
     """BERT's architecture, small and with random weights, on the vocabulary of a real one."""
     from transformers import AutoTokenizer
 
-    from learners.model.encoders.bundled import resolve
+    from learners.model.encoders.bundled_weights import resolve
 
     torch.manual_seed(0)
     tokenizer = AutoTokenizer.from_pretrained(resolve("bundled:minilm-l6"))

@@ -29,7 +29,7 @@ sys.path.insert(0, str(ROOT))
 from learners.config import EncoderSettings  # noqa: E402 - after the path
 from learners.ipc.policy_spec import read_policy_spec  # noqa: E402 - after the path
 from learners.model.backends.calibration_cache import Calibrations  # noqa: E402 - after the path
-from learners.model.backends.selection import (  # noqa: E402
+from learners.model.backends.fastest_backend import (  # noqa: E402
     BackendSettings,
     build,
 )

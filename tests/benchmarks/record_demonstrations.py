@@ -22,8 +22,8 @@ from actuators.sim.gym_spaces import to_environment
 from learners.checkpoints.signing import load_key
 from learners.checkpoints.store import Checkpoints
 from learners.gym.demonstrations import demonstrate, save
+from learners.gym.lock_step import GymTrainer
 from learners.gym.observations import FrameWindow
-from learners.gym.trainer import GymTrainer
 from learners.model.heads import actuator_values
 
 FIRST_SEED = 5_000_000

@@ -15,9 +15,9 @@ from gate_model import World
 from pydantic import TypeAdapter
 
 from learners.finetune import datasets
-from learners.finetune.fields import check
+from learners.finetune.example_fields import check
 from learners.tasks.base import DataError
-from learners.tasks.registry import known
+from learners.tasks.task_classes import known
 from runtime.cli.preflight import problems_and_warnings
 from sensors.base import PayloadRefused, SensorLost
 from sensors.config import AnyStream

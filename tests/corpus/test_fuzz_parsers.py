@@ -36,12 +36,12 @@ from learners.checkpoints import manifest as manifests
 from learners.checkpoints.manifest import CheckpointRefused
 from learners.checkpoints.store import Checkpoints
 from learners.finetune import datasets
-from learners.finetune.fields import check
+from learners.finetune.example_fields import check
 from learners.gym import demonstrations
 from learners.gym.demonstrations import DemonstrationEpisode
 from learners.model.spec import PolicySpec, SpecError
 from learners.tasks.base import DataError
-from learners.tasks.registry import known
+from learners.tasks.task_classes import known
 from runtime.backup.contents import BackupError
 from runtime.backup.create import create
 from runtime.backup.restore import restore

@@ -26,8 +26,8 @@ from runtime.feedback.recent_results import RecentResults
 from runtime.gate.info import describe
 from runtime.mqtt import Address, Connection, Message
 from runtime.mqtt.topics import Topics, encode
-from runtime.requests.gallery import Gallery
 from runtime.requests.handlers import Requests
+from runtime.requests.labelling import Gallery
 
 TINTS = {"red": (255, 60, 60), "green": (60, 255, 60), "blue": (60, 60, 255)}
 

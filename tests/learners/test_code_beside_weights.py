@@ -14,7 +14,7 @@ import torch
 from learners.config import EncoderSettings
 from learners.model.encoders.image_processor import load_image_processor
 from learners.model.encoders.pretrained import load
-from learners.tasks.registry import unfit_reason
+from learners.tasks.task_classes import unfit_reason
 
 ROOT = Path(__file__).parents[2]
 PICKY = {"AutoModel", "AutoTokenizer", "AutoConfig", "AutoModelForCausalLM", "auto", "extractor"}

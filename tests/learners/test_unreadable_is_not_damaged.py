@@ -12,12 +12,12 @@ import pytest
 from disks import no_free_descriptor
 
 from learners.checkpoints.seal import SEAL, SealBroken, SealedFolder, check_seal, write_seal
-from learners.continual.versions import KEEP, TaskVersionStore, encoders_of_policies
 from learners.experience.recovery import damaged
 from learners.experience.schema import connect
 from learners.model.backends import openvino
 from learners.reencoding.token_store import StoredTokens, TokenStore
-from runtime.inference.prepared import Preparation
+from learners.task_serving.versions import KEEP, TaskVersionStore, encoders_of_policies
+from runtime.inference.graph_store import Preparation
 
 EMFILE = "Too many open files"
 

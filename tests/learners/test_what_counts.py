@@ -25,7 +25,7 @@ from learners.model.policy import Policy
 from learners.model.spec import PolicySpec, StreamSpec
 from learners.rl.algorithm import Algorithm
 from learners.rl.replay_buffer import ReplayBuffer
-from runtime.inference.arrays.history import ObservationHistory
+from runtime.inference.numpy_policy.history import ObservationHistory
 
 HELD_TICKS = range(100, 110)
 """A hold of 1 s that begins just before tick 100."""

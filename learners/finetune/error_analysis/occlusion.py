@@ -14,9 +14,9 @@ from typing import Any
 import numpy as np
 
 from learners.task_kinds import KINDS
-from learners.tasks.audio import read_sound
 from learners.tasks.base import DataError, EncodedMedia, Example, Prediction, Task, without_target
-from learners.tasks.images import read_picture
+from learners.tasks.image_inputs import read_picture
+from learners.tasks.sound_inputs import read_sound
 
 GRID = 6
 """Rows and columns of areas of a picture."""

@@ -27,7 +27,7 @@ import orjson
 from learners.checkpoints.seal import Key, Refused, SealedFolder, owned_by_this_user
 from learners.checkpoints.signing import credentials_folder, load_key
 from learners.files import cache_dir, locked, private_folder, write_atomically
-from learners.model.backends.choice import (
+from learners.model.backends.definitions import (
     BackendChoice,
     BackendSettings,
     HasDeviceType,
@@ -41,7 +41,7 @@ from learners.model.backends.openvino import LIBRARY
 if TYPE_CHECKING:
     from torch import nn
 
-    from learners.model.backends.selection import Inputs, Run
+    from learners.model.backends.fastest_backend import Inputs, Run
 
 FILE, GRAPHS = "engine.json", "openvino"
 MOST_CHOICES = 256
@@ -201,7 +201,7 @@ class Calibrations:
             NoBackend: none of them runs within the tolerance.
             NotCompiled: nothing is stored, and this process may not convert.
         """
-        from learners.model.backends.selection import build, calibrate  # noqa: PLC0415 - torch: not for who only reads
+        from learners.model.backends.fastest_backend import build, calibrate  # noqa: PLC0415 - torch: not for who only reads
 
         device, folders = examples[0][0].device, self.folders(shared=shared)
         settings = self.settings if self.settings.precision != "auto" else replace(self.settings, precision="float32")

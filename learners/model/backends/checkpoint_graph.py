@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from learners.checkpoints.manifest import GraphFiles, LoadedCheckpoint
-from learners.model.backends.choice import processor
+from learners.model.backends.definitions import processor
 from learners.model.backends.openvino import LIBRARY
 
 FIRST, LATER = "untrained", "policy"

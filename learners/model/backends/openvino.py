@@ -1,6 +1,6 @@
 """Convert torch modules to OpenVINO graphs, store and run them. The only importer of openvino.
 
-Only a conversion imports torch: an agent that reads graphs needs none. Graphs are stored because a conversion takes seconds. `selection.py` decides whether a graph is fast and exact enough.
+Only a conversion imports torch: an agent that reads graphs needs none. Graphs are stored because a conversion takes seconds. `fastest_backend.py` decides whether a graph is fast and exact enough.
 """
 
 from __future__ import annotations

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from transformers import WhisperFeatureExtractor
 
-from learners.model.encoders.packages import MODULATION
+from learners.model.encoders.bundled_packages import MODULATION
 from learners.model.spec import Modality
 from sensors.readings import Reading, Sound
 

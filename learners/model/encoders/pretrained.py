@@ -28,7 +28,7 @@ from transformers.image_processing_utils import BaseImageProcessor
 from learners.config import EncoderSettings
 from learners.model.encoders import modulation_spectrum, utterance
 from learners.model.encoders.base import Encoder, Inputs, Run
-from learners.model.encoders.bundled import resolve
+from learners.model.encoders.bundled_weights import resolve
 from learners.model.encoders.image_processor import load_image_processor, scaling
 from learners.model.encoders.preprocess import HOP, RATE_HZ, Mel, normalised, resize, tokenize, upload, window
 from learners.model.encoders.towers import (

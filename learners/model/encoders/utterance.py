@@ -24,9 +24,9 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from transformers import WhisperFeatureExtractor
 
-from learners.model.encoders.endpoints import MELS, utterance_tokens
+from learners.model.encoders.bundled_packages import UTTERANCE
 from learners.model.encoders.modulation_spectrum import RATE_HZ, fitted
-from learners.model.encoders.packages import UTTERANCE
+from learners.model.encoders.utterance_bounds import MELS, utterance_tokens
 from learners.model.spec import Modality
 from sensors.readings import Reading
 

@@ -1,6 +1,6 @@
 """Compute the confidence bound of promotion for the mean of an estimate, at one moment.
 
-Source: Student's t over batch means. What experiments watch at every moment is in `learners/experiments/`.
+Source: Student's t over batch means. What experiments watch at every moment is in `learners/experiment_statistics/`.
 """
 
 from __future__ import annotations

@@ -27,8 +27,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from learners.promotion.ope.bounds import lower_bound
+from learners.promotion.ope.estimator_inputs import Evidence, Side
 from learners.promotion.ope.estimators import Estimate, importance_weights, snips
-from learners.promotion.ope.evidence import Evidence, Side
 from learners.promotion.ope.features import compare
 from learners.promotion.ope.fitted_q import FOLDS, RIDGES, double_robust, standardised
 from learners.promotion.ope.logged_data import ActingPolicy, Logged

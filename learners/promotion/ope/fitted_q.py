@@ -13,8 +13,8 @@ from dataclasses import replace
 import numpy as np
 from numpy.typing import NDArray
 
+from learners.promotion.ope.estimator_inputs import LARGEST_GAMMA, Evidence, Side
 from learners.promotion.ope.estimators import Estimate, LinearQ, effective_samples, fitted_q
-from learners.promotion.ope.evidence import LARGEST_GAMMA, Evidence, Side
 
 FOLDS = 8
 """Blocks of successive rows. Each is longer than most dependences, and its mean is one observation of the bound."""

@@ -14,8 +14,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from learners.promotion.ope.estimator_inputs import Evidence
 from learners.promotion.ope.estimators import effective_samples
-from learners.promotion.ope.evidence import Evidence
 
 MIN_TRIES = 30
 """Tries below which a difference is unknown."""

@@ -18,7 +18,7 @@ from torch import Tensor
 from transformers import LogitsProcessor
 
 from learners.output_grammar import accepts, grammar_of, repeated_key
-from learners.tasks.generation.constraint import TextGrammar, UnfollowedOutput
+from learners.tasks.generation.constrained_decoding import TextGrammar, UnfollowedOutput
 
 HALF_CHARACTER = "\ufffd"
 

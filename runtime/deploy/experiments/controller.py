@@ -24,21 +24,21 @@ import orjson
 from learners.checkpoints.experiment_records import EXPERIMENTS_FILE, PROBATION_FILE
 from learners.checkpoints.manifest import CheckpointRefused
 from learners.checkpoints.store import Checkpoints, Live
-from learners.experiments.experiment_test import ExperimentVerdict
-from learners.experiments.live_version_guard import GuardAlarm
-from learners.experiments.paired_outcomes import TickOutcome
-from learners.experiments.plan import SHARES, Arm
-from learners.experiments.switchback import Assignment
+from learners.experiment_statistics.experiment_test import ExperimentVerdict
+from learners.experiment_statistics.live_version_guard import GuardAlarm
+from learners.experiment_statistics.paired_outcomes import TickOutcome
+from learners.experiment_statistics.plan import SHARES, Arm
+from learners.experiment_statistics.switchback import Assignment
 from learners.safeguards.reward_ledger import LedgerEntry
 from learners.safeguards.source_consistency import Quarantine
-from runtime.control.arm_record import ArmRecord
 from runtime.control.responsibility import responsibility
 from runtime.control.tick import TickResult
+from runtime.control.tick_version import TickVersion
 from runtime.deploy.experiments.live_moves import LiveMoves
 from runtime.deploy.experiments.manual_promotion_watch import ALONE_S, RewardDropCheck
-from runtime.deploy.experiments.phase import ExperimentPhase
+from runtime.deploy.experiments.plan_from_settings import ExperimentRules
 from runtime.deploy.experiments.report import look_figures
-from runtime.deploy.experiments.rules import ExperimentRules
+from runtime.deploy.experiments.running_plan import ExperimentPhase
 from runtime.deploy.experiments.state import NOT_TRUSTED, ExperimentState
 from runtime.deploy.experiments.trusted_version import TRUSTED_BY, trust_reason
 from runtime.inference.engine import UNTRAINED
@@ -75,7 +75,7 @@ class ExperimentController:
     mode: str = "autonomous"
     acting: bool = False
     """The policy may act now."""
-    _now: ArmRecord = field(default_factory=lambda: ArmRecord(UNTRAINED))
+    _now: TickVersion = field(default_factory=lambda: TickVersion(UNTRAINED))
     _counted: tuple[int, Assignment] | None = None
     """Experiment and assignment of the tick before, where it was counted."""
     _alarm: GuardAlarm | None = None
@@ -162,25 +162,25 @@ class ExperimentController:
 
     # ------------------------------------------------------------------ every tick
 
-    def choose(self, tick: int, loaded: Collection[str]) -> ArmRecord:
+    def choose(self, tick: int, loaded: Collection[str]) -> TickVersion:
         """Return which version acts at a tick, and what the tick belongs to; only loaded versions act."""
         self._tick = tick
-        self._now = ArmRecord(self.state.live)
+        self._now = TickVersion(self.state.live)
         alarmed = self.state.way_back(self.state.live) if self._alarm is not None else None
         if alarmed is not None and alarmed in loaded:
-            self._now = ArmRecord(alarmed)
+            self._now = TickVersion(alarmed)
         elif self.state.phase is not None and self.acting and not self.decided.is_set():
             found = self.state.phase.assign()
             if found is not None and found[0] in loaded:
                 other = found[1].other
                 against = None if other is None else self.state.phase.version_of(other)
-                self._now = ArmRecord(found[0], self.state.phase.number, found[1], against)
+                self._now = TickVersion(found[0], self.state.phase.number, found[1], against)
         elif (
             self.state.phase is not None
             and self.state.phase.verdict is not None
             and self.state.phase.plan.champion in loaded
         ):
-            self._now = ArmRecord(self.state.phase.plan.champion)
+            self._now = TickVersion(self.state.phase.plan.champion)
         return self._now
 
     def ticked(self, result: TickResult) -> None:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from learners.experiments.live_version_guard import Guard
-from runtime.deploy.experiments.phase import ExperimentPhase
+from learners.experiment_statistics.live_version_guard import Guard
+from runtime.deploy.experiments.running_plan import ExperimentPhase
 
 
 def running_figures(phase: ExperimentPhase | None) -> dict[str, Any] | None:

@@ -8,13 +8,13 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-from learners.experiments.alpha_budget import AlphaBudget
-from learners.experiments.live_version_guard import RAISED_SHARE, Guard
+from learners.experiment_statistics.alpha_budget import AlphaBudget
+from learners.experiment_statistics.live_version_guard import RAISED_SHARE, Guard
 from runtime.deploy.experiments.first_anchor import FirstAnchor
-from runtime.deploy.experiments.phase import ExperimentPhase, LossBudget
+from runtime.deploy.experiments.plan_from_settings import ExperimentRules
 from runtime.deploy.experiments.report import guard_figures, running_figures
 from runtime.deploy.experiments.reward_levels import RewardLevels, RunningBlock
-from runtime.deploy.experiments.rules import ExperimentRules
+from runtime.deploy.experiments.running_plan import ExperimentPhase, LossBudget
 from runtime.deploy.experiments.trusted_version import Trust
 from runtime.inference.engine import UNTRAINED
 

@@ -15,9 +15,9 @@ from actuators.expressions import ExpressionError
 from actuators.safety import limits
 from actuators.safety.actuator_state import Actuator
 from actuators.safety.decisions import ActuatorDecision, By, Proposal
+from actuators.safety.forbid_rules import known_names
 from actuators.safety.gate import Gate
 from actuators.safety.limits import Refusal
-from actuators.safety.rules import known_names
 
 HEAD = ChoiceSettings(kind="choice", choices=("left", "stay", "right"), safe="stay")
 LAMP = ChoiceSettings(kind="choice", choices=("OFF", "ON"), safe="OFF", min_hold_s=0.5, requires=())

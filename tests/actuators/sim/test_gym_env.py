@@ -17,8 +17,8 @@ from gymnasium import spaces
 from actuators.sim.gym_env import CheckedEnv, EnvironmentFault, make
 from actuators.sim.gym_plant import GymPlant
 from learners.gym import greedy_episodes
+from learners.gym.lock_step import TrainSettings
 from learners.gym.train import train
-from learners.gym.trainer import TrainSettings
 from runtime.cli.main import main
 
 MODULE = """

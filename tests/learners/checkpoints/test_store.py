@@ -23,9 +23,9 @@ from cryptography.hazmat.primitives.asymmetric.rsa import generate_private_key
 from learners.checkpoints import store as module
 from learners.checkpoints.experiment_records import versions_that_passed
 from learners.checkpoints.manifest import CheckpointRefused
+from learners.checkpoints.safetensors_torch import WeightsRefused, pack, shapes_of, unpack
 from learners.checkpoints.signing import KeyRefused, load_key
 from learners.checkpoints.store import Checkpoints, Live, open_checkpoints
-from learners.checkpoints.tensors import WeightsRefused, pack, shapes_of, unpack
 from learners.config import PromotionSettings
 
 BROKEN_POINTERS = (b"", b"{}", b'{"version":"../x","promoted":[],"failed":[],"changed_s":0}', b"[]")
@@ -84,7 +84,9 @@ def test_numbers_that_are_not_finite_are_neither_saved_nor_loaded(folder: Checkp
     bad = {"policy": {"w": torch.tensor([1.0, float("nan")])}}
     with pytest.raises(WeightsRefused, match="1 of 2 numbers"):
         folder.save(bad, {})
-    monkeypatch.setattr("learners.checkpoints.tensors.check_finite", lambda _: None)  # a signer that does not look
+    monkeypatch.setattr(
+        "learners.checkpoints.safetensors_torch.check_finite", lambda _: None
+    )  # a signer that does not look
     version = folder.save(bad, {})
     monkeypatch.undo()
     assert refusal(folder, version) == "not_finite"

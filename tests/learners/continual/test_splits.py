@@ -16,7 +16,7 @@ from learners.continual.trainer import ContinualTrainer
 from learners.experience.reader import Reader
 from learners.experience.store import Label, Store
 from learners.tasks.base import DataError
-from learners.tasks.registry import open_task
+from learners.tasks.task_classes import open_task
 
 INTENTS = {"go": "move", "stop": "halt"}
 FLIPPED = {"move": "halt", "halt": "move"}

@@ -17,7 +17,7 @@ from PIL import Image
 
 from learners.config import FinetuneSettings, TaskSettings
 from learners.continual.acceptance import agreement, anchor_confidence, more_needed, paired_bounds, rejection_reason
-from learners.continual.candidate import (
+from learners.continual.candidate_training import (
     GENTLE,
     WEIGH,
     CandidateTrainer,
@@ -36,7 +36,7 @@ from learners.finetune.error_analysis.scores import each
 from learners.finetune.trainer import Stopped
 from learners.task_kinds import TaskKind
 from learners.tasks.base import DataError, Prediction
-from learners.tasks.registry import open_task
+from learners.tasks.task_classes import open_task
 
 FIRST, SECOND = {"go": "move", "stop": "halt"}, {"left": "turn", "red": "warn"}
 OPTIONS = {"epochs": 20, "learning_rate": 2e-3, "patience": 8}

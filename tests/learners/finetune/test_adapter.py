@@ -18,11 +18,11 @@ import torch
 import transformers
 from PIL import Image
 
-import learners.model.encoders.bundled
+import learners.model.encoders.bundled_weights
 from learners.finetune.run import finetune
-from learners.tasks.registry import open_task, task_class
+from learners.tasks.task_classes import open_task, task_class
 
-assert learners.model.encoders.bundled  # registers the architecture of EfficientNet-Lite
+assert learners.model.encoders.bundled_weights  # registers the architecture of EfficientNet-Lite
 
 
 def pooled(folder: Path) -> Path:

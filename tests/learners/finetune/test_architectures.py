@@ -8,7 +8,7 @@ import architectures
 import pytest
 
 from learners.task_kinds import KINDS, TaskKind
-from learners.tasks.registry import unfit_reason
+from learners.tasks.task_classes import unfit_reason
 
 FAST: tuple[tuple[str, TaskKind], ...] = (
     ("RoBERTa", "text-classification"),

@@ -14,10 +14,10 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from learners.finetune import datasets
-from learners.finetune.fields import check
+from learners.finetune.example_fields import check
 from learners.tasks.base import DataError
-from learners.tasks.images import read_picture
-from learners.tasks.registry import known
+from learners.tasks.image_inputs import read_picture
+from learners.tasks.task_classes import known
 from sensors.codecs.images import decode_image
 
 ROWS = [{"text": "good film", "label": "pos"}, {"text": "bad film", "label": "neg"}]

@@ -14,7 +14,7 @@ from learners.finetune import trainer_state
 from learners.finetune.run import evaluate, finetune
 from learners.finetune.trainable_layers import prepare
 from learners.finetune.trainer import Stopped, Trainer, TrainerSettings
-from learners.tasks.classify_text import ClassifyText
+from learners.tasks.text_classification import ClassifyText
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")]
 INTENTS = {"go": "move", "stop": "halt", "left": "turn"}

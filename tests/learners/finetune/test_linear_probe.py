@@ -13,12 +13,12 @@ import torch
 from sklearn.linear_model import LogisticRegression
 
 from learners.config import FinetuneSettings, TaskSettings
-from learners.continual.candidate import CandidateTrainer
+from learners.continual.candidate_training import CandidateTrainer
 from learners.continual.splits import LabelSplits
 from learners.finetune import linear_probe
-from learners.tasks.classify_text import Classifier
 from learners.tasks.layers.heads import output_layer
-from learners.tasks.registry import open_task
+from learners.tasks.task_classes import open_task
+from learners.tasks.text_classification import Classifier
 
 LABELS = ("a", "b", "c")
 WORDS = {

@@ -15,7 +15,7 @@ from learners.finetune.optim import factor, groups, optimizer, set_rate
 from learners.finetune.run import settings_of
 from learners.finetune.trainable_layers import prepare
 from learners.tasks.base import Recipe
-from learners.tasks.registry import open_task
+from learners.tasks.task_classes import open_task
 
 
 def test_warm_up_rises_then_the_rate_falls_to_zero() -> None:

@@ -15,7 +15,7 @@ from transformers import BartConfig, BartForConditionalGeneration
 from learners.finetune.run import Splits, tune
 from learners.finetune.trainable_layers import counts, lora_targets, merged, prepare, set_training, top_modules
 from learners.finetune.trainer import Trainer, TrainerSettings
-from learners.tasks.registry import open_task
+from learners.tasks.task_classes import open_task
 
 LABELS = ("go", "stop")
 ROWS = tinymodels.orders(24, 0, {"go": "go", "stop": "stop"})

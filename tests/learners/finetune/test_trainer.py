@@ -24,8 +24,8 @@ from learners.finetune import trainer_state
 from learners.finetune.run import Splits, Tuned, finetune, tune
 from learners.finetune.trainable_layers import prepare
 from learners.finetune.trainer import Stopped, Trainer, TrainerSettings, TrainingProgress
-from learners.tasks.classify_image import ClassifyPictures
-from learners.tasks.classify_text import ClassifyText
+from learners.tasks.image_classification import ClassifyPictures
+from learners.tasks.text_classification import ClassifyText
 
 ROWS = tinymodels.orders(40, 0, {"go": "go", "stop": "stop"})
 

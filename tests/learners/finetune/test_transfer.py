@@ -11,7 +11,7 @@ import tinymodels
 
 from learners.finetune.run import ModelError, finetune
 from learners.finetune.transfer import digest_of, start_from
-from learners.tasks.registry import open_task
+from learners.tasks.task_classes import open_task
 
 FIRST, SECOND = {"go": "move", "stop": "halt"}, {"go": "yes", "stop": "no"}
 

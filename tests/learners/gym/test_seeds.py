@@ -14,10 +14,10 @@ from click.testing import CliRunner
 
 from learners.gym import seeds
 from learners.gym.comparison import groups, interquartile_mean
+from learners.gym.lock_step import TrainSettings
 from learners.gym.results_file import settings_values, write_failed, write_not_ended
 from learners.gym.seeds import parse, train_seeds
 from learners.gym.set_values import with_values
-from learners.gym.trainer import TrainSettings
 from runtime.cli.main import main
 
 

@@ -16,8 +16,8 @@ from rl import Corridor, Shrink, Tiles
 from learners.checkpoints.signing import load_key
 from learners.checkpoints.store import Checkpoints
 from learners.gym.demonstrations import SCRIPTS, demonstrate
+from learners.gym.lock_step import FINAL_SEED, GymTrainer, TrainSettings
 from learners.gym.train import train
-from learners.gym.trainer import FINAL_SEED, GymTrainer, TrainSettings
 from learners.model.policy import build
 
 SMALL = TrainSettings(

@@ -12,7 +12,7 @@ import torch
 from wire_world import Wire, comparable, lock_step
 
 from actuators.sim.registry import plant_settings
-from learners.gym.trainer import GymTrainer, TrainSettings
+from learners.gym.lock_step import GymTrainer, TrainSettings
 from learners.rl.replay_buffer import ReplayBuffer
 from runtime.config.schema import Config
 

@@ -12,9 +12,9 @@ from evaluating import Logged, evaluate
 
 from learners.checkpoints.manifest import Manifest
 from learners.config import PromotionSettings
-from learners.promotion.context import EvaluationContext, StepResult
 from learners.promotion.integrity import integrity
 from learners.promotion.latency import latency
+from learners.promotion.step_types import EvaluationContext, StepResult
 from learners.promotion.steps import STEPS
 
 torch.set_num_threads(1)

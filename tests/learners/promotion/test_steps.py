@@ -19,9 +19,9 @@ from learners.experience.reader import Row
 from learners.experience.transition import Transition
 from learners.model.features import Features
 from learners.model.heads import Heads
-from learners.promotion.context import EvaluationContext, StepResult
 from learners.promotion.feeding_tasks import FeedingTasks, HeldOutComparison
 from learners.promotion.pipeline import EvaluationRun
+from learners.promotion.step_types import EvaluationContext, StepResult
 from learners.promotion.steps import STEPS
 
 torch.set_num_threads(1)

@@ -19,7 +19,6 @@ from task_versions import promote_version
 
 from learners.checkpoints.store import Checkpoints
 from learners.config import PromotionSettings
-from learners.continual.versions import TaskVersionStore
 from learners.experience.reader import Reader, raw_reading
 from learners.experience.snapshots import ExperienceSnapshots
 from learners.experience.store import Raw, Store, Transition
@@ -30,11 +29,12 @@ from learners.model.spec import PolicySpec, StreamSpec
 from learners.reencoding.encoder_versions import EncoderVersions
 from learners.reencoding.reencoder import Reencoder, encode
 from learners.reencoding.token_store import StoredTokens, TokenStore
-from learners.tasks.registry import open_task
-from learners.worker.candidates import LearnerExperience
+from learners.task_serving.versions import TaskVersionStore
+from learners.tasks.task_classes import open_task
 from learners.worker.journal import Journal
 from learners.worker.learner import Learner
 from learners.worker.loop import LearnerLoop
+from learners.worker.policy_candidates import LearnerExperience
 from sensors.codecs.readings import decode_reading
 from sensors.readings import Frame, Sound, Text
 

@@ -12,12 +12,12 @@ import torch
 from task_versions import promote_version
 
 from learners.config import EncoderSettings
-from learners.continual.versions import REPORT, TaskVersionStore
 from learners.ipc.settings import LearnerConfig
 from learners.model.encoders.pretrained import load
 from learners.reencoding.encoder_versions import EncoderVersions
 from learners.reencoding.task_encoder import state_of
-from learners.tasks.registry import open_task
+from learners.task_serving.versions import REPORT, TaskVersionStore
+from learners.tasks.task_classes import open_task
 
 CPU = torch.device("cpu")
 MODELS: dict[str, tuple[Callable[[Path], Path], str]] = {

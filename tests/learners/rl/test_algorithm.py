@@ -16,7 +16,7 @@ from learners.rl.adam import Adam, Group
 from learners.rl.algorithm import Algorithm
 from learners.rl.crossq import Crossq
 from learners.rl.dqn import Dqn
-from learners.rl.prior import FIT_UPDATES, LEAST, STRENGTH
+from learners.rl.starting_policy import FIT_UPDATES, LEAST, STRENGTH
 from learners.rl.transition_batch import Batch
 
 CASES = [

@@ -14,14 +14,14 @@ import pytest
 from numpy.typing import NDArray
 
 from fakes import eventually
-from learners.model.encoders.packages import BundledError
+from learners.model.encoders.bundled_packages import BundledError
 from learners.model.encoders.silero_vad import FRAME, RATE_HZ
 from learners.speech import runner as speech_runner
 from learners.speech.runner import SpeechRunner
 from learners.speech.transcription import Transcriber
 from learners.speech.transcripts import SpeechCallbacks, TranscribedUtterance, count_new_samples
 from learners.speech.utterances import SpokenUtterance, UtteranceCutter, VoiceActivity
-from learners.tasks.audio import read_sound
+from learners.tasks.sound_inputs import read_sound
 from sensors.config import TextSettings
 from sensors.readings import Sound
 

@@ -12,8 +12,8 @@ import tinymodels
 
 from learners.finetune import datasets
 from learners.tasks.base import IGNORED, DataError
-from learners.tasks.chat import Chat
-from learners.tasks.registry import task_class
+from learners.tasks.task_classes import task_class
+from learners.tasks.text_generation import Chat
 
 USER, ANSWER = {"role": "user", "content": "go"}, {"role": "assistant", "content": "stop"}
 

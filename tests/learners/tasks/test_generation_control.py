@@ -15,12 +15,12 @@ import tinymodels
 from pydantic import ValidationError
 
 from learners.config import TaskSettings
-from learners.continual.candidate import options_of
 from learners.output_grammar import GenerationSettings, OutputSettings, accepts, without_words
+from learners.task_serving.options import options_of
 from learners.tasks.base import Options, Task
-from learners.tasks.generation.constraint import TextGrammar, UnfollowedOutput
+from learners.tasks.generation.constrained_decoding import TextGrammar, UnfollowedOutput
 from learners.tasks.generation.sample_texts import sample_texts
-from learners.tasks.registry import open_task
+from learners.tasks.task_classes import open_task
 
 SCHEMA: dict[str, Any] = {
     "type": "object",

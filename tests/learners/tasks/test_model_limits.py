@@ -15,11 +15,12 @@ import torch
 import transformers as hf
 
 from learners.config import FinetuneSettings, TaskSettings
-from learners.continual.candidate import CandidateTrainer, options_of
+from learners.continual.candidate_training import CandidateTrainer
 from learners.finetune.run import Splits, build, cuts, finetune
 from learners.finetune.trainable_layers import lora_targets
 from learners.finetune.trainer import Trainer, TrainerSettings
-from learners.tasks.registry import open_task
+from learners.task_serving.options import options_of
+from learners.tasks.task_classes import open_task
 
 WORDS = tinymodels.WORDS[:15]
 

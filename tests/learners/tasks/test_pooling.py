@@ -17,7 +17,7 @@ from learners.finetune.run import finetune
 from learners.model.encoders.pretrained import load
 from learners.reencoding.task_encoder import state_of
 from learners.tasks.base import Task
-from learners.tasks.registry import open_task
+from learners.tasks.task_classes import open_task
 
 LAYERS = 3
 """Of the encoders here."""

@@ -17,8 +17,8 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_CLASSIFICATIO
 
 from learners.config import EncoderSettings
 from learners.model.encoders import pretrained
-from learners.tasks.images import PictureProcessor, tiles_of
-from learners.tasks.registry import open_task
+from learners.tasks.image_inputs import PictureProcessor, tiles_of
+from learners.tasks.task_classes import open_task
 from sensors.readings import Frame, Sound
 
 CPU = torch.device("cpu")

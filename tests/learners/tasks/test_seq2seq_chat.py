@@ -11,8 +11,8 @@ from transformers import AutoModelForSeq2SeqLM
 from learners.finetune.run import Splits, tune
 from learners.finetune.trainer import TrainerSettings
 from learners.tasks.base import IGNORED, DataError, Prediction
-from learners.tasks.chat import PLAIN
-from learners.tasks.registry import open_task
+from learners.tasks.task_classes import open_task
+from learners.tasks.text_generation import PLAIN
 
 COLOURS, THINGS = ["red", "green", "blue", "a", "the"], ["left", "right", "up", "down", "paris", "anna"]
 VERBS = ["go", "stop", "works", "is"]

@@ -16,8 +16,8 @@ from learners.finetune import datasets
 from learners.finetune.run import Splits, tune
 from learners.finetune.trainer import TrainerSettings
 from learners.tasks.base import IGNORED, DataError, Prediction
-from learners.tasks.registry import open_task, task_class
 from learners.tasks.speech_recognition import edits, error_rate
+from learners.tasks.task_classes import open_task, task_class
 
 KIND = "automatic-speech-recognition"
 WORDS = {"go": 0.05, "stop": 0.2, "left": 0.8}

@@ -13,7 +13,7 @@ from transformers import AutoModelForTokenClassification
 from learners.finetune.run import Splits, build, tune
 from learners.finetune.trainer import TrainerSettings
 from learners.tasks.base import IGNORED, DataError
-from learners.tasks.registry import open_task
+from learners.tasks.task_classes import open_task
 from learners.tasks.token_classification import CASES, Tag, case_of, viterbi
 
 LABELS = ("O", "B-person", "I-person", "B-place", "I-place")

@@ -11,10 +11,10 @@ import pytest
 import tinymodels
 import torch
 
-from learners.finetune.fields import to_row
+from learners.finetune.example_fields import to_row
 from learners.finetune.run import Splits, build, tune
 from learners.finetune.trainer import Trainer, TrainerSettings
-from learners.tasks.registry import open_task
+from learners.tasks.task_classes import open_task
 
 WORDS = tinymodels.WORDS[:20]
 

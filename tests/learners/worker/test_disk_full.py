@@ -17,13 +17,13 @@ from disks import SmallDisk, small_disk
 
 from learners.checkpoints import manifest
 from learners.continual.acceptance import AcceptanceVerdict
-from learners.continual.versions import TaskVersionStore
 from learners.files import write_synced
 from learners.finetune.trainer import TrainingProgress
 from learners.ipc.outbox import Outbox
 from learners.ipc.progress import ProgressWriter, read_progress
 from learners.ipc.settings import LearnerConfig
-from learners.tasks.registry import open_task
+from learners.task_serving.versions import TaskVersionStore
+from learners.tasks.task_classes import open_task
 from learners.worker import loop
 from learners.worker.finetune_process import ProgressFile, finetune
 from learners.worker.finetuning import STORAGE, FinetuneRunner, progress_path

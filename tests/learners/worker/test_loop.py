@@ -27,7 +27,7 @@ from learners.ipc.policy_spec import read_policy_spec, write_policy_spec
 from learners.ipc.settings import LearnerConfig
 from learners.model.policy import Policy
 from learners.model.spec import PolicySpec
-from learners.promotion.context import EvaluationContext, StepResult
+from learners.promotion.step_types import EvaluationContext, StepResult
 from learners.promotion.steps import STEPS
 from learners.worker import __main__, loop
 from learners.worker.loop import LearnerLoop

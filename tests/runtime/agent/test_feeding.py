@@ -13,12 +13,12 @@ import tinymodels
 import torch
 
 from fakes import eventually
-from learners.continual.serving import TaskRunner
-from learners.continual.versions import TaskVersionStore
 from learners.model.backends.calibration_cache import Calibrations
-from learners.model.backends.selection import BackendSettings
+from learners.model.backends.fastest_backend import BackendSettings
 from learners.model.policy import Policy
-from learners.tasks.registry import open_task
+from learners.task_serving.runner import TaskRunner
+from learners.task_serving.versions import TaskVersionStore
+from learners.tasks.task_classes import open_task
 from runtime.agent.task_outputs import TaskOutputs
 from runtime.config.schema import Config
 from runtime.control.inbox import Inbox

@@ -9,7 +9,7 @@ UNNEEDED = (
     "torch",
     "transformers",
     "learners.finetune",
-    "learners.continual.serving",
+    "learners.task_serving.runner",
     "learners.continual.trainer",
     "learners.rl",
     "peft",

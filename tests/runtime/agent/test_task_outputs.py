@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 import soundfile
 
-from learners.continual.results import Question, Speech
-from learners.continual.serving import TaskRunner
 from learners.task_kinds import PredictionOfExample
+from learners.task_serving.results import Question, Speech
+from learners.task_serving.runner import TaskRunner
 from runtime.agent.task_outputs import TaskOutputs
 from runtime.config.loader import load
 from runtime.control.tick import Utterances

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from runtime.cli.examples import EXAMPLES
+from runtime.cli.payload_examples import EXAMPLES
 from runtime.cli.reference import MODELS, TOPICS, main, pages
 from runtime.mqtt import topics
 from runtime.mqtt.events import EVENTS

@@ -9,8 +9,8 @@ import tinymodels
 import yaml
 from click.testing import CliRunner
 
-from learners.continual.versions import TaskVersionStore
-from learners.tasks.registry import open_task
+from learners.task_serving.versions import TaskVersionStore
+from learners.tasks.task_classes import open_task
 from runtime.cli.main import main
 
 

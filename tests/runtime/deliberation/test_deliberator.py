@@ -13,10 +13,10 @@ import pytest
 from pydantic import ValidationError
 
 from fakes import FakeClock
-from learners.continual.results import Result
-from learners.deliberation.answers import GoalAnswer, GoalQuestion
-from learners.deliberation.config import DeliberatorSettings
+from learners.goal_models.answers import GoalAnswer, GoalQuestion
+from learners.goal_models.config import DeliberatorSettings
 from learners.task_kinds import PredictionOfExample
+from learners.task_serving.results import Result
 from runtime.config.schema import Config
 from runtime.deliberation.deliberator import Deliberator
 from runtime.deliberation.task_goals import TaskGoals

@@ -11,8 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from learners.deliberation.answers import GoalAnswer
-from learners.deliberation.config import DeliberatorSettings
+from learners.goal_models.answers import GoalAnswer
+from learners.goal_models.config import DeliberatorSettings
 from runtime.deliberation.goal_in_force import GoalInForce
 from runtime.deliberation.question_schedule import HOUR_S, LONGEST_S, QuestionSchedule
 from runtime.deliberation.state_text import (

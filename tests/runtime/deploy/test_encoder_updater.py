@@ -18,21 +18,21 @@ from actuators.actions import ActionSpace, Choice
 from learners.checkpoints.signing import load_key
 from learners.checkpoints.store import Checkpoints
 from learners.config import EncoderSettings, TaskSettings
-from learners.continual.versions import TaskVersion, TaskVersionStore
 from learners.ipc.outbox import Outbox
 from learners.model.backends.calibration_cache import Calibrations
-from learners.model.backends.selection import BackendSettings
+from learners.model.backends.fastest_backend import BackendSettings
 from learners.model.encoders.pretrained import load
 from learners.model.fused_part import example_inputs
 from learners.model.policy import Policy
 from learners.model.spec import PolicySpec, StreamSpec
 from learners.reencoding.task_encoder import encoder_tasks, encoders_without_task, state_of
 from learners.safeguards.source_consistency import Quarantine
-from learners.tasks.registry import open_task
+from learners.task_serving.versions import TaskVersion, TaskVersionStore
+from learners.tasks.task_classes import open_task
 from runtime.config.schema import Config
 from runtime.deploy.encoder_updater import EncoderUpdater, EncoderVersionNotFound
 from runtime.deploy.experiments.controller import ExperimentController
-from runtime.deploy.experiments.rules import ExperimentRules
+from runtime.deploy.experiments.plan_from_settings import ExperimentRules
 from runtime.deploy.learner_events import LearnerEvents
 from runtime.deploy.policy_updater import PolicyUpdater
 from runtime.inference.build import find_encoder, graph_compiler

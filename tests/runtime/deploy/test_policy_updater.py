@@ -18,7 +18,7 @@ from learners.ipc.outbox import Outbox
 from learners.model.spec import PolicySpec
 from learners.safeguards.source_consistency import Quarantine
 from runtime.deploy.experiments.controller import ExperimentController
-from runtime.deploy.experiments.rules import ExperimentRules
+from runtime.deploy.experiments.plan_from_settings import ExperimentRules
 from runtime.deploy.learner_events import LearnerEvents
 from runtime.deploy.policy_updater import PolicyUpdater
 

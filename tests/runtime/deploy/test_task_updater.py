@@ -7,8 +7,8 @@ from pathlib import Path
 
 import tinymodels
 
-from learners.continual.versions import TaskVersion, TaskVersionStore
-from learners.tasks.registry import open_task
+from learners.task_serving.versions import TaskVersion, TaskVersionStore
+from learners.tasks.task_classes import open_task
 from runtime.deploy.task_updater import TaskUpdater
 
 

@@ -13,8 +13,8 @@ from fleet_world import one_payload, rows_on_disk
 
 from fakes import eventually
 from learners.experience.transition import checksum
-from learners.fleet.parquet_log import ParquetLog, StoredSegment
-from learners.fleet.segment import SCHEMA, Segment, unpack
+from learners.fleet_data.parquet_log import ParquetLog, StoredSegment
+from learners.fleet_data.segment import SCHEMA, Segment, unpack
 from runtime.fleet.ingest import WAITING, Ingest
 from runtime.fleet.serve import keep_running
 from runtime.fleet.topics import FleetTopics, SegmentAnswer

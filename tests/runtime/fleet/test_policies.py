@@ -17,8 +17,8 @@ from learners.checkpoints.manifest import CheckpointRefused
 from learners.checkpoints.signing import public_pem
 from learners.checkpoints.store import Checkpoints
 from learners.checkpoints.trusted_keys import read_public
-from learners.fleet.received_policies import received, withdrawn
-from learners.fleet.uplink_queue import UplinkIdentity
+from learners.fleet_data.received_policies import received, withdrawn
+from learners.fleet_data.uplink_queue import UplinkIdentity
 from learners.ipc.outbox import Outbox
 from runtime.fleet import policy_publisher
 from runtime.fleet.policy_publisher import PolicyPublisher

@@ -16,9 +16,9 @@ import pytest
 
 from fakes import eventually
 from learners.checkpoints.store import Checkpoints
-from learners.fleet.policy_manifest import FleetPolicy, FleetPolicyRefused, pack_blob, sign
-from learners.fleet.received_policies import forget_received, received, withdrawn
-from learners.fleet.uplink_queue import UplinkIdentity
+from learners.fleet_data.policy_manifest import FleetPolicy, FleetPolicyRefused, pack_blob, sign
+from learners.fleet_data.received_policies import forget_received, received, withdrawn
+from learners.fleet_data.uplink_queue import UplinkIdentity
 from learners.ipc.outbox import Outbox
 from runtime.fleet.policy_receiver import PolicyReceiver
 from runtime.fleet.topics import BLOB_PART_BYTES, FleetTopics

@@ -24,10 +24,10 @@ from test_gate_model import GateModel  # noqa: E402
 from actuators.safety import gate as gate_module  # noqa: E402
 from actuators.safety import limits  # noqa: E402
 from actuators.safety.actuator_state import Actuator, freshness_refusal  # noqa: E402
+from actuators.safety.forbid_rules import Rule, Violation  # noqa: E402
 from actuators.safety.forbidden_combinations import ForbiddenCombinations  # noqa: E402
 from actuators.safety.gate import Gate  # noqa: E402
 from actuators.safety.limits import Refusal  # noqa: E402
-from actuators.safety.rules import Rule, Violation  # noqa: E402
 from runtime.dashboard.bridge import MqttBridge  # noqa: E402
 from runtime.gate import operator_commands  # noqa: E402
 from runtime.gate.host import GateHost  # noqa: E402

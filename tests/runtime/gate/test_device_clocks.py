@@ -11,7 +11,7 @@ from actuators.sim.plant import Device
 from actuators.wire import CommandWriter, parse_state
 from fakes import FakeClock
 from runtime.gate.device_clocks import AGREE_S, REPORTS, DeviceClocks
-from runtime.mqtt.models import Message
+from runtime.mqtt.connection_types import Message
 
 LIMIT_S = 0.3
 

@@ -19,7 +19,7 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, rule
 
-from runtime.mqtt.models import PublishMessage
+from runtime.mqtt.connection_types import PublishMessage
 
 STEPS = int(os.environ.get("GATE_MODEL_STEPS", "2000"))
 SEED = int(os.environ.get("GATE_MODEL_SEED", "1"))

@@ -17,7 +17,7 @@ from actuators.wire import CommandWriter
 from runtime.gate import ipc
 from runtime.gate.info import InfoBuilder
 from runtime.mqtt import Limit, Message, rpc
-from runtime.mqtt.models import Subscription
+from runtime.mqtt.connection_types import Subscription
 from runtime.mqtt.subscriber import MAX_SENDERS, Receiver
 
 STOP, RELEASE = b'{"engaged": true}', b'{"engaged": false}'

@@ -17,14 +17,14 @@ from actuators.actions import ActionSpace, Choice
 from learners.checkpoints.store import open_checkpoints
 from learners.config import EncoderSettings
 from learners.model.backends.calibration_cache import Calibrations
-from learners.model.backends.choice import BackendSettings
+from learners.model.backends.definitions import BackendSettings
 from learners.model.backends.openvino import OpenVinoRun
 from learners.model.encoders.pretrained import load as load_encoder
 from learners.model.spec import PolicySpec, StreamSpec
 from runtime.config.schema import Config
-from runtime.inference import prepared
+from runtime.inference import graph_store
 from runtime.inference.build import ModelConfigError, build_acting_engine, build_engine, needs_torch
-from runtime.inference.prepared import NotPrepared, Preparation
+from runtime.inference.graph_store import NotPrepared, Preparation
 from runtime.inference.torch_engine import TorchEngine
 from sensors.readings import Observation, Text
 
@@ -100,7 +100,7 @@ async def test_an_engine_on_graphs_decides_as_one_in_torch_and_a_second_start_pr
     def refuse(*_: Any, **__: Any) -> Any:
         raise AssertionError("a second start prepared something")
 
-    monkeypatch.setattr("runtime.inference.prepared.subprocess.Popen", refuse)
+    monkeypatch.setattr("runtime.inference.graph_store.subprocess.Popen", refuse)
     build_engine(config, checkpoints).close()
 
 
@@ -145,7 +145,7 @@ def test_a_compiler_that_is_late_or_cannot_be_started_is_named(tmp_path: Path, m
     with pytest.raises(NotPrepared, match=r"did not answer within 0\.01 s"):
         late.untrained(spec, 0)
     late.close()
-    monkeypatch.setattr("runtime.inference.prepared.sys.executable", str(tmp_path / "absent"))
+    monkeypatch.setattr("runtime.inference.graph_store.sys.executable", str(tmp_path / "absent"))
     absent = Preparation(tmp_path / "state", tmp_path / "cache", calibrations)
     with pytest.raises(NotPrepared, match="cannot be started: No such file"):
         absent.untrained(spec, 0)
@@ -165,7 +165,7 @@ async def test_an_agent_that_cannot_run_graphs_acts_in_torch_and_says_why(
         events.append((kind, dict(fields)))
 
     with monkeypatch.context() as patched:
-        patched.setattr("runtime.inference.prepared.sys.executable", str(tmp_path / "absent"))
+        patched.setattr("runtime.inference.graph_store.sys.executable", str(tmp_path / "absent"))
         engine = await build_acting_engine(config, checkpoints, emit)
     assert [(kind, fields["reason"]) for kind, fields in events] == [
         ("engine_in_torch", "the compiler process cannot be started: No such file or directory")
@@ -192,13 +192,13 @@ async def test_an_agent_that_cannot_run_graphs_acts_in_torch_and_says_why(
 
 def test_a_model_that_was_downloaded_to_prepare_it_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     sources: list[Any] = [["files"], None]
-    monkeypatch.setattr(prepared, "_source", lambda _model: sources.pop())
+    monkeypatch.setattr(graph_store, "_source", lambda _model: sources.pop())
     calibrations = Calibrations(tmp_path, BackendSettings("openvino", "float32"))
     made: list[str] = []
     found: Any = object()
-    monkeypatch.setattr(prepared.Preparation, "_run", lambda _self, _work, key: made.append(key))
+    monkeypatch.setattr(graph_store.Preparation, "_run", lambda _self, _work, key: made.append(key))
     monkeypatch.setattr(
-        prepared.Preparation, "_sealed", lambda _self, _place, key, _read: found if key in made else None
+        graph_store.Preparation, "_sealed", lambda _self, _place, key, _read: found if key in made else None
     )
-    preparation = prepared.Preparation(tmp_path, tmp_path / "cache", calibrations)
+    preparation = graph_store.Preparation(tmp_path, tmp_path / "cache", calibrations)
     assert preparation.encoder("language", EncoderSettings(model="someone/model"), 1, 2.0) is found

@@ -25,7 +25,7 @@ from learners.ipc.settings import Backend
 from learners.model import fused_part
 from learners.model.backends import openvino
 from learners.model.backends.calibration_cache import Calibrations
-from learners.model.backends.selection import BackendChoice, BackendSettings, NotCompiled
+from learners.model.backends.fastest_backend import BackendChoice, BackendSettings, NotCompiled
 from learners.model.policy import Policy
 from learners.model.spec import PolicySpec, StreamSpec
 from learners.worker.compilation import compile_candidate

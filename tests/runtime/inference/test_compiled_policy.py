@@ -10,9 +10,9 @@ import torch
 
 from actuators.actions import ActionSpace, Choice
 from learners.model import fused_part
-from learners.model.backends import selection
+from learners.model.backends import fastest_backend
 from learners.model.backends.calibration_cache import Calibrations
-from learners.model.backends.selection import BackendSettings, Inputs, Measured
+from learners.model.backends.fastest_backend import BackendSettings, Inputs, Measured
 from learners.model.features import Features
 from learners.model.policy import Policy
 from learners.model.spec import PolicySpec, StreamSpec
@@ -46,8 +46,8 @@ def test_a_restart_converts_nothing_and_other_weights_never_use_the_graph(
     calibrations = Calibrations(tmp_path, BackendSettings("openvino", "float32"))
     compiled_policy.compile_policy(calibrations, policy(1), example(), first=True)
     converted: list[object] = []
-    convert = selection.convert
-    monkeypatch.setattr(selection, "convert", lambda *given: (converted.append(given), convert(*given))[1])
+    convert = fastest_backend.convert
+    monkeypatch.setattr(fastest_backend, "convert", lambda *given: (converted.append(given), convert(*given))[1])
     run, choice = compiled_policy.compile_policy(calibrations, policy(1), example(), first=True)
     assert (converted, choice.backend) == ([], "openvino")
     with torch.inference_mode():
@@ -104,11 +104,11 @@ def reduced(folder: Path) -> Calibrations:
     calibrations = Calibrations(folder, BackendSettings("torch", "auto"))
     shape = hashlib.sha256(SPEC.to_json()).hexdigest()[:16]
     measured = tuple(Measured("torch", p, ms, 1.0, 0.0) for p, ms in (("float32", 2.0), ("bfloat16", 1.0)))
-    calibrations.remember(shape, torch.device("cpu"), selection.BackendChoice("torch", "bfloat16", measured))
+    calibrations.remember(shape, torch.device("cpu"), fastest_backend.BackendChoice("torch", "bfloat16", measured))
     return calibrations
 
 
-def lead(weights: Policy, run: selection.Run, window: tuple[Features, ...]) -> float:
+def lead(weights: Policy, run: fastest_backend.Run, window: tuple[Features, ...]) -> float:
     """How much better the first choice is than the second, with states computed by `run`."""
     assert weights.heads.choice is not None
     states = [run(tick.present, tick.ages, *(tick.tokens[name] for name in SPEC.names)) for tick in window]
@@ -120,7 +120,7 @@ def lead(weights: Policy, run: selection.Run, window: tuple[Features, ...]) -> f
 def tied(weights: Policy, seen: list[tuple[Features, ...]]) -> Policy:
     """Weights with which the precision decides the choice in one of the observations."""
     module = fused_part.FlatPolicyModule(weights).eval()
-    runs = (module, selection.torch_run(module, "bfloat16"))
+    runs = (module, fastest_backend.torch_run(module, "bfloat16"))
     leads = [[lead(weights, run, window) for run in runs] for window in seen]
     apart = max(leads, key=lambda pair: abs(pair[0] - pair[1]))
     head = weights.heads.choice
@@ -147,5 +147,5 @@ def test_a_reduced_precision_is_approved_for_each_version_by_its_decisions(tmp_p
     assert unseen.precision == "float32"
     forced = Calibrations(tmp_path / "forced", BackendSettings("torch", "bfloat16"))
     shape = hashlib.sha256(SPEC.to_json()).hexdigest()[:16]
-    forced.remember(shape, torch.device("cpu"), selection.BackendChoice("torch", "bfloat16", ()))
+    forced.remember(shape, torch.device("cpu"), fastest_backend.BackendChoice("torch", "bfloat16", ()))
     assert compiled_policy.compile_policy(forced, policy(3), example(), first=False)[1].precision == "bfloat16"

@@ -23,7 +23,7 @@ from actuators.actions import ActionSpace, Choice, Continuous
 from fakes import eventually
 from learners.checkpoints.manifest import CheckpointRefused, Manifest
 from learners.model.backends.calibration_cache import Calibrations
-from learners.model.backends.selection import BackendSettings
+from learners.model.backends.fastest_backend import BackendSettings
 from learners.model.policy import Policy
 from learners.model.spec import PolicySpec, StreamSpec
 from runtime.inference.arrival_encoder import ArrivalEncoder

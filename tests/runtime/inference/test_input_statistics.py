@@ -13,7 +13,7 @@ import safetensors.torch
 from actuators.actions import ActionSpace, Continuous
 from learners.experience.transition import Transition, encode
 from learners.model.backends.calibration_cache import Calibrations
-from learners.model.backends.selection import BackendSettings
+from learners.model.backends.fastest_backend import BackendSettings
 from learners.model.spec import PolicySpec, StreamSpec
 from runtime.inference.decision import InferenceResult
 from runtime.inference.engine import HISTORY_FILE

@@ -21,13 +21,13 @@ import tinymodels
 
 from fakes import eventually
 from learners.config import TaskSettings
-from learners.continual.results import Callbacks, Offered, Question, Result, Speech
-from learners.continual.versions import TaskVersionStore
-from learners.deliberation.answers import GoalAnswer, GoalQuestion
-from learners.deliberation.config import DeliberatorSettings
+from learners.goal_models.answers import GoalAnswer, GoalQuestion
+from learners.goal_models.config import DeliberatorSettings
 from learners.speech.runner import SpeechRunner
 from learners.speech.transcripts import SpeechCallbacks, TranscribedUtterance, Transcript
-from learners.tasks.registry import open_task
+from learners.task_serving.results import Callbacks, Offered, Question, Result, Speech
+from learners.task_serving.versions import TaskVersionStore
+from learners.tasks.task_classes import open_task
 from runtime.config.schema import Config
 from runtime.models.__main__ import MOST_WORK_S, ModelsServer
 from runtime.models.client import HUNG_S, SILENT_S, START_S, STUCK_S, ModelsClient

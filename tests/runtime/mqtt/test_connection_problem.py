@@ -17,7 +17,7 @@ from structlog.testing import capture_logs
 from fakes import Mosquitto, eventually, free_port
 from runtime.mqtt import Address, Connection, MqttLost
 from runtime.mqtt.connection_problem import SHORT_SESSIONS, ConnectionProblem, explain
-from runtime.mqtt.models import BrokerSilent
+from runtime.mqtt.connection_types import BrokerSilent
 
 ADDRESS = Address("127.0.0.1", 1883)
 

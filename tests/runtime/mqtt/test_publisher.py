@@ -15,7 +15,7 @@ from structlog.testing import capture_logs
 
 from runtime.mqtt import publisher
 from runtime.mqtt.client import PublishRefused
-from runtime.mqtt.models import PublishMessage
+from runtime.mqtt.connection_types import PublishMessage
 from runtime.mqtt.publisher import MAX_RETAINED, Sender
 
 LIMIT = 3

@@ -26,7 +26,7 @@ from learners.config import TaskSettings
 from learners.experience.store import Store
 from learners.experience.transition import Transition
 from learners.model.backends.calibration_cache import Calibrations
-from learners.model.backends.selection import BackendSettings
+from learners.model.backends.fastest_backend import BackendSettings
 from learners.model.policy import Policy
 from learners.model.spec import PolicySpec, StreamSpec
 from runtime.config.schema import Config
@@ -40,8 +40,8 @@ from runtime.mqtt.topics import Topics
 from runtime.requests.explain import description
 from runtime.requests.explain_process import Explanations
 from runtime.requests.finetune import FinetuneQueue
-from runtime.requests.gallery import Gallery
 from runtime.requests.handlers import Requests
+from runtime.requests.labelling import Gallery
 from runtime.requests.record import RecordingController
 
 VERBS = (

@@ -24,10 +24,10 @@ from learners.checkpoints.store import Checkpoints
 from learners.experience.store import Store
 from learners.experience.transition import Transition
 from learners.model.backends.calibration_cache import Calibrations
-from learners.model.backends.choice import BackendSettings
+from learners.model.backends.definitions import BackendSettings
 from learners.model.policy import Policy
 from learners.model.spec import PolicySpec, StreamSpec
-from runtime.inference.arrays.input_statistics import InputStatistics
+from runtime.inference.numpy_policy.input_statistics import InputStatistics
 from runtime.mqtt.rpc import RequestFailed
 from runtime.process.child import NICENESS
 from runtime.requests.explain import Explainer, description

@@ -16,8 +16,8 @@ import torch
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from learners.checkpoints.store import Checkpoints
-from learners.continual.versions import TaskVersionStore
-from learners.tasks.registry import open_task
+from learners.task_serving.versions import TaskVersionStore
+from learners.tasks.task_classes import open_task
 from runtime.deploy.promotion_history import PromotionHistory
 from runtime.deploy.task_versions import TaskVersions
 from runtime.mqtt import Message

@@ -19,7 +19,7 @@ from sensing import children
 from fakes import wait_for
 from sensors.base import SensorLost
 from sensors.drivers import opencv, process
-from sensors.drivers.handle import DriverProcess
+from sensors.drivers.driver_handle import DriverProcess
 from sensors.drivers.messages import HEADER, DriverMessage, MessageSender, read_message
 from sensors.drivers.opencv import CaptureJob
 from sensors.drivers.portaudio import PlayJob, RecordJob
@@ -153,7 +153,7 @@ def test_a_driver_ends_with_its_owner(tmp_path: Path) -> None:
     """The owner is killed: the driver sees its socket close, or its parent die, and goes."""
     soundfile.write(tmp_path / "s.wav", np.zeros(800), 8_000)
     owner = (
-        "import sys; from sensors.drivers.handle import DriverProcess; from sensors.drivers.portaudio import PlayJob\n"
+        "import sys; from sensors.drivers.driver_handle import DriverProcess; from sensors.drivers.portaudio import PlayJob\n"
         "driver = DriverProcess('room', PlayJob(sys.argv[1], loop=True))\n"
         "for message in driver.messages(): print(driver._process.pid, flush=True)\n"
     )

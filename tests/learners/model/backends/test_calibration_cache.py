@@ -10,9 +10,9 @@ import pytest
 import torch
 from torch import nn
 
-from learners.model.backends import calibration_cache, selection
+from learners.model.backends import calibration_cache, fastest_backend
 from learners.model.backends.calibration_cache import Calibrations
-from learners.model.backends.selection import BackendChoice, BackendSettings, Measured
+from learners.model.backends.fastest_backend import BackendChoice, BackendSettings, Measured
 
 CPU = torch.device("cpu")
 EXAMPLES = [(torch.ones(1, 4),)]
@@ -34,7 +34,7 @@ def run(own: Calibrations, version: str = "v", *, shared: bool = True) -> torch.
 def work(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """What was converted and measured."""
     done: list[str] = []
-    convert, calibrate = selection.convert, selection.calibrate
+    convert, calibrate = fastest_backend.convert, fastest_backend.calibrate
 
     def converting(*given: Any) -> Any:
         done.append("converted")
@@ -44,8 +44,8 @@ def work(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         done.append("calibrated")
         return calibrate(*given)
 
-    monkeypatch.setattr(selection, "convert", converting)
-    monkeypatch.setattr(selection, "calibrate", calibrating)
+    monkeypatch.setattr(fastest_backend, "convert", converting)
+    monkeypatch.setattr(fastest_backend, "calibrate", calibrating)
     return done
 
 

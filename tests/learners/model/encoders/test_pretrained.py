@@ -14,10 +14,10 @@ import transformers as hf
 from torch import nn
 
 from learners.config import EncoderSettings
-from learners.model.backends import selection
+from learners.model.backends import fastest_backend
 from learners.model.backends.calibration_cache import Calibrations
 from learners.model.backends.cuda import CudaGraphRun
-from learners.model.backends.selection import BackendSettings, NoBackend
+from learners.model.backends.fastest_backend import BackendSettings, NoBackend
 from learners.model.encoders import efficientnet_lite, pretrained, towers
 from learners.model.encoders.preprocess import Mel, normalised, resize, window
 from sensors import plugins
@@ -256,7 +256,7 @@ def test_a_choice_is_remembered_and_used_again(folders: Path, tmp_path: Path, mo
     def forbidden(*_: object) -> None:
         raise AssertionError("measured again")
 
-    monkeypatch.setattr(selection, "calibrate", forbidden)
+    monkeypatch.setattr(fastest_backend, "calibrate", forbidden)
     _, again = Calibrations(tmp_path, BackendSettings(tolerance=0.05)).runner(
         encoder.module, encoder.examples(), encoder.version
     )
@@ -282,24 +282,24 @@ class Unstable(nn.Module):
         return self.layer(x + 1000) - self.layer(x + 999)
 
 
-@pytest.mark.skipif(not selection.has_bfloat16(), reason="the processor has no bfloat16")
+@pytest.mark.skipif(not fastest_backend.has_bfloat16(), reason="the processor has no bfloat16")
 def test_bfloat16_beyond_the_tolerance_is_never_chosen() -> None:
     example = (torch.randn(1, 8),)
-    choice = selection.calibrate(Unstable(), [example], BackendSettings("torch"), "v")
+    choice = fastest_backend.calibrate(Unstable(), [example], BackendSettings("torch"), "v")
     assert choice.precision == "float32"
     assert next(m for m in choice.measured if m.precision == "bfloat16").difference > 0.02
     with pytest.raises(NoBackend, match="bfloat16: difference"):
-        selection.calibrate(Unstable(), [example], BackendSettings("torch", "bfloat16"), "v")
+        fastest_backend.calibrate(Unstable(), [example], BackendSettings("torch", "bfloat16"), "v")
 
 
 def test_nan_is_no_agreement() -> None:
-    assert selection.compare([torch.ones(2)], [torch.tensor([1.0, float("nan")])]) == (0.0, selection.FAR)
+    assert fastest_backend.compare([torch.ones(2)], [torch.tensor([1.0, float("nan")])]) == (0.0, fastest_backend.FAR)
 
 
 def test_bfloat16_is_not_tried_without_instructions(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(selection, "has_bfloat16", lambda: False)
-    assert selection.candidates(BackendSettings(), CPU) == [("torch", "float32"), ("openvino", "float32")]
-    assert selection.candidates(BackendSettings(precision="bfloat16"), CPU) == []
+    monkeypatch.setattr(fastest_backend, "has_bfloat16", lambda: False)
+    assert fastest_backend.candidates(BackendSettings(), CPU) == [("torch", "float32"), ("openvino", "float32")]
+    assert fastest_backend.candidates(BackendSettings(precision="bfloat16"), CPU) == []
 
 
 @pytest.mark.gpu

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from learners.config import EncoderSettings
-from learners.model.encoders import endpoints
+from learners.model.encoders import utterance_bounds
 from learners.model.encoders.modulation_spectrum import RATE_HZ
 from learners.model.encoders.pretrained import load
 from learners.model.encoders.utterance import NAME, UtteranceEncoder
@@ -88,11 +88,11 @@ def test_the_length_of_an_utterance_is_given_in_seconds() -> None:
 def test_closures_within_a_word_do_not_end_it() -> None:
     level = np.full(200, -60.0)
     level[50:70] = level[80:100] = -20.0
-    assert endpoints.utterances(level) == [(50, 100)]
+    assert utterance_bounds.utterances(level) == [(50, 100)]
     level[85:100] = -60.0  # what is left behind the closure belongs to it, too
-    assert endpoints.utterances(level) == [(50, 85)]
-    assert endpoints.newest([(50, 85), (150, 195)], 200) == (50, 85)
-    assert endpoints.newest([(0, 30), (190, 200)], 200) == (0, 30)
+    assert utterance_bounds.utterances(level) == [(50, 85)]
+    assert utterance_bounds.newest([(50, 85), (150, 195)], 200) == (50, 85)
+    assert utterance_bounds.newest([(0, 30), (190, 200)], 200) == (0, 30)
 
 
 @settings(max_examples=30, deadline=None)

@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from scipy.signal import lfilter
 
 from learners.promotion.ope import evaluator
+from learners.promotion.ope.estimator_inputs import Evidence, Side
 from learners.promotion.ope.evaluator import judge
-from learners.promotion.ope.evidence import Evidence, Side
 from learners.promotion.ope.fitted_q import attainable
 from learners.promotion.ope.support import support
 

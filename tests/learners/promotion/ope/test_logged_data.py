@@ -16,10 +16,10 @@ from learners.model.features import recorded
 from learners.model.heads import Heads
 from learners.model.policy import Policy
 from learners.model.spec import PolicySpec, StreamSpec
-from learners.promotion.context import working
 from learners.promotion.ope.features import compare
 from learners.promotion.ope.logged_data import Logged
 from learners.promotion.ope.propensities import densities, motions, preferences, taken
+from learners.promotion.step_types import working
 from learners.rl.replay_buffer import ReplayBuffer
 
 torch.set_num_threads(1)

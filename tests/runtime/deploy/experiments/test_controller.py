@@ -11,10 +11,10 @@ from watching import Script, Stage
 
 from learners.checkpoints.experiment_records import EXPERIMENTS_FILE, PROBATION_FILE
 from learners.checkpoints.manifest import CheckpointRefused
-from learners.experiments.plan import SHARES
+from learners.experiment_statistics.plan import SHARES
 from runtime.cli import checkpoints
 from runtime.deploy.experiments.controller import ExperimentController
-from runtime.deploy.experiments.rules import ExperimentRules
+from runtime.deploy.experiments.plan_from_settings import ExperimentRules
 
 GOOD = Script(errors=0.12)
 POLICIES = {

@@ -1,0 +1,52 @@
+"""Tensors to bytes and back: safetensors only, finite numbers only. Nothing here can run code from a file."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import safetensors.torch
+import torch
+from safetensors import SafetensorError
+from torch import Tensor
+
+from learners.checkpoints.safetensors_numpy import Shapes, WeightsRefused, check_shapes, shapes_of, unreadable
+
+__all__ = ["Shapes", "WeightsRefused", "check_shapes", "shapes_of"]
+Tensors = Mapping[str, Tensor]
+
+
+def pack(tensors: Tensors) -> bytes:
+    """Return tensors as one safetensors file.
+
+    Raises:
+        WeightsRefused: a number is not finite.
+    """
+    plain = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
+    check_finite(plain)
+    return safetensors.torch.save(plain)
+
+
+def unpack(data: bytes) -> dict[str, Tensor]:
+    """Return the tensors of a safetensors file, on the CPU.
+
+    Raises:
+        WeightsRefused: a pickle, not safetensors, or a number that is not finite.
+    """
+    try:
+        tensors: dict[str, Tensor] = safetensors.torch.load(data)
+    except (SafetensorError, ValueError, KeyError) as error:
+        raise unreadable(data, error) from None
+    check_finite(tensors)
+    return tensors
+
+
+def check_finite(tensors: Tensors) -> None:
+    """Check that every floating number is finite.
+
+    Raises:
+        WeightsRefused: with the tensor's name and how many are not.
+    """
+    for name, tensor in tensors.items():
+        bad = int((~torch.isfinite(tensor)).sum()) if tensor.is_floating_point() else 0
+        if bad:
+            raise WeightsRefused("not_finite", f"{name}: {bad} of {tensor.numel()} numbers are not finite")

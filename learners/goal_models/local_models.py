@@ -1,0 +1,132 @@
+"""Answer goal questions with a model on this machine: a sentence encoder, or a causal language model.
+
+Neither can answer outside the list: the encoder compares the newest order with each description, and the language model scores the
+listed options in one forward pass (`transformers.pipeline("decision")`).
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from transformers import AutoModel, AutoTokenizer, pipeline
+
+from learners.goal_models.answers import GoalQuestion, checked, questions
+from learners.goal_models.config import DecisionBackend, EmbeddingBackend
+from learners.model.encoders.bundled_weights import resolve
+from learners.model.encoders.file_digests import hash_of
+
+SHARPNESS = 12.0
+"""Of the softmax over cosine similarities, which lie close together."""
+MOST_TOKENS = 500
+"""Of a state in words."""
+
+
+class LocalModel(Protocol):
+    """A model on this machine that answers goal questions."""
+
+    name: str
+    """The model with a hash of its files."""
+
+    def probabilities(self, question: GoalQuestion) -> tuple[dict[str, float], float | None]:
+        """Return the probability of each goal, and that the present one is still right if the model was asked that.
+
+        Raises:
+            BackendFailed: the model's output is unusable.
+        """
+
+
+def open_model(backend: EmbeddingBackend | DecisionBackend, goals: Mapping[str, str]) -> LocalModel:
+    """Load a model; takes seconds.
+
+    Raises:
+        BundledError, OSError, ValueError: it cannot be loaded.
+    """
+    source = resolve(backend.model)
+    kind = SentenceSimilarity if isinstance(backend, EmbeddingBackend) else DecisionModel
+    return kind(source, f"{backend.model}@{fingerprint(source)}", goals)
+
+
+def fingerprint(source: Path | str) -> str:
+    """Return 12 hex digits of the hash of a folder's weights and settings; `hub` for a model that is no folder."""
+    folder = Path(source)
+    if not folder.is_dir():
+        return "hub"
+    digest = hashlib.sha256()
+    for path in sorted(folder.glob("*")):
+        if path.suffix in {".safetensors", ".json"}:
+            digest.update(f"{path.name} {hash_of(path)}\n".encode())
+    return digest.hexdigest()[:12]
+
+
+class SentenceSimilarity:
+    """Compares the newest order with each goal's description. Without an order there is nothing to judge.
+
+    Args:
+        source: of a sentence encoder with mean pooling.
+        name: of the model.
+        goals: the description of each.
+    """
+
+    def __init__(self, source: Path | str, name: str, goals: Mapping[str, str]) -> None:
+        self.name, self._goals = name, dict(goals)
+        self._tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
+        self._model = AutoModel.from_pretrained(source, trust_remote_code=False, use_safetensors=True).eval()
+        self._meanings_GW = self._embed(list(self._goals.values()))
+
+    @torch.inference_mode()
+    def _embed(self, texts: list[str]) -> torch.Tensor:
+        inputs = self._tokenizer(texts, padding=True, truncation=True, max_length=MOST_TOKENS, return_tensors="pt")
+        longest = getattr(self._model.config, "max_position_embeddings", MOST_TOKENS)
+        inputs = {key: value[:, :longest] for key, value in inputs.items()}
+        tokens_BTW = self._model(**inputs).last_hidden_state
+        mask_BT1 = inputs["attention_mask"].unsqueeze(-1)
+        mean_BW = (tokens_BTW * mask_BT1).sum(1) / mask_BT1.sum(1).clamp(min=1)
+        return torch.nn.functional.normalize(mean_BW, dim=-1)
+
+    def probabilities(self, question: GoalQuestion) -> tuple[dict[str, float], None]:
+        """Return the softmax of the similarities; nothing where there is no order.
+
+        Raises:
+            BackendFailed: the encoder's output is not finite.
+        """
+        if not question.orders:
+            return {}, None
+        similar_G = (self._embed([question.orders[0]]) @ self._meanings_GW.T)[0]
+        found = torch.softmax(SHARPNESS * similar_G, -1).tolist()
+        return checked(dict(zip(self._goals, found, strict=True)), self._goals), None
+
+
+class DecisionModel:
+    """Scores the listed goals by a causal language model, and whether the present goal is still right.
+
+    Args:
+        source: of the model.
+        name: of the model.
+        goals: the description of each.
+    """
+
+    def __init__(self, source: Path | str, name: str, goals: Mapping[str, str]) -> None:
+        self.name, self._goals = name, dict(goals)
+        self._pipeline: Any = pipeline(
+            "decision", model=str(source), device="cpu", trust_remote_code=False, model_kwargs={"use_safetensors": True}
+        )
+
+    def probabilities(self, question: GoalQuestion) -> tuple[dict[str, float], float | None]:
+        """Return the probability of each goal, and that the present one is still right.
+
+        Raises:
+            BackendFailed: the model's output is unusable.
+        """
+        answers = self._pipeline(
+            {"state": self._cut(question.state), "questions": questions(question.goal, self._goals)}
+        )
+        return checked(answers["goal"]["probabilities"], self._goals), float(answers["still"]["noul"])
+
+    def _cut(self, state: str) -> str:
+        tokenizer = self._pipeline.tokenizer
+        tokens = tokenizer(state, add_special_tokens=False)["input_ids"]
+        return state if len(tokens) <= MOST_TOKENS else str(tokenizer.decode(tokens[:MOST_TOKENS]))

@@ -1,0 +1,266 @@
+"""Run one plan: who acts in each unit, which pairs are complete, and what the test says of them.
+
+A phase compares a challenger with the champion, or only the champion with its reference, the anchor. The share of the challenger
+follows what the pairs show so far, so that a bad challenger costs little. The coin of each pair stays fair, so the test holds at any
+share. A challenger that looks clearly worse is given up without a proof, because the champion needs none to remain.
+
+Experiments together may cost at most `LOSS_SHARE` of the champion's gain (`LossBudget`). After a loss, the champion acts alone until it
+has earned the loss back at that rate. A challenger without a loss is never delayed.
+
+Knows no file, no clock and no engine.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import OrderedDict
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from learners.experiment_statistics.experiment_test import ExperimentTest, ExperimentVerdict
+from learners.experiment_statistics.paired_outcomes import PairDifference, PairedOutcomes, Silence, TickOutcome
+from learners.experiment_statistics.plan import SHARES, Arm, ExperimentPlan
+from learners.experiment_statistics.switchback import Assignment, Switchback
+
+NEVER = 1e-12
+"""Share of a challenger that waits."""
+LEAST_PAIRS = 3
+"""Pairs before the share follows them."""
+WORSE, CLEARLY_WORSE = -1.0, -2.5
+"""Standard errors of the mean difference: below the first the share is the smallest, below the second the experiment ends."""
+CLEAR_PAIRS = 5
+"""Pairs that such an end needs."""
+FAR_PAIRS, FAR_DEVIATIONS, FAR_GAIN = 2, 4.0, 0.2
+"""A challenger is given up after so few pairs if each is below by more than this many deviations of the champion's units, and by this
+share of its gain."""
+LOSS_SHARE = 0.02
+"""Share of the champion's gain that experiments may cost."""
+MOST_UNITS_ALONE = 36_000
+"""Units after which the champion has earned every loss back: an hour at 10 Hz."""
+GIVE_UP_PAIRS = 12
+"""Pairs after which a challenger without a gain gives way to a newer one that waits."""
+DECISIONS = 20_000
+"""Decisions of which the unit is remembered for late rewards."""
+
+
+@dataclass(slots=True)
+class LossBudget:
+    """What experiments have cost and the champion has not earned back yet, over all experiments."""
+
+    gain: float = 0.0
+    """Of the champion over the untrained policy, per unit; 0 where it is unknown, and nothing is limited."""
+    deviation: float = 0.0
+    """Of a unit of the champion."""
+    debt: float = 0.0
+
+    def unit(self) -> None:
+        """Count one unit that acted."""
+        self.debt = max(0.0, self.debt - LOSS_SHARE * self.gain)
+
+    def pair(self, difference: float, units: int) -> None:
+        """Count a pair with a challenger: mean difference of a unit, and units of its block.
+
+        A loss counts as far as it exceeds what the champion's own spread explains, so that noise delays no experiment.
+        """
+        spread = math.sqrt(2.0) * self.deviation
+        cost = max(0.0, -difference - spread) if difference < 0 else -difference
+        if math.isfinite(cost):
+            self.debt = min(max(0.0, self.debt + cost * units), MOST_UNITS_ALONE * LOSS_SHARE * self.gain)
+
+    @property
+    def units_alone(self) -> int:
+        """Units in which the champion acts alone until it has earned the loss back."""
+        return math.ceil(self.debt / (LOSS_SHARE * self.gain)) if self.exhausted else 0
+
+    @property
+    def exhausted(self) -> bool:
+        """Whether the champion has to act alone now."""
+        return self.gain > 0 and self.debt > 0
+
+    def is_far(self, difference: float) -> bool:
+        """Return whether a pair is so far below that few of them suffice."""
+        return self.gain > 0 and difference < -max(FAR_DEVIATIONS * self.deviation, FAR_GAIN * self.gain)
+
+
+@dataclass(slots=True)
+class ExperimentPhase:
+    """One plan in progress.
+
+    Args:
+        number: of the experiment, for the log.
+        plan: registered before its first block.
+        silence: what a tick without a reward means.
+        acts_in_plain: who acts in blocks that belong to no pair: the champion, or a challenger that a person made live.
+        budget: what experiments may cost.
+    """
+
+    number: int
+    plan: ExperimentPlan
+    silence: Silence = "zero"
+    acts_in_plain: Arm = "champion"
+    budget: LossBudget = field(default_factory=LossBudget)
+    alone: bool = False
+    """A version that a person made live acts alone at first."""
+    unit: int = 0
+    begun: bool = False
+    """The first unit has begun. With episodes, the phase waits for the next one."""
+    share: float = field(init=False)
+    reference_share: float = field(init=False)
+    """Share of the reference now."""
+    test: ExperimentTest = field(init=False)
+    pairs: PairedOutcomes = field(init=False)
+    differences: list[float] = field(default_factory=list)
+    """Of the pairs with a challenger."""
+    _schedule: Switchback = field(init=False)
+    _units: OrderedDict[str, int] = field(default_factory=OrderedDict)
+    _current: Assignment | None = None
+    _challenged: int = -1
+    """The last pair with a challenger that has begun; -1 before the first one."""
+
+    def __post_init__(self) -> None:
+        self.share, self.reference_share = self.plan.share, self.plan.anchor_share
+        self.test = ExperimentTest(self.plan)
+        self.pairs = PairedOutcomes(self.plan, self.silence)
+        self._schedule = Switchback(self.plan)
+        self.begun = not self.plan.episodic
+
+    @property
+    def verdict(self) -> ExperimentVerdict | None:
+        """The end of the experiment, if it has one."""
+        return self.test.verdict
+
+    def version_of(self, arm: Arm) -> str:
+        """Return the version behind an arm."""
+        found = {"champion": self.plan.champion, "challenger": self.plan.challenger, "anchor": self.plan.anchor}[arm]
+        assert found is not None
+        return found
+
+    def assign(self) -> tuple[str, Assignment] | None:
+        """Return the version that acts in the present unit and its assignment; None before the first unit."""
+        if self.alone or not self.begun:
+            return None
+        self._schedule.plan = replace(self.plan, share=NEVER if self._waits() else self.share)
+        one = self._schedule.assignment(self.unit, opponent=self.test.opponent, anchor_share=self.reference_share)
+        self._current = one
+        if one.kind == "challenge" and one.pair is not None:
+            self._challenged = one.pair
+        return self.version_of(self.acts_in_plain if one.kind == "plain" else one.arm), one
+
+    def _waits(self) -> bool:
+        """Return whether the champion acts alone: to earn a loss back, or until the first pairs are known."""
+        if self.acts_in_plain != "champion":
+            return False
+        open_until = (
+            (self._challenged + 1) * self.plan.pair_units + self.pairs.late_units if self._challenged >= 0 else 0
+        )
+        return self.budget.exhausted or (len(self.differences) < FAR_PAIRS and self.unit < open_until)
+
+    def add(self, decision: str, assignment: Assignment, outcome: TickOutcome, *, hold: bool) -> None:
+        """Take one tick; `hold` where a person acts, so that the block lasts until the policy acts again."""
+        if assignment.pair is not None and not assignment.washout:
+            self._units[decision] = assignment.unit
+        while len(self._units) > DECISIONS:
+            self._units.popitem(last=False)
+        self.pairs.add(assignment, outcome)
+        if not self.plan.episodic and not hold:
+            self.unit = assignment.unit + 1
+            self.budget.unit()
+
+    def credit(self, decision: str, source: str, value: float) -> None:
+        """Add a reward to the unit of its decision, however late."""
+        unit = self._units.get(decision)
+        if unit is not None:
+            self.pairs.credit(unit, source, value)
+
+    def correct(self, assignment: Assignment) -> None:
+        """Note that a person replaced the action of a tick already added."""
+        self.pairs.correct(assignment)
+
+    def failed(self, decision: str) -> None:
+        """Add a failure that became known after its decision."""
+        if self._current is not None and self._units.get(decision) == self._current.unit:
+            self.pairs.add(self._current, TickOutcome(failure=True))
+
+    def episode_ended(self, *, failure: bool = False) -> None:
+        """Close the present episode; the next tick begins another unit."""
+        if not self.plan.episodic:
+            return
+        if self.alone:
+            return
+        if self.begun and self._current is not None and self._current.unit == self.unit:
+            self.pairs.add(self._current, TickOutcome(done=True, failure=failure))
+            self.unit += 1
+            self.budget.unit()
+        self.begun = True
+
+    def complete(self, late_units: int) -> list[PairDifference]:
+        """Return the pairs that became complete; those with a challenger went to the test."""
+        self.pairs.late_units = late_units
+        found = self.pairs.complete(self.unit)
+        for pair in found:
+            self.test.update(pair)
+            if pair.kind == "challenge" and pair.reward is not None:
+                self.differences.append(pair.reward)
+                if self.acts_in_plain == "champion":
+                    self.budget.pair(pair.reward, self.plan.block_ticks)
+        if found:
+            self._follow_estimate()
+        return found
+
+    def give_up(self) -> bool:
+        """Return whether the challenger has shown no gain in `GIVE_UP_PAIRS` pairs, so that a newer one may replace it."""
+        count = len(self.differences)
+        return count >= GIVE_UP_PAIRS and sum(self.differences) <= 0.0
+
+    def restart(self) -> None:
+        """Go on after a restart of the agent: the pair that was open is void, and the next one begins."""
+        length = self.plan.pair_units
+        self.unit = math.ceil(self.unit / length) * length
+        self._current = None
+
+    def _follow_estimate(self) -> None:
+        """Choose the share by the mean difference so far, in standard errors; end what looks clearly worse."""
+        count = len(self.differences)
+        far = count >= FAR_PAIRS and all(map(self.budget.is_far, self.differences))
+        if far and self.acts_in_plain == "champion" and self.test.verdict is None:
+            self.test.verdict = ExperimentVerdict("out", f"far below the champion in {count} pairs")
+        if count < LEAST_PAIRS:
+            return
+        mean = sum(self.differences) / count
+        error = math.sqrt(sum((value - mean) ** 2 for value in self.differences) / (count - 1) / count)
+        away = mean / error if error > 0 else math.copysign(math.inf, mean) if mean else 0.0
+        self.share = SHARES[0] if away < WORSE else SHARES[1] if away < 0 else SHARES[2]
+        if away <= CLEARLY_WORSE and count >= CLEAR_PAIRS and self.test.verdict is None:
+            self.test.verdict = ExperimentVerdict("out", f"clearly below the champion in {count} pairs")
+
+    def dump(self) -> dict[str, Any]:
+        """Return the state as plain data for JSON."""
+        return {
+            "number": self.number,
+            "test": self.test.dump(),
+            "unit": self.unit,
+            "share": self.share,
+            "acts_in_plain": self.acts_in_plain,
+        }
+
+    @classmethod
+    def of(cls, body: Mapping[str, Any], silence: Silence) -> ExperimentPhase:
+        """Restore what `dump` returned.
+
+        Raises:
+            KeyError, TypeError, ValueError: the body is malformed.
+        """
+        test = ExperimentTest.of(body["test"])
+        arm = body["acts_in_plain"]
+        if arm not in ("champion", "challenger"):
+            raise ValueError(f"acts_in_plain {arm!r}")
+        found = cls(int(body["number"]), test.plan, silence, arm)
+        found.test, found.unit, found.share = test, int(body["unit"]), float(body["share"])
+        found.differences = [
+            pair["reward"]
+            for pair in body["test"]["pairs"]
+            if pair["kind"] == "challenge" and pair["reward"] is not None
+        ]
+        found.restart()
+        return found

@@ -1,0 +1,105 @@
+"""What experiments cost: a challenger that loses acts rarely, however many come, and one that wins is not delayed."""
+
+from __future__ import annotations
+
+from collections import deque
+
+import numpy as np
+import pytest
+
+from learners.experiment_statistics.paired_outcomes import TickOutcome
+from learners.experiment_statistics.plan import SHARES, ExperimentPlan
+from runtime.deploy.experiments.running_plan import MOST_UNITS_ALONE, ExperimentPhase, LossBudget
+
+TICK_S = 0.02
+
+
+def phase_of(number: int, budget: LossBudget, *, share: float = SHARES[2]) -> ExperimentPhase:
+    plan = ExperimentPlan(
+        "live", f"c{number}", "live", "return", 1, 0, share, 2.0, 0.01, 1_000, number, episodic=True, tick_s=TICK_S
+    )
+    phase = ExperimentPhase(number, plan, budget=budget)
+    phase.begun = True
+    return phase
+
+
+def episode(phase: ExperimentPhase, number: int, returns: dict[str, float]) -> tuple[str, float]:
+    """One episode: who acts, its return, and the end."""
+    found = phase.assign()
+    assert found is not None
+    version, assignment = found
+    phase.add(f"d{number}", assignment, TickOutcome(), hold=False)
+    phase.credit(f"d{number}", "world", returns[version])
+    phase.episode_ended()
+    phase.complete(late_units=1)
+    return version, returns[version]
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_bad_challengers_without_an_end_hardly_lower_the_mean(seed: int) -> None:
+    rng, budget, recent, lowest, number = np.random.default_rng(seed), LossBudget(480.0, 5.0), deque[float](), 500.0, 0
+    phase, bad = phase_of(1_000 * seed, budget), 50.0
+    for n in range(700):  # more than an hour at 50 Hz
+        _, gained = episode(phase, n, {"live": 500.0, phase.plan.challenger or "": bad})
+        recent.append(gained)
+        while sum(recent) * TICK_S > 300.0:
+            recent.popleft()
+        if n > 40:
+            lowest = min(lowest, sum(recent) / len(recent))
+        if phase.verdict is not None:
+            assert phase.verdict.outcome == "out"
+            number, bad = number + 1, float(rng.uniform(10, 350))
+            phase = phase_of(1_000 * seed + number, budget)
+    assert number >= 4
+    assert lowest >= 475.0
+
+
+def test_a_better_challenger_is_never_delayed() -> None:
+    budget = LossBudget(280.0, 20.0)
+    phase, acted = phase_of(7, budget), []
+    for n in range(400):
+        acted.append(episode(phase, n, {"live": 300.0, "c7": 420.0})[0])
+        if phase.verdict is not None:
+            break
+    assert phase.verdict is not None
+    assert phase.verdict.better
+    assert len(acted) <= 60
+    assert budget.debt == 0
+
+
+def test_without_a_known_gain_nothing_is_limited() -> None:
+    budget = LossBudget()
+    budget.pair(-100.0, 1)
+    assert not budget.exhausted
+    assert not budget.is_far(-1e9)
+
+
+def test_noise_of_the_champions_own_size_costs_nothing_and_a_loss_is_earned_back() -> None:
+    budget = LossBudget(100.0, 10.0)
+    budget.pair(-14.0, 1)
+    assert not budget.exhausted
+    budget.pair(-64.142, 1)
+    assert budget.debt == pytest.approx(50.0, abs=0.01)
+    for _ in range(25):
+        assert budget.exhausted
+        budget.unit()
+    assert not budget.exhausted
+
+
+def test_a_version_that_a_person_made_live_is_not_delayed_by_the_budget() -> None:
+    budget = LossBudget(100.0, 1.0, debt=1e6)
+    phase = ExperimentPhase(1, phase_of(3, budget).plan, acts_in_plain="challenger", budget=budget)
+    phase.begun = True
+    acted = {episode(phase, n, {"live": 5.0, "c3": 5.0})[0] for n in range(30)}
+    assert acted == {"live", "c3"}
+
+
+@pytest.mark.parametrize("difference", [-1e9, float("-inf"), float("nan")])
+def test_no_loss_keeps_the_champion_alone_for_ever(difference: float) -> None:
+    budget = LossBudget(0.001, 0.0)
+    budget.pair(difference, 200)
+    assert budget.units_alone <= MOST_UNITS_ALONE
+    for _ in range(budget.units_alone):
+        budget.unit()
+    assert not budget.exhausted
+    assert budget.units_alone == 0
