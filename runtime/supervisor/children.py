@@ -92,7 +92,7 @@ def table(config: Config, path: Path, *, faults: tuple[str, ...] = (), verbose: 
         specs.append(
             Spec(
                 "dashboard",
-                tuple(child.with_parent_death([*python, "runtime.dashboard", str(path)])),
+                tuple(child.with_parent_death([*python, "runtime.dashboard", str(path)], priority="page")),
                 grace_s=3.0,
                 essential=False,
             )

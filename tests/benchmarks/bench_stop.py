@@ -48,7 +48,7 @@ KILLS = 3
 AWAY_S = (0.1, 0.5, 1.0, 2.0, 5.0)
 ATTEMPTS = 6
 OBSERVER = -15
-"""Niceness of this process while it measures; broker, agent, page and flood have 0, the gate -10."""
+"""Niceness of this process while it measures; the gate has -10, agent and broker -5, the page -3, the flood 0."""
 TOKEN = "bench-token-of-the-operator"
 CONFIG = """\
 agent: bench
