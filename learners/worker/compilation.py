@@ -19,9 +19,9 @@ from learners.model.fused_part import DOCUMENT, POLICY, GraphDiffers, Window, co
 from learners.model.policy import build
 from learners.model.spec import PolicySpec
 
-WINDOWS = 64
+WINDOWS = 256
 """Recorded observations on which the decisions of a reduced precision are compared with those of float32."""
-APART = 4
+APART = 2
 """Ticks between two of them."""
 
 

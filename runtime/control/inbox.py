@@ -12,12 +12,15 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from runtime.control.frozen_streams import FrozenStreams
+from runtime.control.machine_sleep import slept_s
 from sensors.config import AnyStream
 from sensors.readings import Observation, Reading, Telemetry, Text
 
 HELD, HELD_NUMBERS = 16, 512
 """Pictures and sounds of each stream from which those of one moment are chosen; and readings of numbers, which are small and may come
 fast."""
+LEAST_SLEEP_S = 0.01
+"""A shorter sleep of the machine is noise of two clocks that are not read at once."""
 SAME_S = 1e-3
 """Readings captured within this time are of one moment."""
 AHEAD_S = 0.5
@@ -33,9 +36,16 @@ class _Slot:
     reading: Reading | None = None
     seen: Reading | None = None
     """The reading that the last tick used; any other is fresh."""
+    slept_s: float = 0.0
+    """How long the machine had slept when the reading came."""
     drops: Counter[str] = field(default_factory=Counter)
     held: deque[Reading] = field(default_factory=lambda: deque(maxlen=HELD_NUMBERS))
     """The newest readings, oldest first, to choose from where readings are aligned."""
+
+    def asleep_s(self, slept_s: float) -> float:
+        """Return how long the machine has slept since the reading came, given how long it has slept in all."""
+        asleep_s = slept_s - self.slept_s
+        return asleep_s if asleep_s > LEAST_SLEEP_S else 0.0
 
     def hold(self, reading: Reading) -> None:
         """Hold a reading to choose from."""
@@ -61,10 +71,17 @@ class Inbox:
     Args:
         streams: the settings.
         align: `newest`: observe the newest reading of each stream; `common`: readings of about the same moment, texts aside.
+        slept: returns the seconds that the machine has slept, which the monotonic clock leaves out and ages count.
     """
 
-    def __init__(self, streams: Mapping[str, AnyStream], *, align: Literal["newest", "common"] = "newest") -> None:
-        self._align = align
+    def __init__(
+        self,
+        streams: Mapping[str, AnyStream],
+        *,
+        align: Literal["newest", "common"] = "newest",
+        slept: Callable[[], float] = slept_s,
+    ) -> None:
+        self._align, self._slept = align, slept
         self._slots = {name: _Slot(limit_s=age_limit_s(settings)) for name, settings in streams.items()}
         self.frozen = FrozenStreams(streams)
         self._listeners: dict[str, Callable[[Reading], None]] = {}
@@ -102,7 +119,7 @@ class Inbox:
                 return
             if current is not slot.seen:
                 slot.drops["superseded"] += 1
-        slot.reading = reading
+        slot.reading, slot.slept_s = reading, self._slept()
         if self._align == "common" and not isinstance(reading, Text):
             slot.hold(reading)
 
@@ -111,22 +128,26 @@ class Inbox:
         readings: dict[str, Reading] = {}
         ages: dict[str, float] = {}
         fresh: list[str] = []
+        slept_s = self._slept()
         common_s = self._common_s(now_s) if self._align == "common" else None
         for name, slot in self._slots.items():
             reading = slot.reading
             if reading is None:
                 continue
-            if reading.stamp_s > now_s + AHEAD_S:
+            asleep_s = slot.asleep_s(slept_s)
+            if asleep_s:
+                slot.held.clear()
+            elif reading.stamp_s > now_s + AHEAD_S:
                 slot.drops["future"] += 1  # else it would be fresh for ever, and newer readings out of order
                 slot.reading = None
                 slot.held.clear()
                 continue
             if common_s is not None:
                 reading = slot.at(common_s, now_s) or reading
-            ages[name] = max(0.0, now_s - reading.stamp_s)
+            ages[name] = max(0.0, now_s - reading.stamp_s) + asleep_s
             if reading.stamp_source == "unknown":
                 ages[name] = max(ages[name], slot.limit_s)
-            if now_s - reading.stamp_s > slot.limit_s or self.frozen.is_missing(name):
+            if now_s - reading.stamp_s + asleep_s > slot.limit_s or self.frozen.is_missing(name):
                 continue
             readings[name] = reading
             if reading is not slot.seen:
@@ -138,23 +159,34 @@ class Inbox:
 
     def _common_s(self, now_s: float) -> float | None:
         """Return the newest moment of which every stream that is not stale has a reading; None if there is no such stream."""
+        slept_s = self._slept()
         newest = [
             slot.reading.stamp_s
             for slot in self._slots.values()
-            if slot.held and slot.reading is not None and now_s - slot.reading.stamp_s <= slot.limit_s
+            if slot.held
+            and slot.reading is not None
+            and now_s - slot.reading.stamp_s + slot.asleep_s(slept_s) <= slot.limit_s
         ]
         return min(newest, default=None)
 
     def stale(self, now_s: float) -> dict[str, float | None]:
         """Return the streams that are missing now, with their age in seconds (None: no reading yet)."""
-        return {
-            name: None if slot.reading is None else now_s - slot.reading.stamp_s
+        slept_s = self._slept()
+        ages_s = {
+            name: None if slot.reading is None else now_s - slot.reading.stamp_s + slot.asleep_s(slept_s)
             for name, slot in self._slots.items()
-            if slot.reading is None
-            or now_s - slot.reading.stamp_s > slot.limit_s
-            or (slot.reading.stamp_source == "unknown" and name in self._required)
-            or self.frozen.is_missing(name)
         }
+        return {
+            name: age_s
+            for name, age_s in ages_s.items()
+            if age_s is None or age_s > self._slots[name].limit_s or self._is_unusable(name)
+        }
+
+    def _is_unusable(self, stream: str) -> bool:
+        """Return whether a stream with a reading is missing whatever its age."""
+        reading = self._slots[stream].reading
+        is_unknown = reading is not None and reading.stamp_source == "unknown"
+        return (is_unknown and stream in self._required) or self.frozen.is_missing(stream)
 
     def latest(self, stream: str) -> Reading | None:
         """Return the newest reading of a stream, stale or not."""

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Literal
 
 import numpy as np
 import pytest
 
-from runtime.control.inbox import Inbox
+from runtime.control.inbox import LEAST_SLEEP_S, Inbox
+from runtime.control.machine_sleep import slept_s
 from sensors.config import TelemetrySettings, TextSettings
 from sensors.readings import Reading, Telemetry, Text
 
@@ -135,3 +137,27 @@ def test_a_reading_that_is_encoded_first_is_observed_when_it_is_passed_on() -> N
     assert observation.ages_s["orders"] == 2.5, "the age of the reading that has tokens"
     assert observation.fresh == {"orders"}
     assert heard == [0, 1, 2], "listeners do not wait"
+
+
+@pytest.mark.parametrize("align", ["newest", "common"])
+def test_a_reading_from_before_a_sleep_of_the_machine_is_old(align: Literal["newest", "common"]) -> None:
+    """The monotonic clock stops while a machine is suspended; stamps from before seem new."""
+    slept = [100.0]
+    streams = {name: TelemetrySettings(kind="telemetry", fields=("q",), max_age_s=0.5) for name in ("joints", "wheels")}
+    inbox = Inbox(streams, align=align, slept=lambda: slept[0])
+    for name in streams:
+        inbox.put(Telemetry(name, 10.0, 0, ("q",), np.zeros(1)))
+    assert inbox.observe(0, 10.1).missing == frozenset()
+    slept[0] += 3_600.0
+    inbox.put(Telemetry("wheels", 10.15, 1, ("q",), np.zeros(1)))
+    observation = inbox.observe(1, 10.2)
+    assert observation.missing == {"joints"}
+    assert observation.ages_s == {"joints": pytest.approx(3_600.2), "wheels": pytest.approx(0.05)}
+    assert inbox.stale(10.2) == {"joints": pytest.approx(3_600.2)}
+    inbox.put(Telemetry("joints", 10.25, 2, ("q",), np.zeros(1)))
+    assert inbox.observe(2, 10.3).missing == frozenset()
+
+
+def test_the_sleep_of_a_machine_does_not_grow_while_it_is_awake() -> None:
+    assert slept_s() >= -1e-3
+    assert slept_s() == pytest.approx(slept_s(), abs=LEAST_SLEEP_S)
