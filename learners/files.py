@@ -73,6 +73,16 @@ def sync_directory(path: Path) -> None:
     _sync(path, os.O_DIRECTORY)
 
 
+def sync_folder(path: Path) -> None:
+    """Wait until a folder and everything in it are on disk.
+
+    Raises:
+        OSError: a file cannot be opened or synced.
+    """
+    for each in (*path.rglob("*"), path):
+        _sync(each)
+
+
 def _sync(path: Path, flags: int = 0) -> None:
     handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC | flags)
     try:
@@ -134,9 +144,24 @@ def new_file(target: Path, *, durable: bool = True, mode: int = 0o666, overwrite
         if overwrite:
             draft.replace(target)
         else:
-            os.link(draft, target)
+            _name_new(draft, target)
     if durable:
         sync_directory(target.parent)
+
+
+def _name_new(draft: Path, target: Path) -> None:
+    """Give a draft its name if no file has it; where the disk knows no hard links (FAT), an empty file claims the name first.
+
+    Raises:
+        OSError: the name exists, or the disk refuses.
+    """
+    try:
+        os.link(draft, target)
+    except OSError as error:
+        if error.errno not in {errno.EPERM, errno.EOPNOTSUPP}:
+            raise
+        os.close(os.open(target, _CREATE))
+        draft.replace(target)
 
 
 def write_atomically(
@@ -208,8 +233,7 @@ def publish_folder(draft: Path, target: Path, *, replace: bool = False) -> None:
     Raises:
         OSError: the disk is full, or `target` exists and is not an empty folder.
     """
-    for path in (*draft.rglob("*"), draft):
-        _sync(path)
+    sync_folder(draft)
     if replace and target.exists():
         former = target.with_name(f"{DRAFT}{target.name}.{secrets.token_hex(6)}")
         target.rename(former)

@@ -19,6 +19,8 @@ NOT_NEEDED = frozenset({"lock", "log", "logs", "broker", "openvino", "prepared",
 """Entries of the state folder that a daemon makes again: locks, logs, retained messages of its own broker, compiled graphs."""
 NOT_RESTORED = frozenset({"uplink/position.json", "uplink/segment"})
 """Files that would be wrong after a restoration: the fleet has rows of the life after the backup under the same numbers."""
+SET_ASIDE = "before-"
+"""First part of the name of the earlier state in a state folder that cannot be renamed."""
 RECORDINGS = "recordings"
 DATABASE = ".db"
 MOST_FILES = 1_000_000
@@ -69,6 +71,6 @@ def is_wanted(path: PurePosixPath, *, recordings: bool) -> bool:
     first, name = path.parts[0], path.name
     if first in NOT_NEEDED or path.as_posix() in NOT_RESTORED or (first == RECORDINGS and not recordings):
         return False
-    if any(part.startswith(".") for part in path.parts) or ".broken-" in name:
+    if first.startswith(SET_ASIDE) or any(part.startswith(".") for part in path.parts) or ".broken-" in name:
         return False  # drafts and locks; files that were set aside as damaged
     return not name.endswith((DATABASE + "-wal", DATABASE + "-shm", DATABASE + "-journal")) and name != "closed-cleanly"

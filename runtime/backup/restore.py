@@ -21,12 +21,13 @@ from typing import IO, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
-from learners.files import draft_folder, exclusive_lock, publish_folder
+from learners.files import draft_folder, exclusive_lock, not_plain, publish_folder, sync_directory, sync_folder
 from runtime.backup.contents import (
     DATABASE,
     HEAD,
     MOST_FILES,
     MOST_LIST_BYTES,
+    SET_ASIDE,
     TAIL,
     BackupError,
     BackupHead,
@@ -65,27 +66,62 @@ def restore(archive: Path, state_dir: Path, *, replace: bool = False, progress: 
         BusyError: a daemon uses the state folder.
         OSError: a file cannot be read or written; nothing changed.
     """
+    if (problem := not_plain(archive)) is not None:
+        raise BackupError(f"{archive}: {problem}")
+    state_dir = state_dir.resolve()  # a link stays one, and its disk holds the state
     existed = state_dir.is_dir()
     with exclusive_lock(state_dir):
-        inside = sorted(path.name for path in state_dir.iterdir() if path.name != "lock")
+        fixed = os.path.ismount(state_dir) or not os.access(state_dir.parent, os.W_OK | os.X_OK)
+        inside = sorted(path.name for path in state_dir.iterdir() if path.name not in {"lock", "lost+found"})
         if inside and not replace:
             raise BackupError(
                 f"state_dir: {state_dir} is not empty ({', '.join(inside[:3])}); --replace renames it and restores"
             )
-        with ExitStack() as undo, draft_folder(state_dir.parent, state_dir.name, mode=0o700) as draft:
+        parent = state_dir if fixed else state_dir.parent
+        with ExitStack() as undo, draft_folder(parent, state_dir.name, mode=0o700) as draft:
             if not existed:
                 undo.callback(shutil.rmtree, state_dir, ignore_errors=True)  # the lock made it
             head, sums = _unpack(archive, draft, progress)
             _verify_databases(draft)
             _give_to_owner(draft, state_dir)
-            aside = state_dir.with_name(f"{state_dir.name}.before-{secrets.token_hex(4)}")
-            state_dir.rename(aside)
-            undo.callback(aside.rename, state_dir)
-            publish_folder(draft, state_dir)
+            if fixed:
+                aside = _replace_entries(draft, state_dir, inside, undo)
+            else:
+                aside = state_dir.with_name(f"{state_dir.name}.{SET_ASIDE}{secrets.token_hex(4)}")
+                state_dir.rename(aside)
+                undo.callback(aside.rename, state_dir)
+                publish_folder(draft, state_dir)
             undo.pop_all()  # from here on nothing is undone
         if not inside:
             shutil.rmtree(aside)
     return Restored(head, len(sums.files), sum(one.bytes for one in sums.files.values()), aside if inside else None)
+
+
+def _replace_entries(draft: Path, state_dir: Path, former: list[str], undo: ExitStack) -> Path:
+    """Replace what a state folder holds that cannot be renamed: a mount point, or one in a folder that this user may not write.
+
+    Entry by entry, so that a kill at this moment leaves a part of both states; then the restoration has to be repeated.
+
+    Args:
+        draft: the new state, in `state_dir`.
+        state_dir: the folder.
+        former: names of the entries that are set aside.
+        undo: gets the way back of each rename.
+
+    Returns:
+        The folder in `state_dir` with the former entries.
+    """
+    sync_folder(draft)
+    aside = state_dir / f"{SET_ASIDE}{secrets.token_hex(4)}"
+    aside.mkdir(mode=0o700)
+    undo.callback(aside.rmdir)
+    moves = [(state_dir / name, aside / name) for name in former]
+    moves += [(path, state_dir / path.name) for path in sorted(draft.iterdir())]
+    for source, target in moves:
+        source.rename(target)
+        undo.callback(target.rename, source)
+    sync_directory(state_dir)
+    return aside
 
 
 def _unpack(archive: Path, folder: Path, progress: Progress) -> tuple[BackupHead, Checksums]:
@@ -154,7 +190,10 @@ def _extract(
         raise BackupError(f"{archive}: {member.name!r} is contained twice, or there are more than {MOST_FILES} files")
     free = shutil.disk_usage(folder).free
     if member.size > free - SPARE_BYTES:
-        raise BackupError(f"{archive}: {member.name!r} has {member.size} bytes, but {folder.parent} has {free} free")
+        raise BackupError(
+            f"{archive}: {member.name!r} has {member.size} bytes, but {folder.parent} has {free} free, of which "
+            f"{SPARE_BYTES} must stay free"
+        )
     target = folder / path
     try:
         for parent in reversed(path.parents[:-1]):

@@ -38,7 +38,7 @@ def backup(file: Path, config: Path | None, *, recordings: bool) -> None:
 
     FILE contains policies, experience, labels, fine-tuned models, keys, tokens, the software stop and modes set by hand. Keep it as
     secret as the state folder. Logs, recordings, compiled graphs and the retained messages of the embedded broker are not
-    contained.
+    contained. The exit code is 1 if something could not be read and is left out.
 
     \b
     Examples:
@@ -60,6 +60,9 @@ def backup(file: Path, config: Path | None, *, recordings: bool) -> None:
     click.echo(
         f"{done.path}: {done.files} files, {_size(done.bytes)} of the state, {_size(done.path.stat().st_size)} on disk"
     )
+    if done.left_out:
+        click.echo("the backup is not complete", err=True)
+        raise SystemExit(1)
 
 
 @click.command()

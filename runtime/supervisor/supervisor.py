@@ -340,7 +340,8 @@ def _write_learner_config(config: Config) -> None:
     except OSError as error:
         if not (config.state_dir / "learner" / "settings.json").is_file():
             raise
-        log.warning("supervisor.learner_settings_not_written", reason=str(error), remedy="free the disk, then restart")
+        reason = f"{config.state_dir / 'learner'}: {error.strerror or error}"
+        log.warning("supervisor.learner_settings_not_written", reason=reason, remedy="free the disk, then restart")
 
 
 def _start(group: asyncio.TaskGroup, job: Coroutine[Any, Any, None], name: str) -> asyncio.Task[None]:

@@ -18,6 +18,7 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
+from disks import SmallDisk, small_disk
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -164,6 +165,114 @@ def test_a_damaged_database_is_left_out_by_name_and_the_rest_is_retained(state: 
     assert [reason.split(":")[0] for reason in done.left_out] == ["experience/raw.db"]
     restore(tmp_path / "one.backup", tmp_path / "new")
     assert (tmp_path / "new/keys/checkpoint-key.pem").read_bytes() == b"key"
+
+
+@pytest.mark.parametrize("fault", ["full", "ro", "no links"])
+def test_a_disk_that_takes_nothing_more_is_backed_up_whole(
+    state: Path, tmp_path: Path, fault: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """When a disk fails, a backup is needed most: nothing is written on it, and nothing is left out."""
+    before = content(state)
+    with small_disk(tmp_path / "disk", "size=4m") as disk:
+        shutil.copytree(state, disk.folder / "state")
+        refuse(disk, fault, monkeypatch)
+        done = create(disk.folder / "state", "a", tmp_path / "one.backup")
+    assert done.left_out == []
+    restore(tmp_path / "one.backup", tmp_path / "new")
+    assert content(tmp_path / "new").items() <= before.items()
+    assert rows(tmp_path / "new/experience/experience.db") == before["experience/experience.db"]
+    assert not [path for path in tmp_path.iterdir() if path.name.startswith(".")]
+
+
+def refuse(disk: SmallDisk, fault: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let the disk take nothing more; with `no links` it is like one with FAT."""
+
+    def no_link(*_: object) -> None:
+        raise OSError(errno.EPERM, "Operation not permitted")
+
+    if fault == "full":
+        disk.fill()
+    elif fault == "ro":
+        disk.remount("ro")
+    else:
+        monkeypatch.setattr(os, "link", no_link)
+
+
+def test_a_database_in_the_log_of_sqlite_is_read_from_a_read_only_disk(state: Path, tmp_path: Path) -> None:
+    """The newest rows of a killed daemon are in the file beside the database, which nothing can merge there."""
+    with small_disk(tmp_path / "disk", "size=4m") as disk:
+        folder = disk.folder / "state/experience"
+        folder.mkdir(parents=True)
+        with closing(sqlite3.connect(state / "experience/experience.db")) as database:
+            database.execute("INSERT INTO row VALUES (9999, 1)")
+            database.commit()
+            for name in ("experience.db", "experience.db-wal"):
+                shutil.copyfile(state / "experience" / name, folder / name)
+        disk.remount("ro")
+        create(disk.folder / "state", "a", tmp_path / "one.backup")
+    restore(tmp_path / "one.backup", tmp_path / "new")
+    assert b"(9999, 1)" in rows(tmp_path / "new/experience/experience.db")
+
+
+def test_no_room_for_a_copy_of_a_database_is_an_error_and_leaves_nothing(state: Path, tmp_path: Path) -> None:
+    with small_disk(tmp_path / "disk", "size=8k") as disk:
+        with pytest.raises((BackupError, OSError), match=r"full|No space|disk I/O"):
+            create(state, "a", disk.folder / "one.backup")
+        assert list(disk.folder.iterdir()) == []
+
+
+def test_what_a_backup_leaves_out_is_named_and_it_lies_elsewhere(state: Path, tmp_path: Path) -> None:
+    (state / "recordings").rmdir()
+    (tmp_path / "ssd").mkdir()
+    (state / "learner/notes").symlink_to(tmp_path / "ssd")
+    done = create(state, "a", tmp_path / "one.backup")
+    assert [reason.split(";")[0] for reason in done.left_out] == ["learner/notes: a link"]
+    (state / "sub").mkdir()
+    for target in (state / "one.backup", state / "sub/one.backup"):
+        with pytest.raises(BackupError, match="lies in state_dir"):
+            create(state, "a", target)
+
+
+def test_a_state_folder_that_is_a_mount_point_is_restored_in_place(backup: Path, tmp_path: Path) -> None:
+    """As with a volume of a container: it cannot be renamed."""
+    with small_disk(tmp_path / "disk", "size=100m") as disk:
+        restore(backup, disk.folder)
+        assert (disk.folder / "keys/checkpoint-key.pem").read_bytes() == b"key"
+        (disk.folder / "latches.json").write_bytes(b"newer")
+        with pytest.raises(BackupError, match="--replace"):
+            restore(backup, disk.folder)
+        done = restore(backup, disk.folder, replace=True)
+        assert (disk.folder / "latches.json").read_bytes() == b'{"stopped": true}'
+        assert done.set_aside is not None
+        assert (done.set_aside / "latches.json").read_bytes() == b"newer"
+        again = create(disk.folder, "a", tmp_path / "two.backup")
+        assert again.left_out == []
+    restore(tmp_path / "two.backup", tmp_path / "new")
+    assert not list((tmp_path / "new").glob("before-*"))
+
+
+def test_a_mount_point_that_refuses_midway_has_what_it_had(
+    backup: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse_second(_folder: Path) -> None:
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr("runtime.backup.restore.sync_directory", refuse_second)
+    with small_disk(tmp_path / "disk", "size=100m") as disk:
+        (disk.folder / "latches.json").write_bytes(b"newer")
+        with pytest.raises(OSError, match="Input/output"):
+            restore(backup, disk.folder, replace=True)
+        assert content(disk.folder) == {"latches.json": b"newer"}
+        assert sorted(path.name for path in disk.folder.iterdir()) == ["latches.json", "lock"]
+
+
+def test_a_link_to_the_state_folder_stays_one(backup: Path, tmp_path: Path) -> None:
+    (tmp_path / "ssd").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "ssd")
+    restore(backup, tmp_path / "link")
+    restore(backup, tmp_path / "link", replace=True)
+    assert (tmp_path / "link").is_symlink()
+    assert (tmp_path / "ssd/keys/checkpoint-key.pem").read_bytes() == b"key"
 
 
 def test_links_of_a_killed_backup_are_removed(state: Path, tmp_path: Path) -> None:
@@ -348,5 +457,12 @@ def test_the_verbs_back_up_and_restore_signed_policies(tmp_path: Path, monkeypat
     assert restored.exit_code == 0, restored.output
     assert "the earlier state" in restored.output
     assert Path("state/keys/checkpoint-key.pem").read_bytes() == key
+    Path("state/experience").mkdir(exist_ok=True)
+    Path("state/experience/raw.db").write_bytes(b"this is no database" * 100)
+    partial = run(main, ["backup", "two.backup", "home.yaml"])
+    assert (partial.exit_code, "not complete" in partial.output) == (1, True)
+    os.mkfifo("pipe")
+    pipe = run(main, ["restore", "pipe", "home.yaml", "--replace"])
+    assert (pipe.exit_code, "a pipe, not a file" in pipe.output) == (2, True)
     missing = run(main, ["restore", "nothing", "home.yaml", "--replace"])
     assert (missing.exit_code, missing.output.strip()) == (2, "nothing: No such file or directory")
