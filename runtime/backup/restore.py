@@ -85,7 +85,7 @@ def restore(archive: Path, state_dir: Path, *, replace: bool = False, progress: 
             _verify_databases(draft)
             _give_to_owner(draft, state_dir)
             if fixed:
-                aside = _replace_entries(draft, state_dir, inside, undo)
+                aside = _replace_entries(draft, state_dir, inside)
             else:
                 aside = state_dir.with_name(f"{state_dir.name}.{SET_ASIDE}{secrets.token_hex(4)}")
                 state_dir.rename(aside)
@@ -97,7 +97,7 @@ def restore(archive: Path, state_dir: Path, *, replace: bool = False, progress: 
     return Restored(head, len(sums.files), sum(one.bytes for one in sums.files.values()), aside if inside else None)
 
 
-def _replace_entries(draft: Path, state_dir: Path, former: list[str], undo: ExitStack) -> Path:
+def _replace_entries(draft: Path, state_dir: Path, former: list[str]) -> Path:
     """Replace what a state folder holds that cannot be renamed: a mount point, or one in a folder that this user may not write.
 
     Entry by entry, so that a kill at this moment leaves a part of both states; then the restoration has to be repeated.
@@ -106,21 +106,22 @@ def _replace_entries(draft: Path, state_dir: Path, former: list[str], undo: Exit
         draft: the new state, in `state_dir`.
         state_dir: the folder.
         former: names of the entries that are set aside.
-        undo: gets the way back of each rename.
 
     Returns:
         The folder in `state_dir` with the former entries.
     """
     sync_folder(draft)
     aside = state_dir / f"{SET_ASIDE}{secrets.token_hex(4)}"
-    aside.mkdir(mode=0o700)
-    undo.callback(aside.rmdir)
     moves = [(state_dir / name, aside / name) for name in former]
     moves += [(path, state_dir / path.name) for path in sorted(draft.iterdir())]
-    for source, target in moves:
-        source.rename(target)
-        undo.callback(target.rename, source)
-    sync_directory(state_dir)
+    with ExitStack() as undo:
+        aside.mkdir(mode=0o700)
+        undo.callback(aside.rmdir)
+        for source, target in moves:
+            source.rename(target)
+            undo.callback(target.rename, source)
+        sync_directory(state_dir)
+        undo.pop_all()
     return aside
 
 

@@ -222,7 +222,6 @@ def test_no_room_for_a_copy_of_a_database_is_an_error_and_leaves_nothing(state: 
 
 
 def test_what_a_backup_leaves_out_is_named_and_it_lies_elsewhere(state: Path, tmp_path: Path) -> None:
-    (state / "recordings").rmdir()
     (tmp_path / "ssd").mkdir()
     (state / "learner/notes").symlink_to(tmp_path / "ssd")
     done = create(state, "a", tmp_path / "one.backup")
