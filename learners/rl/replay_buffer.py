@@ -64,6 +64,9 @@ class BufferIndex:
     main: tuple[int, ...]
     reserve: tuple[int, ...]
     since_reserved: int
+    linked: tuple[bool, ...] | None = None
+    """Whether each row of the reserve left the main ring right after the one before it; one more for the row that leaves next. None
+    where an older version saved it."""
 
 
 class ReplayBuffer:
@@ -100,9 +103,12 @@ class ReplayBuffer:
         self._main = RingIndex(0, total - self._reserve.size)
         self._trail = 1 << 30
         """Transitions since the last reserved one that left the main ring."""
+        self._moved_last = False
+        """Whether the transition that left the main ring last went to the reserve."""
         self._columns = ReplayStorage(spec, total)
         self._follows_N = np.zeros(total, bool)  # the next position holds this one's successor
-        self._preceded_N = np.zeros(total, bool)  # the position before holds its predecessor
+        self._preceded_N = np.zeros(total, bool)  # the position before holds the tick that the policy saw before
+        self._linked_N = np.zeros(total, bool)  # no transition is missing between the position before and this one
         self._lists: dict[str, NDArray[np.int64]] | None = None
 
     @property
@@ -160,7 +166,7 @@ class ReplayBuffer:
         if self._main.full:
             self._retire(at)
         self._place(at, transition, number)
-        self._chain(self._main, at)
+        self._chain(self._main, at, adjacent=True)
         self._main.added += 1
 
     def change(self, number: int, after: Mapping[str, float]) -> bool:
@@ -185,17 +191,22 @@ class ReplayBuffer:
     def held(self) -> BufferIndex:
         """Return which rows are stored, oldest first."""
         main, reserve = (tuple(self._columns.number_N[ring.order()].tolist()) for ring in (self._main, self._reserve))
-        return BufferIndex(main, reserve, self._trail)
+        linked = (*self._linked_N[self._reserve.order()].tolist(), self._moved_last)
+        return BufferIndex(main, reserve, self._trail, linked)
 
     def refill(self, held: BufferIndex, rows: Mapping[int, Transition]) -> None:
         """Fill an empty replay as another one was; rows that are gone are passed over."""
+        linked = held.linked or (True,) * (len(held.reserve) + 1)
         for ring, numbers in ((self._main, held.main), (self._reserve, held.reserve)):
-            for number in numbers:
+            was_passed_over = False
+            for index, number in enumerate(numbers):
                 if number in rows:
                     self._place(ring.head, rows[number], number)
-                    self._chain(ring, ring.head)
+                    adjacent = not was_passed_over and (ring is self._main or linked[index])
+                    self._chain(ring, ring.head, adjacent=adjacent)
                     ring.added += 1
-        self._trail = held.since_reserved
+                was_passed_over = number not in rows
+        self._trail, self._moved_last = held.since_reserved, linked[-1]
 
     def newest(self, count: int) -> Features | None:
         """Return features [B, H] of the last `count` rows, sampleable or not; None if there are none."""
@@ -218,8 +229,9 @@ class ReplayBuffer:
         lists = self._special()
         demonstrations = self._share(count, self.demonstration_fraction, len(lists["demonstrations"]))
         endings = min(self._share(count, self.failure_share, len(lists["endings"])), count - demonstrations)
+        uniform, tried = self._uniform(count - demonstrations - endings, generator)
         parts = [
-            self._uniform(count - demonstrations - endings, generator),
+            uniform,
             _pick(lists["demonstrations"], demonstrations, generator),
             _pick(lists["endings"], endings, generator),
         ]
@@ -227,14 +239,16 @@ class ReplayBuffer:
         batch = self.batch(at_B)
         if not endings:
             return batch
-        sizes = (len(lists["demonstrations"]), len(lists["endings"]))
+        sizes = (len(lists["demonstrations"]), len(lists["endings"]), tried * self._main.held)
         return replace(batch, weights=torch.from_numpy(self._weights(at_B, (demonstrations, endings), sizes)))
 
     def _share(self, count: int, wanted: float, rows: int) -> int:
         """Return how many of `count` come from a stratum: the wanted share, but no row more than `MOST_DRAWS` times as often as others."""
         return round(count * min(wanted, MOST_DRAWS * rows / max(1, self._main.held)))
 
-    def _weights(self, at_B: NDArray[np.int64], drawn: tuple[int, int], sizes: tuple[int, int]) -> NDArray[np.float32]:
+    def _weights(
+        self, at_B: NDArray[np.int64], drawn: tuple[int, int], sizes: tuple[int, int, float]
+    ) -> NDArray[np.float32]:
         """Return importance weights B: endings count as often as they happened, not as often as they are sampled.
 
         The share of demonstrations is intended (RLPD), so it is not corrected. A row that is only in the reserve represents itself alone.
@@ -242,10 +256,10 @@ class ReplayBuffer:
         Args:
             at_B: the sampled positions.
             drawn: how many of them come from the strata of demonstrations and of endings.
-            sizes: rows in these strata.
+            sizes: rows in these strata, and about how many rows of the main ring can be sampled.
         """
         (demonstrations, endings), uniform = drawn, len(at_B) - sum(drawn)
-        each = 1 / max(1, self._main.held)
+        each = 1 / max(1.0, sizes[2])
         is_expert_B = self._columns.is_expert_NU[at_B].any(-1) * (demonstrations / max(1, sizes[0]))
         is_ending_B = self._columns.ends(at_B) * (endings / max(1, sizes[1]))
         wanted_B = (uniform + endings) * each + is_expert_B
@@ -326,26 +340,35 @@ class ReplayBuffer:
         if self._columns.write(at, transition, number):
             self._lists = None
 
-    def _chain(self, ring: RingIndex, at: int) -> None:
-        """Link a position just written with the one before, and cut the one after from what was here."""
+    def _chain(self, ring: RingIndex, at: int, *, adjacent: bool) -> None:
+        """Link a position just written with the one before, and cut the one after from what was here.
+
+        Args:
+            ring: the ring of the position.
+            at: the position.
+            adjacent: no transition is missing between the two. A long gap then ends the chain of states, but not the history: the
+                policy saw the ticks before the gap when it acted.
+        """
         before, after = ring.before(at), ring.after(at)
         gap = self._columns.tick_N[at] - self._columns.tick_N[before]
-        follows = bool(
-            ring.held and self._columns.session_N[at] == self._columns.session_N[before] and 0 < gap <= MAX_GAP
+        is_preceded = bool(
+            adjacent and ring.held and self._columns.session_N[at] == self._columns.session_N[before] and gap > 0
         )
-        self._follows_N[before] = follows
-        self._preceded_N[at], self._follows_N[at], self._preceded_N[after] = follows, False, False
+        self._follows_N[before] = is_preceded and gap <= MAX_GAP
+        self._preceded_N[at], self._follows_N[at], self._preceded_N[after] = is_preceded, False, False
+        self._linked_N[at] = adjacent
 
     def _retire(self, at: int) -> None:
         """Move the oldest of the main ring to the reserve when it belongs to something reserved."""
         ahead = self._main.start + (at - self._main.start + np.arange(LEAD_UP + self.spec.history)) % self._main.size
         near = self._columns.ends(ahead) | self._columns.is_expert_NU[ahead].any(-1)
         self._trail = 0 if near[0] else self._trail + 1
-        if not (near.any() or self._trail <= self.steps):
+        is_adjacent, self._moved_last = self._moved_last, bool(near.any() or self._trail <= self.steps)
+        if not self._moved_last:
             return
         to = self._reserve.head
         self._columns.move(at, to)
-        self._chain(self._reserve, to)
+        self._chain(self._reserve, to, adjacent=is_adjacent)
         self._reserve.added += 1
         self._lists = None
 
@@ -353,7 +376,7 @@ class ReplayBuffer:
         """Return where somebody acted and the outcome is known: every reward of a sum over `steps` has had time to arrive."""
         at = positions
         wait = self.settle + (steps or self.steps) - 1 if self.settle else 0
-        settled = (at >= self._main.stop) | (self._main.age(at) >= wait) | self._columns.done_N[at]
+        settled = (at >= self._main.stop) | (self._main.age(at) >= wait)
         ready: NDArray[np.bool_] = self._columns.acted_NU[at].any(-1) & self._has_outcome(at) & settled
         return ready & ~self._columns.outdated(at)
 
@@ -377,10 +400,14 @@ class ReplayBuffer:
             }
         return {name: positions[self._drawable(positions)] for name, positions in self._lists.items()}
 
-    def _uniform(self, count: int, generator: torch.Generator) -> NDArray[np.int64]:
-        """Sample uniformly from the main ring, by rejection, so that no list of valid rows is needed."""
+    def _uniform(self, count: int, generator: torch.Generator) -> tuple[NDArray[np.int64], float]:
+        """Sample uniformly from the main ring, by rejection, so that no list of valid rows is needed.
+
+        Returns:
+            Positions, and the share of the main ring that can be sampled, as far as the rejections show it.
+        """
         drawn: list[NDArray[np.int64]] = [np.empty(0, np.int64)]
-        missing, attempts = count, 0
+        missing, attempts, tries, fits = count, 0, 0, 0
         while missing > 0:
             if attempts == 64 or not self._main.held:
                 ready = self._main.order()
@@ -388,13 +415,14 @@ class ReplayBuffer:
                 if not len(ready):
                     raise ValueError(f"none of {len(self)} transitions has both an action and an outcome yet")
                 drawn.append(_pick(ready, missing, generator))
-                break
+                return np.concatenate(drawn), len(ready) / self._main.held
             back = torch.randint(self._main.held, (missing + 8,), generator=generator).numpy()
             tried = self._main.newest(back)
-            fit = tried[self._drawable(tried)][:missing]
-            drawn.append(fit)
-            missing, attempts = missing - len(fit), attempts + 1
-        return np.concatenate(drawn)
+            fit = tried[self._drawable(tried)]
+            tries, fits = tries + len(tried), fits + len(fit)
+            drawn.append(fit[:missing])
+            missing, attempts = missing - len(drawn[-1]), attempts + 1
+        return np.concatenate(drawn), fits / max(1, tries)
 
     def _returns(
         self, positions: NDArray[np.int64], steps: int

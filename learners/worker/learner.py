@@ -278,7 +278,9 @@ class Learner:
             "policy": self.policy.state_dict(),
             "learner": self.algorithm.state_dict(),
             "random": {"draw": self.draw.get_state(), "torch": torch.get_rng_state()},
-            "held": {name: torch.tensor(getattr(held, name), dtype=torch.int64) for name in ("main", "reserve")},
+            "held": {
+                name: torch.tensor(getattr(held, name), dtype=torch.int64) for name in ("main", "reserve", "linked")
+            },
         }
         position = document(self.position, held.since_reserved, self.replay.versions)
         version = self.state.save(tensors, {"position": position, "spec": orjson.loads(self.spec.to_json())})
@@ -311,8 +313,9 @@ class Learner:
             self.policy.load_state_dict(loaded.tensors["policy"])
             self.algorithm.load_state_dict(loaded.tensors["learner"])
             self.draw.set_state(loaded.tensors["random"]["draw"])
-            main, reserve = (tuple(loaded.tensors["held"][name].tolist()) for name in ("main", "reserve"))
-            self._refill(BufferIndex(main, reserve, trail))
+            held = {name: tuple(tensor.tolist()) for name, tensor in loaded.tensors["held"].items()}
+            linked = tuple(map(bool, held["linked"])) if "linked" in held else None
+            self._refill(BufferIndex(held["main"], held["reserve"], trail, linked))
             torch.set_rng_state(loaded.tensors["random"]["torch"])
         self._repeat([entry for entry in entries if entry.number > self.position.entry], load)
         return loaded is not None

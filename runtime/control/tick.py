@@ -139,7 +139,6 @@ class ControlLoop:
     async def tick(self, index: int) -> TickResult:
         """Run one tick and hand the result to the listeners."""
         observation = replace(self.inbox.observe(index, self.clock.now()), allowed=self._allowed)
-        earned = self._earned(observation)
         explore = self.explore and self.mode == "autonomous"  # only where actions are carried out
         arm = await self._activate(index)
         decided = await self.engine.decide(observation, explore=explore)
@@ -153,7 +152,9 @@ class ControlLoop:
         decision = f"{self.session}-{index}"
         verdict, latency_s = await self._act(observation, decided, decision)
         self._allowed = verdict.allowed if verdict is not None else {}
-        self.store.release(earned or 0.0, verdict.overridden if verdict is not None else {})
+        overridden = verdict.overridden if verdict is not None else {}
+        earned = self._earned(observation, overridden)
+        self.store.release(earned or 0.0, overridden)
         executed, by = executed_actions(decided.actions, verdict)
         now_s = self.clock.now()
         other = await self._compare(arm, now_s - observation.stamp_s)
@@ -181,11 +182,16 @@ class ControlLoop:
             listener(result)
         return result
 
-    def _earned(self, observation: Observation) -> float | None:
-        """Compute what the decision before has earned; None without such rewards or decision."""
+    def _earned(self, observation: Observation, overridden: Mapping[str, Value]) -> float | None:
+        """Compute what the decision before has earned; None without such rewards or decision.
+
+        Args:
+            observation: what this tick sees.
+            overridden: what a person commanded since that decision, by actuator: these are its actions then.
+        """
         if not self.rewards or self._executed is None:
             return None
-        return self.rewards.at(observation, self._executed)
+        return self.rewards.at(observation, {**self._executed, **overridden})
 
     async def _activate(self, index: int) -> TickVersion | None:
         """Let the version act that the live experiment names for this tick."""

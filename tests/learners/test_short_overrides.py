@@ -38,16 +38,16 @@ SPEC = PolicySpec(
 class Daemon:
     """Real gate, tick and store; the policy proposes -0.5 and -0.6 in turn, so that each tick sends a command."""
 
-    def __init__(self, folder: Path, *, rewards: bool) -> None:
+    def __init__(self, folder: Path, *, reward: str | None = None) -> None:
         self.clock, self.store = FakeClock(0.0), Store(folder)
         self.gate = GateWorld(
             {"arm": ContinuousSettings(kind="continuous", low=(-1.0,), high=(1.0,), safe=(0.0,))}
         ).gate
-        own = [ExpressionReward(name="a", kind="expression", value="j.a")] if rewards else []
+        own = [ExpressionReward(name="a", kind="expression", value=reward)] if reward else []
         self.inbox = Inbox({"j": TelemetrySettings(kind="telemetry", fields=("a",))})
         self.loop = ControlLoop(
             session="s", pacer=Pacer(PERIOD_S, self.clock), clock=self.clock, wall=self.clock.now, inbox=self.inbox,
-            engine=self, gate=self, store=self.store, rewards=TickRewards(own, {"j": ("a",)}),  # type: ignore[arg-type] # as above
+            engine=self, gate=self, store=self.store, rewards=TickRewards(own, {"j": ("a",), "arm": 1}),  # type: ignore[arg-type] # as above
             utterances=Utterances(), listeners=[],
         )  # fmt: skip
 
@@ -95,7 +95,7 @@ class Daemon:
 async def test_an_override_is_recorded_and_learned_at_its_ticks(
     tmp_path: Path, hold_s: float, overridden: list[int], *, rewards: bool
 ) -> None:
-    rows = await Daemon(tmp_path, rewards=rewards).run(hold_s)
+    rows = await Daemon(tmp_path, reward="j.a" if rewards else None).run(hold_s)
     assert [row.tick for row in rows] == list(range(TICKS))
     assert [row.tick for row in rows if row.by["arm"] == "override"] == overridden
     assert [row.tick for row in rows if row.intervention] == overridden
@@ -118,3 +118,10 @@ async def test_an_override_is_recorded_and_learned_at_its_ticks(
     ]:  # what the rescue earned is not the policy's: the sum of tick 1 ends before tick 3
         assert float(batch.rewards[1]) == 2.0 + 0.5 * 3.0
         assert float(batch.discounts[1]) == 0.25
+
+
+@pytest.mark.parametrize("hold_s", [0.0, 0.02, 0.3])
+async def test_a_reward_of_the_action_is_that_of_the_action_in_the_row(tmp_path: Path, hold_s: float) -> None:
+    rows = await Daemon(tmp_path, reward="arm[0]").run(hold_s)
+    assert [row.by["arm"] for row in rows].count("override") >= 1
+    assert [row.reward for row in rows[:-1]] == [row.actions["arm"][0] for row in rows[:-1]]

@@ -155,6 +155,32 @@ def test_history_stops_where_a_session_began_and_goes_on_over_the_end_of_an_epis
     assert replay().newest(5) is None
 
 
+def test_the_history_goes_on_over_an_outage_and_the_chain_of_states_ends() -> None:
+    """The agent's history does so too: it holds the last decisions, however long ago they were."""
+    memory = replay(history=3)
+    for n in (0, 1, 2 + MAX_GAP, 3 + MAX_GAP, 4 + MAX_GAP):
+        memory.append(tick(n))
+    batch = memory.ordered(0, 9)
+    assert batch is not None
+    assert ticks(batch.features) == [[0, 0, 0], [0, 1, 5], [1, 5, 6]]
+    assert ticks(batch.next_features) == [[0, 0, 1], [1, 5, 6], [5, 6, 7]]
+
+
+def test_the_reserve_joins_no_ticks_that_had_others_between_them() -> None:
+    memory = replay(history=1, steps=1, max_rows=100)
+    for n in range(400):  # LEAD_UP before each ending, and one after it, go to the reserve: 13 and 14 do not
+        memory.append(tick(n, done=n in {11, 24}, demonstration=n == 12), number=n)
+    reserve = memory._reserve.order()
+    held = memory._columns.tick_N[reserve].tolist()
+    assert [n for n in held if n > 11] == [12, 13, *range(16, 26)]
+    assert memory.change(13, {"reward": 13.0, "done": 0, "demonstration": 1, "intervention": 0, "failure": 0})
+    assert 13 not in [int(n) for n in ticks(memory.batch(memory._special()["demonstrations"]).features)]
+    two = replay(history=1, steps=1, max_rows=100)
+    two.refill(memory.held(), {n: tick(n, done=n in {11, 24}, demonstration=n in {12, 13}) for n in range(400)})
+    assert two.held() == memory.held()
+    assert two.strata() == memory.strata()
+
+
 def naive(transitions: list[Transition], i: int, steps: int, gamma: float) -> tuple[float, float, int] | None:
     """The same rules, one tick at a time."""
 
@@ -265,6 +291,22 @@ def test_endings_are_drawn_more_often_and_count_as_often_as_they_happened() -> N
 
     assert value(ends / weights) == pytest.approx(value(ended / risky), abs=0.3)
     assert value(ends / weights) > 1 / (1 - 0.9), "the risk is worth it"
+
+
+def test_endings_count_as_often_as_they_happened_while_most_rows_cannot_be_sampled() -> None:
+    """Of ten rows nine wait for tokens of a new encoder."""
+    memory, generator = replay(max_rows=30_000, max_bytes=1 << 30), torch.Generator().manual_seed(0)
+    for n in range(10_000):
+        old = {"encoder_versions": {"front": "v0"}} if n < 9_000 else {}
+        memory.append(tick(n, done=n % 100 == 50, **old))
+    memory.versions = {"front": "v1"}
+    ends = total = 0.0
+    for _ in range(400):
+        batch = memory.sample(64, generator)
+        assert batch.weights is not None
+        ends += float(batch.weights[batch.discounts == 0].sum())
+        total += float(batch.weights.sum())
+    assert ends / total == pytest.approx(0.01, abs=0.002)
 
 
 def test_terminal_rows_and_demonstrations_have_their_share() -> None:
@@ -426,7 +468,10 @@ def test_the_newest_wait_until_their_rewards_are_in() -> None:
         memory.sample(8, generator)
     memory.append(tick(5))
     assert set(ticks(memory.sample(8, generator).features)) == {0.0}
-    memory.append(tick(6, done=True))  # nothing more can come
+    memory.append(tick(6, done=True))  # a reward of another source may still arrive
+    assert set(ticks(memory.sample(64, generator).features)) == {0.0, 1.0}
+    for n in range(7, 12):
+        memory.append(tick(n))
     assert 6.0 in ticks(memory.sample(64, generator).features)
 
 
