@@ -145,7 +145,7 @@ class ExperimentTest:
 
     def _passed(self, opponent: Arm, sequence: ConfidenceSequence) -> ExperimentVerdict | None:
         plan = self.plan
-        alone = plan.anchor in (None, plan.champion)
+        alone = not plan.is_anchored
         if sequence.is_above(0.0):
             anchored = alone or opponent == "anchor"
             return ExperimentVerdict("live", f"better than the {opponent}", better=True, new_anchor=anchored)

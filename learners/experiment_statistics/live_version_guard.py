@@ -15,7 +15,7 @@ Source: Shin, Ramdas & Rinaldo 2024 (E-detectors: a nonparametric framework for 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -33,9 +33,13 @@ WINDOWS = (4, 16, 64, 256)
 """Blocks over which the live version is compared with its own past."""
 PAST_BLOCKS = 1_000
 LEAST_BLOCKS = 32
+WINDOWS_KNOWN = 4
+"""Windows after which a window's usual distance from the past is known."""
 CALM_BLOCKS = 200
-"""Blocks for which a suspicion lasts."""
-FORMAT = 1
+"""Blocks for which a suspicion lasts, and for which pairs that contradict it prevent another one."""
+CLEARING_PAIRS, CLEARING_ERRORS = 5, 2.0
+"""Pairs since a suspicion, and standard errors above 0, that show that the anchor earns less now."""
+FORMAT = 2
 
 Array = NDArray[np.float64]
 
@@ -79,29 +83,61 @@ class PairedDetector:
 
 @dataclass(slots=True)
 class LevelWatch:
-    """Whether a figure of the live version alone is above its own past; a suspicion, no proof."""
+    """Whether a figure of the live version alone is above its own past; a suspicion, no proof.
+
+    A running mean over each window is compared with the mean of the past, in units of how far the two were apart before. So rewards that
+    depend on each other over many blocks raise no suspicion.
+    """
 
     count: int = 0
     mean: float = 0.0
     square: float = 0.0
     fast: list[float] = field(default_factory=lambda: [0.0] * len(WINDOWS))
+    spread: list[float] = field(default_factory=lambda: [0.0] * len(WINDOWS))
+    """Mean square of the distance between each window and the past."""
 
     def update(self, value: float) -> bool:
         """Take the mean of one block; return whether one of the windows is far above the past."""
-        if not self.count:
-            self.fast = [value] * len(WINDOWS)
         deviation = math.sqrt(max(self.square, 0.0))
+        rate = max(1.0 / (self.count + 1), 1.0 / PAST_BLOCKS)
         found = False
         for i, window in enumerate(WINDOWS):
-            self.fast[i] += (value - self.fast[i]) / window
-            limit = SUSPICION_DEVIATIONS * deviation / math.sqrt(2 * window - 1)
-            found |= self.count >= LEAST_BLOCKS and self.fast[i] - self.mean > limit + 1e-12
+            self.fast[i] += (value - self.fast[i]) * max(1.0 / (self.count + 1), 1.0 / window)
+            if self.count < max(LEAST_BLOCKS, WINDOWS_KNOWN * window):
+                self._spread(i, max(1.0 / (self.count + 1), 1.0 / PAST_BLOCKS))
+                continue
+            limit = SUSPICION_DEVIATIONS * max(deviation / math.sqrt(2 * window - 1), math.sqrt(self.spread[i]))
+            found |= self.fast[i] - self.mean > limit + 1e-12
+            self._spread(i, rate)
         self.count += 1
-        rate = max(1.0 / self.count, 1.0 / PAST_BLOCKS)
         away = value - self.mean
         self.mean += rate * away
         self.square += rate * (away * away * (1.0 - rate) - self.square)
         return found
+
+    def _spread(self, i: int, rate: float) -> None:
+        """Take the present distance of a window, limited, so that a fall does not hide itself."""
+        away = (self.fast[i] - self.mean) ** 2
+        limit = SUSPICION_DEVIATIONS**2 * self.spread[i]
+        self.spread[i] += rate * ((min(away, limit) if self.count >= LEAST_BLOCKS else away) - self.spread[i])
+
+    def dump(self) -> list[float]:
+        """Return the state as plain numbers."""
+        return [self.count, self.mean, self.square, *self.fast, *self.spread]
+
+    @classmethod
+    def of(cls, numbers: Sequence[float]) -> LevelWatch:
+        """Restore what `dump` returned; what an earlier program wrote begins again.
+
+        Raises:
+            ValueError: it is something else.
+        """
+        if len(numbers) == 3 + len(WINDOWS):
+            return cls()
+        if len(numbers) != 3 + 2 * len(WINDOWS):
+            raise ValueError(f"{len(numbers)} numbers; {3 + 2 * len(WINDOWS)} are needed")
+        count, mean, square, *rest = map(float, numbers)
+        return cls(int(count), mean, square, rest[: len(WINDOWS)], rest[len(WINDOWS) :])
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,6 +178,12 @@ class Guard:
     watches: dict[str, LevelWatch] = field(init=False)
     _suspected: int = 0
     """Blocks for which the suspicion still lasts."""
+    _suspect: str = ""
+    """Figure that raised it."""
+    _cleared: int = 0
+    """Blocks for which the rewards raise no suspicion, because pairs contradicted one."""
+    _since: list[float] = field(default_factory=list)
+    """Reward differences of the pairs since the suspicion."""
 
     def __post_init__(self) -> None:
         if not (self.pair_s > 0 and self.false_alarms_per_month > 0):
@@ -157,8 +199,7 @@ class Guard:
     @property
     def suspicious(self) -> bool:
         """Whether something looks worse, without proof."""
-        limit = math.sqrt(self.threshold)
-        return self._suspected > 0 or any(detector.total >= limit for detector in self.detectors.values())
+        return self.suspect is not None
 
     @property
     def anchor_share(self) -> float:
@@ -170,6 +211,7 @@ class Guard:
         if difference.kind != "guard":
             return None
         self.pairs += 1
+        self._clear(difference.reward)
         figures = {"reward": difference.reward, **difference.harms}
         for figure, value in figures.items():
             if value is None or figure not in self.detectors:
@@ -188,14 +230,40 @@ class Guard:
             units: ticks, or episodes, in the block.
         """
         self.units += units
-        self._suspected = max(0, self._suspected - 1)
+        if reward is not None:
+            self._suspected, self._cleared = max(0, self._suspected - 1), max(0, self._cleared - 1)
         for harm, share in harms.items():
             self.harmed[harm] = self.harmed.get(harm, 0.0) + share * units
         figures = {"reward": None if reward is None else -reward, **harms}
         for figure, value in figures.items():
-            if value is not None and figure in self.watches and self.watches[figure].update(value):
-                self._suspected = CALM_BLOCKS
+            if value is None or figure not in self.watches or not self.watches[figure].update(value):
+                continue
+            if figure == "reward" and self._cleared:
+                continue
+            if not self._suspected:
+                self._suspect, self._since = figure, []
+            self._suspected = CALM_BLOCKS
         return self.suspicious
+
+    def _clear(self, reward: float | None) -> None:
+        """End a suspicion about rewards where the anchor earns clearly less in the pairs since then: the world changed for both."""
+        if not self._suspected or reward is None or self._suspect != "reward":
+            return
+        self._since = [*self._since[-CALM_BLOCKS:], reward]
+        count = len(self._since)
+        if count < CLEARING_PAIRS:
+            return
+        mean, spread = float(np.mean(self._since)), float(np.std(self._since, ddof=1))
+        if mean > 0.0 and mean >= CLEARING_ERRORS * spread / math.sqrt(count):
+            self._suspected, self._cleared, self._since = 0, CALM_BLOCKS, []
+
+    @property
+    def suspect(self) -> str | None:
+        """Return the figure that looks worse; None without a suspicion."""
+        if self._suspected:
+            return self._suspect
+        limit = math.sqrt(self.threshold)
+        return next((name for name, detector in self.detectors.items() if detector.total >= limit), None)
 
     def excluded_rate(self, harm: str, confidence: float = 0.95) -> float | None:
         """Return the harm rate per unit that the evidence excludes, if the harm was never seen (3 / n); None otherwise."""
@@ -211,10 +279,10 @@ class Guard:
             "units": self.units,
             "harmed": dict(self.harmed),
             "suspected": self._suspected,
+            "suspect": self._suspect,
+            "cleared": self._cleared,
             "detectors": {name: detector.dump() for name, detector in self.detectors.items()},
-            "watches": {
-                name: [watch.count, watch.mean, watch.square, *watch.fast] for name, watch in self.watches.items()
-            },
+            "watches": {name: watch.dump() for name, watch in self.watches.items()},
         }
 
     def restore(self, body: Mapping[str, Any]) -> None:
@@ -223,18 +291,18 @@ class Guard:
         Raises:
             KeyError, TypeError, ValueError: the body is malformed.
         """
-        if body["format"] != FORMAT:
-            raise ValueError(f"format {body['format']!r}; this program reads {FORMAT}")
-        self.pairs, self.units = int(body["pairs"]), int(body["units"])
-        self.harmed = {str(name): float(value) for name, value in body["harmed"].items()}
-        self._suspected = int(body["suspected"])
+        if body["format"] not in (1, FORMAT):
+            raise ValueError(f"format {body['format']!r}; this program reads 1 and {FORMAT}")
+        self.pairs = int(body["pairs"])
+        if body["format"] == FORMAT:  # an earlier program counted blocks, and no harm in them
+            self.units = int(body["units"])
+            self.harmed = {str(name): float(value) for name, value in body["harmed"].items()}
+        self._suspected, self._suspect = int(body["suspected"]), str(body.get("suspect", "reward"))
+        self._cleared = int(body.get("cleared", 0))
         for name, detector in self.detectors.items():
             detector.restore(body["detectors"][name])
         for name in self.watches:
-            count, mean, square, *fast = body["watches"][name]
-            if len(fast) != len(WINDOWS):
-                raise ValueError(f"{len(fast)} windows; {len(WINDOWS)} are needed")
-            self.watches[name] = LevelWatch(int(count), float(mean), float(square), [float(x) for x in fast])
+            self.watches[name] = LevelWatch.of(body["watches"][name])
 
 
 def rare_harm_bound(units: int, confidence: float = 0.95) -> float:

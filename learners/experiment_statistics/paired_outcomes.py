@@ -85,6 +85,8 @@ class BlockOutcome:
     harmed: set[tuple[str, int]] = field(default_factory=set)
     rescued_units: set[int] = field(default_factory=set)
     """Ticks, or episodes, that count as the worst."""
+    rescued_ticks: int = 0
+    """Ticks that count as the worst; a unit lasts many ticks while a person acts."""
     ended: int = 0
     """Complete episodes."""
 
@@ -93,8 +95,8 @@ class BlockOutcome:
         total = self.sums.get(source, 0.0)
         if episodic:
             return total / len(self.units) if self.units else None
-        count = self.ticks - len(self.rescued_units) if silence == "zero" else self.counts[source]
-        if count <= 0 and self.ticks == len(self.rescued_units):
+        count = self.ticks - self.rescued_ticks if silence == "zero" else self.counts[source]
+        if count <= 0 and self.ticks == self.rescued_ticks:
             return 0.0  # the worst reward replaces all of it
         return total / count if count > 0 else None
 
@@ -137,8 +139,11 @@ class PairedOutcomes:
         self._add_harms(block, unit, outcome)
         if outcome.rescued:
             block.rescued_units.add(unit)
+            block.rescued_ticks += 1
             if not self.plan.episodic:
                 return  # rewards of a tick in which something else acted are not the policy's
+        elif not self.plan.episodic:
+            block.rescued_units.discard(unit)  # the policy acts again
         self._add_rewards(block, outcome.rewards)
         self._remember(unit, outcome.rewards)
 
@@ -151,11 +156,18 @@ class PairedOutcomes:
             return
         self._add_harms(block, unit, TickOutcome(takeover=True))
         block.rescued_units.add(unit)
+        block.rescued_ticks += 1
         for source, value in self._recent.pop(unit, []):
             block.sums[source] -= value
             block.counts[source] -= 1
             if not block.counts[source]:
                 del block.sums[source], block.counts[source]
+
+    def fail(self, assignment: Assignment) -> None:
+        """Note a failure of a tick already added."""
+        block = self._open.get(assignment.block)
+        if block is not None and assignment.unit in block.units:
+            self._add_harms(block, assignment.unit, TickOutcome(failure=True))
 
     def _remember(self, unit: int, rewards: Mapping[str, float]) -> None:
         if self.plan.episodic:
@@ -245,7 +257,7 @@ class PairedOutcomes:
                 continue
             known = True
             total = [total[0] + found[0], total[1] + found[1]]
-        if not known and not (trial.rescued_units or other.rescued_units):
+        if not known and not (trial.rescued_ticks or other.rescued_ticks):
             return (0.0, 0.0) if not (trial.sums or other.sums) and self.silence == "zero" else None
         values = [self._with_worst(block, total[i]) for i, block in enumerate((trial, other))]
         if episodic:
@@ -259,5 +271,5 @@ class PairedOutcomes:
         worst = min(value, value if self.worst is None else self.worst)
         if self.plan.episodic:
             return worst if block.rescued_units else value
-        share = len(block.rescued_units) / block.ticks
+        share = block.rescued_ticks / block.ticks
         return value * (1.0 - share) + worst * share

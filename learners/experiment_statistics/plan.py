@@ -48,6 +48,8 @@ class ExperimentPlan:
         alpha_out: probability to reject a challenger that is not worse.
         alpha_harm: the same for all harm outcomes together.
         tick_s: seconds of a tick, for texts.
+        reference: version that the guard compares the champion with where the champion is the anchor; None where none exists.
+        longest_ticks: ticks of an episode that count; the champion acts in the rest of it. 0: all.
 
     Raises:
         PlanError: a value is impossible.
@@ -70,6 +72,8 @@ class ExperimentPlan:
     alpha_out: float = 0.05
     alpha_harm: float = 0.05
     tick_s: float = 1.0
+    reference: str | None = None
+    longest_ticks: int = 0
 
     def __post_init__(self) -> None:
         checks = {
@@ -85,10 +89,17 @@ class ExperimentPlan:
             "alpha_harm": 0.0 < self.alpha_harm < 1.0,
             "tick_s": 0.0 < self.tick_s < math.inf,
             "challenger": self.challenger not in (self.champion, ""),
+            "reference": self.reference != self.champion,
+            "longest_ticks": self.longest_ticks >= 0,
         }
         for name, holds in checks.items():
             if not holds:
                 raise PlanError(f"plan: {name} is {getattr(self, name)!r}")
+
+    @property
+    def is_anchored(self) -> bool:
+        """Whether the champion and the anchor are two versions."""
+        return self.anchor not in (None, self.champion)
 
     @property
     def pair_units(self) -> int:
@@ -107,6 +118,7 @@ class ExperimentPlan:
             PlanError: a field is missing, unknown, of another type, or impossible.
         """
         kinds = {field.name: str(field.type) for field in fields(cls)}
+        body = _ADDED | body
         if set(body) != set(kinds):
             raise PlanError(f"plan: fields {sorted(set(body) ^ set(kinds))} are missing or unknown")
         for name, value in body.items():
@@ -115,6 +127,8 @@ class ExperimentPlan:
         return cls(**body)
 
 
+_ADDED: dict[str, Any] = {"reference": None, "longest_ticks": 0}
+"""Fields that plans of an earlier program lack."""
 _TYPES: dict[str, tuple[type, ...]] = {
     "str": (str,),
     "str | None": (str, type(None)),

@@ -3,7 +3,7 @@
 Two adjacent blocks make a slot. Each slot is one of three kinds:
 
 - `challenge`: challenger and its opponent, the champion or, in the second stage, the anchor;
-- `guard`: champion and anchor;
+- `guard`: champion and anchor, or the version trusted before where the champion is the anchor;
 - `plain`: the champion alone.
 
 Kind and coin of a slot come from Philox with the plan's seed and the number of the slot. They cannot be chosen, and anyone can compute
@@ -86,8 +86,8 @@ class Switchback:
 def draw_slot(plan: ExperimentPlan, number: int, opponent: Arm = "champion", anchor_share: float = 0.0) -> Slot:
     """Draw kind and coin of a slot."""
     kind_draw, coin_draw = np.random.Generator(np.random.Philox(key=[plan.seed, number])).random(2)
-    apart = plan.anchor is not None and plan.anchor != plan.champion
-    guard = min(1.0, 2.0 * anchor_share) if apart else 0.0
+    apart = plan.is_anchored
+    guard = min(1.0, 2.0 * anchor_share) if apart or plan.reference is not None else 0.0
     challenge = 0.0 if plan.challenger is None else min(1.0 - guard, 2.0 * plan.share)
     kind: Kind = "challenge"
     trial: Arm = "challenger"

@@ -90,6 +90,7 @@ TABLE: dict[str, Row] = {
         True,
         "No earlier policy can be loaded ({reason}). The mode is shadow. {remedy}.",
     ),
+    "policy_suspected": ("bad", True, "Policy {version} looks worse than before: {figure}."),
     "policy_trusted": ("good", True, "Policy {version} is trusted: {result}."),
     "policy_untrained": ("plain", True, "There is no trained policy yet; random weights act."),
     "quarantine_state_unreadable": ("bad", True, "The state of the quarantine cannot be read: {reason}."),

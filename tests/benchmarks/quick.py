@@ -32,6 +32,7 @@ SIZES: dict[str, str] = {
     "bench_dialogues": "--seeds 1 --epochs 1",
     "bench_drift": "--trials 1 --reference 400 --weeks 0.001",
     "bench_experience": "200",
+    "bench_experiments": "--only hang --runs 1",
     "bench_explain": "1",
     "bench_filters": "--seeds 2 --ticks 800 --every 400 --played 20 --curves 0 --cache OUT",
     "bench_finetune": "--only answer --set epochs=1 --threads 1 --out OUT",

@@ -7,7 +7,7 @@ protect (`first_anchor.py`), versions follow freely ("not yet trusted"). The fir
 The state (`state.py`) lies in `experiments.json` in the state folder. It survives a crash: the experiment goes on with the next pair. An agent that
 dies twice with a new version returns to the trusted one.
 
-Events: `experiment_started`, `experiment_ended`, `policy_promoted`, `policy_trusted`, `policy_rolled_back`, `rollback_failed`,
+Events: `experiment_started`, `experiment_ended`, `policy_promoted`, `policy_trusted`, `policy_suspected`, `policy_rolled_back`, `rollback_failed`,
 `experiment_state_unreadable`. Knows no engine: `PolicyUpdater` loads what `state.wanted` names.
 """
 
@@ -204,13 +204,34 @@ class ExperimentController:
         counted = phase is not None and before is not None and before[0] == phase.number
         if phase is not None and before is not None and counted and verdict is not None and verdict.overridden:
             phase.correct(before[1])  # a person's command since the tick before
-        if phase is None or assignment is None or phase.number != self._now.experiment or verdict is None:
-            return
-        if not (acted or held or stopped):
+        if verdict is None or not (acted or held or stopped):
             return
         outcome = TickOutcome(takeover=held, stop=stopped, refusal=refused)
+        self._watch_harms(outcome)
+        if phase is not None and assignment is None:
+            phase.tick_alone()
+        if phase is None or assignment is None or phase.number != self._now.experiment:
+            return
         self._counted = (phase.number, assignment)
         phase.add(result.decision, assignment, outcome, hold=held)
+
+    def _watch_harms(self, outcome: TickOutcome) -> None:
+        """Give the harms of the live version to the guard, whether or not it is compared with another one."""
+        if self._now.version != self.state.live or self.state.trust.anchor is None:
+            return
+        block = self.state.harms.add(outcome, self.rules.block_of_one_version())
+        if block is not None:
+            self._guard_block(None, *block)
+
+    def _guard_block(self, reward: float | None, harms: Mapping[str, float], ticks: int) -> None:
+        """Give one block of the live version to the guard; publish a suspicion when it begins."""
+        guard = self.state.guard
+        before = guard.suspicious
+        if guard.block(reward, harms, ticks) and not before:
+            self.emit(
+                "policy_suspected",
+                {"version": self.state.live, "figure": guard.suspect, "reference": self.state.reference()},
+            )
 
     def credit(self, source: str, value: float, decision: str | None, *, done: bool, failure: bool = False) -> None:
         """Add a reward to the unit of its decision; `done` where it ends an episode."""
@@ -223,6 +244,8 @@ class ExperimentController:
             phase.episode_ended(failure=failure)
         elif failure and phase is not None and decision is not None:
             phase.failed(decision)
+        if failure and self._now.version == self.state.live:
+            self.state.harms.counts["failure"] += 1
         if done and decision is not None:
             self._dones = {decision}
 
@@ -247,6 +270,9 @@ class ExperimentController:
             phase.alone = self.falls.acted_s < ALONE_S
             if fell:
                 phase.test.verdict = ExperimentVerdict("out", "rewards fell at once, before and after")
+        if phase.plan.challenger is not None and phase.plan.episodic and not self.rules.episodic(self.state.levels):
+            self._cancel("no episode ends any more")
+            return
         phase.reference_share = self.state.reference_share()
         for pair in phase.complete(self.rules.late_units(phase.plan, self.state.levels, self.state.late_s)):
             self._alarm = self._alarm or self.state.guard.pair(pair)
@@ -269,7 +295,7 @@ class ExperimentController:
         )
         for version, value in units:
             if version == self.state.live and self.state.trust.anchor is not None:
-                self.state.guard.block(value, {})
+                self._guard_block(value, {}, 0)
             if self.state.trust.anchor is None and self.rules.enabled:
                 self.state.proof.add(version, value, untrained=version == UNTRAINED)
                 if version != UNTRAINED and self.state.proof.found() is not None:
@@ -321,7 +347,8 @@ class ExperimentController:
             self.state.waiting = None
         if version in (self.state.trust.anchor, self.state.trust.previous) and version != self.state.live:
             self.state.trust.forget(version)
-        if self.state.phase is not None and version in (self.state.phase.plan.challenger, self.state.phase.plan.anchor):
+        plan = None if self.state.phase is None else self.state.phase.plan
+        if plan is not None and version in (plan.challenger, plan.anchor, plan.reference):
             self._cancel(f"{version} cannot be loaded")
         self.file.changed(urgent=True)
 
@@ -358,7 +385,7 @@ class ExperimentController:
         if (
             self.state.waiting is not None
             and anchor is not None
-            and {self.state.waiting, self.state.live, anchor} <= set(loaded)
+            and {self.state.waiting, self.state.live, anchor, reference or anchor} <= set(loaded)
         ):
             challenger, self.state.waiting = self.state.waiting, None
             self._begin(self.state.live, challenger, anchor, SHARES[self.state.trust.pace])
@@ -376,8 +403,9 @@ class ExperimentController:
         number = self.state.trust.experiments
         versions = (champion, challenger, anchor)
         plan = self.rules.plan(
-            versions, number, levels=self.state.levels, mode=self.mode, share=share, alpha=self.state.alpha.next_alpha()
-        )
+            versions, number, levels=self.state.levels, mode=self.mode, share=share, alpha=self.state.alpha.next_alpha(),
+            reference=self.state.reference() if champion == anchor else None,
+        )  # fmt: skip
         arm: Arm = "challenger" if requested else "champion"
         self.state.budget.gain, self.state.budget.deviation = self.rules.gain(champion, self.state.levels)
         self.state.phase = ExperimentPhase(number, plan, self.rules.silence, arm, self.state.budget, alone=requested)
@@ -413,7 +441,8 @@ class ExperimentController:
             )
         elif requested and passed:
             self.state.trust.choose(challenger, "proof" if verdict.better else "request")
-        self.state.renew_guard()
+        if passed or moved is not None:
+            self.state.renew_guard()
 
     async def _promote(self, version: str, note: str, *, by: str, figures: Mapping[str, Any] | None = None) -> None:
         """Move LIVE to a version; give it up where it cannot be loaded."""

@@ -20,6 +20,8 @@ LONGEST_BLOCK_S = 5.0
 WEAKER_BLOCK_S = 60.0
 """Length of a block where the arms may not alternate."""
 ACTION_LAG_TICKS = 1
+LONGEST_EPISODE = 8.0
+"""Mean lengths of the champion's episodes after which an experiment takes an episode as ended."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,6 +93,7 @@ class ExperimentRules:
         mode: str,
         share: float,
         alpha: float,
+        reference: str | None = None,
     ) -> ExperimentPlan:
         """Return the complete plan of an experiment, before its first block.
 
@@ -101,6 +104,7 @@ class ExperimentRules:
             mode: of the agent.
             share: of all blocks in which the challenger acts.
             alpha: probability to promote a version that is worse than allowed.
+            reference: version that the guard compares the champion with where the champion is the anchor.
         """
         champion, challenger, anchor = versions
         episodic, weaker = self.episodic(levels), self.weaker(mode)
@@ -110,6 +114,10 @@ class ExperimentRules:
             block, washout = 1, 0
         if weaker and not episodic:
             block = max(block, round(WEAKER_BLOCK_S / self.period_s))
+        length = levels.lengths.get(champion)
+        longest = (
+            math.ceil(LONGEST_EPISODE * max(1.0, levels.length if length is None else length.mean)) if episodic else 0
+        )
         gain, deviation = self.gain(champion, levels)
         return ExperimentPlan(
             champion=champion,
@@ -127,6 +135,8 @@ class ExperimentRules:
             weaker=weaker,
             anchor_share=self.anchor_share,
             tick_s=self.period_s,
+            reference=reference,
+            longest_ticks=longest,
         )
 
 

@@ -6,6 +6,7 @@ import math
 from typing import Any
 
 from learners.experiment_statistics.live_version_guard import Guard
+from learners.experiment_statistics.paired_outcomes import HARMS
 from runtime.deploy.experiments.running_plan import ExperimentPhase
 
 
@@ -25,11 +26,13 @@ def running_figures(phase: ExperimentPhase | None) -> dict[str, Any] | None:
 
 
 def guard_figures(guard: Guard) -> dict[str, Any]:
-    """Return the figures of the guard."""
+    """Return the figures of the guard; `excluded_rates` by harm: at most this rate a decision, None where the harm was seen."""
     return {
         "pairs": guard.pairs,
         "suspicious": guard.suspicious,
-        "excluded_failure_rate": guard.excluded_rate("failure"),
+        "suspect": guard.suspect,
+        "decisions": guard.units,
+        "excluded_rates": {harm: guard.excluded_rate(harm) for harm in HARMS},
     }
 
 

@@ -7,11 +7,12 @@ episodes at all.
 from __future__ import annotations
 
 import math
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from learners.experiment_statistics.paired_outcomes import HARMS, TickOutcome
 from learners.safeguards.reward_ledger import LedgerEntry
 
 VERSIONS = 8
@@ -160,3 +161,21 @@ class RunningBlock:
                 found.append((entry.version, sum(self.rewards) / len(self.rewards)))
                 self.rewards = []
         return found
+
+
+@dataclass(slots=True)
+class RunningHarms:
+    """Counts the harms of the live version, in blocks of its ticks."""
+
+    ticks: int = 0
+    counts: Counter[str] = field(default_factory=Counter)
+
+    def add(self, outcome: TickOutcome, size: int) -> tuple[dict[str, float], int] | None:
+        """Take one tick; return the share of the ticks with each harm, and the ticks, when `size` of them are complete."""
+        self.ticks += 1
+        self.counts.update(harm for harm in HARMS if getattr(outcome, harm))
+        if self.ticks < size:
+            return None
+        shares = {harm: min(1.0, self.counts[harm] / self.ticks) for harm in HARMS}
+        ticks, self.ticks, self.counts = self.ticks, 0, Counter()
+        return shares, ticks

@@ -105,6 +105,8 @@ class ExperimentPhase:
     unit: int = 0
     begun: bool = False
     """The first unit has begun. With episodes, the phase waits for the next one."""
+    ticks: int = 0
+    """Ticks of the present episode, or of the rest of one that took too long."""
     share: float = field(init=False)
     reference_share: float = field(init=False)
     """Share of the reference now."""
@@ -132,12 +134,17 @@ class ExperimentPhase:
 
     def version_of(self, arm: Arm) -> str:
         """Return the version behind an arm."""
-        found = {"champion": self.plan.champion, "challenger": self.plan.challenger, "anchor": self.plan.anchor}[arm]
+        plan = self.plan
+        anchor = plan.anchor if plan.is_anchored else plan.reference
+        found = {"champion": plan.champion, "challenger": plan.challenger, "anchor": anchor}[arm]
         assert found is not None
         return found
 
     def assign(self) -> tuple[str, Assignment] | None:
-        """Return the version that acts in the present unit and its assignment; None before the first unit."""
+        """Return the version that acts in the present unit and its assignment; None before the first unit.
+
+        Also None in the rest of an episode that took too long, so that the live version ends it.
+        """
         if self.alone or not self.begun:
             return None
         self._schedule.plan = replace(self.plan, share=NEVER if self._waits() else self.share)
@@ -158,14 +165,33 @@ class ExperimentPhase:
 
     def add(self, decision: str, assignment: Assignment, outcome: TickOutcome, *, hold: bool) -> None:
         """Take one tick; `hold` where a person acts, so that the block lasts until the policy acts again."""
-        if assignment.pair is not None and not assignment.washout:
+        if assignment.pair is not None and not assignment.washout and (self.plan.episodic or not hold):
             self._units[decision] = assignment.unit
         while len(self._units) > DECISIONS:
             self._units.popitem(last=False)
         self.pairs.add(assignment, outcome)
+        if self.plan.episodic and not hold and assignment.unit == self.unit:
+            self._limit_episode()
         if not self.plan.episodic and not hold:
             self.unit = assignment.unit + 1
             self.budget.unit()
+
+    def tick_alone(self) -> None:
+        """Count a tick in the rest of an episode that took too long; where no end comes, the next unit begins without one."""
+        if self.plan.longest_ticks and not self.begun and not self.alone:
+            self.ticks += 1
+            if self.ticks >= self.plan.longest_ticks:
+                self.begun, self.ticks = True, 0
+
+    def _limit_episode(self) -> None:
+        """End the unit of an episode that takes too long; what it earned so far counts."""
+        self.ticks += 1
+        if not self.plan.longest_ticks or self.ticks < self.plan.longest_ticks or self._current is None:
+            return
+        self.pairs.add(self._current, TickOutcome(done=True))
+        self.unit += 1
+        self.budget.unit()
+        self.begun, self.ticks = False, 0
 
     def credit(self, decision: str, source: str, value: float) -> None:
         """Add a reward to the unit of its decision, however late."""
@@ -180,7 +206,7 @@ class ExperimentPhase:
     def failed(self, decision: str) -> None:
         """Add a failure that became known after its decision."""
         if self._current is not None and self._units.get(decision) == self._current.unit:
-            self.pairs.add(self._current, TickOutcome(failure=True))
+            self.pairs.fail(self._current)
 
     def episode_ended(self, *, failure: bool = False) -> None:
         """Close the present episode; the next tick begins another unit."""
@@ -192,7 +218,7 @@ class ExperimentPhase:
             self.pairs.add(self._current, TickOutcome(done=True, failure=failure))
             self.unit += 1
             self.budget.unit()
-        self.begun = True
+        self.begun, self.ticks = True, 0
 
     def complete(self, late_units: int) -> list[PairDifference]:
         """Return the pairs that became complete; those with a challenger went to the test."""

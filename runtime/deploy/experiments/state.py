@@ -13,7 +13,7 @@ from learners.experiment_statistics.live_version_guard import RAISED_SHARE, Guar
 from runtime.deploy.experiments.first_anchor import FirstAnchor
 from runtime.deploy.experiments.plan_from_settings import ExperimentRules
 from runtime.deploy.experiments.report import guard_figures, running_figures
-from runtime.deploy.experiments.reward_levels import RewardLevels, RunningBlock
+from runtime.deploy.experiments.reward_levels import RewardLevels, RunningBlock, RunningHarms
 from runtime.deploy.experiments.running_plan import ExperimentPhase, LossBudget
 from runtime.deploy.experiments.trusted_version import Trust
 from runtime.inference.engine import UNTRAINED
@@ -39,6 +39,8 @@ class ExperimentState:
     guard: Guard = field(init=False)
     block: RunningBlock = field(default_factory=RunningBlock)
     """The block of the version that acts alone."""
+    harms: RunningHarms = field(default_factory=RunningHarms)
+    """The harms of the live version."""
     proof: FirstAnchor = field(default_factory=FirstAnchor)
     """Until something is trusted."""
     budget: LossBudget = field(default_factory=LossBudget)
@@ -50,8 +52,8 @@ class ExperimentState:
         self.guard = self.rules.guard(self.levels)
 
     def renew_guard(self) -> None:
-        """Restart the watch over the live version."""
-        self.guard, self.block = self.rules.guard(self.levels), RunningBlock()
+        """Restart the watch, because another version is live, or it has another reference."""
+        self.guard, self.block, self.harms = self.rules.guard(self.levels), RunningBlock(), RunningHarms()
 
     def way_back(self, version: str) -> str | None:
         """Return the trusted version that replaces another one."""
@@ -82,9 +84,10 @@ class ExperimentState:
     def wanted(self) -> set[str]:
         """Return the versions that have to be loaded: what acts, its reference, and the challenger."""
         found = {self.live}
-        if self.phase is not None:
-            found |= {v for v in (self.phase.plan.champion, self.phase.plan.challenger, self.phase.plan.anchor) if v}
-        elif self.waiting is not None and self.trust.anchor is not None:
+        plan = None if self.phase is None else self.phase.plan
+        if plan is not None:
+            found |= {version for version in (plan.champion, plan.challenger, plan.anchor, plan.reference) if version}
+        if self.waiting is not None and self.trust.anchor is not None and (plan is None or plan.challenger is None):
             found.add(self.waiting)
         reference = self.reference()
         return found | ({reference} if reference is not None else set())

@@ -10,7 +10,7 @@ import pytest
 from learners.experiment_statistics.alpha_budget import AlphaBudget
 from learners.experiment_statistics.confidence_sequence import ConfidenceSequence
 from learners.experiment_statistics.experiment_test import ExperimentTest, short
-from learners.experiment_statistics.live_version_guard import Guard, rare_harm_bound
+from learners.experiment_statistics.live_version_guard import Guard, LevelWatch, rare_harm_bound
 from learners.experiment_statistics.paired_outcomes import HARMS, PairDifference, PairedOutcomes, TickOutcome
 from learners.experiment_statistics.plan import ExperimentPlan, PlanError, block_design, margin
 from learners.experiment_statistics.switchback import Switchback
@@ -384,3 +384,63 @@ def test_a_correction_known_one_tick_later_takes_the_reward_back_and_counts_as_a
     assert {one.harms["takeover"] for one in found["False"]} == {0.0}
     assert {one.harms["takeover"] for one in found["True"]} == {1.0}
     assert all(one.reward is None or one.reward <= 0 for one in found["True"])
+
+
+@pytest.mark.parametrize("harm", ["takeover", "failure"])
+def test_a_harm_improves_no_reward_where_rewards_are_costs(harm: str) -> None:
+    each = plan(block_ticks=4, washout_ticks=0)
+    outcomes, schedule = PairedOutcomes(each), Switchback(each)
+    for unit in range(320):
+        one = schedule.assignment(unit)
+        bad = one.arm == "challenger" and unit % 2 == 0
+        if bad and harm == "takeover":
+            for _ in range(10):
+                outcomes.add(one, TickOutcome(takeover=True))
+        outcomes.add(one, TickOutcome())
+        assert outcomes.credit(unit, "cost", -1.0)
+        if bad and harm == "failure":
+            outcomes.fail(one)
+    found = outcomes.complete(320)
+    assert {pair.reward for pair in found} == {0.0}
+    assert {round(pair.harms[harm], 3) for pair in found} == {0.833 if harm == "takeover" else 0.5}
+
+
+def test_a_watch_suspects_no_slow_series_and_finds_a_fall() -> None:
+    for seed in range(3):
+        rng, watch, last, suspected = np.random.default_rng([71, seed]), LevelWatch(), 0.0, 0
+        for _ in range(6_000):
+            last = 0.97 * last + float(np.sqrt(1 - 0.97**2) * rng.normal())
+            suspected += watch.update(last)
+        assert suspected <= 20
+        assert LevelWatch.of(json.loads(json.dumps(watch.dump()))) == watch
+        assert any(watch.update(last + 20.0) for _ in range(4))
+
+
+def test_pairs_that_show_the_anchor_worse_end_a_suspicion_of_rewards() -> None:
+    rng, guard = np.random.default_rng(72), Guard(pair_s=48.0)
+    for _ in range(500):
+        guard.block(float(rng.normal()), {})
+    for _ in range(5):
+        guard.block(float(rng.normal()) - 10, {})  # the world became harder
+    assert guard.suspect == "reward"
+    for number in range(6):
+        guard.pair(pair(number, 5.0 + float(rng.normal()), "anchor", "guard"))
+    assert guard.suspect is None
+    guard.block(-10.0, {})
+    assert guard.suspect is None
+
+
+def test_the_state_of_a_guard_of_an_earlier_program_is_restored_without_its_count_of_harms() -> None:
+    rng, guard = np.random.default_rng(73), Guard(pair_s=48.0)
+    for number in range(30):
+        guard.pair(pair(number, float(rng.normal()), "anchor", "guard"))
+    body = guard.dump() | {
+        "format": 1,
+        "units": 900,
+        "watches": {name: [9, 1.0, 1.0, *[1.0] * 4] for name in guard.watches},
+    }
+    again = Guard(pair_s=48.0)
+    again.restore(body)
+    assert (again.pairs, again.units) == (30, 0)
+    assert again.excluded_rate("failure") is None
+    assert again.dump()["detectors"] == guard.dump()["detectors"]

@@ -1,0 +1,207 @@
+"""Trials of the whole decision about the live version in virtual time, in worlds with a known truth.
+
+    python tests/benchmarks/bench_experiments.py [--only hang,busy] [--runs 20] [--first 500]
+
+`bench_promotion.py` measures the tests alone. Here the agent's `ExperimentController` decides: schedule, pairs, shares, loss budget,
+verdicts, guard, and the moves of LIVE. A tick is a second, gamma is .9, and rewards of a tick have deviation 1. The live version earns 1
+a tick, the untrained policy 0. Seeds 0 to 99 served for tuning. Each row prints what was wanted and what was seen.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import sys
+import tempfile
+import time
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+
+import numpy as np
+
+sys.path[:0] = [str(Path(__file__).parents[2]), str(Path(__file__).parents[1])]
+
+from promotion_world import PromotionWorld, World, WorldTick, noise  # noqa: E402 - the path comes first
+
+from learners.experiment_statistics.paired_outcomes import TickOutcome  # noqa: E402
+from runtime.deploy.experiments.plan_from_settings import ExperimentRules  # noqa: E402
+
+RULES = ExperimentRules(period_s=1.0, gamma=0.9)
+HOUR_S = 3_600.0
+RHO = 0.9
+
+
+def row(name: str, wanted: str, seen: str) -> None:
+    print(f"{name:<66} wanted {wanted:<24} seen {seen}", flush=True)
+
+
+def times(found: list[float | None]) -> str:
+    """Say how many ended, and after how long."""
+    known = [value for value in found if value is not None]
+    if not known:
+        return f"0 of {len(found)}"
+    return f"{len(known)} of {len(found)}, median {np.median(known) / 60:.0f} min, worst {max(known) / 60:.0f} min"
+
+
+async def trusted(
+    folder: str, world: World, versions: tuple[str, ...], *, rules: ExperimentRules = RULES
+) -> PromotionWorld:
+    """Return a world in which a person made the last of these versions the anchor, and trusts the one before as a way back."""
+    one = PromotionWorld(Path(folder), world, rules=rules)
+    await one.run(120.0)
+    for version in versions:
+        one.trust(version)
+        one.experiments.state.trust.choose(version, "proof")
+        one.experiments._cancel("the trial begins")
+        await one.run(400.0)
+    one.experiments.state.renew_guard()
+    one.events.clear()
+    return one
+
+
+async def worse(first: int, runs: int) -> None:
+    """Challengers that lose 10, 25 and 50 %."""
+    for loss, wanted in ((0.1, 5), (0.25, 1), (0.5, 0)):
+        live, acted, ended = 0, [], []
+        for seed in range(first, first + runs):
+            draw, levels = noise(seed, RHO), {"untrained": 0.0, "old": 1.0, "good": 1.0, "worse": 1.0 - loss}
+            with tempfile.TemporaryDirectory() as folder:
+                one = await trusted(folder, lambda version, _: WorldTick(levels[version] + draw()), ("old", "good"))  # noqa: B023
+                one.acted.clear()
+                await one.propose("worse")
+                ended.append(await one.run(24 * HOUR_S, until=lambda: "experiment_ended" in one.kinds()))  # noqa: B023
+                live += one.live == "worse"
+                acted.append(one.acted.count("worse") / len(one.acted))
+        row(
+            f"worse by {loss:.0%}, a day at most: live", f"<= {wanted} of 100",
+            f"{live} of {runs}; verdict after median {np.median(ended) / 60:.0f} min; acted {np.mean(acted):.1%} of the time",
+        )  # fmt: skip
+
+
+async def fall(first: int, runs: int, kind: str, *, busy: bool, anchored: bool) -> list[float | None]:
+    """Let the live version fall after it acted well; return the seconds until it is taken back.
+
+    Args:
+        first: first seed.
+        runs: number of runs.
+        kind: `reward`, `takeover` or `success`.
+        busy: the learner proposes an equal version whenever an experiment ended.
+        anchored: the live version is the anchor; otherwise it was as good as the anchor.
+    """
+    found: list[float | None] = []
+    for seed in range(first, first + runs):
+        rng, draw, fallen = np.random.default_rng([seed, 1]), noise(seed, RHO), [False]
+
+        def world(version: str, _tick: int) -> WorldTick:
+            bad = fallen[0] and version != "old"  # noqa: B023
+            if kind == "takeover":
+                held = bool(rng.random() < (0.43 if bad else 0.03))  # noqa: B023
+                return WorldTick(1.0 + draw(), TickOutcome(takeover=held))  # noqa: B023
+            if kind == "success":
+                return WorldTick(float(rng.random() < (0.02 if bad else 0.2)) or None)  # noqa: B023
+            level = 0.0 if version == "untrained" else 1.0
+            return WorldTick(level + draw() - 10.0 * bad)  # noqa: B023
+
+        with tempfile.TemporaryDirectory() as folder:
+            one = await trusted(folder, world, ("old", "good"))
+            if not anchored:
+                one.experiments.state.trust.anchor, one.experiments.state.trust.previous = "old", None
+            number = 0
+
+            async def propose(seconds: float, one: PromotionWorld = one) -> float:
+                nonlocal number
+                begun_s = one.now_s
+                while one.now_s - begun_s < seconds and "policy_rolled_back" not in one.kinds():
+                    if busy and one.experiments.state.waiting is None:
+                        number += 1
+                        await one.propose(f"c{number}")
+                    await one.run(300.0, until=lambda: "policy_rolled_back" in one.kinds())
+                return one.now_s - begun_s
+
+            await propose(1.5 * HOUR_S)
+            early = "policy_rolled_back" in one.kinds()
+            fallen[0] = True
+            took_s = await propose(6 * HOUR_S)
+            out = one.live != "good" and not early
+            found.append(took_s if out else None)
+    return found
+
+
+async def falls(first: int, runs: int) -> None:
+    """Falls of the live version, with and without a busy learner, as the anchor and beside the anchor."""
+    texts = {"reward": "-10 sd", "takeover": "takeovers 3 -> 43 %", "success": "successes .2 -> .02 a second"}
+    for kind, text in texts.items():
+        for anchored in (False, True):
+            for busy in (False, True):
+                found = await fall(first, runs, kind, busy=busy, anchored=anchored)
+                where = "the anchor itself" if anchored else "as good as the anchor"
+                row(f"{text}, {where}{', learner busy' if busy else ''}: out", ">= 95 %", times(found))
+
+
+async def hang(first: int, runs: int) -> None:
+    """Episodes of about 60 ticks that end with success; the challenger never ends one."""
+    acted, ended, live = [], [], 0
+    for seed in range(first, first + runs):
+        rng = np.random.default_rng([seed, 2])
+
+        def world(version: str, _tick: int) -> WorldTick:
+            done = version != "hung" and rng.random() < (1 / 60 if version != "untrained" else 1 / 240)  # noqa: B023
+            return WorldTick(1.0 if done else None, TickOutcome(done=bool(done)))
+
+        with tempfile.TemporaryDirectory() as folder:
+            one = await trusted(folder, world, ("old", "good"))
+            one.acted.clear()
+            await one.propose("hung")
+            took_s = await one.run(6 * HOUR_S, until=lambda: "experiment_ended" in one.kinds())  # noqa: B023
+            ended.append(took_s if "experiment_ended" in one.kinds() else None)
+            acted.append(one.acted.count("hung") / len(one.acted))
+            live += one.live == "hung"
+    row(
+        "a challenger that never ends an episode: verdict within 6 h", "all",
+        f"{times(ended)}; acted {np.mean(acted):.0%} of the time, live {live}",
+    )  # fmt: skip
+
+
+def steady(draw: Callable[[], float]) -> World:
+    """Return a world in which every trained version earns 1 a tick."""
+    return lambda version, _tick: WorldTick(float(version != "untrained") + draw())
+
+
+async def equal(first: int, runs: int) -> None:
+    """A live version that equals the anchor for a day, with strong memory in the rewards."""
+    for rho in (0.9, 0.99):
+        out, share = 0, []
+        for seed in range(first, first + runs):
+            with tempfile.TemporaryDirectory() as folder:
+                one = await trusted(folder, steady(noise(seed, rho)), ("old", "good"))
+                one.acted.clear()
+                await one.run(12 * HOUR_S)
+                out += one.live != "good"
+                share.append(one.acted.count("old") / len(one.acted))
+        row(
+            f"AR(1) {rho}, nothing changes for 12 h: anchor taken back", "<= once a month",
+            f"{out} of {runs}; the version before acted {np.mean(share):.1%} of the time, at most {max(share):.1%}",
+        )  # fmt: skip
+
+
+TRIALS: dict[str, Callable[[int, int], Awaitable[None]]] = {
+    "worse": worse, "falls": falls, "hang": hang, "equal": equal,
+}  # fmt: skip
+
+
+def main(arguments: list[str]) -> int:
+    """Run the trials."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", default=",".join(TRIALS), help="trials, separated by commas")
+    parser.add_argument("--runs", type=int, default=20, help="runs of a trial")
+    parser.add_argument("--first", type=int, default=500, help="first seed; 0 to 99 served for tuning")
+    given = parser.parse_args(arguments)
+    for name in given.only.split(","):
+        started = time.monotonic()
+        asyncio.run(TRIALS[name](given.first, given.runs))  # type: ignore[arg-type]
+        print(f"  ({name}: {time.monotonic() - started:.0f} s)", flush=True)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,138 @@
+"""The decision about the live version over hours of virtual time: what is compared, what is taken back, and what never ends."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from promotion_world import PromotionWorld, World, WorldTick, noise
+
+from learners.experiment_statistics.paired_outcomes import HARMS, TickOutcome
+from runtime.deploy.experiments.plan_from_settings import ExperimentRules
+
+RULES = ExperimentRules(period_s=1.0, gamma=0.5)
+
+
+async def two_trusted(folder: Path, world: World) -> PromotionWorld:
+    """A world in which `good` is the anchor, and `old` was the anchor before it."""
+    one = PromotionWorld(folder, world, rules=RULES)
+    await one.run(60.0)
+    one.trust("old")
+    await one.run(60.0)
+    one.versions.promote("good", by="experiment")
+    one.experiments.state.trust.choose("good", "proof")
+    one.experiments.became_live("good", "experiment")
+    one.experiments.state.renew_guard()
+    await one.run(300.0)
+    one.events.clear()
+    return one
+
+
+def levels(seed: int, **found: float) -> World:
+    draw = noise(seed)
+    return lambda version, _tick: WorldTick(found.get(version, 0.0) + draw())
+
+
+async def test_a_challenger_is_tried_while_the_live_version_has_a_reference(tmp_path: Path) -> None:
+    one = await two_trusted(tmp_path, levels(0, old=1.0, good=1.0, better=6.0))
+    await one.propose("better")
+    await one.run(3_000.0, until=lambda: "experiment_ended" in one.kinds())
+    assert one.last("experiment_started")["reference"] == "old"
+    assert one.last("experiment_ended")["outcome"] == "live"
+    assert one.live == "better"
+
+
+async def test_a_rejected_challenger_does_not_restart_the_guard(tmp_path: Path) -> None:
+    one = await two_trusted(tmp_path, levels(1, old=1.0, good=1.0, bad=-9.0))
+    guard = one.experiments.state.guard
+    await one.propose("bad")
+    await one.run(6_000.0, until=lambda: "experiment_ended" in one.kinds())
+    assert one.last("experiment_ended")["outcome"] == "out"
+    assert one.experiments.state.guard is guard
+    assert guard.units > 300
+
+
+async def test_the_anchor_is_compared_with_the_version_before_during_an_experiment_once_it_looks_worse(
+    tmp_path: Path,
+) -> None:
+    fallen = [False]
+    draw = noise(2)
+    one = await two_trusted(tmp_path, lambda version, _: WorldTick(draw() - 10.0 * (fallen[0] and version != "old")))
+    await one.propose("equal")
+    await one.run(300.0)
+    assert "experiment_started" in one.kinds()
+    assert "old" not in one.acted[-200:]
+    fallen[0] = True
+    await one.run(2_000.0, until=lambda: "policy_rolled_back" in one.kinds())
+    suspected = one.last("policy_suspected")
+    assert (suspected["version"], suspected["figure"], suspected["reference"]) == ("good", "reward", "old")
+    assert (one.last("policy_rolled_back")["by"], one.live) == ("guard", "old")
+
+
+@pytest.mark.parametrize("harm", ["takeover", "refusal", "failure"])
+async def test_harms_of_the_anchor_are_watched_and_the_excluded_rate_counts_them(tmp_path: Path, harm: str) -> None:
+    rng, bad = np.random.default_rng(3), [False]
+
+    def world(version: str, _tick: int) -> WorldTick:
+        return WorldTick(1.0, TickOutcome(**{harm: bool(bad[0] and version != "old" and rng.random() < 0.6)}))
+
+    one = await two_trusted(tmp_path, world)
+    figures = one.experiments.state.figures()["guard"]
+    assert figures["decisions"] >= 290
+    assert all(figures["excluded_rates"][name] == pytest.approx(3.0 / figures["decisions"], rel=0.01) for name in HARMS)
+    bad[0] = True
+    await one.run(100.0)
+    assert one.last("policy_suspected")["figure"] == harm
+    rates = one.experiments.state.figures()["guard"]["excluded_rates"]
+    assert [name for name in HARMS if rates[name] is None] == [harm]
+    await one.run(2_000.0, until=lambda: "policy_rolled_back" in one.kinds())
+    assert one.last("policy_rolled_back")["figure"] == harm
+    assert one.live == "old"
+
+
+async def test_a_fall_without_another_trusted_version_is_reported(tmp_path: Path) -> None:
+    fallen = [False]
+    one = PromotionWorld(tmp_path, lambda _version, _tick: WorldTick(-9.0 if fallen[0] else 1.0), rules=RULES)
+    one.trust("only")
+    await one.run(300.0)
+    assert "policy_suspected" not in one.kinds()
+    fallen[0] = True
+    await one.run(60.0)
+    assert one.last("policy_suspected") == {"version": "only", "figure": "reward", "reference": None}
+    assert one.live == "only"
+
+
+def episodes(seed: int, hung: Callable[[str], bool]) -> World:
+    """Episodes of about 10 ticks that end with a success."""
+    rng = np.random.default_rng(seed)
+
+    def world(version: str, _tick: int) -> WorldTick:
+        done = not hung(version) and rng.random() < 0.1
+        return WorldTick(1.0 if done else None, TickOutcome(done=bool(done)))
+
+    return world
+
+
+async def test_a_challenger_that_never_ends_an_episode_acts_for_a_limited_time_and_is_out(tmp_path: Path) -> None:
+    one = await two_trusted(tmp_path, episodes(4, lambda version: version == "hung"))
+    one.acted.clear()
+    await one.propose("hung")
+    await one.run(20_000.0, until=lambda: "experiment_ended" in one.kinds())
+    ended = one.last("experiment_ended")
+    assert one.last("experiment_started")["longest_ticks"] > 40
+    assert (ended["outcome"], one.live) == ("out", "good")
+    longest = max(map(len, "".join("h" if version == "hung" else "g" for version in one.acted).split("g")))
+    assert longest <= one.last("experiment_started")["longest_ticks"] + 1
+
+
+async def test_an_experiment_over_episodes_ends_where_no_episode_ends_any_more(tmp_path: Path) -> None:
+    stuck = [False]
+    one = await two_trusted(tmp_path, episodes(5, lambda _version: stuck[0]))
+    await one.propose("equal")
+    await one.run(60.0)
+    stuck[0] = True
+    await one.run(2_000.0, until=lambda: "experiment_ended" in one.kinds())
+    assert one.last("experiment_ended")["reason"] == "no episode ends any more"
+    assert one.live == "good"
