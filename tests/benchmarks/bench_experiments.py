@@ -79,7 +79,7 @@ async def worse(first: int, runs: int) -> None:
 
 
 async def fall(first: int, runs: int, kind: str, *, busy: bool, anchored: bool) -> list[float | None]:
-    """Let the live version fall after it acted well; return the seconds until it is taken back.
+    """Let every version but the reference fall after the live version acted well; return the seconds until it is taken back.
 
     Args:
         first: first seed.
@@ -90,10 +90,10 @@ async def fall(first: int, runs: int, kind: str, *, busy: bool, anchored: bool) 
     """
     found: list[float | None] = []
     for seed in range(first, first + runs):
-        rng, draw, fallen = np.random.default_rng([seed, 1]), noise(seed, RHO), [False]
+        rng, draw, spared = np.random.default_rng([seed, 1]), noise(seed, RHO), [""]
 
         def world(version: str, _tick: int) -> WorldTick:
-            bad = fallen[0] and version != "old"  # noqa: B023
+            bad = spared[0] not in ("", version)  # noqa: B023
             if kind == "takeover":
                 held = bool(rng.random() < (0.43 if bad else 0.03))  # noqa: B023
                 return WorldTick(1.0 + draw(), TickOutcome(takeover=held))  # noqa: B023
@@ -120,9 +120,9 @@ async def fall(first: int, runs: int, kind: str, *, busy: bool, anchored: bool) 
 
             await propose(1.5 * HOUR_S)
             early = "policy_rolled_back" in one.kinds()
-            fallen[0] = True
+            spared[0], before = one.experiments.state.reference() or "old", one.live
             took_s = await propose(6 * HOUR_S)
-            out = one.live != "good" and not early
+            out = one.live == spared[0] != before and not early
             found.append(took_s if out else None)
     return found
 
