@@ -1,16 +1,20 @@
 """Store every verdict on a policy version, so that the page can show it after a restart and long after the event.
 
-One JSON object a line in `state_dir/promotions.jsonl`. The file is bounded: each start drops all but the newest entries. A
-full disk loses the entry on disk, which is counted; the entry in memory remains.
+One JSON object a line in `state_dir/promotions.jsonl`. The file is bounded: each start drops all but the newest entries. What a
+full disk refuses is written with the next verdict; half a line is taken back.
 """
 
 from __future__ import annotations
 
+import contextlib
+import errno
+import os
 import time
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Executor
 from dataclasses import dataclass, field
+from io import FileIO
 from pathlib import Path
 from threading import Lock
 from typing import Any, Self
@@ -55,8 +59,10 @@ class PromotionHistory:
     executor: Executor
     wall: Callable[[], float] = time.time
     lost: int = 0
-    """Entries that could not be written."""
+    """Entries that could not be written, so far."""
     _entries: deque[Entry] = field(default_factory=lambda: deque(maxlen=MAX_ENTRIES))
+    _unwritten: deque[bytes] = field(default_factory=lambda: deque(maxlen=MAX_ENTRIES))
+    """Lines that are not in the file yet, oldest first."""
     _lock: Lock = field(default_factory=Lock)
 
     @classmethod
@@ -106,20 +112,47 @@ class PromotionHistory:
             line = orjson.dumps(entry, default=str)
         with self._lock:
             self._entries.append(entry)
-        self.executor.submit(self._write, line)
+            self._unwritten.append(line + b"\n")
+        self.executor.submit(self._write)
 
     def newest(self, count: int) -> list[Entry]:
         """Return the newest entries, oldest first."""
         with self._lock:
             return list(self._entries)[-count:]
 
-    def _write(self, line: bytes) -> None:
-        try:
-            with self._lock, self.path.open("ab") as file:
-                file.write(line + b"\n")
-        except OSError as error:
-            self.lost += 1
-            log.warning("promotions.not_written", path=str(self.path), reason=str(error), lost=self.lost)
+    def _write(self) -> None:
+        """Append what is not in the file yet; take back what the disk took only in part."""
+        with self._lock:
+            try:
+                with self.path.open("ab", buffering=0) as file:
+                    while self._unwritten:
+                        _append(file, self._unwritten[0])
+                        self._unwritten.popleft()
+            except OSError as error:
+                if not self.lost:
+                    log.warning("promotions.not_written", path=str(self.path), reason=str(error))
+                self.lost = len(self._unwritten)
+                return
+            if self.lost:
+                log.warning("promotions.written_later", path=str(self.path), lines=self.lost)
+            self.lost = 0
+
+
+def _append(file: FileIO, line: bytes) -> None:
+    """Append one line.
+
+    Raises:
+        OSError: nothing of it is in the file.
+    """
+    end, failure = file.seek(0, os.SEEK_END), OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    try:
+        if file.write(line) == len(line):
+            return
+    except OSError as error:
+        failure = error
+    with contextlib.suppress(OSError):
+        file.truncate(end)
+    raise failure
 
 
 def _entry(line: bytes) -> Entry | None:

@@ -6,6 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import orjson
+from disks import small_disk
 
 from runtime.deploy.promotion_history import FILE, MAX_ENTRIES, PromotionHistory
 
@@ -47,3 +48,24 @@ def test_a_disk_that_refuses_is_counted_and_the_verdict_stays_in_memory(tmp_path
         history.note("policy_trusted", {"version": "3"})
     assert history.lost == 1
     assert history.newest(5)[0]["data"] == {"version": "3"}
+
+
+def test_verdicts_that_a_full_disk_refused_are_written_whole_with_the_next_one(tmp_path: Path) -> None:
+    """The full disk takes lines up to the end of a page, half a line among them."""
+    with small_disk(tmp_path / "disk", "size=256k") as disk, ThreadPoolExecutor(1) as executor:
+        path = disk.folder / FILE
+        history = PromotionHistory(path, executor)
+        history.note("policy_promoted", {"version": "0"})
+        executor.submit(int).result()
+        disk.fill()
+        for number in range(1, 100):
+            history.note("policy_promoted", {"version": str(number)})
+        executor.submit(int).result()
+        assert 0 < history.lost < 99
+        assert path.read_bytes().endswith(b"}\n"), "no half line is left"
+        disk.free()
+        history.note("policy_promoted", {"version": "100"})
+        executor.submit(int).result()
+        assert history.lost == 0
+        written = [orjson.loads(line)["data"]["version"] for line in path.read_bytes().splitlines()]
+        assert written == [str(number) for number in range(101)]
