@@ -2,7 +2,8 @@
 
 Another process computes (`explain_process.py`), so that no tick waits for the interpreter lock. It has low priority, starts with
 the first request, ends when none has come for `IDLE_S`, and dies with the agent. It has one request at a time. A process that dies,
-or does not answer in time, costs its request an error; the next request starts another one.
+or does not answer in time, costs its request an error; the next request starts another one. One that is only slow to start, on a busy
+machine, goes on starting for the next request.
 """
 
 from __future__ import annotations
@@ -27,6 +28,8 @@ from runtime.process.child import with_parent_death
 _LOG = structlog.get_logger(__name__)
 START_S, LIMIT_S = 40.0, 15.0
 """Time limits of the first request to a process, which starts meanwhile, and of any other."""
+MOST_STARTS = 3
+"""Requests that may wait in vain for the start of one process before it is killed."""
 STORE_S = 5.0
 """Seconds that a decision of this session may take to the disk."""
 IDLE_S = 60.0
@@ -77,6 +80,12 @@ class Explainer:
     store_s: float = STORE_S
     """Seconds to wait for a decision of this session that is not stored yet."""
     _process: asyncio.subprocess.Process | None = field(default=None, init=False)
+    _owed: asyncio.Task[tuple[Header, bytes]] | None = field(default=None, init=False)
+    """Reads the answer to a request that ran out of time while the process was starting."""
+    _has_answered: bool = field(default=False, init=False)
+    """The process has started: it has answered a request."""
+    _in_vain: int = field(default=0, init=False)
+    """Requests that waited in vain for the start of the process."""
     _turn: asyncio.Lock = field(default_factory=asyncio.Lock, init=False)
     _asked: asyncio.Event = field(default_factory=asyncio.Event, init=False)
 
@@ -91,6 +100,10 @@ class Explainer:
     def process(self) -> int | None:
         """The number of the process; None while there is none."""
         return None if self._process is None else self._process.pid
+
+    @property
+    def _is_alive(self) -> bool:
+        return self._process is not None and self._process.returncode is None
 
     async def run(self) -> None:
         """End the process when it is idle, until cancelled; then end it at once."""
@@ -129,29 +142,35 @@ class Explainer:
         return found
 
     async def _ask(self, request: Header, wait_s: float) -> Header:
-        """Send a request and return its answer; a process that fails or is late is killed.
+        """Send a request and return its answer; a process that fails or is late is killed, but not for a slow start.
 
         Raises:
             RequestFailed: it was late.
             OSError, BadMessage, asyncio.IncompleteReadError: it cannot be started, or failed.
         """
-        alive = self._process is not None and self._process.returncode is None
-        limit_s = wait_s + (self.limit_s if alive else self.start_s)
-        done = False
+        is_starting = not (self._is_alive and self._has_answered)
+        limit_s = wait_s + (self.start_s if is_starting else self.limit_s)
+        is_reusable = False
         try:
             async with asyncio.timeout(limit_s):
                 process = await self._started()
+                if self._owed is not None:
+                    await asyncio.shield(self._owed)
                 assert process.stdin is not None
                 assert process.stdout is not None
+                self._owed = asyncio.create_task(receive(process.stdout))
                 process.stdin.write(packed(request, safetensors.numpy.save(dict(self.statistics()))))
                 await process.stdin.drain()
-                answer, _ = await receive(process.stdout)
-                done = True
+                answer, _ = await asyncio.shield(self._owed)
+                self._owed, self._has_answered, is_reusable = None, True, True
                 return answer
         except TimeoutError:
-            raise RequestFailed(f"{request['decision']}: no result within {limit_s:g} s; the machine is busy") from None
+            self._in_vain += 1
+            is_reusable = is_starting and self._owed is not None and self._in_vain < MOST_STARTS
+            reason = "the process that explains decisions is still starting" if is_reusable else "the machine is busy"
+            raise RequestFailed(f"{request['decision']}: no result within {limit_s:g} s; {reason}; ask again") from None
         finally:
-            if not done:
+            if not is_reusable:
                 await self._kill()
 
     async def _started(self) -> asyncio.subprocess.Process:
@@ -160,8 +179,9 @@ class Explainer:
         Raises:
             OSError: it cannot be started.
         """
-        if self._process is not None and self._process.returncode is None:
+        if self._process is not None and self._is_alive:
             return self._process
+        self._has_answered, self._in_vain = False, 0
         self._process = await asyncio.create_subprocess_exec(
             *with_parent_death([sys.executable, "-m", "runtime.requests.explain_process"], priority="background"),
             stdin=asyncio.subprocess.PIPE,
@@ -184,6 +204,11 @@ class Explainer:
         await self._kill()
 
     async def _kill(self) -> None:
+        if self._owed is not None:
+            self._owed.cancel()
+            with suppress(asyncio.CancelledError, OSError, BadMessage, asyncio.IncompleteReadError):
+                await self._owed
+            self._owed = None
         if (process := self._process) is None:
             return
         with suppress(ProcessLookupError):

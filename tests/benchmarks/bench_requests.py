@@ -39,9 +39,11 @@ from learners.checkpoints.store import open_checkpoints  # noqa: E402 - after th
 from runtime.config.loader import load  # noqa: E402 - after the path
 from runtime.inference.build import build_engine  # noqa: E402 - after the path
 from runtime.inference.torch_engine import untrained  # noqa: E402
+from runtime.mqtt.rpc import AGENT_VERBS, GATE_VERBS  # noqa: E402
 
-AGENT = ("promote", "rollback", "checkpoints", "explain", "record", "finetune", "release")
-GATE = ("arm", "disarm", "mode", "reload", "end_override")
+AGENT, GATE = AGENT_VERBS, tuple(sorted(GATE_VERBS, key="reload".__eq__))
+ASKERS = 3
+"""Response topics that the requests name in turn."""
 START_S, ANSWER_S = 300.0, 60.0
 OPEN = 12
 """Requests that wait for an answer at a time."""
@@ -110,7 +112,7 @@ class Client:
     def request(self, number: int, verb: str, payload: bytes) -> None:
         """Publish one request that names where its answer goes."""
         properties = Properties(PacketTypes.PUBLISH)
-        properties.ResponseTopic = "reflexd/small/response/bench"
+        properties.ResponseTopic = f"reflexd/small/response/bench{number % ASKERS}"
         properties.CorrelationData = str(number).encode()
         self.sent_s[number] = time.monotonic()
         self.client.publish(f"reflexd/small/request/{verb}", payload, 1, properties=properties)
@@ -129,7 +131,20 @@ def payload_of(chance: random.Random, names: list[Any]) -> bytes:
     if kind < 0.2:
         return b""
     values = [*names, None, True, False, 1e400, -1, 2**70, "", "\x00", "x" * 200, [], {}, chance.random()]
-    keys = ["version", "task", "decision", "on", "source", "mode", "actuator", "other"]
+    keys = [
+        "version",
+        "task",
+        "decision",
+        "on",
+        "source",
+        "mode",
+        "actuator",
+        "stream",
+        "label",
+        "readings",
+        "numbers",
+        "other",
+    ]
     body = {key: chance.choice(values) for key in chance.sample(keys, chance.randrange(3))}
     return json.dumps(body).encode()
 
@@ -146,6 +161,11 @@ def fitting(chance: random.Random, verb: str, decisions: list[str], versions: li
         "end_override": [{"actuator": "head"}],
         "finetune": [{"task": "intents"}],
         "release": [{"source": "someone"}],
+        "accept_drift": [{"stream": "joints"}],
+        "readings": [{"task": "intents"}, {"task": "intents", "count": 3}],
+        "labels": [{"task": "intents"}],
+        "label_readings": [{"task": "intents", "label": "a", "readings": [1]}],
+        "correct_labels": [{"task": "intents", "numbers": [1]}],
     }
     return json.dumps(chance.choice(bodies.get(verb, [{}]))).encode()
 
@@ -180,7 +200,7 @@ def run(count: int, seed: int, folder: Path) -> tuple[Client, list[str], int]:
             feeding.start()
             wait_for(lambda: len(client.decisions) > 20, "decisions", START_S)
             for number in range(count):
-                verb = chance.choice([*AGENT, *GATE[:-2], *GATE] if chance.random() < 0.5 else [*AGENT, *GATE])
+                verb = chance.choice([*AGENT, *GATE[:-1], *GATE] if chance.random() < 0.5 else [*AGENT, *GATE])
                 names = [*versions, *client.decisions[-3:], "newest", "intents", "head", "shadow"]
                 fits = chance.random() < 0.5
                 payload = fitting(chance, verb, client.decisions, versions) if fits else payload_of(chance, names)

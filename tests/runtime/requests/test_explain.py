@@ -150,6 +150,38 @@ async def test_a_process_that_dies_or_hangs_costs_its_request_an_error_and_the_n
     assert not mapped(process), "the process ends with the agent"
 
 
+async def test_a_process_that_is_slow_to_start_serves_the_next_request(agent: Agent) -> None:
+    async with agent.explainer() as explainer:
+        start_s, explainer.start_s = explainer.start_s, 0.5
+        asking = asyncio.create_task(explainer.explain("s-99"))
+        await eventually(lambda: explainer.process is not None, "a process")
+        process = explainer.process
+        os.kill(process, signal.SIGSTOP)  # type: ignore[arg-type]
+        with pytest.raises(
+            RequestFailed, match=r"s-99: no result within 0\.5 s; the process that .* is still starting"
+        ):
+            await asking
+        assert explainer.process == process
+        os.kill(process, signal.SIGCONT)  # type: ignore[arg-type]
+        explainer.start_s = start_s
+        assert (await explainer.explain("s-98"))["decision"] == "s-98", "not the answer to the request before"
+        assert explainer.process == process
+        assert (await explainer.explain("s-97"))["decision"] == "s-97"
+
+
+async def test_a_process_that_never_starts_is_killed_in_the_end(agent: Agent) -> None:
+    async with agent.explainer() as explainer:
+        explainer.start_s = 0.1
+        os.kill((await explainer._started()).pid, signal.SIGSTOP)
+        with pytest.raises(RequestFailed, match="still starting"):
+            await explainer.explain("s-99")
+        with pytest.raises(RequestFailed, match="still starting"):
+            await explainer.explain("s-98")
+        with pytest.raises(RequestFailed, match="the machine is busy"):
+            await explainer.explain("s-97")
+        assert explainer.process is None
+
+
 async def test_the_request_waits_longer_than_the_process_may_take(agent: Agent) -> None:
     async with agent.explainer() as explainer:
         assert explainer.start_s + explainer.store_s < ANSWERED_WITHIN_S
