@@ -15,20 +15,24 @@ for each agent orders them. The ingest uses it. Knows no MQTT.
 from __future__ import annotations
 
 import contextlib
+import errno
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import orjson
 import pyarrow.parquet as pq
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, ValidationError
 
-from learners.files import locked, new_file, private_folder, write_atomically
+from learners.files import locked, new_file, private_folder, sync_directory, write_atomically
 from learners.fleet_data.policy_manifest import version_numbers
 from learners.fleet_data.segment import Segment, SegmentHeader
 
 MAX_BOOTS = 8
 """Boots of an agent that are remembered; the oldest one is forgotten."""
+_KEY = b"reflexd"
+"""Of the metadata of a file: the header of its segment."""
 Outcome = Literal["stored", "apart", "duplicate", "gap", "overlap"]
 
 
@@ -62,15 +66,16 @@ class ParquetLog:
         folder: of all groups.
         group: its name.
         min_daemon: the oldest version of reflexd with rows that train, as `0.1.0`.
+        min_free_bytes: of the disk; nothing more is stored below it, and devices repeat their rows.
 
     Raises:
         OSError: the folder cannot be created.
     """
 
-    def __init__(self, folder: Path, group: str, *, min_daemon: str = "0") -> None:
+    def __init__(self, folder: Path, group: str, *, min_daemon: str = "0", min_free_bytes: float = 0) -> None:
         self.folder = folder / group
-        self.min_daemon = min_daemon
-        private_folder(self.folder / "agents")
+        self.min_daemon, self.min_free_bytes = min_daemon, min_free_bytes
+        _durable_folder(self.folder / "agents")
 
     def append(self, segment: Segment) -> StoredSegment:
         """Store a segment unless its rows are stored; return once all of it is on disk.
@@ -80,15 +85,19 @@ class ParquetLog:
         """
         header = segment.header
         agent = self.folder / "agents" / header.agent
-        private_folder(agent)
+        _durable_folder(agent)
         with locked(agent):
-            positions = _read_positions(agent / "position.json")
+            positions = read_positions(agent / "position.json")
             if (known := _known(header, positions)) is not None:
                 return known
+            self._require_space()
             reason, table, size = self._difference(header), segment.table, 0
             if table.num_rows:
-                part = self.folder / ("apart" if reason else "rows")
-                size = _write(part / f"day={segment.day}" / f"agent={header.agent}", header, table)
+                parts, place = ("apart", "rows"), Path(f"day={segment.day}") / f"agent={header.agent}"
+                part, other = parts if reason else parts[::-1]
+                size = _write(self.folder / part / place, header, table)
+                # of a process that was killed before the position, when the group had another reference
+                (self.folder / other / place / _file_name(header)).unlink(missing_ok=True)
             own = positions.pop(header.boot, {})
             positions[header.boot] = {**own, header.lane: header.last}
             newest = dict(list(positions.items())[-MAX_BOOTS:])
@@ -101,7 +110,7 @@ class ParquetLog:
         Raises:
             OSError, ValueError: the positions of the agent cannot be read.
         """
-        return _known(header, _read_positions(self.folder / "agents" / header.agent / "position.json"))
+        return _known(header, read_positions(self.folder / "agents" / header.agent / "position.json"))
 
     def reference(self) -> FleetReference | None:
         """Return what rows must agree in; None before the first segment.
@@ -113,6 +122,17 @@ class ParquetLog:
             return FleetReference.model_validate_json((self.folder / "reference.json").read_bytes())
         except FileNotFoundError:
             return None
+
+    def _require_space(self) -> None:
+        """Refuse to fill the disk.
+
+        Raises:
+            OSError: there is too little free.
+        """
+        free = shutil.disk_usage(self.folder).free
+        if free < self.min_free_bytes:
+            need = f"{free / 1e9:.1f} GB are free, storage.min_free_gb is {self.min_free_bytes / 1e9:g}"
+            raise OSError(errno.ENOSPC, f"{need}; delete old days of rows or enlarge the disk", str(self.folder))
 
     def _difference(self, header: SegmentHeader) -> str:
         """Return why the rows of a segment do not train with those of the group; empty if they do."""
@@ -150,14 +170,38 @@ def _known(header: SegmentHeader, positions: dict[str, dict[str, int]]) -> Store
 
 
 def _write(folder: Path, header: SegmentHeader, table: Any) -> int:
-    private_folder(folder)
-    path = folder / f"{header.boot}-{header.lane}-{header.first:012d}.parquet"
+    _durable_folder(folder)
+    path = folder / _file_name(header)
     with new_file(path, mode=0o600) as draft:
-        pq.write_table(table, draft, compression="zstd")
+        pq.write_table(table.replace_schema_metadata({_KEY: header.model_dump_json()}), draft, compression="zstd")
     return path.stat().st_size
 
 
-def _read_positions(path: Path) -> dict[str, dict[str, int]]:
+def _file_name(header: SegmentHeader) -> str:
+    return f"{header.boot}-{header.lane}-{header.first:012d}.parquet"
+
+
+def _durable_folder(path: Path) -> None:
+    """Create a folder and its missing parents, and wait until their names are on disk.
+
+    Raises:
+        OSError: the disk refuses.
+    """
+    missing = [each for each in (path, *path.parents) if not each.exists()]
+    private_folder(path)
+    for each in missing:
+        sync_directory(each.parent)
+
+
+def file_header(table: Any) -> SegmentHeader | None:
+    """Return the header of the segment that a file's table was; None for a file of before 0.1.0, which has none."""
+    try:
+        return SegmentHeader.model_validate_json((table.schema.metadata or {})[_KEY])
+    except (KeyError, ValidationError):
+        return None
+
+
+def read_positions(path: Path) -> dict[str, dict[str, int]]:
     """Return the positions of an agent.
 
     Raises:

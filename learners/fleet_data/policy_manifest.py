@@ -16,6 +16,7 @@ import re
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import orjson
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -29,6 +30,8 @@ SIGNATURE_BYTES = 64
 MAX_MANIFEST_BYTES = 65_536
 MAX_BLOB_BYTES = 67_108_864
 MAX_FILES = 64
+Stage = Literal["canary", "tenth", "all"]
+"""How far a wave has come: a few agents, a tenth, or all."""
 _ENTRY = r"^[a-z0-9][a-z0-9_-]{0,63}\.(safetensors|json|xml|bin|sig)$"
 
 
@@ -55,6 +58,8 @@ class FleetPolicy(BaseModel):
     """Versions that the fleet took out for good; every agent takes them back, whatever its wave."""
     share: float = Field(gt=0, le=1)
     """Of the agents that try it: the wave."""
+    wave: Stage | Literal["manual"] = "manual"
+    """The stage of the wave; `manual` where a person chose the share."""
     min_daemon: str = Field(pattern=r"^[0-9.]{1,32}$")
     expires_s: float = Field(gt=0, le=4_102_444_800)
     """Unix seconds."""
@@ -115,8 +120,13 @@ def verify(message: bytes, public: PublicKey, device: DeviceIdentity) -> FleetPo
 
 def is_in_wave(policy: FleetPolicy, agent: str) -> bool:
     """Return whether an agent is among the share of the agents that try a policy; it is the same for every share of a version."""
-    digest = hashlib.sha256(f"{policy.group}/{policy.version}/{agent}".encode()).digest()
-    return int.from_bytes(digest[:7]) / (1 << 56) < policy.share
+    return wave_position(policy.group, policy.version, agent) < policy.share
+
+
+def wave_position(group: str, version: str, agent: str) -> float:
+    """Return the share, in [0, 1), above which an agent is in the wave of a version."""
+    digest = hashlib.sha256(f"{group}/{version}/{agent}".encode()).digest()
+    return int.from_bytes(digest[:7]) / (1 << 56)
 
 
 def version_numbers(text: str) -> tuple[int, ...]:

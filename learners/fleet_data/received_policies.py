@@ -50,6 +50,16 @@ def received(state_dir: Path) -> Path | None:
     return directory if directory.is_dir() else None
 
 
+def newest_received(state_dir: Path) -> str | None:
+    """Return the version of the fleet that the learner examines or examined last; None if there is none.
+
+    Raises:
+        OSError: the note or the list cannot be read.
+    """
+    names = _names(state_dir / RECEIVED / _EXAMINED)
+    return _noted(state_dir) or (names[-1] if names else None)
+
+
 def forget_received(state_dir: Path, directory: Path, *, is_examined: bool) -> None:
     """Delete a received checkpoint, and the note if it still names it.
 

@@ -15,6 +15,7 @@ from runtime.cli.options import FILE, FOLDER, AgentName, refusing
 
 if TYPE_CHECKING:
     from learners.fleet_data.policy_manifest import FleetPolicy
+    from runtime.fleet.topics import GroupLearnerReport
 
 MAX_REASON = 500
 """Characters of a cell: an agent writes its report, and the terminal must not obey it."""
@@ -53,13 +54,16 @@ def status(settings: Path, *, as_json: bool) -> None:
 
     found = asyncio.run(collect(load_fleet(settings)))
     if as_json:
-        click.echo(json.dumps({name: report.model_dump() for name, report in found.ingests.items()}))
+        learner = {} if found.learner is None else {"learner": found.learner.model_dump()}
+        click.echo(json.dumps({**{name: report.model_dump() for name, report in found.ingests.items()}, **learner}))
         return
     online = sum(report.state == "online" for report in found.agents.values())
     click.echo(f"agents: {online} online of {len(found.agents)}")
     for name, report in sorted(found.ingests.items()):
         counts = ", ".join(f"{key} {value}" for key, value in sorted(report.counts.items()))
         click.echo(f"{name}: {report.state}; {counts or 'nothing stored yet'}")
+    if found.learner is not None:
+        _say_learner(found.learner)
 
 
 @fleet.command()
@@ -147,6 +151,62 @@ def rollback(settings: Path, share: float) -> None:
 
     publisher = PolicyPublisher(load_fleet(settings))
     _say(checked(lambda: asyncio.run(publisher.roll_back(share))))
+
+
+@fleet.command("pause-wave")
+@FLEET_FILE
+@click.option("--resume", is_flag=True, help="Let waves begin and go on again.")
+@refusing
+def pause_wave(settings: Path, *, resume: bool) -> None:
+    """Let no wave of FLEET.yaml begin or go on until --resume. A wave that must stop stops all the same."""
+    from learners.files import private_folder
+    from runtime.fleet.server_settings import load_fleet
+    from runtime.fleet.wave_runner import PAUSED
+
+    loaded = load_fleet(settings)
+    path = loaded.data / loaded.group / PAUSED
+    private_folder(path.parent)
+    if resume:
+        path.unlink(missing_ok=True)
+    else:
+        path.touch()
+    click.echo(f"waves of {loaded.group} are {'not paused' if resume else 'paused'}")
+
+
+@fleet.command()
+@FLEET_FILE
+@click.argument("name", type=AgentName())
+@refusing
+def readmit(settings: Path, name: str) -> None:
+    """Let the rows of the agent NAME train again, from its first one on disk; it was excluded because its rows looked false."""
+    from runtime.fleet.server_settings import load_fleet
+
+    loaded = load_fleet(settings)
+    folder = loaded.data / loaded.group / "agents" / name
+    if not folder.is_dir():
+        raise click.ClickException(f"{name} has sent no rows to {loaded.group}")
+    (folder / "readmit").touch()
+    click.echo(f"the learner of {loaded.group} takes the rows of {name} again in its next round")
+
+
+def _say_learner(report: GroupLearnerReport) -> None:
+    """Print the report of the learner, the wave and the excluded agents."""
+    from runtime.console.status import plain
+
+    progress, wave = report.progress, report.wave
+    click.echo(
+        plain(
+            f"learner: {report.state}; {progress.get('state', 'waits for rows and a spec')}, "
+            f"updates {progress.get('updates', 0)}, rows {progress.get('row', 0)}",
+            MAX_REASON,
+        )
+    )
+    if wave is not None:
+        paused = ", paused" if report.paused else ""
+        text = f"wave: {wave.get('version')} {wave.get('state')} at {wave.get('stage')}{paused}; {wave.get('reason') or 'no reason yet'}"
+        click.echo(plain(text, MAX_REASON))
+    for name, reason in sorted(report.excluded.items()):
+        click.echo(plain(f"excluded: {name}; {reason}", MAX_REASON))
 
 
 def _say(policy: FleetPolicy) -> None:

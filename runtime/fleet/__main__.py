@@ -14,6 +14,7 @@ import structlog
 from learners.checkpoints.trusted_keys import read_public
 from learners.fleet_data.uplink_queue import UplinkQueue
 from learners.ipc.outbox import Outbox
+from learners.ipc.policy_spec import spec_path
 from runtime.config.fleet_settings import FleetSettings
 from runtime.config.loader import ConfigError, load
 from runtime.config.schema import Config
@@ -63,6 +64,8 @@ def build(config: Config, settings: FleetSettings) -> Uplink:
         identity=identity,
         outbox=outbox,
         policies=policies,
+        spec_file=spec_path(config.state_dir),
+        state_dir=config.state_dir,
         budget=ByteBudget(per_hour, burst=2.0 * queue.max_bytes),
         report=lambda: report_payload(uplink, identity(), {}),
     )

@@ -74,12 +74,16 @@ def _rules(topics: FleetTopics, agents: list[str]) -> list[str]:
             f"topic write {topics.ack('+')}",
             f"topic read {topics.report('+')}",
             f"topic readwrite {topics.ingest('+')}",
+            f"topic readwrite {topics.learner}",
+            f"topic read {topics.spec('+')}",
+            f"topic read {topics.verdict('+')}",
         ),
         *(f"topic readwrite {topics.policy}", f"topic readwrite {topics.policy}/#", "topic write reflexd/echo/+"),
     ]
     for agent in sorted(agents):
         lines += [
             *("", f"user {agent}", f"topic write {topics.up(agent)}", f"topic write {topics.report(agent)}"),
+            *(f"topic write {topics.spec(agent)}", f"topic write {topics.verdict(agent)}"),
             *(f"topic read {topics.ack(agent)}", f"topic read {topics.policy}", f"topic read {topics.policy}/#"),
             "topic write reflexd/echo/+",
         ]

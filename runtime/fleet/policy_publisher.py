@@ -13,8 +13,10 @@ import hashlib
 import secrets
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import orjson
 
@@ -23,7 +25,7 @@ from learners.checkpoints.signing import load_key, public_pem
 from learners.checkpoints.store import Checkpoints
 from learners.checkpoints.trusted_keys import TrustedKeys, signer
 from learners.files import locked, private_folder, write_atomically
-from learners.fleet_data.policy_manifest import FleetPolicy, pack_blob, sign
+from learners.fleet_data.policy_manifest import FleetPolicy, Stage, pack_blob, sign
 from learners.ipc.policy_spec import spec_of_version
 from runtime.fleet.server_settings import FleetServerSettings
 from runtime.fleet.topics import BLOB_PART_BYTES, FleetTopics
@@ -83,6 +85,10 @@ class PolicyPublisher:
         self._pending.unlink(missing_ok=True)
         return version
 
+    def in_force(self) -> str | None:
+        """Return the version in force; None if there is none."""
+        return self._checkpoints().live().version
+
     @property
     def _pending(self) -> Path:
         """Names the version that a rollback takes out, until the one before it is published."""
@@ -125,11 +131,48 @@ class PolicyPublisher:
         """
         return await self.publish(share, before=self.go_back)
 
-    async def publish(self, share: float, *, before: Callable[[], object] = lambda: None) -> FleetPolicy:
+    async def withdraw(self, version: str) -> FleetPolicy:
+        """Take a version out on every agent, and publish the one before it; where there is none, no agent tries any.
+
+        Args:
+            version: as the fleet calls it.
+
+        Raises:
+            MqttLost: the broker does not answer; a repetition publishes the same.
+            CheckpointRefused: the version in force cannot be read.
+        """
+
+        def before() -> None:
+            self._note_withdrawn(version)
+            checkpoints = self._checkpoints()
+            if checkpoints.live().version == version:
+                with suppress(CheckpointRefused):  # there is no version before it
+                    checkpoints.rollback(failing=version)
+
+        return await self.publish(1.0, before=before, wave="all")
+
+    def _note_withdrawn(self, version: str) -> None:
+        names = self._withdrawn()
+        if version not in names:
+            write_atomically(self.folder / "withdrawn.json", orjson.dumps([*names, version][-MAX_WITHDRAWN:]))
+
+    def _withdrawn(self) -> list[str]:
+        """Return the versions that `withdraw` took out."""
+        path = self.folder / "withdrawn.json"
+        return [str(name) for name in orjson.loads(path.read_bytes())] if path.exists() else []
+
+    async def publish(
+        self,
+        share: float,
+        *,
+        before: Callable[[], object] = lambda: None,
+        wave: Stage | Literal["manual"] = "manual",
+    ) -> FleetPolicy:
         """Publish the version in force, and return its manifest once the broker has it.
 
         Args:
             share: of the agents that try it.
+            wave: the stage, for the manifest.
             before: called once the broker answers; may put another version in force.
 
         Raises:
@@ -144,7 +187,7 @@ class PolicyPublisher:
             async with asyncio.timeout(CONNECT_S):
                 await link.up()
             await asyncio.to_thread(before)
-            policy, blob = await asyncio.to_thread(self._prepare, share)
+            policy, blob = await asyncio.to_thread(self._prepare, share, wave)
             for number, start in enumerate(range(0, len(blob), BLOB_PART_BYTES)):
                 part = blob[start : start + BLOB_PART_BYTES]
                 await link.publish(topics.blob(policy.sha256, number), part, retain=True, timeout_s=PART_S)
@@ -159,7 +202,7 @@ class PolicyPublisher:
             await asyncio.wait([running])
         return policy
 
-    def _prepare(self, share: float) -> tuple[FleetPolicy, bytes]:
+    def _prepare(self, share: float, wave: Stage | Literal["manual"]) -> tuple[FleetPolicy, bytes]:
         checkpoints = self._checkpoints()
         version = checkpoints.live().version
         if version is None:
@@ -175,8 +218,9 @@ class PolicyPublisher:
             size=len(blob),
             spec=spec_digest_of(loaded),
             encoder_versions=dict(loaded.manifest.encoder_versions),
-            withdrawn=list(checkpoints.live().failed)[-MAX_WITHDRAWN:],
+            withdrawn=list(dict.fromkeys([*checkpoints.live().failed, *self._withdrawn()]))[-MAX_WITHDRAWN:],
             share=share,
+            wave=wave,
             min_daemon=self.settings.min_daemon,
             expires_s=self.clock() + VALID_S,
         )

@@ -67,6 +67,8 @@ class PolicyReceiver:
     """Manifests that were accepted before: the broker repeats the retained one at each connect."""
     accepted: FleetPolicy | None = None
     """The newest manifest that was accepted."""
+    wave: str | None = None
+    """The stage of the newest manifest; None where this agent is outside of it."""
     _messages: asyncio.Queue[bytes] = field(default_factory=lambda: asyncio.Queue(4))
     _parts: dict[int, bytes] = field(default_factory=dict)
     _collecting: FleetPolicy | None = None
@@ -134,7 +136,9 @@ class PolicyReceiver:
         if policy.withdrawn:
             note_withdrawn(self.state_dir, policy.withdrawn)
         # a wider wave is another manifest, with a higher counter
-        is_wanted = is_in_wave(policy, identity.agent) and policy.version not in examined(self.state_dir)
+        is_known = policy.version in policy.withdrawn or policy.version in examined(self.state_dir)
+        is_wanted = is_in_wave(policy, identity.agent) and not is_known
+        self.wave = policy.wave if is_in_wave(policy, identity.agent) else None
         self._accept(policy.counter, digest, is_done=not is_wanted)
         if not is_wanted:
             return

@@ -7,7 +7,7 @@ import secrets
 from dataclasses import dataclass, field
 
 from runtime.fleet.server_settings import FleetServerSettings
-from runtime.fleet.topics import AgentReport, FleetTopics, IngestReport
+from runtime.fleet.topics import AgentReport, FleetTopics, GroupLearnerReport, IngestReport
 from runtime.mqtt import Address, Connection, Message, MqttLost
 from runtime.mqtt.topics import decode
 
@@ -20,6 +20,7 @@ class GroupReport:
 
     agents: dict[str, AgentReport] = field(default_factory=dict)
     ingests: dict[str, IngestReport] = field(default_factory=dict)
+    learner: GroupLearnerReport | None = None
 
 
 async def collect(settings: FleetServerSettings, timeout_s: float = CONNECT_S) -> GroupReport:
@@ -40,6 +41,10 @@ async def collect(settings: FleetServerSettings, timeout_s: float = CONNECT_S) -
         report = decode(IngestReport, message.payload)
         found.ingests[report.name] = report
 
+    def learner(message: Message) -> None:
+        found.learner = decode(GroupLearnerReport, message.payload)
+
+    link.subscribe(topics.learner, learner, retained="send")
     link.subscribe(topics.report("+"), agent, retained="send")
     link.subscribe(topics.ingest("+"), ingest, retained="send")
     running = asyncio.create_task(link.run(), name="fleet status")

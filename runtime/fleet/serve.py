@@ -68,13 +68,40 @@ class IngestActor:
         return os.getpid()
 
 
+class LearnerActor:
+    """The shell of the group's learner in Ray; it resumes exactly when Ray starts it again.
+
+    Args:
+        settings: of the server, as JSON.
+    """
+
+    def __init__(self, settings: str) -> None:
+        self._settings = FleetServerSettings.model_validate_json(settings)
+        process_log.configure()
+
+    async def run(self) -> None:
+        """Train and publish until the actor ends."""
+        from runtime.fleet.group_learner import GroupLearner  # noqa: PLC0415 - torch, which no ingest needs
+
+        await GroupLearner(self._settings).run()
+
+    def pid(self) -> int:
+        """Return the process of the actor."""
+        return os.getpid()
+
+
 def build_ingest(settings: FleetServerSettings, name: str) -> Ingest:
     """Build one ingest; call it inside the loop.
 
     Raises:
         OSError: the data folder cannot be created, or a certificate cannot be read.
     """
-    store = ParquetLog(settings.data, settings.group, min_daemon=settings.min_daemon)
+    store = ParquetLog(
+        settings.data,
+        settings.group,
+        min_daemon=settings.min_daemon,
+        min_free_bytes=settings.storage.min_free_gb * 1e9,
+    )
     return Ingest(name, Address.of(settings.mqtt, "agent"), store, FleetTopics(settings.group))
 
 
@@ -131,6 +158,20 @@ def start_ingests(ray: Any, settings: FleetServerSettings) -> list[Any]:
     ]
 
 
+def start_learner(ray: Any, settings: FleetServerSettings) -> list[Any]:
+    """Start the learner as a named actor, or find the one that runs already; return none where it is switched off."""
+    if not settings.learner.enabled:
+        return []
+    options = {
+        "name": "learner",
+        "lifetime": "detached",
+        "get_if_exists": True,
+        "max_restarts": -1,
+        "max_task_retries": -1,
+    }
+    return [ray.remote(LearnerActor).options(**options, num_cpus=1, max_concurrency=4).remote(settings_json(settings))]
+
+
 async def serve(settings: FleetServerSettings) -> int:
     """Serve until SIGTERM or Ctrl-C; return the exit code.
 
@@ -150,11 +191,15 @@ async def serve(settings: FleetServerSettings) -> int:
             stack.callback(ray.shutdown)
             for number in (signal.SIGTERM, signal.SIGINT):  # after Ray, which sets its own
                 asyncio.get_running_loop().add_signal_handler(number, ending.set)
-            actors = start_ingests(ray, settings)
-            runs = [
-                asyncio.create_task(keep_running(_run(actor)), name=f"ingest {i}") for i, actor in enumerate(actors)
-            ]
-            log.info("fleet.serving", group=settings.group, ingests=len(actors), data=str(settings.data))
+            actors = [*start_ingests(ray, settings), *start_learner(ray, settings)]
+            runs = [asyncio.create_task(keep_running(_run(actor)), name=f"actor {i}") for i, actor in enumerate(actors)]
+            log.info(
+                "fleet.serving",
+                group=settings.group,
+                ingests=settings.ingests,
+                learner=settings.learner.enabled,
+                data=str(settings.data),
+            )
             await ending.wait()
             for each in runs:
                 each.cancel()
@@ -169,10 +214,10 @@ async def serve(settings: FleetServerSettings) -> int:
 
 
 async def keep_running(run: Callable[[], Awaitable[None]], pauses_s: tuple[float, float] = RETRY_S) -> None:
-    """Run one ingest until cancelled: log a failure, wait, and run it again, so that no failure ends the others.
+    """Run one actor until cancelled: log a failure, wait, and run it again, so that no failure ends the others.
 
     Args:
-        run: one run of the ingest.
+        run: one run of the actor.
         pauses_s: the first pause and the longest; each failure within `STEADY_S` doubles it.
     """
     pause_s = pauses_s[0]
@@ -185,7 +230,7 @@ async def keep_running(run: Callable[[], Awaitable[None]], pauses_s: tuple[float
             reason = f"{type(error).__name__}: {error}"[-MAX_REASON:]
         if time.monotonic() - begun_s >= STEADY_S:
             pause_s = pauses_s[0]
-        log.error("fleet.ingest_failed", reason=reason, retry_s=pause_s)
+        log.error("fleet.actor_failed", reason=reason, retry_s=pause_s)
         await asyncio.sleep(pause_s)
         pause_s = min(2 * pause_s, pauses_s[1])
 

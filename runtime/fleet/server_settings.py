@@ -10,6 +10,7 @@ from typing import Any
 import yaml
 from pydantic import Field, ValidationError, model_validator
 
+from learners.config import ExperienceSettings, LearnerSettings, PromotionSettings
 from learners.files import read_plain_file
 from runtime.config.field_types import GivenPath
 from runtime.config.mqtt_settings import MqttSettings
@@ -29,6 +30,25 @@ class RaySettings(Settings):
     cpus: int = Field(2, ge=1, le=1_024, description="cores of a local one")
 
 
+class FleetStorageSettings(Settings):
+    """Limits of the data folder."""
+
+    min_free_gb: float = Field(
+        1.0, ge=0, description="free space of the disk, in GB, below which no rows are stored; devices keep theirs"
+    )
+
+
+class WaveSettings(Settings):
+    """How a version of the learner spreads."""
+
+    publish: bool = Field(True, description="publish versions of the learner that pass its own checks")
+    canaries: int = Field(1, ge=1, le=1_000, description="agents that try a version first")
+    hold_s: float = Field(600.0, ge=0, description="shortest time between two stages")
+    alpha: float = Field(
+        0.01, gt=0, lt=1, description="probability of stopping a version that is not worse, by the pooled evidence"
+    )
+
+
 class FleetServerSettings(Settings):
     """One FLEET.yaml: one group of one fleet."""
 
@@ -41,6 +61,19 @@ class FleetServerSettings(Settings):
     min_daemon: str = Field(
         "0", max_length=64, pattern=r"^[0-9.]+$", description="rows of an older reflexd do not train"
     )
+    rate_hz: float = Field(10.0, gt=0, le=1_000, description="ticks a second of the group's agents")
+    device: str = Field("auto", description="device of the learner: auto, cpu or cuda")
+    learner: LearnerSettings = Field(
+        LearnerSettings.model_validate({}), description="the learner, as in the settings of a daemon"
+    )
+    promotion: PromotionSettings = Field(
+        PromotionSettings.model_validate({}), description="checks of a version before it is published"
+    )
+    experience: ExperienceSettings = Field(
+        ExperienceSettings.model_validate({}), description="limits of the merged rows that the learner reads"
+    )
+    waves: WaveSettings = Field(WaveSettings(), description="how versions spread")
+    storage: FleetStorageSettings = Field(FleetStorageSettings(), description="limits of the data folder")
     ray: RaySettings = Field(RaySettings(), description="where the ingests run")
 
     @model_validator(mode="before")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import Field
 
@@ -38,6 +38,19 @@ class FleetTopics:
     def report(self, agent: str) -> str:
         """Return the retained topic on which an agent says how it is."""
         return f"{self.base}/agents/{agent}"
+
+    def spec(self, agent: str) -> str:
+        """Return the retained topic of the policy spec of an agent, as its file is."""
+        return f"{self.report(agent)}/spec"
+
+    def verdict(self, agent: str) -> str:
+        """Return the retained topic on which an agent says what became of the fleet's newest version there."""
+        return f"{self.base}/verdicts/{agent}"
+
+    @property
+    def learner(self) -> str:
+        """The retained topic on which the group's learner says how it is."""
+        return f"{self.base}/learner"
 
     def ingest(self, name: str) -> str:
         """Return the retained topic on which an ingest says what it stored."""
@@ -80,7 +93,8 @@ class AgentReport(Payload):
     """The newest version of the fleet that this agent accepted."""
     verdict: str | None = Field(None, max_length=500)
     """What became of that version."""
-    wave: int | None = None
+    wave: str | None = Field(None, max_length=16)
+    """The stage of the newest manifest; absent outside of it."""
     backlog_rows: int | None = None
     sampling_probability: float | None = None
     apart: str | None = Field(None, max_length=500)
@@ -94,3 +108,21 @@ class IngestReport(Payload):
     state: Literal["online", "offline"]
     stamp: float | None = None
     counts: dict[str, int] = Field({}, max_length=64)
+
+
+class GroupLearnerReport(Payload):
+    """`learner`: how the learner of the group is; retained, and its last will."""
+
+    state: Literal["online", "offline"]
+    stamp: float | None = None
+    spec: str | None = Field(None, max_length=64)
+    """Digest of the spec that it trains; absent while no device has sent it."""
+    progress: dict[str, Any] = Field({}, max_length=64)
+    """As in `progress.json` of a daemon."""
+    wave: dict[str, Any] | None = None
+    """The newest wave."""
+    paused: bool = False
+    verdicts: dict[str, str] = Field({}, max_length=10_000)
+    """By agent, the state of the version of the wave."""
+    excluded: dict[str, str] = Field({}, max_length=10_000)
+    """Agents with rows that do not train, with the reason."""

@@ -15,13 +15,15 @@ import sqlite3
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
 import structlog
 
+from learners.fleet_data.device_verdict import device_verdict
+from learners.fleet_data.received_policies import newest_received
 from learners.fleet_data.segment import MAX_BYTES
 from learners.fleet_data.uplink_queue import PendingSegment, UplinkIdentity, UplinkQueue
 from learners.ipc.outbox import Outbox
@@ -41,6 +43,8 @@ REFUSED_PAUSE_S = 60.0
 REFUSALS = 3
 """A segment that was refused so often is given up; its rows stay in the experience store."""
 REPORT_S = 10.0
+SPEC_S = 600.0
+"""Between two publications of the policy spec, which the broker retains."""
 TOO_LARGE_S = 3_600.0
 """Between two events about rows that no segment can carry."""
 T = TypeVar("T")
@@ -108,10 +112,15 @@ class Uplink:
     outbox: Outbox
     budget: ByteBudget
     report: Callable[[], bytes]
+    spec_file: Path | None = None
+    """The policy spec of the agent, which the fleet's learner needs; None publishes none."""
+    state_dir: Path | None = None
+    """Of the daemon: its records say what became of the fleet's versions; None publishes no verdicts."""
     policies: PolicyReceiver | None = None
     """Receives the policies of the fleet; None without `fleet.key`."""
     answer_s: tuple[float, float] = ANSWER_S
     poll_s: float = POLL_S
+    report_s: float = REPORT_S
     apart: str | None = None
     """Why the fleet sets the rows apart."""
     sent: int = 0
@@ -224,11 +233,39 @@ class Uplink:
         self._answers.put_nowait(answer)
 
     async def _report(self) -> None:
+        spec, spec_s, verdict = b"", -float("inf"), b""
         while True:
             await self.link.up()
             payload = await self._call(self.report)
             self.link.enqueue(self.topics.report(self.agent), payload, qos=1, retain=True, keep="latest")
-            await asyncio.sleep(REPORT_S)
+            present = await self._call(self._spec)
+            if present and (present != spec or time.monotonic() - spec_s > SPEC_S):
+                spec, spec_s = present, time.monotonic()
+                self.link.enqueue(self.topics.spec(self.agent), spec, qos=1, retain=True, keep="latest")
+            newest = await self._call(self.verdict)
+            if newest is not None and newest != verdict:
+                verdict = newest
+                self.link.enqueue(self.topics.verdict(self.agent), verdict, qos=1, retain=True, keep="latest")
+            await asyncio.sleep(self.report_s)
+
+    def _spec(self) -> bytes:
+        """Return the policy spec of the agent; empty if there is none."""
+        try:
+            return b"" if self.spec_file is None else self.spec_file.read_bytes()
+        except OSError:
+            return b""
+
+    def verdict(self) -> bytes | None:
+        """Return what became of the newest version of the fleet on this device; None if there is none, or it cannot be read."""
+        if self.state_dir is None:
+            return None
+        try:
+            version = newest_received(self.state_dir)
+            found = None if version is None else device_verdict(self.state_dir, version)
+        except OSError as error:
+            log.warning("uplink.verdict_unreadable", reason=str(error))
+            return None
+        return None if found is None else encode({"agent": self.agent, **asdict(found)})
 
     async def _call(self, work: Callable[[], T]) -> T:
         """Do something with the queue in its own thread: SQLite and files may block."""
@@ -254,6 +291,7 @@ def report_payload(uplink: Uplink, identity: UplinkIdentity | None, more: dict[s
         "sampling_probability": queue.sampling_probability,
         "apart": uplink.apart,
         "fleet_version": uplink.policies and uplink.policies.accepted and uplink.policies.accepted.counter,
+        "wave": uplink.policies and uplink.policies.wave,
         "counts": {**queue.counts, "segments": uplink.sent},
         **more,
     }

@@ -1,0 +1,302 @@
+"""Merge the Parquet shards of a group into the one experience store that its learner reads.
+
+The learner of a fleet is the learner of a daemon. It reads an experience store, and this module writes that store: rows of each
+agent in their order, under sessions that name agent and boot. An agent's turn ends after `RUN_ROWS` rows, so that a run of
+neighbours is long and no agent holds up the others. Lanes are merged as they are on disk: the successor of a block's last row is
+unknown where the next block is in the other lane and came later. `learners/rl` draws no transition without a successor.
+
+Only rows with the group's spec and encoder versions are merged (`reference.json`). Rows of excluded agents are not.
+The Parquet files are the source: a broken store is set aside and merged again. Knows no MQTT.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import orjson
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from learners.config import ExperienceSettings
+from learners.experience.recovery import damaged
+from learners.experience.transition import Transition
+from learners.files import private_folder
+from learners.fleet_data.agent_trust import AgentTrust
+from learners.fleet_data.merged_database import MergedDatabase, session_name
+from learners.fleet_data.parquet_log import FleetReference, file_header, read_positions
+from learners.fleet_data.segment import LANES, Lane, SegmentRefused, transition_of
+
+RUN_ROWS = 1_024
+"""Of one agent in one transaction."""
+MAX_ROWS = 8_192
+"""Of all agents in one call of `merge`: training goes on in between."""
+TRIM_S = 5.0
+FIRST_DIGITS = 12
+"""Of the number of the first row in the name of a file."""
+
+
+@dataclass(slots=True)
+class _Lane:
+    """What is to be read of a lane."""
+
+    read: int
+    """The last row that is merged or passed."""
+    stored: int
+    """The last row that is on disk."""
+    files: list[tuple[int, Path]] = field(default_factory=list)
+    """First row and path of each file with further rows."""
+
+
+class ExperienceMerger:
+    """Merges one group; one process at a time.
+
+    Args:
+        group: folder of the group, as `ParquetLog` writes it.
+        store: folder of the merged experience store.
+        settings: limits of the store.
+        trust: judges the rows of each agent; None merges those of all.
+        wall: Unix seconds.
+
+    Raises:
+        OSError, sqlite3.Error: the store cannot be opened.
+    """
+
+    def __init__(
+        self,
+        group: Path,
+        store: Path,
+        settings: ExperienceSettings | None = None,
+        *,
+        trust: AgentTrust | None = None,
+        wall: Callable[[], float] = time.time,
+    ) -> None:
+        self.group, self.folder, self.trust, self._wall = group, store, trust, wall
+        self.counts: Counter[str] = Counter()
+        """Rows by what became of them: `merged`, `other` spec or encoders, `unreadable`, `excluded`; `unreadable_files`."""
+        self.newly_excluded: list[tuple[str, str]] = []
+        """Agents that were excluded since the caller last emptied this list, with the reasons."""
+        limits = settings or ExperienceSettings.model_validate({})
+        private_folder(store)
+        self._set_aside_broken()
+        self.database = MergedDatabase(store, max_bytes=int(limits.max_gb * 1e9), reserve=limits.reserved_fraction)
+        self._unchanged: dict[str, int] = {}
+        """By agent, the time of its position file when all of its rows were merged."""
+        self._last_agent = ""
+        self._trimmed_s = -float("inf")
+
+    def close(self) -> None:
+        """Close the store."""
+        self.database.close()
+
+    def merge(self) -> int:
+        """Merge what is new, at most about `MAX_ROWS` rows; return how many rows are new to the learner.
+
+        Raises:
+            OSError, sqlite3.Error: a file cannot be read or written; what was merged before is on disk.
+        """
+        reference = self._reference()
+        if reference is None:
+            return 0
+        excluded, merged = self.database.excluded(), 0
+        for agent in self._agents():
+            if agent in excluded:
+                continue
+            merged += self._merge_agent(agent, reference)
+            self._last_agent = agent
+            if merged >= MAX_ROWS:
+                break
+        self._exclude_liars()
+        if time.monotonic() - self._trimmed_s > TRIM_S:
+            with self.database:
+                gone = self.database.trim(self._wall())
+            if gone:
+                self.database.compact()
+            self._trimmed_s = time.monotonic()
+        return merged
+
+    def exclude(self, agent: str, reason: str) -> None:
+        """Take the rows of an agent out of training, past and future ones; they stay in the Parquet files.
+
+        Raises:
+            OSError, sqlite3.Error: the store cannot be written.
+        """
+        with self.database:
+            self.counts["excluded"] += self.database.exclude(agent, reason)
+        self.newly_excluded.append((agent, reason))
+
+    def readmit(self, agent: str) -> None:
+        """Merge the rows of an excluded agent again.
+
+        Raises:
+            OSError, sqlite3.Error: the store cannot be written.
+        """
+        with self.database:
+            self.database.readmit(agent)
+        self._unchanged.pop(agent, None)
+        if self.trust is not None:
+            self.trust.forget(agent)
+
+    def _exclude_liars(self) -> None:
+        if self.trust is None:
+            return
+        known = self.database.excluded()
+        for agent, reason in self.trust.untrusted().items():
+            if agent not in known:
+                self.exclude(agent, reason)
+
+    def _agents(self) -> list[str]:
+        """Return the agents of the group, the one after the last first."""
+        folder = self.group / "agents"
+        names = sorted(path.name for path in folder.iterdir() if path.is_dir()) if folder.is_dir() else []
+        return [name for name in names if name > self._last_agent] + [n for n in names if n <= self._last_agent]
+
+    def _reference(self) -> FleetReference | None:
+        try:
+            return FleetReference.model_validate_json((self.group / "reference.json").read_bytes())
+        except FileNotFoundError:
+            return None
+
+    def _merge_agent(self, agent: str, reference: FleetReference) -> int:
+        path = self.group / "agents" / agent / "position.json"
+        try:
+            changed_ns = path.stat().st_mtime_ns
+        except FileNotFoundError:
+            return 0
+        if self._unchanged.get(agent) == changed_ns:
+            return 0
+        merged, is_complete = 0, True
+        for boot, stored in read_positions(path).items():
+            rows, is_whole = self._merge_boot(agent, boot, stored, reference)
+            merged, is_complete = merged + rows, is_complete and is_whole
+        if is_complete:
+            self._unchanged[agent] = changed_ns
+        return merged
+
+    def _merge_boot(self, agent: str, boot: str, stored: dict[str, int], reference: FleetReference) -> tuple[int, bool]:
+        """Merge at most `RUN_ROWS` rows of a boot; return how many, and whether nothing is left."""
+        read = self.database.positions(agent, boot)
+        lanes = {lane: _Lane(read[lane], stored.get(lane, 0)) for lane in LANES if stored.get(lane, 0) > read[lane]}
+        if not lanes:
+            return 0, True
+        for lane, found in lanes.items():
+            found.files = self._files(agent, boot, lane, found)
+        rows, is_whole = self._rows(lanes, reference)
+        rows.sort(key=lambda each: each[0])
+        is_whole = is_whole and len(rows) <= RUN_ROWS
+        taken = rows[:RUN_ROWS]
+        transitions = [_of_group(agent, boot, transition) for _, _, transition in taken if transition is not None]
+        with self.database:
+            for transition in transitions:
+                self.database.add(transition)
+            for lane, found in lanes.items():
+                passed = max((row for row, its_lane, _ in taken if its_lane == lane), default=found.read)
+                self.database.set_position(agent, boot, lane, found.stored if is_whole else passed)
+        self.counts["merged"] += len(transitions)
+        if self.trust is not None:
+            self.trust.add(agent, transitions)
+        return len(transitions), is_whole
+
+    def _files(self, agent: str, boot: str, lane: Lane, wanted: _Lane) -> list[tuple[int, Path]]:
+        """Return the files of a lane that may have further rows, in order."""
+        rows = self.group / "rows"
+        days = sorted(rows.glob("day=*")) if rows.is_dir() else []
+        found = sorted(
+            (int(path.stem[-FIRST_DIGITS:]), path)
+            for day in days
+            for path in (day / f"agent={agent}").glob(f"{boot}-{lane}-*.parquet")
+        )
+        later = [first for first, _ in found[1:]] + [1 << 62]
+        return [
+            each for each, following in zip(found, later, strict=True) if following > wanted.read + 1 and each[0] <= wanted.stored
+        ]  # fmt: skip
+
+    def _rows(
+        self, lanes: dict[Lane, _Lane], reference: FleetReference
+    ) -> tuple[list[tuple[int, Lane, Transition | None]], bool]:
+        """Return rows with their lanes, up to about `RUN_ROWS` of each lane, and whether these are all.
+
+        None is a row that does not train.
+        """
+        found: list[tuple[int, Lane, Transition | None]] = []
+        is_whole = True
+        for lane, wanted in lanes.items():
+            count = 0
+            for _, path in wanted.files:
+                if count > RUN_ROWS:
+                    is_whole = False
+                    break
+                for fields in self._read(path, reference):
+                    row = fields["row"]
+                    if wanted.read < row <= wanted.stored:
+                        found.append((row, lane, self._transition(fields, reference)))
+                        count += 1
+        if not is_whole:  # rows of the lanes go in one order, so only up to where every lane was read
+            limit = min(
+                max(row for row, its_lane, _ in found if its_lane == lane) for lane in self._cut_lanes(lanes, found)
+            )
+            found = [each for each in found if each[0] <= limit]
+        return found, is_whole
+
+    @staticmethod
+    def _cut_lanes(lanes: dict[Lane, _Lane], found: Iterable[tuple[int, Lane, Transition | None]]) -> list[Lane]:
+        """Return the lanes of which not all rows were read."""
+        counts = Counter(lane for _, lane, _ in found)
+        return [lane for lane in lanes if counts[lane] > RUN_ROWS]
+
+    def _read(self, path: Path, reference: FleetReference) -> list[dict[str, Any]]:
+        """Return the rows of a file; none where it cannot be read, or is of another spec."""
+        try:
+            table = pq.ParquetFile(path).read()
+        except (pa.ArrowException, OSError, ValueError):
+            self.counts["unreadable_files"] += 1
+            return []
+        header = file_header(table)
+        if header is not None and header.spec != reference.spec:
+            self.counts["other"] += table.num_rows
+            return []
+        rows: list[dict[str, Any]] = table.to_pylist()
+        return rows
+
+    def _transition(self, fields: dict[str, Any], reference: FleetReference) -> Transition | None:
+        try:
+            transition = transition_of(fields)
+        except (SegmentRefused, KeyError):
+            self.counts["unreadable"] += 1
+            return None
+        if dict(transition.encoder_versions) != reference.encoder_versions:
+            self.counts["other"] += 1
+            return None
+        return transition
+
+    def _set_aside_broken(self) -> None:
+        """Move a broken store away: every row of it is in the Parquet files."""
+        reason = next((why for name in ("experience.db", "raw.db") if (why := damaged(self.folder / name))), None)
+        if reason is None:
+            return
+        aside = self.folder.with_name(f"{self.folder.name}.broken-{time.time_ns()}")
+        self.folder.rename(aside)
+        private_folder(self.folder)
+        self.counts["set_aside"] += 1
+
+
+def _of_group(agent: str, boot: str, transition: Transition) -> Transition:
+    """Return a transition under names that no other agent has."""
+    session = session_name(agent, boot, transition.session)
+    return replace(transition, session=session, decision=f"{agent}/{boot}/{transition.decision}")
+
+
+def spec_digest(group: Path) -> str | None:
+    """Return the digest of the group's spec; None before the first segment.
+
+    Raises:
+        OSError, ValueError: `reference.json` cannot be read.
+    """
+    try:
+        return str(orjson.loads((group / "reference.json").read_bytes())["spec"])
+    except FileNotFoundError:
+        return None
