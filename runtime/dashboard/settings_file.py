@@ -1,8 +1,9 @@
 """Read, check and write the settings file for an operator's browser.
 
 A text is checked by `reflexd check` in a process of its own, in a draft next to the file, so that relative paths hold. Only a
-text that passes is written: atomically, with the previous version beside it as `NAME.previous.yaml`. Secrets in the file are
-replaced by marks before the text leaves this process, and put back when it returns.
+text that passes is written: atomically, with the previous version beside it as `NAME.previous.yaml`. A symbolic link stays one:
+the file that it names is replaced. A file with the line ends of Windows gets them again. Secrets in the file are replaced by marks
+before the text leaves this process, and put back when it returns.
 """
 
 from __future__ import annotations
@@ -148,7 +149,8 @@ class SettingsFile:
 
     @property
     def _previous(self) -> Path:
-        return self.path.with_name(f"{self.path.stem}.previous{self.path.suffix}")
+        target = self.path.resolve()
+        return target.with_name(f"{target.stem}.previous{target.suffix}")
 
     def _refuse_if_not_editable(self) -> None:
         if not self.editable:
@@ -156,7 +158,7 @@ class SettingsFile:
 
     def _content(self) -> str:
         try:
-            text = self.path.read_text()
+            text = self.path.read_text(encoding="utf-8")  # with "\n" for every line end, as a browser has it
         except (OSError, UnicodeDecodeError) as error:
             raise SettingsRefused(f"{self.path} cannot be read: {error}") from None
         if len(text) > MAX_TEXT:
@@ -177,9 +179,16 @@ class SettingsFile:
         return _MARK.sub(one, text)
 
     def _write(self, text: str) -> None:
-        mode = self.path.stat().st_mode & 0o777
-        write_atomically(self._previous, self.path.read_bytes(), mode=mode)
-        write_atomically(self.path, text.encode(), mode=mode)
+        target = self.path.resolve()
+        before, mode = target.read_bytes(), target.stat().st_mode & 0o777
+        lines = text.replace("\r\n", "\n")
+        write_atomically(self._previous, before, mode=mode)
+        write_atomically(target, (lines.replace("\n", "\r\n") if _has_crlf(before) else lines).encode(), mode=mode)
+
+
+def _has_crlf(content: bytes) -> bool:
+    """Return whether most lines of a file end as on Windows."""
+    return content.count(b"\r\n") * 2 > content.count(b"\n")
 
 
 async def _check(draft: Path) -> Findings:

@@ -28,7 +28,7 @@ def with_task(text: str, config: Config, name: str, stream: str) -> str:
         stream: of the task; a camera, a microphone or a text stream.
 
     Raises:
-        TaskNotAdded: the name is in use, or the stream cannot be classified.
+        TaskNotAdded: the name is in use, the stream cannot be classified, or a YAML alias shares the tasks with another part.
     """
     if name in config.tasks or name in config.streams:
         raise TaskNotAdded(f"{name} is in use: choose another name")
@@ -46,6 +46,7 @@ def with_task(text: str, config: Config, name: str, stream: str) -> str:
     if not isinstance(root, yaml.MappingNode):
         raise TaskNotAdded("the settings file is not a mapping")
     node = _value(root, "tasks")
+    _refuse_shared(root, node, "tasks")
     if node is None:
         if root.flow_style:
             return _insert(text, root.start_mark.index + 1, f"tasks: {{{entry}}}, ")
@@ -62,7 +63,7 @@ def with_class(text: str, config: Config, task: str, label: str) -> str:
     """Return the text with one more class of a task that declares its classes.
 
     Raises:
-        TaskNotAdded: there is no such task, or it has the class, or declares none.
+        TaskNotAdded: there is no such task, it has the class, it declares none, or it shares them with another by a YAML alias.
     """
     settings = config.tasks.get(task)
     if settings is None or not settings.labels:
@@ -73,6 +74,7 @@ def with_class(text: str, config: Config, task: str, label: str) -> str:
     node: yaml.Node | None = root
     for name in ("tasks", task, "labels"):
         node = _value(node, name) if isinstance(node, yaml.MappingNode) else None
+        _refuse_shared(root, node, name if name == "tasks" else f"tasks.{task}")
     if not isinstance(node, yaml.SequenceNode):
         raise TaskNotAdded(f"tasks.{task}.labels is not written as a list; edit the settings file")
     written = json.dumps(label, ensure_ascii=False)
@@ -88,6 +90,27 @@ def _kind(stream: str) -> TaskKind | None:
 
 def _value(mapping: yaml.MappingNode, name: str) -> yaml.Node | None:
     return next((value for key, value in mapping.value if key.value == name), None)
+
+
+def _refuse_shared(root: yaml.Node | None, node: yaml.Node | None, where: str) -> None:
+    """Refuse a part of the file that an alias shares with another part: an insertion would change both.
+
+    Raises:
+        TaskNotAdded: an alias refers to it.
+    """
+    waiting, seen, uses = [] if root is None else [root], set[int](), 0
+    while waiting:
+        one = waiting.pop()
+        uses += one is node
+        if id(one) in seen:
+            continue
+        seen.add(id(one))
+        if isinstance(one, yaml.MappingNode):
+            waiting += [each for pair in one.value for each in pair]
+        elif isinstance(one, yaml.SequenceNode):
+            waiting += one.value
+    if uses > 1:
+        raise TaskNotAdded(f"{where} is shared by a YAML alias (&, *); edit the settings file")
 
 
 def _insert(text: str, at: int, more: str) -> str:

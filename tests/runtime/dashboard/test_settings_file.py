@@ -9,6 +9,7 @@ import pytest
 from runtime.config.schema import DashboardSettings
 from runtime.dashboard.__main__ import may_edit
 from runtime.dashboard.settings_file import SettingsFile, SettingsRefused
+from runtime.dashboard.task_settings import with_class
 
 TEXT = """\
 agent: demo  # a comment that stays
@@ -79,3 +80,42 @@ def test_editing_is_on_where_only_this_machine_reaches_the_page() -> None:
     assert not may_edit(DashboardSettings(listen="0.0.0.0:8080"))
     assert may_edit(DashboardSettings(listen="0.0.0.0:8080", edit_settings=True))
     assert not may_edit(DashboardSettings(edit_settings=False))
+
+
+async def test_line_ends_of_windows_and_a_symbolic_link_stay(tmp_path: Path) -> None:
+    (tmp_path / "real").mkdir()
+    real, link = tmp_path / "real/robot.yaml", tmp_path / "robot.yaml"
+    real.write_bytes(TEXT.format(folder=tmp_path).replace("\n", "\r\n").encode())
+    link.symlink_to(real)
+    file = SettingsFile(link, editable=True)
+    read = await file.read()
+    assert "\r" not in read["text"]
+    await file.save(read["text"].replace("safe: a", "safe: b"), read["digest"])
+    assert link.is_symlink()
+    content = real.read_bytes()
+    assert b"safe: b" in content
+    assert content.count(b"\n") == content.count(b"\r\n") == TEXT.count("\n")
+    assert b"safe: a" in (tmp_path / "real/robot.previous.yaml").read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [("{kind: K, stream: orders, model: M, labels: &x [one, two]}", "{kind: K, stream: orders, model: M, labels: *x}"),
+     ("&x {kind: K, stream: orders, model: M, labels: [one, two]}", "{<<: *x, query_confidence: .3}"),
+     ("&x {kind: K, stream: orders, model: M, labels: [one, two]}", "*x")],
+)  # fmt: skip
+async def test_a_class_is_not_added_to_what_an_alias_shares(file: SettingsFile, one: str, other: str) -> None:
+    tasks = f"tasks:\n  a: {one}\n  b: {other}\n".replace("K", "text-classification").replace(
+        "M", "'bundled:minilm-l6'"
+    )
+    text = file.path.read_text() + tasks
+    file.path.write_text(
+        text.replace(
+            "fields: [a]}}",
+            "fields: [a]}, orders: {kind: text, encoder: words}}\nencoders: {words: {model: 'bundled:minilm-l6'}}",
+        )
+    )
+    before = file.path.read_text()
+    with pytest.raises(SettingsRefused, match="shared by a YAML alias"):
+        await file.edit_task(lambda text, config: with_class(text, config, "a", "three"))
+    assert file.path.read_text() == before
