@@ -21,6 +21,7 @@ from actuators.sim.gym_spaces import (
     PICTURE_ENCODER,
     PICTURE_HISTORY,
     action_space,
+    fields,
     is_picture,
     split,
     streams,
@@ -31,7 +32,7 @@ from learners.config import EncoderSettings, PolicySettings
 from learners.model.encoders.base import Encoder
 from learners.model.encoders.pretrained import load
 from learners.model.features import Features
-from learners.model.spec import Algorithm, PolicySpec, StreamSpec
+from learners.model.spec import Algorithm, PolicySpec, StreamSpec, encoder_name
 from sensors.readings import Frame
 
 Tokens = Mapping[str, NDArray[Any]]
@@ -76,8 +77,16 @@ class ObservationEncoder:
     def _stream(self, name: str, space: spaces.Space[Any]) -> StreamSpec:
         if is_picture(space):
             assert self.encoder is not None
-            return StreamSpec(name, "image", self.encoder.tokens, self.encoder.width)
-        return StreamSpec(name, "telemetry", 1, width(space))
+            return StreamSpec(
+                name, "image", self.encoder.tokens, self.encoder.width, encoder=encoder_name(PICTURE_ENCODER)
+            )
+        return StreamSpec(name, "telemetry", 1, width(space), fields=fields(space))
+
+    @property
+    def encoder_versions(self) -> dict[str, str]:
+        """The encoder's version, by the streams that it encodes."""
+        pictures = [name for name, space in self.streams.items() if is_picture(space)]
+        return {} if self.encoder is None else dict.fromkeys(pictures, self.encoder.version)
 
     def tokens(self, observation: Any) -> Tokens:
         """Return one frame."""

@@ -163,6 +163,7 @@ def _write(out: Path, trainer: GymTrainer, results: dict[str, Any]) -> None:
     version = checkpoints.save(
         {"policy": trainer.policy.state_dict()},
         {"spec": orjson.loads(trainer.spec.to_json())},
+        encoder_versions=trainer.observation_encoder.encoder_versions,
         metrics={"steps": results["steps"], **trainer.algorithm.exploration()}
         | ({"final_mean": final["mean"]} if final is not None else {}),
     )

@@ -71,6 +71,14 @@ def fields_version(fields: Sequence[str]) -> str:
     return f"fields-{hashlib.sha256(orjson.dumps(list(fields))).hexdigest()[:16]}"
 
 
+def encoder_name(model: str) -> str:
+    """Return the name of an encoder's model in a spec: the last part of `bundled:NAME`, of an id or of a folder.
+
+    A folder may move; that its weights are the same is checked by `encoder_versions` of a checkpoint's manifest.
+    """
+    return model.rstrip("/").rpartition("/")[2]
+
+
 @dataclass(frozen=True, slots=True)
 class ExplorationSchedule:
     """How much a policy explores, from untrained to trained.

@@ -11,6 +11,9 @@ import asyncio
 import contextlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
+
+import structlog
 
 from learners.checkpoints.manifest import CheckpointRefused
 from learners.checkpoints.store import LIVE, Checkpoints
@@ -31,6 +34,18 @@ REMEDIES = {
     "wrong_shapes": "restore the settings with which it was trained, or set the mode to let an untrained policy learn",
 }
 """What an operator can do when no version loads, by the reason of the newest one."""
+
+
+log = structlog.get_logger()
+
+
+def unnamed_fields(spec: Any) -> list[str]:
+    """Return the telemetry streams of a `spec.json` that name no fields, as `reflexd train` wrote them before 0.1.0.
+
+    No order of their fields can be checked.
+    """
+    streams = spec["streams"] if isinstance(spec, dict) else []
+    return [one["name"] for one in streams if one.get("modality") == "telemetry" and not one.get("fields")]
 
 
 @dataclass(slots=True)
@@ -89,7 +104,12 @@ class PolicyUpdater:
         loaded = self.checkpoints.load_live(
             refuse, self.engine.shapes, self.engine.spec.meaning(), without=frozenset(refused), as_arrays=True
         )
-        return loaded.manifest.version if loaded is not None else None
+        if loaded is None:
+            return None
+        if unnamed := unnamed_fields(loaded.documents.get("spec")):
+            remedy = "train it again, or make sure that `fields` has the order with which it was trained"
+            log.warning("policy.fields_unnamed", version=loaded.manifest.version, streams=unnamed, remedy=remedy)
+        return loaded.manifest.version
 
     async def run(self) -> None:
         """Follow LIVE and the experiment until cancelled."""

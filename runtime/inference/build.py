@@ -24,7 +24,7 @@ from learners.ipc.settings import encoder_window_s
 from learners.model.backends.calibration_cache import Calibrations, shared_cache
 from learners.model.backends.definitions import BackendSettings, NotCompiled
 from learners.model.backends.openvino import OpenVinoRun
-from learners.model.spec import ExplorationSchedule, Modality, PolicySpec, StreamSpec
+from learners.model.spec import ExplorationSchedule, Modality, PolicySpec, StreamSpec, encoder_name
 from learners.reencoding.task_encoder import encoder_tasks
 from runtime.config.schema import Config
 from runtime.inference.compiled_engine import CompiledEngine
@@ -345,5 +345,5 @@ def _stream(name: str, config: Config, encoders: Mapping[str, Encoding]) -> Stre
         )
     columns = getattr(encoder, "columns", encoder.tokens)  # only pictures have a grid
     named = config.encoders[settings.encoder]
-    model = f"plugin:{named.plugin}" if named.plugin is not None else named.model.rstrip("/").rpartition("/")[2]
+    model = f"plugin:{named.plugin}" if named.plugin is not None else encoder_name(named.model)
     return StreamSpec(name, encoder.modality, encoder.tokens, encoder.width, columns, encoder=model)

@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -89,7 +90,9 @@ def test_a_full_disk_degrades_the_daemon_and_stops_nothing(tmp_path: Path, disk:
         assert outside.health["storage"]["used_bytes"] > 0
         before = len(outside.events)  # a slow machine may lose its agent while the learner starts
         disk.fill()
+        begun_s = time.monotonic()
         wait_for(lambda: outside.status.get("state") == "degraded", "the status degraded", 60)
+        print(f"full disk: degraded after {time.monotonic() - begun_s:.1f} s with {outside.status['reasons']}")
         reason = next(one for one in outside.status["reasons"] if one.startswith("storage: "))
         assert str(disk.folder) in reason
         commands = outside.commands
@@ -100,6 +103,7 @@ def test_a_full_disk_degrades_the_daemon_and_stops_nothing(tmp_path: Path, disk:
         assert "storage_degraded" in kinds
         assert "storage_recovered" in kinds
         assert not {"child_restarted", "agent_lost"} & set(kinds)
+        print(f"full disk: {outside.commands - commands} commands meanwhile, no process restarted")
     finally:
         outside.close()
         end(process)

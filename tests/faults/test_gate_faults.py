@@ -117,7 +117,9 @@ async def test_the_broker_frozen_or_killed(tmp_path: Path, broker: Mosquitto, nu
         else:
             broker.stop()
             broker.start()
+        back_s = time.monotonic()
         await device.moving()
+        print(f"broker {number.name}: moving again {time.monotonic() - back_s:.1f} s after it was back")
         await eventually(lambda: device.statuses[-1]["state"] == "online", "online again")
         assert '"type":"broker_recovered"' in daemon.log.read_text()  # the device may come back later than the event
     assert max(device.ages_s) <= 0.3  # the actuator's ttl_ms

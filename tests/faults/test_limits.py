@@ -41,11 +41,12 @@ async def test_descriptors_that_run_out_stop_no_movement_and_the_broker_is_found
 
 
 class Wire:
-    """A proxy before a broker that can swallow what is sent, in both directions, with every connection open."""
+    """A proxy before a broker that can swallow or delay what is sent, in both directions, with every connection open."""
 
     def __init__(self, broker_port: int) -> None:
         self.port = free_port()
         self.swallows = False
+        self.delay_s = 0.0
         self._to = broker_port
         self._tasks: set[asyncio.Task[None]] = set()
         self._writers: list[asyncio.StreamWriter] = []
@@ -53,6 +54,8 @@ class Wire:
     async def _pump(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         with contextlib.suppress(ConnectionError, asyncio.CancelledError):
             while data := await reader.read(65_536):
+                if self.delay_s:
+                    await asyncio.sleep(self.delay_s)
                 if not self.swallows:
                     writer.write(data)
                     await writer.drain()
@@ -98,6 +101,30 @@ async def test_a_half_open_connection_is_noticed_and_replaced(tmp_path: Path, br
             await device.moving()
             print(f"half-open connection: noticed after {lost_s:.1f} s")
             assert moves < device.moves()
+            assert max(device.ages_s) <= 0.3, "no command is carried out late"
+        finally:
+            await asyncio.to_thread(end_daemon, daemon)
+
+
+async def test_a_broker_that_is_slow_counts_as_lost_and_nothing_is_carried_out_late(
+    tmp_path: Path, broker: Mosquitto
+) -> None:
+    """Each packet takes longer than a command's time to live."""
+    wire = Wire(broker.port)
+    config = write_config(tmp_path, f"mqtt://127.0.0.1:{wire.port}")
+    async with wire.open(), device_on(broker.port) as device:
+        daemon = start_daemon(tmp_path, config, [agent_row()])
+        try:
+            await device.moving()
+            wire.delay_s = 0.35
+            begun_s = time.monotonic()
+            await eventually(lambda: "the broker does not respond" in daemon.log.read_text(), "the reason", 60)
+            lost_s = time.monotonic() - begun_s
+            await eventually(lambda: '"type":"disarmed"' in daemon.log.read_text(), "disarmed", 60)
+            wire.delay_s = 0.0
+            await device.moving()
+            expired = device.inbox.drops["expired"]
+            print(f"slow broker: named and disarmed after {lost_s:.1f} s; {expired} commands expired on the way")
             assert max(device.ages_s) <= 0.3, "no command is carried out late"
         finally:
             await asyncio.to_thread(end_daemon, daemon)

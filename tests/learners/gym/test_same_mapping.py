@@ -20,8 +20,9 @@ from actuators.sim.gym_plant import GymPlant, settings_of
 from actuators.sim.gym_spaces import UnsupportedSpaceError, from_environment
 from learners.gym.observations import ObservationEncoder
 from learners.model.heads import HeadOutput, actuator_values
+from learners.model.spec import encoder_name
 from runtime.config.schema import Config
-from sensors.config import fields_of
+from sensors.config import fields_of, policy_fields_of
 
 FEW = st.integers(0, 3)
 SHAPES = st.lists(FEW, max_size=3).map(tuple)
@@ -108,6 +109,13 @@ def test_streams_fields_actuators_and_choices_agree(seen: spaces.Space[Any], act
         assert reported.startswith(("observation space ", "action space "))
         return
     spec, config = spec_of_train(), Config.model_validate(settings_of(env, "x", 10.0))
+    assert {stream.name: stream.fields for stream in spec.streams} == {
+        name: policy_fields_of(stream) for name, stream in config.streams.items()
+    }
+    assert {stream.encoder for stream in spec.streams} <= {
+        "",
+        *(encoder_name(e.model) for e in config.encoders.values()),
+    }
     assert spec.actions == actions.action_space(config.actuators)
     assert [stream.name for stream in spec.streams] == list(config.streams)
     for stream in spec.streams:

@@ -6,7 +6,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import orjson
 import pytest
+import structlog
 import torch
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from learning import SPEC
@@ -20,7 +22,7 @@ from learners.safeguards.source_consistency import Quarantine
 from runtime.deploy.experiments.controller import ExperimentController
 from runtime.deploy.experiments.plan_from_settings import ExperimentRules
 from runtime.deploy.learner_events import LearnerEvents
-from runtime.deploy.policy_updater import PolicyUpdater
+from runtime.deploy.policy_updater import PolicyUpdater, unnamed_fields
 
 
 @dataclass
@@ -246,3 +248,44 @@ async def test_all_arms_of_an_experiment_are_in_memory_and_the_rest_is_released(
     await bench.updater.sync()
     await bench.updater.sync()
     assert bench.engine.loaded == {first, third}
+
+
+@pytest.mark.parametrize(
+    ("spec", "unnamed"),
+    [
+        (None, []),
+        (
+            {
+                "streams": [
+                    {"name": "arm", "modality": "telemetry", "fields": ["a"]},
+                    {"name": "eye", "modality": "image"},
+                ]
+            },
+            [],
+        ),
+        (
+            {
+                "streams": [
+                    {"name": "arm", "modality": "telemetry", "fields": []},
+                    {"name": "b", "modality": "telemetry"},
+                ]
+            },
+            ["arm", "b"],
+        ),
+    ],
+)
+def test_streams_without_the_names_of_their_fields_are_found(spec: Any, unnamed: list[str]) -> None:
+    assert unnamed_fields(spec) == unnamed
+
+
+async def test_a_policy_that_names_no_fields_is_reported_at_the_start(tmp_path: Path) -> None:
+    bench = Bench(tmp_path, 0)
+    document = orjson.loads(SPEC.to_json())
+    for stream in document["streams"]:
+        stream.pop("fields", None)
+    bench.checkpoints.promote(bench.checkpoints.save({"policy": {"w": torch.zeros(2)}}, {"spec": document}))
+    with structlog.testing.capture_logs() as logs:
+        await bench.updater.start()
+    expected = [one["name"] for one in document["streams"] if one["modality"] == "telemetry"]
+    assert expected
+    assert [each["streams"] for each in logs if each["event"] == "policy.fields_unnamed"] == [expected]
