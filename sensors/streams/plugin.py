@@ -14,8 +14,8 @@ import numpy as np
 from sensors.base import PayloadRefused, Publish, Sensor, TopicSensor
 from sensors.readings import Frame, Reading, Sound, Telemetry, Text
 
-AHEAD_S = 1.0
-"""A stamp may be this far in the future; a stamp of another clock is further off and would never age."""
+AHEAD_S = 0.1
+"""A stamp may be this far in the future. One that is further ahead has another clock, and would keep newer readings out until then."""
 
 
 def check_reading(reading: object, stream: str, fields: tuple[str, ...], now_s: float) -> Reading:

@@ -27,6 +27,7 @@ def telemetry(*values: float, stamp_s: float = 99.0, stream: str = "s") -> Telem
     "reading",
     [
         telemetry(1.0, 2.0),
+        telemetry(1.0, 2.0, stamp_s=NOW_S + 0.05),
         Text("s", 99.0, 1, "left"),
         Telemetry("s", 99.0, 1, FIELDS, np.zeros(2)),
         Sound("s", 99.0, 1, np.zeros(160, np.float32)),
@@ -46,6 +47,7 @@ def test_good_reading_passes(reading: Reading) -> None:
         (telemetry(1.0, math.nan), "not_finite"),
         (telemetry(1.0, math.inf), "not_finite"),
         (telemetry(1.0, 2.0, stamp_s=1_700_000_000.0), "bad_stamp"),
+        (telemetry(1.0, 2.0, stamp_s=NOW_S + 0.2), "bad_stamp"),
         (telemetry(1.0, 2.0, stamp_s=math.nan), "bad_stamp"),
         (telemetry(1.0, 2.0, stamp_s=-math.inf), "bad_stamp"),
         (telemetry(1.0), "wrong_fields"),
