@@ -9,7 +9,7 @@ promoted, the learner dies and refills its buffer. Rewards are late, double, by 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -46,6 +46,8 @@ EVENTS = {
     "reencode": 0.6, "promote": 0.3, "refill": 0.3,
 }  # fmt: skip
 MAX_ROWS = 80
+LIVES = 40
+"""In one database."""
 
 
 @dataclass
@@ -424,19 +426,37 @@ class Learned:
         life.wanted.clear()
 
 
-def compare(folder: Path, rows: int, first_seed: int = 1) -> tuple[int, int]:
+def compare(
+    folder: Path, rows: int, first_seed: int = 1, report: Callable[[int, int], None] = lambda _rows, _lives: None
+) -> tuple[int, int]:
     """Compare at least so many rows of lives with the slow reading; return the numbers of rows and of lives.
+
+    Args:
+        folder: for the databases.
+        rows: to compare at least.
+        first_seed: of the first life; each life has the next one.
+        report: called with the rows and lives so far, after each database.
 
     Raises:
         AssertionError: the first difference, with the seed of its life.
     """
     torch.set_num_threads(1)
+    compared = lives = 0
+    while compared < rows:  # a quarantine changes every row of a database, so that each one has few lives
+        (folder / str(lives)).mkdir()
+        compared, lives = _compare(folder / str(lives), rows, compared, lives, first_seed)
+        report(compared, lives)
+    return compared, lives
+
+
+def _compare(folder: Path, rows: int, compared: int, lives: int, first_seed: int) -> tuple[int, int]:
+    """Compare the lives of one database; return the rows and lives so far."""
     database = Database(folder, max_bytes=1 << 28, reserve=0.2, raw_retention_s=1.0)
     source = ExperienceSnapshots(Reader(folder))
     left: set[str] = set()
-    compared, seed = 0, first_seed - 1
-    while compared < rows:
-        seed += 1
+    stop = lives + LIVES
+    while compared < rows and lives < stop:
+        seed = first_seed + lives
         life, learned = Life(seed, database, left), Learned(source, source.now())
         with database:
             for _ in life.live():
@@ -453,9 +473,9 @@ def compare(folder: Path, rows: int, first_seed: int = 1) -> tuple[int, int]:
                 check_reserve(life, learned.replay, learned.first)
         except AssertionError as error:
             raise AssertionError(f"life {seed}: {error}") from error
-        compared += len(life.rows)
-        if seed % 200 == 199:
-            with database:
-                database.trim(0.0)
+        compared, lives = compared + len(life.rows), lives + 1
+    with database:
+        database.trim(0.0)
     database.close()
-    return compared, seed - first_seed + 1
+    source.reader.close()
+    return compared, lives

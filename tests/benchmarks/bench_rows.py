@@ -2,8 +2,8 @@
 
     python tests/benchmarks/bench_rows.py --rows 100000 --first-seed 1
 
-`tests/row_lives.py` says what happens in a life. It prints the numbers of rows, lives and differences; the first difference ends the
-run with the seed of its life.
+`tests/row_lives.py` says what happens in a life. It prints the numbers of rows, lives and differences; the first difference ends
+the run with the seed of its life.
 """
 
 from __future__ import annotations
@@ -20,6 +20,11 @@ sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 from row_lives import compare  # noqa: E402 - after the path
 
 
+def report(rows: int, lives: int) -> None:
+    """Print how far it is."""
+    print(f"{rows} rows of {lives} lives so far, 0 differences", flush=True)
+
+
 def main() -> None:
     """Compare and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -30,7 +35,7 @@ def main() -> None:
     began_s = time.process_time()
     with tempfile.TemporaryDirectory(dir=given.folder) as folder:
         try:
-            rows, lives = compare(Path(folder), given.rows, given.first_seed)
+            rows, lives = compare(Path(folder), given.rows, given.first_seed, report)
         except AssertionError as error:
             print(f"a difference: {error}")
             sys.exit(1)

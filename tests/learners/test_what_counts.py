@@ -70,6 +70,45 @@ def test_demonstrations_are_the_ticks_inside_the_hold(
     assert demonstrated_ticks(safe, mode, later) == list(inside)
 
 
+@pytest.mark.parametrize("seed", range(6))
+def test_a_person_is_credited_inside_a_hold_and_nowhere_else(seed: int) -> None:
+    """Two actuators, in every mode: holds that overlap, are released, or end with a stop or a disarm."""
+    rng = np.random.default_rng(seed)
+    choice = ChoiceSettings(kind="choice", choices=("l", "s", "r"), safe="s")
+    mode: Mode = ("autonomous", "assist", "shadow")[seed % 3]  # type: ignore[assignment] # one of them
+    world = GateWorld({"arm": arm(safe="hold" if seed % 2 else (0.0,)), "head": choice}, mode=mode)
+    until, held = {"arm": -1.0, "head": -1.0}, 0
+    for _ in range(150):
+        before_s = world.now_s - 0.0003
+        name = str(rng.choice(["arm", "head"]))
+        event = rng.choice(
+            ["", "override", "release", "stop", "go", "disarm", "arm"], p=[0.62, 0.18, 0.04, 0.02, 0.06, 0.02, 0.06]
+        )
+        if event == "override":
+            hold_s, value = float(rng.choice([0.05, 0.25, 1.0])), [float(rng.uniform(-1, 1))] if name == "arm" else "r"
+            if world.gate.override(name, value, hold_s, before_s).sent:
+                until[name] = before_s + hold_s
+        elif event == "release":
+            world.gate.end_hold(name, before_s)
+            until[name] = -1.0
+        elif event in {"stop", "go"}:
+            world.gate.stop(before_s, engaged=event == "stop")
+        elif event == "disarm":
+            world.gate.disarm(before_s)
+        elif event == "arm":
+            world.gate.arm(before_s)
+        if event in {"stop", "disarm"}:
+            until = dict.fromkeys(until, -1.0)
+        judged_s = world.now_s + 0.001
+        row = world.tick({"arm": (float(rng.uniform(-1, 1)),), "head": str(rng.choice(["l", "s", "r"]))}, np.zeros(1))
+        for each, end_s in until.items():
+            is_held = judged_s < end_s and row.armed
+            held += is_held
+            assert (row.by[each] == "override" and row.credited(each) is not None) == is_held
+            assert is_held or mode == "autonomous" or row.credited(each) is None
+    assert held > 3
+
+
 MOVES = ("left", "stay", "right")
 MOVE_SPEC = PolicySpec(
     (StreamSpec("s", "telemetry", 1, 2),), ActionSpace((Choice("move", MOVES),)), history=3, hidden=(16, 16)
