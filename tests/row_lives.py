@@ -134,7 +134,7 @@ class Life:
 
     def act(self) -> None:
         """Make one tick and store it."""
-        self.tick += int(self.rng.choice([1, 1, 1, 1, 1, 2, MAX_GAP, MAX_GAP + 2]))
+        self.tick += int(self.rng.choice([1, 1, 1, 1, 1, 2, MAX_GAP, MAX_GAP + 1]))
         self.now_s += 0.1
         whole = str(self.rng.choice(["", "", "", "", "", "stopped", "no answer"]))
         proposed: dict[str, Value] = {
@@ -324,15 +324,21 @@ def check_batch(life: Life, replay: ReplayBuffer) -> None:
     assert [number - first for number in numbers] == list(wanted)
     assert batch.rewards.tolist() == pytest.approx([total for total, _, _ in wanted.values()], abs=1e-4)
     assert batch.discounts.tolist() == pytest.approx([discount for _, discount, _ in wanted.values()], abs=1e-6)
+    is_masked = any(row.tick.allowed for row in life.rows[oldest:])
     for b, (i, (_, discount, following)) in enumerate(wanted.items()):
         check_step(life, batch, b, i)
         if i - HISTORY + 1 >= oldest:
             check_seen(life, batch.features, b, i)
         if discount and following - HISTORY + 1 >= oldest:
             check_seen(life, batch.next_features, b, following)
-        if discount and batch.masks:
-            allowed = life.rows[following].tick.allowed.get("head", WORDS)
-            assert batch.masks["head"][b].tolist() == [word in allowed for word in WORDS]
+        if is_masked:
+            assert batch.allowed["head"][b].tolist() == allowed_words(life.rows[i])
+            assert batch.masks["head"][b].tolist() == allowed_words(life.rows[following])
+
+
+def allowed_words(row: Story) -> list[bool]:
+    """Return which choices the gate would have let pass, as the policy knew them."""
+    return [word in row.tick.allowed.get("head", WORDS) for word in WORDS]
 
 
 def check_step(life: Life, batch: Any, b: int, i: int) -> None:
