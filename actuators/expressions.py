@@ -93,7 +93,7 @@ _PLAIN = (ast.BoolOp, ast.And, ast.Or, ast.BinOp, ast.UnaryOp, ast.Compare, ast.
 
 
 class Expression:
-    """A checked expression. `names` are the roots it uses, `parts` each root with the part read of it.
+    """A checked expression. `names` are the roots it uses, `parts` each root with the part read of it. One thread evaluates it.
 
     Args:
         text: at most `MAX_CHARS` characters on one line.
@@ -110,6 +110,9 @@ class Expression:
         self.parts: frozenset[tuple[str, Part]] = frozenset(checker.references.values())
         self.names = frozenset(root for root, _ in self.parts)
         self._references = checker.references
+        self._values: Mapping[str, Any] = {}
+        # made once: to make one costs several times what an evaluation does
+        self._evaluator = simpleeval.SimpleEval(operators=_OPERATORS, functions=_CALLABLE, names=self._look_up)
 
     def __repr__(self) -> str:
         return f"Expression({self.text!r})"
@@ -134,17 +137,18 @@ class Expression:
         Raises:
             ExpressionError: a name is missing, or the part has no value.
         """
-
-        def look_up(name: ast.Name) -> Any:
-            return _find(values, *self._references[name.id])
-
-        evaluator = simpleeval.SimpleEval(operators=_OPERATORS, functions=_CALLABLE, names=look_up)
+        self._values = values
         try:
-            return _number(evaluator.eval(self.text, previously_parsed=node))
+            return _number(self._evaluator.eval(self.text, previously_parsed=node))
         except ExpressionError as error:
             raise ExpressionError(f"{self.text!r}: {error}") from None
         except (ArithmeticError, ValueError, TypeError, simpleeval.InvalidExpression) as error:
             raise ExpressionError(f"{self.text!r} has no value: {error}") from None
+        finally:
+            self._values = {}
+
+    def _look_up(self, name: ast.Name) -> Any:
+        return _find(self._values, *self._references[name.id])
 
 
 def _parse(text: str) -> ast.expr:
