@@ -24,6 +24,7 @@ lint: $(VENV)/.test structure
 	$(BIN)/mypy
 	$(BIN)/mypy --config-file tests/benchmarks/mypy.ini tests/benchmarks
 	$(BIN)/lint-imports
+	$(BIN)/python tests/settings_reads.py
 
 structure: $(VENV)/.test ## import cycles, folder sizes, module docstrings, README length: measured and bounded
 	$(BIN)/python tests/structure.py

@@ -11,13 +11,16 @@ from pydantic import BaseModel, ConfigDict
 
 from learners.config import (
     EncoderSettings,
-    ExperienceSettings,
     FinetuneSettings,
     LearnerSettings,
     PromotionSettings,
     TaskSettings,
 )
 from learners.files import private_folder, write_atomically
+from sensors.config import MicrophoneSettings, StreamSettings
+
+DEFAULT_WINDOW_S = 2.0
+"""Of an encoder that reads no microphone."""
 
 
 class _Section(BaseModel):
@@ -35,7 +38,7 @@ class StreamRoute(_Section):
 
     kind: str
     encoder: str | None = None
-    window_s: float = 2.0
+    window_s: float = DEFAULT_WINDOW_S
 
 
 class Tokens(_Section):
@@ -48,7 +51,6 @@ class Backend(_Section):
     """How the agent runs its encoders."""
 
     backend: Literal["auto", "torch", "openvino"] = "auto"
-    precision: Literal["auto", "float32", "bfloat16"] = "auto"
     threads: int = 1
     tolerance: float = 0.02
 
@@ -66,7 +68,6 @@ class LearnerConfig(_Section):
     device: str = "auto"
     tick: TickRate = TickRate()
     learner: LearnerSettings = LearnerSettings.model_validate({})
-    experience: ExperienceSettings = ExperienceSettings.model_validate({})
     promotion: PromotionSettings = PromotionSettings.model_validate({})
     finetune: FinetuneSettings = FinetuneSettings.model_validate({})
     tasks: dict[str, TaskSettings] = {}
@@ -89,11 +90,19 @@ def write_learner_config(settings: Mapping[str, Any]) -> None:
     write_atomically(folder / "settings.json", content, durable=False, mode=0o600)
 
 
-def encoder_window_s(streams: Iterable[Any], encoder: str) -> float:
-    """Return the longest window of the microphones that share an encoder; shorter ones are padded with silence.
+def encoder_window_s(streams: Iterable[StreamRoute | StreamSettings], encoder: str) -> float:
+    """Return the longest window in seconds of the microphones that share an encoder; shorter ones are padded with silence.
 
     Args:
-        streams: settings of streams, with `kind` and `encoder`; of a microphone also `window_s`.
+        streams: the streams, as the learner or the agent has them.
         encoder: its name.
     """
-    return max((s.window_s for s in streams if s.kind == "microphone" and s.encoder == encoder), default=2.0)
+    windows_s = (
+        stream.window_s
+        for stream in streams
+        if stream.encoder == encoder
+        and (
+            isinstance(stream, MicrophoneSettings) or (isinstance(stream, StreamRoute) and stream.kind == "microphone")
+        )
+    )
+    return max(windows_s, default=DEFAULT_WINDOW_S)

@@ -80,7 +80,7 @@ class Feedback:
         scaled = reward.value * setting.scale
         value = max(-setting.clip, min(setting.clip, scaled))
         if value != scaled:
-            self._clipped(reward.source, scaled, setting.clip)
+            self._clipped(setting, reward.source, scaled)
         stamp_s = self.wall() if reward.stamp is None else reward.stamp
         decision = reward.decision if reward.decision is not None else self.outcomes.decision_at(stamp_s)
         if self.store.credit(
@@ -159,12 +159,15 @@ class Feedback:
             bucket = self._buckets[source] = _Bucket(rate, max(1.0, rate), self.now())
         return bucket.take(self.now())
 
-    def _clipped(self, source: str, value: float, limit: float) -> None:
+    def _clipped(self, setting: TopicReward, source: str, value: float) -> None:
         """Count a reward beyond the limit; publish it at most once a second."""
         self.counts["reward_clipped"] += 1
         if self._is_due("reward_clipped"):
             count = self.counts["reward_clipped"]
-            self.emit("reward_clipped", {"source": source, "value": value, "limit": limit, "count": count})
+            self.emit(
+                "reward_clipped",
+                {"name": setting.name, "source": source, "value": value, "limit": setting.clip, "count": count},
+            )
 
     def _is_due(self, cause: str) -> bool:
         """Return whether an event of this cause may be published again."""

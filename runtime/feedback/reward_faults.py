@@ -42,4 +42,6 @@ class RewardFaultReporter:
             if count > published and self.now() - published_s >= EVENT_EVERY_S:
                 self._clipped[name] = (self.now(), count)
                 value, limit = self.rewards.beyond[name]
-                self.emit("reward_clipped", {"source": name, "value": value, "limit": limit, "count": count})
+                self.emit(
+                    "reward_clipped", {"name": name, "source": name, "value": value, "limit": limit, "count": count}
+                )

@@ -1,7 +1,7 @@
 """Draw actions in numpy from the outputs of a policy's networks, with exactly known probabilities. Imports no torch.
 
 The distributions are those of `learners.model.heads` and `learners.model.gaussian_actor`, which train and evaluate the policy;
-`tests/runtime/inference/test_sampling.py` compares both. Each tick has a generator of its own, so that a replay can
+`tests/runtime/inference/numpy_policy/test_array_policy.py` compares both. Each tick has a generator of its own, so that a replay can
 begin at any tick. It is Philox (Salmon et al. 2011), with the seed as its key and the tick as its counter.
 
 Shapes: n choices of an actuator, A all continuous components together, a continuous actuators, K time constants.

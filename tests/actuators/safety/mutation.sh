@@ -59,6 +59,6 @@ exit "$status"
 
 failed=0
 [ "${PART:-gate}" != gate ] || score gate 97 "$gate" \
-  actuators/safety/test_gate.py actuators/safety/test_rules.py actuators/safety/test_actuator_state.py actuators/safety/test_allowed_choices.py || failed=1
+  actuators/safety/test_gate.py actuators/safety/test_forbid_rules.py actuators/safety/test_actuator_state.py actuators/safety/test_allowed_choices.py || failed=1
 [ "${PART:-carriers}" != carriers ] || score carriers 95 "$carriers" actuators/test_wire.py runtime/mqtt/test_publisher.py || failed=1
 exit $failed

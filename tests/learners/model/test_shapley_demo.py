@@ -2,7 +2,7 @@
 
 A policy learns from logged ticks with the demo's settings. Then, in worlds it has not seen, the head moves under one order for a
 second, and the order becomes another photograph on the other side. What did each stream bring to the decision, beside the ticks of
-that second? Picture and angle changed too, as the head moved. About 80 s: `pytest tests/learners/test_explain_demo.py -m slow -s`.
+that second? Picture and angle changed too, as the head moved. About 80 s: `pytest tests/learners/model/test_shapley_demo.py -m slow -s`.
 """
 
 from __future__ import annotations

@@ -101,7 +101,9 @@ def test_a_reward_is_credited_to_its_decision_and_clipped() -> None:
     assert bench.store.credits == [(2.0, "a-1")]
     bench.feedback.reward(b'{"value": -7.0, "decision": "a-1", "source": "x"}')
     assert bench.feedback.counts["reward_clipped"] == 2
-    assert bench.events == [("reward_clipped", {"source": "default", "value": 5.0, "limit": 2.0, "count": 1})]
+    assert bench.events == [
+        ("reward_clipped", {"name": "feedback", "source": "default", "value": 5.0, "limit": 2.0, "count": 1})
+    ]
 
 
 def test_a_reward_is_scaled_before_its_limit() -> None:

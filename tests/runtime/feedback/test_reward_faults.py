@@ -61,6 +61,6 @@ def test_a_reward_beyond_its_limit_is_published() -> None:
         assert rewards.at(NOTHING, {}) == -10.0
         reporter.ticked(RESULT)
     assert events == [
-        ("reward_clipped", {"source": "drift", "value": -1e9, "limit": 10.0, "count": 1}),
-        ("reward_clipped", {"source": "drift", "value": -1e9, "limit": 10.0, "count": 601}),
+        ("reward_clipped", {"name": "drift", "source": "drift", "value": -1e9, "limit": 10.0, "count": 1}),
+        ("reward_clipped", {"name": "drift", "source": "drift", "value": -1e9, "limit": 10.0, "count": 601}),
     ]
