@@ -21,6 +21,8 @@ from sensors.codecs.json_payload import parse_json
 from sensors.readings import Text
 
 _CHUNK = 65_536
+_TAIL = 64
+"""Bytes by which a file that was overwritten is recognised."""
 _BYTES_PER_CHAR = 4
 
 
@@ -83,8 +85,8 @@ class Lines:
     def __init__(self, limit: int) -> None:
         self._limit = limit
         self._part = bytearray()
-        self._overflowing = False
-        self.overlong = 0
+        self._overflowing = self._inside = False
+        self.overlong = self.cut = 0
 
     def feed(self, data: bytes) -> list[bytes]:
         """Return the lines that `data` completes, without their ends."""
@@ -98,7 +100,13 @@ class Lines:
         line = self._finish(b"")
         return [line] if line else []
 
+    def begin_inside(self) -> None:
+        """Leave out the rest of a line of which the begin was not read: "do not move" must not become "move"."""
+        self._inside = True
+
     def _extend(self, data: bytes) -> None:
+        if self._inside:
+            return
         if self._overflowing or len(self._part) + len(data) > self._limit:
             self._overflowing = True
             self._part.clear()
@@ -110,6 +118,9 @@ class Lines:
         line, overlong = bytes(self._part), self._overflowing
         self._part.clear()
         self._overflowing = False
+        if self._inside:
+            self._inside, self.cut = False, self.cut + 1
+            return None
         if overlong:
             self.overlong += 1
             return None
@@ -131,6 +142,9 @@ class _LineSensor:
         if self._lines.overlong:
             self.drops["too_long"] += self._lines.overlong
             self._lines.overlong = 0
+        if self._lines.cut:
+            self.drops["cut_line"] += self._lines.cut
+            self._lines.cut = 0
         for line in lines:
             if not line.strip():
                 continue
@@ -197,6 +211,8 @@ class FollowedText(_LineSensor):
         self._path = path
         self._poll_s = poll_s
         self._file: int | None = None
+        self._tail = b""
+        """The last bytes that were read: where the file has others, it was overwritten."""
         self._skip = True
         """True until the first look: lines already in the file are not read."""
 
@@ -241,9 +257,7 @@ class FollowedText(_LineSensor):
                 self._take(self._lines.flush(), publish)
                 self._close()
             if self._file is None:
-                self._file = os.open(self._path, os.O_RDONLY | os.O_CLOEXEC)
-                if self._skip:
-                    os.lseek(self._file, 0, os.SEEK_END)
+                self._file = self._opened()
             self._drain(publish)
         except OSError as error:
             self._skip = False
@@ -253,11 +267,37 @@ class FollowedText(_LineSensor):
 
     def _drain(self, publish: Publish) -> None:
         assert self._file is not None
-        if os.fstat(self._file).st_size < os.lseek(self._file, 0, os.SEEK_CUR):
+        place = os.lseek(self._file, 0, os.SEEK_CUR)
+        before = os.pread(self._file, len(self._tail), place - len(self._tail))
+        if os.fstat(self._file).st_size < place or before != self._tail:
             self._lines.flush()
+            self._tail = b""
             os.lseek(self._file, 0, os.SEEK_SET)
         while data := os.read(self._file, _CHUNK):
+            self._tail = (self._tail + data)[-_TAIL:]
             self._take(self._lines.feed(data), publish)
+
+    def _opened(self) -> int:
+        """Open the file; at the first look, at its end.
+
+        Raises:
+            OSError: it cannot be read.
+        """
+        file, self._tail = os.open(self._path, os.O_RDONLY | os.O_CLOEXEC), b""
+        try:
+            if self._skip:
+                self._go_to_end(file)
+        except OSError:
+            os.close(file)
+            raise
+        return file
+
+    def _go_to_end(self, file: int) -> None:
+        """Go to the end of what is there, which may be inside a line."""
+        end = os.lseek(file, 0, os.SEEK_END)
+        self._tail = os.pread(file, _TAIL, max(0, end - _TAIL))[: min(end, _TAIL)]
+        if self._tail and not self._tail.endswith(b"\n"):
+            self._lines.begin_inside()
 
     def _replaced(self) -> bool:
         assert self._file is not None

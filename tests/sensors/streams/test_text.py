@@ -112,6 +112,45 @@ async def test_an_unreadable_standard_input_is_lost(tmp_path: Path, running: Run
     os.close(directory)
 
 
+@pytest.mark.parametrize(
+    ("before", "appended", "texts", "cut"),
+    [
+        (b"do not ", b"move\nleft\n", ["left"], 1),
+        (b"do not move", b"\nleft\n", ["left"], 1),
+        (b"do not move\n", b"left\n", ["left"], 0),
+        (b"", b"left\n", ["left"], 0),
+        (b"x" * 500 + b"do not ", b"move\n", [], 1),
+    ],
+)
+async def test_a_line_that_had_begun_before_the_file_was_followed_is_left_out(
+    tmp_path: Path, running: Running, before: bytes, appended: bytes, texts: list[str], cut: int
+) -> None:
+    path = tmp_path / "orders.log"
+    path.write_bytes(before)
+    sensor = FollowedText("orders", path, 50, poll_s=0.01)
+    async with running(sensor) as witness:
+        await eventually(lambda: sensor.following)
+        with path.open("ab") as file:
+            file.write(appended + b"end\n")
+        await witness.until(lambda: len(witness.readings) == len(texts) + 1)
+    assert [reading.text for reading in witness.readings if isinstance(reading, Text)] == [*texts, "end"]
+    assert sensor.drops["cut_line"] == cut
+
+
+async def test_a_file_that_is_overwritten_with_more_is_read_from_its_beginning(
+    tmp_path: Path, running: Running
+) -> None:
+    path = tmp_path / "orders.log"
+    path.write_bytes(b"old\n")
+    sensor = FollowedText("orders", path, 50, poll_s=0.01)
+    async with running(sensor) as witness:
+        await eventually(lambda: sensor.following)
+        with path.open("rb+") as file:
+            file.write(b"do not move to the left\n")
+        await witness.until(lambda: bool(witness.readings))
+    assert [reading.text for reading in witness.readings if isinstance(reading, Text)] == ["do not move to the left"]
+
+
 async def test_a_followed_file_survives_rotation_and_truncation(tmp_path: Path, running: Running) -> None:
     path = tmp_path / "orders.log"
     path.write_text("old news\n")
