@@ -407,7 +407,7 @@ class ExperimentController:
             reference=self.state.reference() if champion == anchor else None,
         )  # fmt: skip
         arm: Arm = "challenger" if requested else "champion"
-        self.state.budget.gain, self.state.budget.deviation = self.rules.gain(champion, self.state.levels)
+        self.state.measure_budget(champion)
         self.state.phase = ExperimentPhase(number, plan, self.rules.silence, arm, self.state.budget, alone=requested)
         self.state.phase.reference_share = self.state.reference_share()
         if challenger is not None:

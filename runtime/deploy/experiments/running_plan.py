@@ -36,8 +36,8 @@ FAR_PAIRS, FAR_DEVIATIONS, FAR_GAIN = 2, 4.0, 0.2
 share of its gain."""
 LOSS_SHARE = 0.02
 """Share of the champion's gain that experiments may cost."""
-MOST_UNITS_ALONE = 36_000
-"""Units after which the champion has earned every loss back: an hour at 10 Hz."""
+MOST_TICKS_ALONE = 36_000
+"""Ticks after which the champion has earned every loss back: an hour at 10 Hz."""
 GIVE_UP_PAIRS = 12
 """Pairs after which a challenger without a gain gives way to a newer one that waits."""
 DECISIONS = 20_000
@@ -53,6 +53,13 @@ class LossBudget:
     deviation: float = 0.0
     """Of a unit of the champion."""
     debt: float = 0.0
+    unit_ticks: float = 1.0
+    """Ticks of a unit: mean length of an episode where units are episodes."""
+
+    @property
+    def most_units_alone(self) -> float:
+        """Return the units after which every loss is earned back."""
+        return max(1.0, MOST_TICKS_ALONE / max(self.unit_ticks, 1.0))
 
     def unit(self) -> None:
         """Count one unit that acted."""
@@ -66,7 +73,7 @@ class LossBudget:
         spread = math.sqrt(2.0) * self.deviation
         cost = max(0.0, -difference - spread) if difference < 0 else -difference
         if math.isfinite(cost):
-            self.debt = min(max(0.0, self.debt + cost * units), MOST_UNITS_ALONE * LOSS_SHARE * self.gain)
+            self.debt = min(max(0.0, self.debt + cost * units), self.most_units_alone * LOSS_SHARE * self.gain)
 
     @property
     def units_alone(self) -> int:

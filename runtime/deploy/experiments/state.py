@@ -55,6 +55,11 @@ class ExperimentState:
         """Restart the watch, because another version is live, or it has another reference."""
         self.guard, self.block, self.harms = self.rules.guard(self.levels), RunningBlock(), RunningHarms()
 
+    def measure_budget(self, champion: str) -> None:
+        """Measure what the loss budget is counted in: gain and deviation of the champion, and the ticks of a unit."""
+        self.budget.gain, self.budget.deviation = self.rules.gain(champion, self.levels)
+        self.budget.unit_ticks = self.levels.length if self.rules.episodic(self.levels) else 1.0
+
     def way_back(self, version: str) -> str | None:
         """Return the trusted version that replaces another one."""
         if self.trust.anchor not in (None, version):
@@ -151,4 +156,4 @@ class ExperimentState:
         self.proof, self.phase, self.late_s, self.waiting, self.budget.debt = proof, phase, late_s, waiting, debt
         if phase is not None:
             phase.budget = self.budget
-            self.budget.gain, self.budget.deviation = self.rules.gain(phase.plan.champion, levels)
+            self.measure_budget(phase.plan.champion)

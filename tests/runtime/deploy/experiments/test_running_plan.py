@@ -9,7 +9,7 @@ import pytest
 
 from learners.experiment_statistics.paired_outcomes import TickOutcome
 from learners.experiment_statistics.plan import SHARES, ExperimentPlan
-from runtime.deploy.experiments.running_plan import MOST_UNITS_ALONE, ExperimentPhase, LossBudget
+from runtime.deploy.experiments.running_plan import MOST_TICKS_ALONE, ExperimentPhase, LossBudget
 
 TICK_S = 0.02
 
@@ -98,8 +98,17 @@ def test_a_version_that_a_person_made_live_is_not_delayed_by_the_budget() -> Non
 def test_no_loss_keeps_the_champion_alone_for_ever(difference: float) -> None:
     budget = LossBudget(0.001, 0.0)
     budget.pair(difference, 200)
-    assert budget.units_alone <= MOST_UNITS_ALONE
+    assert budget.units_alone <= MOST_TICKS_ALONE
     for _ in range(budget.units_alone):
         budget.unit()
     assert not budget.exhausted
     assert budget.units_alone == 0
+
+
+def test_the_champion_acts_alone_for_an_hour_at_most_also_where_episodes_are_long() -> None:
+    budget = LossBudget(0.001, 0.0, unit_ticks=6_000.0)
+    budget.pair(-50.0, 1)
+    assert 6 <= budget.units_alone <= 7
+    for _ in range(7):
+        budget.unit()
+    assert not budget.exhausted
