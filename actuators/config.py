@@ -13,7 +13,7 @@ Finite = Annotated[float, Field(allow_inf_nan=False)]
 
 
 class _Settings(BaseModel):
-    """Base of every settings model; it rejects unknown keys and non-finite numbers."""
+    """Base of every settings model; it refuses unknown keys and non-finite numbers."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
@@ -136,7 +136,7 @@ class ContinuousSettings(MovingSettings):
     )
     out_of_range: Literal["clamp", "refuse"] = Field(
         "refuse",
-        description="`refuse` rejects an action outside the limits or too far for `max_rate`; `clamp` moves it to the nearest limit; "
+        description="`refuse` refuses an action outside the limits or too far for `max_rate`; `clamp` moves it to the nearest limit; "
         "with `max_rate` the default is `clamp`",
     )
 
@@ -194,7 +194,7 @@ class GateSettings(_Settings):
     )
     forbid: tuple[str, ...] = Field(
         (),
-        description="expressions over actuators and telemetry, as `heater == 'ON' and window.open`; the gate rejects an action that "
+        description="expressions over actuators and telemetry, as `heater == 'ON' and window.open`; the gate refuses an action that "
         "makes one true, and sends safe actions when telemetry makes one true or is missing",
     )
     reconcile_s: float = Field(

@@ -22,7 +22,7 @@ class SensorLost(Exception):  # noqa: N818 - the design's name
 
 
 class PayloadRefused(ValueError):  # noqa: N818 - reads as what happened
-    """An untrusted payload was rejected; `cause` is a short counter key such as `too_large`."""
+    """An untrusted payload was refused; `cause` is a short counter key such as `too_large`."""
 
     def __init__(self, cause: str, message: str) -> None:
         super().__init__(message)

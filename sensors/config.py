@@ -14,7 +14,7 @@ Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
 
 class Settings(BaseModel):
-    """Base of every settings model; it rejects unknown keys and non-finite numbers."""
+    """Base of every settings model; it refuses unknown keys and non-finite numbers."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
@@ -131,9 +131,7 @@ class CameraSettings(StreamSettings):
         None, gt=0, le=16_384, description="width in pixels requested from the device, which may deliver another"
     )
     height: int | None = Field(None, gt=0, le=16_384, description="height in pixels requested from the device")
-    max_pixels: int = Field(
-        16_777_216, gt=0, description="images with more pixels are rejected before they are decoded"
-    )
+    max_pixels: int = Field(16_777_216, gt=0, description="images with more pixels are refused before they are decoded")
 
     @field_validator("source")
     @classmethod

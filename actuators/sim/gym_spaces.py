@@ -12,7 +12,7 @@ Actions:
 - MultiDiscrete has the choice actuators `action0`, `action1`, and so on.
 - A bounded Box of floats is the continuous actuator `action`.
 
-Every other space is rejected with an error of one line.
+Every other space is refused with an error of one line.
 """
 
 from __future__ import annotations

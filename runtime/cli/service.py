@@ -75,7 +75,7 @@ def verify(text: str) -> float:
     """Verify the unit with systemd; return its exposure from 0 to 10.
 
     Raises:
-        CannotInstall: systemd-analyze is missing, rejects the unit, or measures an exposure above `MAX_EXPOSURE`.
+        CannotInstall: systemd-analyze is missing, refuses the unit, or measures an exposure above `MAX_EXPOSURE`.
     """
     analyze = shutil.which("systemd-analyze")
     if analyze is None:

@@ -21,12 +21,12 @@ class _Kind:
 
     published_s: float
     since: int = 0
-    """Rejections that no event has reported yet."""
+    """Refusals that no event has reported yet."""
 
 
 @dataclass(slots=True)
 class EventThrottle:
-    """Store when each rejection was last published; bounded, because all unknown names count as one."""
+    """Store when each refusal was last published; bounded, because all unknown names count as one."""
 
     every_s: float = EVERY_S
     _kinds: dict[tuple[str, str], _Kind] = field(default_factory=dict)

@@ -176,7 +176,7 @@ def _value(value: Any) -> Value:
         return value
     if not isinstance(value, list) or any(item is not None and type(item) not in {int, float} for item in value):
         raise ValueError("actions: expected a string or a list of numbers for each actuator")
-    return tuple(math.nan if item is None else float(item) for item in value)  # null means NaN, which the gate rejects
+    return tuple(math.nan if item is None else float(item) for item in value)  # null means NaN, which the gate refuses
 
 
 def _outcome(entry: dict[str, Any]) -> dict[str, Any]:

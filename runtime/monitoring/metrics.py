@@ -92,7 +92,7 @@ class Metrics:
 
     def _gate(self, registry: CollectorRegistry) -> None:
         self.refusals = Counter(
-            "reflexd_gate_refusals", "Actions that the gate rejected, by rule.", ["actuator", "rule"], registry=registry
+            "reflexd_gate_refusals", "Actions that the gate refused, by rule.", ["actuator", "rule"], registry=registry
         )
         self.commands = Counter(
             "reflexd_commands", "Commands sent, by origin of the decision.", ["actuator", "by"], registry=registry
@@ -149,7 +149,7 @@ class Metrics:
         self.reconnects = Counter("reflexd_mqtt_reconnects", "Connections made after the first.", registry=registry)
         self.refused_messages = Counter(
             "reflexd_messages_refused",
-            "Messages rejected, by kind of topic and cause.",
+            "Messages refused, by kind of topic and cause.",
             ["kind", "cause"],
             registry=registry,
         )

@@ -1,6 +1,6 @@
 """Validate the daemon's messages for its clients: the dashboard and the terminal.
 
-A client trusts no other client of the broker. A message of another shape is rejected and counted; unknown keys are ignored.
+A client trusts no other client of the broker. A message of another shape is refused and counted; unknown keys are ignored.
 """
 
 from __future__ import annotations

@@ -57,7 +57,7 @@ TABLE: dict[str, Row] = {
     "experiment_ended": ("plain", True, "The experiment with policy {version} ended: {result}."),
     "experiment_started": ("plain", True, "An experiment compares policy {challenger} with {champion}."),
     "experiment_state_unreadable": ("bad", True, "The state of the experiments cannot be read: {reason}."),
-    "feedback_rejected": ("bad", True, "A reward or label was rejected: {reason}."),
+    "feedback_rejected": ("bad", True, "A reward or label was refused: {reason}."),
     "finetune_skipped": ("plain", False, "Task {task} was not fine-tuned: {reason}."),
     "goal_changed": ("plain", True, "The goal is {goal} now ({why})."),
     "goal_requested": (

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 EVENTS: dict[str, str] = {
-    "action_refused": "The gate rejected an action by a rule. The same rejection is published at most every 10 s, with its count.",
+    "action_refused": "The gate refused an action by a rule. The same refusal is published at most every 10 s, with its count.",
     "agent_lost": "The agent's socket closed or no tick arrived in time; the gate sent safe actions.",
     "armed": "The gate lets the policy act.",
     "broker_lost": "The broker does not respond.",
@@ -32,7 +32,7 @@ EVENTS: dict[str, str] = {
     "experiment_ended": "An experiment ended; `outcome` is `live`, `out` or `cap`, and `result` says what its pairs show.",
     "experiment_started": "An experiment compares a challenger with the live version; the plan is in the event.",
     "experiment_state_unreadable": "`experiments.json` is unreadable; the live version is trusted.",
-    "feedback_rejected": "A reward or label was rejected; `cause` is the reason.",
+    "feedback_rejected": "A reward or label was refused; `cause` is the reason.",
     "finetune_skipped": "A fine-tune did not run; `reason` explains it.",
     "fleet_policy_received": "A policy of the fleet was verified; the learner examines it as a candidate of its own.",
     "fleet_policy_refused": "A policy of the fleet was refused: changed, old, replayed, expired, or for others; `reason` says which.",
@@ -52,7 +52,7 @@ EVENTS: dict[str, str] = {
     "learner_waiting_for_spec": "The learner waits for the agent's policy spec.",
     "mode_changed": "The mode of the daemon or of an actuator changed.",
     "mode_restricted": "A mode that an operator requested is more restrictive than the mode in the settings, and stays in force.",
-    "override": "An operator overrode an actuator, or the gate rejected the override.",
+    "override": "An operator overrode an actuator, or the gate refused the override.",
     "payload_refused": "A sensor refused a payload; `reason` names the field and what is wrong.",
     "policy_promoted": "A version is live; `why` says in one sentence what speaks for it.",
     "policy_proposed": "No promotion step rejected a candidate; it waits for its experiment. `held` names the inconclusive steps.",
@@ -73,7 +73,7 @@ EVENTS: dict[str, str] = {
     "recording_recovered": "A recording stores every record again.",
     "recording_started": "A recording started.",
     "recordings_deleted": "The oldest recordings were deleted, as `record.when_full` says.",
-    "reload_refused": "New settings were rejected; the daemon continues with the old ones.",
+    "reload_refused": "New settings were refused; the daemon continues with the old ones.",
     "reloaded": "New settings are in force.",
     "reward_clipped": "A reward on the topic was beyond the limit `clip` and counts as the limit.",
     "reward_failed": "A reward could not be computed; it counts as 0.",

@@ -42,7 +42,7 @@ def last_level(message: Message) -> str:
 
 
 def refuse_retained(message: Message) -> None:
-    """Reject a message that the broker may have stored, because its age is unknown.
+    """Refuse a message that the broker may have stored, because its age is unknown.
 
     Raises:
         Refused: the message is retained.

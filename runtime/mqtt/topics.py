@@ -1,6 +1,6 @@
 """Define the wire contract: the name of every topic and the shape of every payload.
 
-Payloads are JSON if nothing else is documented. `decode` validates every payload from outside: it rejects non-finite numbers,
+Payloads are JSON if nothing else is documented. `decode` validates every payload from outside: it refuses non-finite numbers,
 payloads that are too large or nested too deep, and wrong shapes, each with a reason. Stamps on the wire are Unix seconds,
 because devices on other machines must compare them with their own clock.
 """
@@ -20,7 +20,7 @@ MAX_JSON_BYTES = 65_536
 
 
 class Refused(ValueError):  # noqa: N818 - reads as what happened
-    """A payload was rejected; `str` is the reason."""
+    """A payload was refused; `str` is the reason."""
 
 
 @dataclass(frozen=True, slots=True)

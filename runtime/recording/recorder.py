@@ -172,7 +172,8 @@ class Recorder:
             if self.written == 0:
                 with contextlib.suppress(OSError):
                     self.path.unlink()
-            self._end("recording_failed", f"the recording cannot be written: {error}")
+            named = str(error) if isinstance(error, OSError) else f"{type(error).__name__}: {error}"
+            self._end("recording_failed", f"the recording cannot be written: {named}")
         finally:
             self.opened.set()
 
