@@ -289,6 +289,22 @@ def remove_abandoned_drafts(folder: Path) -> None:
                 os.close(handle)
 
 
+def is_in_use(path: Path) -> bool:
+    """Return whether a process holds the lock of a draft, or of the folder of a backup that is being written.
+
+    Raises:
+        OSError: it cannot be opened.
+    """
+    handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    finally:
+        os.close(handle)
+    return False
+
+
 @lru_cache(maxsize=256)
 def _remove_abandoned_drafts_once(folder: Path) -> None:
     """Clean a folder at the first write of this process: drafts of a killed process are from before."""

@@ -31,6 +31,7 @@ from typing import Any
 
 from learners.checkpoints.store import Checkpoints
 from learners.experience.store import Store
+from learners.files import is_in_use
 from learners.ipc.progress import read_progress
 from runtime.process.emit import Emit
 
@@ -197,7 +198,11 @@ class StorageMonitor:
         before_s, count = self.wall() - LEFTOVER_S, 0
         for path in (*self.state_dir.rglob(".*"), *(self.state_dir / "experience").glob("*.broken-*")):
             with suppress(OSError):
-                if path.name != ".lock" and path.lstat().st_mtime < before_s:
+                if (
+                    path.name != ".lock"
+                    and path.lstat().st_mtime < before_s
+                    and (path.is_symlink() or not is_in_use(path))
+                ):
                     if path.is_dir() and not path.is_symlink():
                         shutil.rmtree(path)
                     else:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 from pathlib import Path
 from typing import Any
@@ -133,6 +134,27 @@ def test_what_a_crashed_writer_left_goes_first(make: Any) -> None:
     setup.check()
     assert not left.exists()
     assert fresh.exists()
+
+
+def test_what_a_process_still_writes_stays_however_long_it_takes(make: Any) -> None:
+    """A backup to a slow disk, and a long draft: their writers hold the locks."""
+    setup = make(1 * MB)
+    (setup.folder / "big").write_bytes(bytes(2 * MB))
+    links, draft = setup.folder / ".backup", setup.folder / ".draft-export.1"
+    links.mkdir()
+    draft.write_bytes(b"x")
+    handles = [os.open(path, os.O_RDONLY) for path in (links, draft)]
+    for path, handle in zip((links, draft), handles, strict=True):
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        os.utime(path, (0, 0))
+    setup.check()
+    assert links.exists()
+    assert draft.exists()
+    for handle in handles:
+        os.close(handle)
+    setup.check()
+    assert not links.exists()
+    assert not draft.exists()
 
 
 def test_the_oldest_experience_gives_way(make: Any) -> None:
