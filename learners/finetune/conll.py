@@ -109,6 +109,9 @@ def to_iob2(examples: Examples) -> None:
     if not found:
         return
     plain = {tag for tag in found if not TAG.fullmatch(tag)}
+    if empty := {tag for tag in plain if tag.endswith("-")}:
+        where, tag = _first(rows, empty)
+        raise DataError(f"{where}: the tag {tag!r} names no type; write O, B-type or I-type")
     if plain and (plain != found or all(map(_SUFFIXED.fullmatch, found))):
         where, tag = _first(rows, plain)
         raise DataError(f"{where}: the tag {tag!r} has no prefix B- or I-; write O, B-type or I-type")

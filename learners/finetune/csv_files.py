@@ -43,7 +43,9 @@ def table(path: Path) -> Examples:
         return Examples()
     (number, names), *body = cells
     if sum(bool(name.strip()) for name in names) < 2:
-        raise DataError(f"{path}:{number}: a header with at least two columns is wanted, got {names}")
+        fetch = "; fetch the file itself: `git lfs pull`" if names[0].startswith("version https://git-lfs") else ""
+        remedy = fetch or "; write one as `text,label`, and check that the file is a table"
+        raise DataError(f"{path}:{number}: a header with at least two columns is wanted, got {names}{remedy}")
     _check_quotes(path, body, delimiter)
     named = _named_columns(path, number, names, body)
     fields_of([names[at] for at in named], f"{path}:{number}")

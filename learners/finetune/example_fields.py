@@ -164,8 +164,17 @@ def check(examples: Iterable[Mapping[str, Any]], task: type[Task]) -> None:
         DataError: with place and remedy of the first problems.
     """
     problems: list[str] = []
+    lists: bool | None = None
     for example in examples:
-        if (problem := _problem(example, task)) is not None and problem not in problems:
+        problem = _problem(example, task)
+        if problem is None and "label" in example:
+            is_list = isinstance(example["label"], list | tuple)
+            if lists is not None and is_list is not lists:
+                forms = ("a list", "a word") if is_list else ("a word", "a list")
+                where = getattr(example, "where", "an example")
+                problem = f"{where}: the label is {forms[0]}, those before are {forms[1]} each; write all in one form"
+            lists = is_list if lists is None else lists
+        if problem is not None and problem not in problems:
             problems.append(problem)
             if len(problems) == MOST:
                 break
