@@ -38,7 +38,7 @@ from actuators.config import ChoiceSettings, ContinuousSettings, GateSettings  #
 from actuators.sim.gym_spaces import to_environment  # noqa: E402
 from learners.experience.database import Database  # noqa: E402
 from learners.experience.transition import Transition  # noqa: E402
-from learners.gym.trainer import EVALUATION_SEED, GymTrainer, TrainSettings  # noqa: E402
+from learners.gym.lock_step import EVALUATION_SEED, GymTrainer, TrainSettings  # noqa: E402
 from learners.model.features import Features  # noqa: E402
 from learners.model.heads import actuator_values  # noqa: E402
 from learners.model.policy import Policy  # noqa: E402
