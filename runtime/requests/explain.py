@@ -26,7 +26,7 @@ from runtime.mqtt.rpc import Answer, RequestFailed
 from runtime.process.child import with_parent_death
 
 _LOG = structlog.get_logger(__name__)
-START_S, LIMIT_S = 40.0, 15.0
+START_S, LIMIT_S = 50.0, 15.0
 """Time limits of the first request to a process, which starts meanwhile, and of any other."""
 MOST_STARTS = 3
 """Requests that may wait in vain for the start of one process before it is killed."""
