@@ -15,6 +15,7 @@ import tinymodels
 
 from learners.config import TaskSettings
 from learners.task_kinds import KINDS, TaskKind
+from learners.task_serving import runner as runner_module
 from learners.task_serving.reading_inputs import inputs_of_reading
 from learners.task_serving.results import Callbacks, Question, Result, Speech
 from learners.task_serving.runner import TaskRunner
@@ -295,13 +296,13 @@ async def test_a_model_that_could_not_be_loaded_is_tried_again_after_a_while(
         opened.append(kind)
         raise OSError("no memory")
 
-    monkeypatch.setattr(runner, "open_task", cannot)
-    for later_s, tries in ((0.0, 1), (runner.RETRY_S - 1, 1), (1.0, 2)):
+    monkeypatch.setattr(runner_module, "open_task", cannot)
+    for later_s, tries in ((0.0, 1), (runner_module.RETRY_S - 1, 1), (1.0, 2)):
         now.append(now[-1] + later_s)
         assert runner._ready(loop, "intents") is None
         assert len(opened) == tries
     monkeypatch.undo()
-    now.append(now[-1] + runner.RETRY_S)
+    now.append(now[-1] + runner_module.RETRY_S)
     assert runner._ready(loop, "intents") is not None
     await asyncio.sleep(0)
     assert received.failures == [("intents", "no memory")], "reported once"
