@@ -1,7 +1,7 @@
 """Merge the Parquet shards of a group into the one experience store that its learner reads.
 
 The learner of a fleet is the learner of a daemon. It reads an experience store, and this module writes that store: rows of each
-agent in their order, under sessions that name agent and boot. An agent's turn ends after `RUN_ROWS` rows, so that a run of
+agent in their order, under sessions that name the agent. An agent's turn ends after `RUN_ROWS` rows, so that a run of
 neighbours is long and no agent holds up the others. Lanes are merged as they are on disk: the successor of a block's last row is
 unknown where the next block is in the other lane and came later. `learners/rl` draws no transition without a successor.
 
@@ -77,7 +77,7 @@ class ExperienceMerger:
     ) -> None:
         self.group, self.folder, self.trust, self._wall = group, store, trust, wall
         self.counts: Counter[str] = Counter()
-        """Rows by what became of them: `merged`, `other` spec or encoders, `unreadable`, `excluded`; `unreadable_files`."""
+        """Rows by what became of them: `merged`, `repeated` by a restored device, `other` spec or encoders, `unreadable`, `excluded`; `unreadable_files`."""
         self.newly_excluded: list[tuple[str, str]] = []
         """Agents that were excluded since the caller last emptied this list, with the reasons."""
         limits = settings or ExperienceSettings.model_validate({})
@@ -189,17 +189,19 @@ class ExperienceMerger:
         rows.sort(key=lambda each: each[0])
         is_whole = is_whole and len(rows) <= RUN_ROWS
         taken = rows[:RUN_ROWS]
-        transitions = [_of_group(agent, boot, transition) for _, _, transition in taken if transition is not None]
+        transitions = [_of_group(agent, transition) for _, _, transition in taken if transition is not None]
         with self.database:
-            for transition in transitions:
+            new = [each for each in transitions if not self.database.has(each)]
+            for transition in new:
                 self.database.add(transition)
             for lane, found in lanes.items():
                 passed = max((row for row, its_lane, _ in taken if its_lane == lane), default=found.read)
                 self.database.set_position(agent, boot, lane, found.stored if is_whole else passed)
-        self.counts["merged"] += len(transitions)
+        self.counts["merged"] += len(new)
+        self.counts["repeated"] += len(transitions) - len(new)
         if self.trust is not None:
-            self.trust.add(agent, transitions)
-        return len(transitions), is_whole
+            self.trust.add(agent, new)
+        return len(new), is_whole
 
     def _files(self, agent: str, boot: str, lane: Lane, wanted: _Lane) -> list[tuple[int, Path]]:
         """Return the files of a lane that may have further rows, in order."""
@@ -284,10 +286,10 @@ class ExperienceMerger:
         self.counts["set_aside"] += 1
 
 
-def _of_group(agent: str, boot: str, transition: Transition) -> Transition:
+def _of_group(agent: str, transition: Transition) -> Transition:
     """Return a transition under names that no other agent has."""
-    session = session_name(agent, boot, transition.session)
-    return replace(transition, session=session, decision=f"{agent}/{boot}/{transition.decision}")
+    session = session_name(agent, transition.session)
+    return replace(transition, session=session, decision=f"{agent}/{transition.decision}")
 
 
 def spec_digest(group: Path) -> str | None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from learners.experience.database import Database
+from learners.experience.transition import Transition
 from learners.fleet_data.segment import LANES, Lane
 
 _TABLES = """
@@ -46,6 +47,14 @@ class MergedDatabase(Database):
         """Note the last row of a lane; call it inside the transaction that stores the rows."""
         self._db.execute("INSERT OR REPLACE INTO merged_lanes VALUES(?,?,?,?)", (agent, boot, lane, row))
 
+    def has(self, transition: Transition) -> bool:
+        """Return whether a tick is stored: a device that was restored from a backup sends its rows again, as another boot."""
+        found = self._db.execute(
+            "SELECT 1 FROM transitions WHERE decision = ? AND session = ? AND tick = ?",
+            (transition.decision, transition.session, transition.tick),
+        )
+        return found.fetchone() is not None
+
     def excluded(self) -> dict[str, str]:
         """Return the agents with rows that do not train, with the reason."""
         return dict(self._db.execute("SELECT agent, reason FROM excluded_agents ORDER BY agent").fetchall())
@@ -62,9 +71,9 @@ class MergedDatabase(Database):
         self._db.execute("DELETE FROM merged_lanes WHERE agent = ?", (agent,))
 
 
-def session_name(agent: str, boot: str, session: str) -> str:
-    """Return the name of a session that no other agent and no other boot has."""
-    return f"{agent}/{boot}/{session}"
+def session_name(agent: str, session: str) -> str:
+    """Return the name of a session that no other agent has."""
+    return f"{agent}/{session}"
 
 
 def _sessions_of(agent: str) -> tuple[str, str]:

@@ -15,6 +15,7 @@ import sys
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from importlib.metadata import entry_points
+from importlib.util import find_spec
 from pathlib import Path
 
 from actuators.actions import action_space
@@ -22,6 +23,8 @@ from actuators.expressions import ExpressionError
 from actuators.sim.registry import GROUP as PLANTS
 from actuators.sim.registry import PANORAMA, ROOM, plant_settings
 from actuators.wire import CommandWriter, WireError, check_state_value
+from learners.checkpoints.signing import KeyRefused
+from learners.checkpoints.trusted_keys import read_public
 from learners.config import TaskSettings
 from learners.files import not_plain
 from learners.goal_models.config import DecisionBackend, EmbeddingBackend
@@ -78,7 +81,7 @@ def preflight(path: Path, loaded: LoadedConfig) -> list[Problem]:
     """Return everything that would keep a daemon with these settings from starting."""
     config = loaded.config
     checks: tuple[Callable[[Config], Found], ...] = (
-        _streams, _actuators, _rewards, _encoders, _tasks, _speech, _deliberator, _policy, _mirror, _device, _plant, _folder, _key, _tls, _broker,
+        _streams, _actuators, _rewards, _encoders, _tasks, _speech, _deliberator, _policy, _mirror, _device, _plant, _folder, _key, _tls, _broker, _fleet,
     )  # fmt: skip
     problems = []
     for check in checks:
@@ -106,6 +109,19 @@ def _streams(config: Config) -> Found:
         except (ValueError, TypeError) as error:  # a plug-in's factory may refuse its options with either
             where, message = split_path(str(error))
             yield where or ("streams", name), message, ""
+
+
+def _fleet(config: Config) -> Found:
+    if config.fleet is None:
+        return
+    for package in ("pyarrow", "zstandard"):
+        if find_spec(package) is None:
+            yield ("fleet",), f"the uplink needs {package}, which is not installed", "pip install 'reflexd[uplink]'"
+    if config.fleet.key is not None:
+        try:
+            read_public(config.fleet.key)
+        except KeyRefused as refusal:
+            yield ("fleet", "key"), str(refusal), "copy fleet-key.pem of the fleet's server to this path"
 
 
 def _actuators(config: Config) -> Found:

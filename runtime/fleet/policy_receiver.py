@@ -37,6 +37,8 @@ from runtime.mqtt import Connection, Message
 
 log = structlog.get_logger(__name__)
 
+RETRY_S = (60.0, 3_600.0)
+"""Before a blob that was refused is collected again: at first, doubled each time, and at most."""
 MAX_DIGITS = 9
 """Of the number of a part."""
 
@@ -62,6 +64,7 @@ class PolicyReceiver:
     identity: Callable[[], UplinkIdentity | None]
     outbox: Outbox
     clock: Callable[[], float] = time.time
+    retry_s: tuple[float, float] = RETRY_S
     refused: int = 0
     repeated: int = 0
     """Manifests that were accepted before: the broker repeats the retained one at each connect."""
@@ -74,6 +77,8 @@ class PolicyReceiver:
     _collecting: FleetPolicy | None = None
     _changed: asyncio.Event = field(default_factory=asyncio.Event)
     """Set when the blob is whole, or another message waits."""
+    _failed: tuple[bytes, float] | None = None
+    """The manifest of a blob that was refused, and the seconds before it is collected again."""
     _next: bytes | None = None
     """A verified manifest that ended the wait for a blob."""
 
@@ -86,13 +91,23 @@ class PolicyReceiver:
         while True:
             message, self._next = self._next, None
             if message is None:
-                message = await self._messages.get()
+                message = await self._waited()
             try:
                 await self._take(message)
             except FleetPolicyRefused as refusal:
                 self._refuse(refusal)
             except OSError as error:
                 log.warning("uplink.policy_not_stored", reason=str(error))
+
+    async def _waited(self) -> bytes:
+        """Return the next message, or the manifest of a refused blob once its time has come."""
+        if self._failed is None:
+            return await self._messages.get()
+        try:
+            async with asyncio.timeout(self._failed[1]):
+                return await self._messages.get()
+        except TimeoutError:
+            return self._failed[0]
 
     def _refuse(self, refusal: FleetPolicyRefused) -> None:
         self.refused += 1
@@ -136,6 +151,8 @@ class PolicyReceiver:
         if policy.withdrawn:
             note_withdrawn(self.state_dir, policy.withdrawn)
         # a wider wave is another manifest, with a higher counter
+        if self._failed is not None and self._failed[0] != message:
+            self._failed = None  # this manifest is newer
         is_known = policy.version in policy.withdrawn or policy.version in examined(self.state_dir)
         is_wanted = is_in_wave(policy, identity.agent) and not is_known
         self.wave = policy.wave if is_in_wave(policy, identity.agent) else None
@@ -143,7 +160,14 @@ class PolicyReceiver:
         if not is_wanted:
             return
         blob = await self._collect(policy, digest, identity)
-        target = await asyncio.to_thread(unpack_blob, blob, policy, self.public, self.state_dir / RECEIVED)
+        try:
+            target = await asyncio.to_thread(unpack_blob, blob, policy, self.public, self.state_dir / RECEIVED)
+        except FleetPolicyRefused:  # the broker may have the right parts later
+            is_again = self._failed is not None and self._failed[0] == message
+            pause_s = min(2 * self._failed[1], self.retry_s[1]) if is_again and self._failed else self.retry_s[0]
+            self._failed = (message, pause_s)
+            raise
+        self._failed = None
         note_received(self.state_dir, target, policy.version)
         self._accept(policy.counter, digest, is_done=True)
         self.accepted = policy

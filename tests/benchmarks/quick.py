@@ -36,6 +36,7 @@ SIZES: dict[str, str] = {
     "bench_explain": "1",
     "bench_filters": "--seeds 2 --ticks 800 --every 400 --played 20 --curves 0 --cache OUT",
     "bench_finetune": "--only answer --set epochs=1 --threads 1 --out OUT",
+    "bench_fleet": "--agents 2 --rows 600",
     "bench_forgetting": "--only encoder --per-class 2 --sentences 20 --threads 1",
     "bench_gate": "1",
     "bench_generation": "--count 1 --tokens 32",

@@ -94,7 +94,19 @@ def test_a_later_lane_continues_behind_what_was_merged(tmp_path: Path) -> None:
     merger.close()
     rows = merged_rows(tmp_path / "store")
     assert len({(row.session, row.tick) for row in rows}) == len(rows) == 30
-    assert {row.session for row in rows} == {"robot/bbbbbbbbbbbbbbbb/s", "robot/cccccccccccccccc/t"}
+    assert {row.session for row in rows} == {"robot/s", "robot/t"}
+
+
+def test_a_restored_device_that_sends_its_rows_again_doubles_none(tmp_path: Path) -> None:
+    log = ParquetLog(tmp_path, "arms")
+    merger = ExperienceMerger(tmp_path / "arms", tmp_path / "store")
+    send(log, ticks(0, 20))
+    assert merger.merge() == 20
+    send(log, ticks(5, 30), boot="c" * 16)
+    assert merger.merge() == 10
+    assert +merger.counts == {"merged": 30, "repeated": 15}
+    merger.close()
+    assert [row.tick for row in merged_rows(tmp_path / "store")] == list(range(30))
 
 
 def test_rows_of_another_spec_or_encoder_are_left_out_after_a_change_of_the_reference(tmp_path: Path) -> None:
@@ -106,7 +118,7 @@ def test_rows_of_another_spec_or_encoder_are_left_out_after_a_change_of_the_refe
     send(log, ticks(20, 30), agent="arm-2", spec="6" * 64)
     merger = ExperienceMerger(tmp_path / "arms", tmp_path / "store")
     assert merger.merge() == 10
-    assert merger.counts == {"merged": 10, "other": 10}
+    assert +merger.counts == {"merged": 10, "other": 10}
     merger.close()
     assert {row.session.partition("/")[0] for row in merged_rows(tmp_path / "store")} == {"arm-2"}
 
@@ -152,7 +164,7 @@ def test_a_broken_store_and_a_broken_file_are_set_aside(tmp_path: Path) -> None:
     next((tmp_path / "arms").rglob("*-000000000101.parquet")).write_bytes(b"torn")
     merger = ExperienceMerger(tmp_path / "arms", tmp_path / "store")
     assert merger.merge() == 100
-    assert merger.counts == {"set_aside": 1, "merged": 100, "unreadable_files": 1}
+    assert +merger.counts == {"set_aside": 1, "merged": 100, "unreadable_files": 1}
     merger.close()
 
 

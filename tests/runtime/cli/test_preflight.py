@@ -182,3 +182,14 @@ def test_a_camera_of_one_token_is_not_mirrored(tmp_path: Path) -> None:
     for tokens, refused in ((1, True), (4, False)):
         file.write_text(f"{text}policy: {{tokens: {tokens}}}\nlearner: {{mirror_augmentation: [lamp]}}\n")
         assert ("no left and right" in verb("check", file).output) == refused
+
+
+def test_what_an_uplink_lacks_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    key = tmp_path / "none.pem"
+    fleet = f'fleet: {{{{group: arms, url: "mqtt://127.0.0.1:1", key: {key}}}}}\n'
+    monkeypatch.setattr("runtime.cli.preflight.find_spec", lambda _name: None)
+    done = verb("check", written(tmp_path, new=fleet))
+    assert done.exit_code == 2
+    assert "the uplink needs pyarrow, which is not installed" in done.stderr
+    assert "pip install 'reflexd[uplink]'" in done.stderr
+    assert "none.pem: no key can be read" in done.stderr

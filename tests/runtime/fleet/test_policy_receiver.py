@@ -187,3 +187,21 @@ async def test_only_a_newer_manifest_ends_the_wait_for_a_blob(tmp_path: Path, ve
     found = received(tmp_path)
     assert found is not None
     assert found.name == third.name
+
+
+async def test_a_refused_blob_is_collected_again_after_a_pause(tmp_path: Path, versions: list[Version]) -> None:
+    right = versions[0].parts()
+    broken = {name: bytes(len(part)) for name, part in right.items()}
+    link = RetainedParts(broken)
+    receiver = device(tmp_path, link)
+    receiver.retry_s = (0.01, 0.02)
+    running = asyncio.create_task(receiver.run())
+    link.send(TOPICS.policy, versions[0].manifest(1))
+    await eventually(lambda: receiver.refused >= 2, "two refusals")
+    link.parts = right
+    await eventually(lambda: receiver.accepted is not None, "the whole blob")
+    running.cancel()
+    await asyncio.wait([running])
+    found = received(tmp_path)
+    assert found is not None
+    assert found.name == versions[0].name
