@@ -254,7 +254,7 @@ def main() -> None:
         default=["forbid", "arm", "ends", "rest", "overrides"],
     )
     parser.add_argument("--seeds", type=int, nargs="+", default=[11, 12, 13])
-    parser.add_argument("--ticks", type=int, default=3_000, help="of `forbid` and `arm`")
+    parser.add_argument("--ticks", type=int, default=4_000, help="of `forbid` and `arm`")
     parser.add_argument("--updates", type=int, default=6_000, help="of `ends`")
     parser.add_argument("--steps", type=int, default=4_000, help="of `rest` and `overrides`")
     parser.add_argument(
