@@ -22,8 +22,9 @@ from actuators.safety.gate import MODES
 from learners.goal_models.config import GOAL
 from runtime.gate.host import GateHost
 from runtime.gate.latches import Saved
+from runtime.gate.stop_messages import may_mean_stop, read_stop
 from runtime.mqtt import Limit, Message, rpc
-from runtime.mqtt.topics import Override, Payload, Refused, decode, parse
+from runtime.mqtt.topics import Override, Payload, Refused, decode
 
 Reload = Callable[[], Awaitable[dict[str, Any]]]
 
@@ -39,13 +40,6 @@ STORED = 100
 """Messages on `stop` that the broker stored, after which it may have dropped one; brokers store 100 or more."""
 REFUSED_S = 1.0
 """Between two events of refused releases."""
-RELEASE_KEYS = {"engaged", "source"}
-MAX_SOURCE = 64
-"""Characters of the name of a sender."""
-STOP_WORDS = ("stop", "halt")
-"""A verb that does not exist and contains one of them engages the stop."""
-SHOWN = 60
-"""Characters of a malformed payload in a reason."""
 
 
 class ModeRequest(Payload):
@@ -85,42 +79,6 @@ class ExactOverride(Override):
     """`override/<actuator>` without a key that might be a misspelt one."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
-
-
-def read_stop(message: Message) -> tuple[bool, str] | None:
-    """Whether a message on `stop` engages it, with the reason where it is not a plain one; None to ignore it.
-
-    Raises:
-        Refused: a release that the broker may have stored.
-    """
-    if not message.payload and message.retain:
-        return None  # this is how a retained message is deleted
-    try:
-        body = parse(message.payload)
-    except Refused:
-        body = None
-    engaged = body.get("engaged") if isinstance(body, dict) else None
-    if engaged is False and isinstance(body, dict) and _is_plain_release(body):
-        if message.retain:
-            raise Refused("the gate ignores a retained release")
-        if message.resumed:
-            raise Refused("the gate ignores a release that was sent while it was away; send it again")
-        return False, ""
-    if engaged is True:
-        return True, "a retained stop message" if message.retain else ""
-    shown = message.payload[:SHOWN].decode(errors="replace")
-    return True, f'a message on `stop` that is not a release counts as a stop: {shown!r}; write {{"engaged": true}}'
-
-
-def _is_plain_release(body: dict[str, Any]) -> bool:
-    """Return whether nothing but a release is in it: another key, or a source that is no name, may mean something else."""
-    source = body.get("source", "")
-    return body.keys() <= RELEASE_KEYS and isinstance(source, str) and len(source) <= MAX_SOURCE
-
-
-def _may_mean_stop(verb: str) -> bool:
-    """Return whether a verb that does not exist may be meant as a stop, as `stop`, `estop` or `emergency_halt`."""
-    return any(word in verb.lower() for word in STOP_WORDS)
 
 
 class OperatorCommands:
@@ -232,7 +190,7 @@ class OperatorCommands:
         if serve is None:
             known = ", ".join(sorted((*rpc.GATE_VERBS, *rpc.AGENT_VERBS)))
             error = f"unknown verb {verb[:64]!r}; there are {known}"
-            if _may_mean_stop(verb):
+            if may_mean_stop(verb):
                 reason = f"a request {verb[:64]!r} counts as a stop; publish stops on `stop`"
                 self.host.stop(engaged=True, reason=reason)
                 error = f"{error}. The stop is engaged: {reason}"

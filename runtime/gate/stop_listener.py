@@ -26,9 +26,9 @@ import structlog
 
 from runtime.config.loader import ConfigError, load
 from runtime.config.schema import Config
-from runtime.gate.operator_commands import read_stop
 from runtime.gate.stop_channel import StopSender
 from runtime.gate.stop_latch import StopLatch
+from runtime.gate.stop_messages import read_stop
 from runtime.mqtt import Address, Connection, Message
 from runtime.mqtt.topics import Topics
 from runtime.process import child, log

@@ -14,7 +14,8 @@ import soundfile
 from numpy.typing import NDArray
 
 from sensors.base import PayloadRefused
-from sensors.drivers.sound_files import ChannelMixer, open_sound, sound_error
+from sensors.drivers.mono_mix import ChannelMixer
+from sensors.drivers.sound_files import open_sound, sound_error
 
 MAX_SOUND_S = 600.0
 MAX_CHANNELS = 32

@@ -182,7 +182,7 @@ def play(job: PlayJob, outbox: MessageSender, stop: threading.Event) -> None:
 
 
 def _play(file: Any, job: PlayJob, outbox: MessageSender, stop: threading.Event) -> None:
-    from sensors.drivers.sound_files import ChannelMixer  # noqa: PLC0415 - only a sound file needs it
+    from sensors.drivers.mono_mix import ChannelMixer  # noqa: PLC0415 - only a sound file needs it
 
     rate_hz, mixer = int(file.samplerate), ChannelMixer(int(file.channels))
     block = max(1, round(rate_hz * BLOCK_S))

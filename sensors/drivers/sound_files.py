@@ -1,7 +1,4 @@
-"""Open sound files as they are in the world, and mix their channels: the same for files that play and files that are decoded.
-
-A WAV may claim no samples, as a killed recorder leaves it, and two channels may cancel each other.
-"""
+"""Open sound files as they are in the world: a WAV may claim no samples, as a killed recorder leaves it."""
 
 from __future__ import annotations
 
@@ -9,12 +6,7 @@ import io
 import struct
 from collections.abc import Iterator
 
-import numpy as np
 import soundfile
-from numpy.typing import NDArray
-
-CANCELLED = 0.1
-"""Share of the loudest channel's energy below which the mean of the channels has lost the sound."""
 
 
 def open_sound(data: bytes) -> soundfile.SoundFile:
@@ -24,37 +16,6 @@ def open_sound(data: bytes) -> soundfile.SoundFile:
         soundfile.SoundFileError: libsndfile cannot read it.
     """
     return soundfile.SoundFile(_Bytes(_with_length(data)))
-
-
-class ChannelMixer:
-    """Averages the channels of a sound that comes in blocks; takes the loudest one while they have cancelled each other so far."""
-
-    def __init__(self, channels: int) -> None:
-        self.energies_C = np.zeros(channels)
-        self.mean_energy = 0.0
-
-    @property
-    def is_cancelled(self) -> bool:
-        """Whether the mean of the channels has lost the sound (a cable with swapped wires)."""
-        return len(self.energies_C) > 1 and self.mean_energy < CANCELLED * self.energies_C.max()
-
-    @property
-    def loudest(self) -> int:
-        """The number of the loudest channel."""
-        return int(self.energies_C.argmax())
-
-    def average(self, block_NC: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Return the mean of the channels of a block, and note the energies of its finite samples."""
-        mean_N: NDArray[np.float32] = block_NC.mean(axis=1, dtype=np.float32)
-        finite_N = np.isfinite(block_NC).all(axis=1)
-        self.energies_C += np.square(block_NC[finite_N], dtype=np.float64).sum(axis=0)
-        self.mean_energy += float(np.square(mean_N[finite_N], dtype=np.float64).sum())
-        return mean_N
-
-    def mix(self, block_NC: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Return a block of a sound that plays, float32 mono."""
-        mean_N = self.average(block_NC)
-        return block_NC[:, self.loudest].copy() if self.is_cancelled else mean_N
 
 
 def sound_error(error: soundfile.SoundFileError) -> str:

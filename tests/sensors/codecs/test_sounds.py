@@ -12,7 +12,7 @@ import soundfile
 from sensors.base import PayloadRefused
 from sensors.codecs.resampling import pcm
 from sensors.codecs.sounds import decode_sound, encode_sound
-from sensors.drivers.sound_files import ChannelMixer
+from sensors.drivers.mono_mix import ChannelMixer
 
 RATE_HZ = 16_000
 
