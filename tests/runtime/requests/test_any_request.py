@@ -233,7 +233,8 @@ def test_every_request_is_answered_once_and_none_ends_the_agent(
 async def test_a_decision_of_a_version_of_another_width_is_explained_by_its_own_spec(world: World) -> None:
     link = Link()
     requests, _ = world.requests(link)
-    answers = await ask(requests, link, [("explain", b'{"decision": "s-96"}'), ("explain", b'{"decision": "s-97"}')])
+    both = [("explain", b'{"decision": "s-97"}'), ("explain", b'{"decision": "s-96"}')]
+    answers = await ask(requests, link, both)  # the newest comes first
     assert answers[0]["status"] == "ok", answers[0]
     assert answers[0]["data"]["policy"] == world.wide
     assert answers[1]["status"] == "error"
@@ -248,7 +249,9 @@ async def test_an_unforeseen_error_is_an_answer_and_the_next_request_is_served(w
         raise ZeroDivisionError("a secret")
 
     requests.explainer = SimpleNamespace(explain=breaks)  # type: ignore[assignment]
-    answers = await ask(requests, link, [("explain", b'{"decision": "x"}'), ("explain", b"{}")])
+    answers = await ask(
+        requests, link, [("explain", b"{}"), ("explain", b'{"decision": "x"}')]
+    )  # the newest comes first
     assert answers[0] == {
         "status": "error",
         "error": "explain: internal error (ZeroDivisionError); see the agent's log",
