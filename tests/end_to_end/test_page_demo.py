@@ -91,7 +91,7 @@ def watched(demo: Demo) -> Iterator[Device]:
 def demo(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Demo]:
     changes: dict[str, Any] = {
         "plant": {"simulated_overrides": False},
-        "learner": {"promote_every_s": 5, "priority": "nice"},
+        "learner": {"promote_every_s": 5, "priority": "normal"},
         "promotion": {"steps": ["integrity", "latency"], "experiments": False},
         "dashboard": {"viewer_token": VIEWER},
         "tasks": {"intents": INTENTS},
