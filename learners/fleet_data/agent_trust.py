@@ -2,22 +2,30 @@
 
 Two faults are found:
 
-- `flipped`: the rewards have the opposite sign. A ridge regression from the tokens and the end of an episode to the reward
-  is fitted on the rows of all other agents. The rewards of an honest agent are near its predictions. Flipped ones are nearer
-  to the negated predictions: the sum of squared errors against them is `RATIO` times smaller.
+- `flipped`: the rewards have the opposite sign. One ridge regression per other agent predicts the rewards from tokens, success
+  and failure. Each of these models has one vote. It votes against an agent if its predictions correlate negatively with the
+  rewards in most parts of the window. The agent is named by more than half of the votes.
 - `rate`: more rows a second of their own stamps than `MOST_RATE` times the rate of the group's ticks.
 
-A fault counts once it was found in `CONFIRMED` windows in a row. With fewer than three agents the liar cannot be
-found, so flips are not looked for. Pure: knows no file and no clock.
+The check of flips uses ranks of rewards without their mean. So neither scale nor offset nor a few huge values count. A place that
+is harder has another mean at the end of episodes, so that mean is removed, too. A flip cannot be decided in these cases:
+
+- fewer than three agents have rows;
+- the models of the others do not explain the rewards of one another (`EXPLAINED`);
+- most rows of the agent lie outside of what the others saw.
+
+A fault counts once it was found in `CONFIRMED` windows in a row. If more than `MOST_EXCLUDED` of the agents would be excluded,
+nothing is excluded and `alert` has the reason. Pure: knows no file and no clock.
 
 Shapes: N rows, F features, W agents of the group.
 """
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Sequence
+from collections import Counter, deque
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field
+from statistics import median
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,25 +38,46 @@ NEWEST = 512
 """Rows of an agent that the others are compared with."""
 AGENTS = 3
 """Agents with rows below which flips are not looked for."""
-RATIO = 3.0
 CONFIRMED = 2
 MOST_RATE = 2.0
+MOST_EXCLUDED = 1 / 3
+"""Of the agents."""
 FEATURES = 64
 """Of a row; wider tokens are cut to their first numbers."""
 MAX_AGENTS = 1_000
 """Further agents are not judged."""
-MOST_OTHERS = 32
+MOST_OTHERS = 16
 """Agents that one agent is compared with."""
-RIDGE = 1e-2
+RIDGE = 0.1
+"""Per row; features have deviation 1."""
+EXPLAINED = 0.3
+"""Least share of the variance that the models of the others explain of one another; the median of all pairs."""
+OPPOSED = -0.3
+"""Largest correlation of a vote against an agent."""
+BLOCKS = 8
+"""Parts of a window that an error is computed from: neighbouring rows are alike."""
+ERRORS = -4.0
+"""Largest slope of a vote against an agent, in standard errors over the blocks."""
+FAR = 3.0
+"""Deviations from the mean of an agent's feature, beyond which its model is not used."""
+LEAST_SPREAD = 0.1
+"""Least deviation of predictions; rewards have deviation 1."""
 Array = NDArray[np.float64]
+
+
+@dataclass(frozen=True, slots=True)
+class _Row:
+    features: Array
+    end: int
+    """How the tick ended: rewards are compared within rows of one kind only."""
+    reward: float
 
 
 @dataclass(slots=True)
 class _Agent:
     """What is remembered of one agent."""
 
-    rows: deque[tuple[Array, float]] = field(default_factory=lambda: deque(maxlen=NEWEST))
-    """Features and reward."""
+    rows: deque[_Row] = field(default_factory=lambda: deque(maxlen=NEWEST))
     since_look: int = 0
     first_s: float = float("inf")
     last_s: float = -float("inf")
@@ -57,6 +86,26 @@ class _Agent:
     """Windows in a row with each fault."""
     reason: str = ""
     looks: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class _Table:
+    """Rows of one agent and one width."""
+
+    features_NF: Array
+    end_N: NDArray[np.int64]
+    reward_N: Array
+    """Ranks."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Model:
+    """A ridge regression of one agent's rewards on its features and their squares."""
+
+    mean_F: Array
+    scale_F: Array
+    weights_F: Array
+    """Of features, then of squares."""
 
 
 class AgentTrust:
@@ -69,6 +118,8 @@ class AgentTrust:
 
     def __init__(self, rate_hz: float, *, window: int = WINDOW) -> None:
         self.rate_hz, self.window = rate_hz, window
+        self.alert = ""
+        """Why `untrusted` names no agent although some have a confirmed fault; empty if it does."""
         self._agents: dict[str, _Agent] = {}
 
     def add(self, agent: str, transitions: Sequence[Transition]) -> None:
@@ -77,16 +128,32 @@ class AgentTrust:
             return
         own = self._agents.setdefault(agent, _Agent())
         for transition in transitions:
-            own.rows.append((features(transition), transition.reward))
+            row = _row(transition)
+            if np.isfinite(row.reward) and np.isfinite(row.features).all():
+                own.rows.append(row)
             own.since_look += 1
             own.first_s, own.last_s = min(own.first_s, transition.stamp_s), max(own.last_s, transition.stamp_s)
             if own.since_look >= self.window:
                 self._look(agent, own)
                 own.since_look, own.first_s, own.last_s = 0, float("inf"), -float("inf")
 
-    def untrusted(self) -> dict[str, str]:
-        """Return the agents with a confirmed fault, with the reason."""
-        return {name: agent.reason for name, agent in self._agents.items() if agent.reason}
+    def untrusted(self, excluded: Collection[str] = ()) -> dict[str, str]:
+        """Return the agents with a confirmed fault, with the reason; none if these are too many, which sets `alert`.
+
+        Args:
+            excluded: agents that were excluded before; they count as agents of the group and as excluded.
+        """
+        named = {name: agent.reason for name, agent in self._agents.items() if agent.reason}
+        out, group = {*named, *excluded}, {*self._agents, *excluded}
+        is_minority = len(out) <= MOST_EXCLUDED * len(group)
+        new = sorted(named.keys() - set(excluded))
+        self.alert = (
+            f"{len(out)} of {len(group)} agents would be excluded; at most a third is excluded automatically: "
+            f"{', '.join(new[:8])}"
+            if new and not is_minority
+            else ""
+        )
+        return named if is_minority else {}
 
     def forget(self, agent: str) -> None:
         """Forget what is known of an agent."""
@@ -118,41 +185,113 @@ class AgentTrust:
             one
             for other, one in self._agents.items()
             if other != name and len(one.rows) >= self.window / 2 and not one.reason
+        ][-MOST_OTHERS:]
+        width = _commonest(_commonest(len(row.features) for row in one.rows) for one in (*others, agent) if one.rows)
+        own = _table(list(agent.rows)[-self.window :], width, self.window / 2)
+        tables = [table for one in others if (table := _table(one.rows, width, self.window / 2)) is not None]
+        if own is None or len(tables) < AGENTS - 1 or _is_elsewhere(own, tables):
+            return ""
+        models = [_fitted(table) for table in tables]
+        verdicts = [verdict for model in models if (verdict := _compared(model, own)) is not None]
+        against = [r for r, errors in verdicts if r <= OPPOSED and errors <= ERRORS]
+        if len(verdicts) < AGENTS - 1 or 2 * len(against) <= len(verdicts):
+            return ""
+        known = [
+            0.0 if (verdict := _compared(model, table)) is None else verdict[0]
+            for at, model in enumerate(models)
+            for other, table in enumerate(tables)
+            if other != at
         ]
-        if len(others) < AGENTS - 1:
+        if median(known) < EXPLAINED**0.5:
             return ""
-        own_NF, own_N = _arrays(list(agent.rows)[-self.window :])
-        tables = [_arrays(one.rows) for one in others[-MOST_OTHERS:]]
-        width = own_NF.shape[1]
-        if any(table.shape[1] != width for table, _ in tables):
-            return ""
-        predicted_N = _predicted(np.concatenate([t for t, _ in tables]), np.concatenate([r for _, r in tables]), own_NF)
-        as_sent = float(np.square(own_N - predicted_N).sum())
-        negated = float(np.square(own_N + predicted_N).sum())
-        if as_sent <= RATIO * negated or float(np.square(own_N).sum()) == 0.0:
-            return ""
-        return f"its rewards are {as_sent / max(1e-9, negated):.0f} times nearer to the negated rewards of {len(others)} other agents"
+        return (
+            f"its rewards correlate with {median(against):.2f} with what the rows of {len(against)} of "
+            f"{len(verdicts)} other agents predict"
+        )
 
 
-def features(transition: Transition) -> Array:
-    """Return the features of a row: tokens, the end of an episode and 1, at most `FEATURES` + 1."""
+def _row(transition: Transition) -> _Row:
+    """Return what is remembered of a row: tokens, success and failure, at most `FEATURES` numbers."""
     parts = [np.asarray(transition.tokens[name], np.float64).ravel() for name in sorted(transition.tokens)]
-    tokens = np.concatenate(parts)[: FEATURES - 1] if parts else np.zeros(0)
-    return np.concatenate((tokens, [float(transition.done), 1.0]))
+    tokens = np.concatenate(parts)[: FEATURES - 2] if parts else np.zeros(0)
+    outcome = (float(transition.success), float(transition.failure))
+    end = transition.done + 2 * transition.truncated
+    return _Row(np.concatenate((tokens, outcome)), end, transition.reward)
 
 
-def _arrays(rows: Sequence[tuple[Array, float]] | deque[tuple[Array, float]]) -> tuple[Array, Array]:
-    """Return features NF and rewards N; rows of another width than the last are left out."""
-    width = len(rows[-1][0])
-    same = [row for row in rows if len(row[0]) == width]
-    return np.stack([row[0] for row in same]), np.array([row[1] for row in same], np.float64)
+def _commonest(widths: Iterable[int]) -> int:
+    """Return the commonest width; 0 without any."""
+    counts = Counter(widths)
+    return max(counts, key=counts.__getitem__) if counts else 0
 
 
-def _predicted(known_NF: Array, known_N: Array, wanted_NF: Array) -> Array:
-    """Return the rewards N that a ridge regression on the known rows predicts for the wanted ones."""
-    scale_F = np.maximum(1e-6, np.abs(known_NF).max(0))
-    known_NF, wanted_NF = known_NF / scale_F, np.clip(wanted_NF / scale_F, -1.0, 1.0)
-    gram_FF = known_NF.T @ known_NF + RIDGE * np.eye(known_NF.shape[1])
-    weights_F = np.linalg.solve(gram_FF, known_NF.T @ known_N)
-    predicted_N: Array = wanted_NF @ weights_F
-    return predicted_N
+def _table(rows: Iterable[_Row], width: int, least: float) -> _Table | None:
+    """Return the rows of a width; None if there are fewer than `least`."""
+    same = [row for row in rows if len(row.features) == width]
+    if not same or len(same) < least:
+        return None
+    reward_N = np.array([row.reward for row in same], np.float64)
+    _, at_N, counts = np.unique(reward_N, return_inverse=True, return_counts=True)
+    ranks_N = (np.cumsum(counts) - (counts - 1) / 2)[at_N]
+    end_N = np.array([row.end for row in same], np.int64)
+    return _Table(np.stack([row.features for row in same]), end_N, ranks_N)
+
+
+def _is_elsewhere(own: _Table, others: Sequence[_Table]) -> bool:
+    """Return whether a feature of most rows of an agent lies outside of what all others saw."""
+    low_F = np.min([table.features_NF.min(0) for table in others], axis=0)
+    high_F = np.max([table.features_NF.max(0) for table in others], axis=0)
+    outside_NF = (own.features_NF < low_F - 1e-6) | (own.features_NF > high_F + 1e-6)
+    return bool((outside_NF.mean(0) > 1 / 2).any())
+
+
+def _within(values: Array, end_N: NDArray[np.int64]) -> Array:
+    """Return values without the mean of the rows with the same end."""
+    centred = values.copy()
+    for end in np.unique(end_N):
+        centred[end_N == end] -= values[end_N == end].mean(0)
+    return centred
+
+
+def _scaled(values_N: Array) -> Array:
+    """Return values with deviation 1; zeros if they are all equal."""
+    deviation = float(values_N.std())
+    return values_N / deviation if deviation > 1e-9 else np.zeros_like(values_N)
+
+
+def _basis(z_NF: Array) -> Array:
+    clipped_NF = np.clip(z_NF, -FAR, FAR)
+    return np.concatenate((clipped_NF, np.square(clipped_NF)), axis=1)
+
+
+def _fitted(table: _Table) -> _Model:
+    """Fit a model to the rows of one agent."""
+    mean_F, scale_F = table.features_NF.mean(0), table.features_NF.std(0)
+    scale_F = np.where(scale_F > 1e-6 * np.maximum(1.0, np.abs(mean_F)), scale_F, np.inf)
+    basis_NF = _within(_basis((table.features_NF - mean_F) / scale_F), table.end_N)
+    reward_N = _scaled(_within(table.reward_N, table.end_N))
+    gram_FF = basis_NF.T @ basis_NF + RIDGE * len(reward_N) * np.eye(basis_NF.shape[1])
+    return _Model(mean_F, scale_F, np.asarray(np.linalg.solve(gram_FF, basis_NF.T @ reward_N), np.float64))
+
+
+def _compared(model: _Model, table: _Table) -> tuple[float, float] | None:
+    """Return the correlation of predictions with the rewards of another agent, and their slope in standard errors.
+
+    None if the model has nothing to say of most rows, or a number is not finite.
+    """
+    z_NF = (table.features_NF - model.mean_F) / model.scale_F
+    importance_F = np.abs(model.weights_F).reshape(2, -1).sum(0)
+    far_N = (np.abs(z_NF) > FAR) @ importance_F > importance_F.sum() / 4
+    near_N = ~far_N
+    if near_N.mean() < 1 / 2:
+        return None
+    end_N = table.end_N[near_N]
+    predicted_N = _within(_basis(z_NF[near_N]) @ model.weights_F, end_N)
+    reward_N = _scaled(_within(table.reward_N[near_N], end_N))
+    if not float(predicted_N.std()) >= LEAST_SPREAD or not reward_N.any():
+        return None
+    product_N = _scaled(predicted_N) * reward_N
+    means = np.array([block.mean() for block in np.array_split(product_N, BLOCKS)])
+    error = max(1e-9, float(means.std(ddof=1)) / BLOCKS**0.5)
+    found = float(product_N.mean()), float(means.mean()) / error
+    return found if np.isfinite(found).all() else None

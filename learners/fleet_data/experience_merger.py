@@ -145,7 +145,7 @@ class ExperienceMerger:
         if self.trust is None:
             return
         known = self.database.excluded()
-        for agent, reason in self.trust.untrusted().items():
+        for agent, reason in self.trust.untrusted(known).items():
             if agent not in known:
                 self.exclude(agent, reason)
 

@@ -51,6 +51,7 @@ class FleetLearnerLoop(LearnerLoop):
         super().__init__(inputs, spec, stop, **more)
         self.merger, self._commands = merger, commands
         self._reopens = False
+        self._alert = ""
 
     def run(self) -> None:
         """Train until `stop` is set, the group has another spec, or an agent was excluded; save the state at the end."""
@@ -63,6 +64,7 @@ class FleetLearnerLoop(LearnerLoop):
         """Merge new rows and do one round of the learner."""
         self._commands(self.merger)
         self.merger.merge()
+        self._report_alert()
         if self.merger.newly_excluded:
             for agent, reason in self.merger.newly_excluded:
                 _LOG.warning("fleet.agent_excluded: %s: %s; its rows do not train any more", agent, reason)
@@ -71,10 +73,17 @@ class FleetLearnerLoop(LearnerLoop):
             return
         super().step()
 
+    def _report_alert(self) -> None:
+        """Log why no agent is excluded, once per reason."""
+        alert = "" if self.merger.trust is None else self.merger.trust.alert
+        if alert and alert != self._alert:
+            _LOG.error("fleet.exclusion_alert: %s; look at their rows and exclude the agents that are wrong", alert)
+        self._alert = alert
+
     def _same_spec(self) -> bool:
         return not self._reopens and super()._same_spec()
 
     def figures(self) -> dict[str, Any]:
-        """Return the fields of `progress.json`, with those of the merged rows and of each agent's trust."""
+        """Return the fields of `progress.json`, with those of the merged rows and of each agent's trust, and the alert."""
         trust: Mapping[str, Any] = {} if self.merger.trust is None else self.merger.trust.figures()
-        return {**super().figures(), "rows": dict(self.merger.counts), "trust": trust}
+        return {**super().figures(), "rows": dict(self.merger.counts), "trust": trust, "alert": self._alert}

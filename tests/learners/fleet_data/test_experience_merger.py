@@ -212,7 +212,8 @@ def test_an_agent_that_flips_its_rewards_is_named_and_excluded(tmp_path: Path, l
 def test_an_agent_with_too_many_rows_a_second_is_named(tmp_path: Path) -> None:
     trust = AgentTrust(10.0)
     trust.add("fast", rewarded(0, 0, 1_100, 1.0, rate_hz=50.0))
-    trust.add("right", rewarded(0, 0, 1_100, 1.0, rate_hz=10.0))
+    for name in ("right", "slow"):
+        trust.add(name, rewarded(0, 0, 1_100, 1.0, rate_hz=10.0))
     assert trust.untrusted() == {"fast": "rate: 50 rows a second of its own stamps, its ticks have 10"}
     trust.forget("fast")
     assert not trust.untrusted()
