@@ -76,11 +76,16 @@ class VersionsInMemory:
 
 @dataclass(slots=True)
 class WorldTick:
-    """What one tick leads to: a reward (None: silence), the harm, the end of an episode, and how late its reward arrives."""
+    """What one tick leads to: a reward (None: silence), the harm, the end of an episode, and how late its reward arrives.
+
+    `overridden`: a person acted between the tick before and this one. `messages`: how many messages report it.
+    """
 
     reward: float | None
     outcome: TickOutcome = field(default_factory=TickOutcome)
     late_ticks: int = 1
+    overridden: bool = False
+    messages: int = 1
 
 
 World = Callable[[str, int], WorldTick]
@@ -151,20 +156,24 @@ class PromotionWorld:
         self.acted.append(arm.version)
         one = found.outcome
         if found.reward is not None or one.done or one.failure:
-            self._arriving.setdefault(self.count + found.late_ticks, []).append(
-                (decision, found.reward, one.done, one.failure)
+            self._arriving.setdefault(self.count + found.late_ticks, []).extend(
+                [(decision, found.reward, one.done, one.failure)] * found.messages
             )
-        self.outcomes.ticked(self._result(arm.version, decision, one))
+        self.outcomes.ticked(self._result(arm.version, decision, found))
         if self.experiments.decided.is_set():
             await self.experiments.conclude()
             if self.versions.pointer.version not in (None, self.experiments.state.live):
                 self.experiments.became_live(str(self.versions.pointer.version), self.versions.pointer.by)
 
-    def _result(self, version: str, decision: str, one: TickOutcome) -> TickResult:
+    def _result(self, version: str, decision: str, found: WorldTick) -> TickResult:
+        one = found.outcome
         outcome = Outcome(True, None, 1, "override" if one.takeover else "policy")
         if one.refusal:
             outcome = Outcome(False, "min_hold", 0, "none")
-        verdict = GateVerdict(decision, True, one.stop, {"valve": "autonomous"}, {"valve": outcome})
+        verdict = GateVerdict(
+            decision, True, one.stop, {"valve": "autonomous"}, {"valve": outcome},
+            overridden={"valve": 1.0} if found.overridden else {},
+        )  # fmt: skip
         decided = InferenceResult(version, {"valve": Action(1, 1.0)}, 0.0, {}, {}, {}, 0.0)
         executed, by = executed_actions(decided.actions, verdict)
         return TickResult(

@@ -115,7 +115,7 @@ class PairedOutcomes:
     silence: Silence = "zero"
     late_units: int = 0
     counts: Counter[str] = field(default_factory=Counter)
-    """`late`: rewards for a closed pair; `void`: pairs that are incomplete; `displaced`: blocks beyond the limit."""
+    """`late`: rewards and failures for a closed pair; `void`: pairs that are incomplete; `displaced`: blocks beyond the limit."""
     worst: float | None = None
     """Lowest reward of a tick, or return of an episode, so far."""
     _open: OrderedDict[int, BlockOutcome] = field(default_factory=OrderedDict)
@@ -164,10 +164,12 @@ class PairedOutcomes:
                 del block.sums[source], block.counts[source]
 
     def fail(self, assignment: Assignment) -> None:
-        """Note a failure of a tick already added."""
+        """Note a failure of a tick already added; one of a closed pair counts as late."""
         block = self._open.get(assignment.block)
-        if block is not None and assignment.unit in block.units:
-            self._add_harms(block, assignment.unit, TickOutcome(failure=True))
+        if block is None or assignment.unit not in block.units:
+            self.counts["late"] += 1
+            return
+        self._add_harms(block, assignment.unit, TickOutcome(failure=True))
 
     def _remember(self, unit: int, rewards: Mapping[str, float]) -> None:
         if self.plan.episodic:

@@ -79,6 +79,8 @@ class ExperimentController:
     _counted: tuple[int, Assignment] | None = None
     """Experiment and assignment of the tick before, where it was counted."""
     _alarm: GuardAlarm | None = None
+    _newest: str = ""
+    """Decision of the tick before."""
     _dones: set[str] = field(default_factory=set)
     _tick: int = 0
     _unwritten: bool = False
@@ -204,10 +206,13 @@ class ExperimentController:
         counted = phase is not None and before is not None and before[0] == phase.number
         if phase is not None and before is not None and counted and verdict is not None and verdict.overridden:
             phase.correct(before[1])  # a person's command since the tick before
+        if verdict is not None and verdict.overridden:
+            self.state.harms.late(self._newest, "takeover")
+        self._newest = result.decision
         if verdict is None or not (acted or held or stopped):
             return
         outcome = TickOutcome(takeover=held, stop=stopped, refusal=refused)
-        self._watch_harms(outcome)
+        self._watch_harms(result.decision, outcome)
         if phase is not None and assignment is None:
             phase.tick_alone()
         if phase is None or assignment is None or phase.number != self._now.experiment:
@@ -215,11 +220,11 @@ class ExperimentController:
         self._counted = (phase.number, assignment)
         phase.add(result.decision, assignment, outcome, hold=held)
 
-    def _watch_harms(self, outcome: TickOutcome) -> None:
+    def _watch_harms(self, decision: str, outcome: TickOutcome) -> None:
         """Give the harms of the live version to the guard, whether or not it is compared with another one."""
         if self._now.version != self.state.live or self.state.trust.anchor is None:
             return
-        block = self.state.harms.add(outcome, self.rules.block_of_one_version())
+        block = self.state.harms.add(decision, outcome, self.rules.block_of_one_version())
         if block is not None:
             self._guard_block(None, *block)
 
@@ -234,18 +239,20 @@ class ExperimentController:
             )
 
     def credit(self, source: str, value: float, decision: str | None, *, done: bool, failure: bool = False) -> None:
-        """Add a reward to the unit of its decision; `done` where it ends an episode."""
+        """Add a reward to the unit of its decision; `done` where it ends an episode.
+
+        A failure counts once, for the version and the unit of its decision; without a decision, for the newest one.
+        """
         phase = self.state.phase
         if decision is not None:
             self._note_lateness(decision)
             if phase is not None and source not in self.quarantine.names:
                 phase.credit(decision, source, value)
+        counted = failure and phase is not None and decision is not None and phase.failed(decision)
         if done and phase is not None and (decision is None or decision not in self._dones):
-            phase.episode_ended(failure=failure)
-        elif failure and phase is not None and decision is not None:
-            phase.failed(decision)
-        if failure and self._now.version == self.state.live:
-            self.state.harms.counts["failure"] += 1
+            phase.episode_ended(failure=failure and not counted)
+        if failure:
+            self.state.harms.late(self._newest if decision is None else decision, "failure")
         if done and decision is not None:
             self._dones = {decision}
 

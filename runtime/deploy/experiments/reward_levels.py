@@ -24,6 +24,8 @@ EPISODES = 3
 NONE_FOR = 20
 """Lengths of an episode without an end after which the task counts as one without."""
 
+DECISIONS = 20_000
+"""Decisions that are remembered for late rewards and late harms, the newest."""
 BORDER_TICKS = 3
 """Ticks after the end of an episode in which the version may still change: the end is known when its reward has arrived."""
 
@@ -165,17 +167,35 @@ class RunningBlock:
 
 @dataclass(slots=True)
 class RunningHarms:
-    """Counts the harms of the live version, in blocks of its ticks."""
+    """Counts the harms of the live version, in blocks of its ticks; each harm once for each decision."""
 
     ticks: int = 0
     counts: Counter[str] = field(default_factory=Counter)
+    _seen: OrderedDict[str, tuple[str, ...]] = field(default_factory=OrderedDict)
+    """Harms by decision, for the newest decisions of the live version."""
 
-    def add(self, outcome: TickOutcome, size: int) -> tuple[dict[str, float], int] | None:
-        """Take one tick; return the share of the ticks with each harm, and the ticks, when `size` of them are complete."""
+    def add(self, decision: str, outcome: TickOutcome, size: int) -> tuple[dict[str, float], int] | None:
+        """Take one tick; return the share of the ticks with each harm, and the ticks, when `size` of them are complete.
+
+        Harms beyond one a tick, which became known late and together, wait for the next block.
+        """
         self.ticks += 1
-        self.counts.update(harm for harm in HARMS if getattr(outcome, harm))
+        self._seen[decision] = ()
+        while len(self._seen) > DECISIONS:
+            self._seen.popitem(last=False)
+        for harm in HARMS:
+            if getattr(outcome, harm):
+                self.late(decision, harm)
         if self.ticks < size:
             return None
         shares = {harm: min(1.0, self.counts[harm] / self.ticks) for harm in HARMS}
-        ticks, self.ticks, self.counts = self.ticks, 0, Counter()
+        ticks, self.ticks = self.ticks, 0
+        self.counts = Counter({harm: count - ticks for harm, count in self.counts.items() if count > ticks})
         return shares, ticks
+
+    def late(self, decision: str, harm: str) -> None:
+        """Count a harm that became known after its decision, once, if the decision is one of the live version."""
+        seen = self._seen.get(decision)
+        if seen is not None and harm not in seen:
+            self._seen[decision] = (*seen, harm)
+            self.counts[harm] += 1

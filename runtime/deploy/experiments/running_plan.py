@@ -22,6 +22,7 @@ from learners.experiment_statistics.experiment_test import ExperimentTest, Exper
 from learners.experiment_statistics.paired_outcomes import PairDifference, PairedOutcomes, Silence, TickOutcome
 from learners.experiment_statistics.plan import SHARES, Arm, ExperimentPlan
 from learners.experiment_statistics.switchback import Assignment, Switchback
+from runtime.deploy.experiments.reward_levels import DECISIONS
 
 NEVER = 1e-12
 """Share of a challenger that waits."""
@@ -40,8 +41,15 @@ MOST_TICKS_ALONE = 36_000
 """Ticks after which the champion has earned every loss back: an hour at 10 Hz."""
 GIVE_UP_PAIRS = 12
 """Pairs after which a challenger without a gain gives way to a newer one that waits."""
-DECISIONS = 20_000
-"""Decisions of which the unit is remembered for late rewards."""
+
+
+@dataclass(slots=True)
+class DecisionPlace:
+    """Where one decision counts."""
+
+    assignment: Assignment
+    failed: bool = False
+    """A failure of it was counted."""
 
 
 @dataclass(slots=True)
@@ -122,7 +130,8 @@ class ExperimentPhase:
     differences: list[float] = field(default_factory=list)
     """Of the pairs with a challenger."""
     _schedule: Switchback = field(init=False)
-    _units: OrderedDict[str, int] = field(default_factory=OrderedDict)
+    _places: OrderedDict[str, DecisionPlace] = field(default_factory=OrderedDict)
+    """By decision, for rewards and failures that arrive late."""
     _current: Assignment | None = None
     _challenged: int = -1
     """The last pair with a challenger that has begun; -1 before the first one."""
@@ -173,15 +182,18 @@ class ExperimentPhase:
     def add(self, decision: str, assignment: Assignment, outcome: TickOutcome, *, hold: bool) -> None:
         """Take one tick; `hold` where a person acts, so that the block lasts until the policy acts again."""
         if assignment.pair is not None and not assignment.washout and (self.plan.episodic or not hold):
-            self._units[decision] = assignment.unit
-        while len(self._units) > DECISIONS:
-            self._units.popitem(last=False)
+            self._remember(decision, assignment)
         self.pairs.add(assignment, outcome)
         if self.plan.episodic and not hold and assignment.unit == self.unit:
             self._limit_episode()
         if not self.plan.episodic and not hold:
             self.unit = assignment.unit + 1
             self.budget.unit()
+
+    def _remember(self, decision: str, assignment: Assignment) -> None:
+        self._places[decision] = DecisionPlace(assignment)
+        while len(self._places) > DECISIONS:
+            self._places.popitem(last=False)
 
     def tick_alone(self) -> None:
         """Count a tick in the rest of an episode that took too long; where no end comes, the next unit begins without one."""
@@ -202,18 +214,21 @@ class ExperimentPhase:
 
     def credit(self, decision: str, source: str, value: float) -> None:
         """Add a reward to the unit of its decision, however late."""
-        unit = self._units.get(decision)
-        if unit is not None:
-            self.pairs.credit(unit, source, value)
+        place = self._places.get(decision)
+        if place is not None:
+            self.pairs.credit(place.assignment.unit, source, value)
 
     def correct(self, assignment: Assignment) -> None:
         """Note that a person replaced the action of a tick already added."""
         self.pairs.correct(assignment)
 
-    def failed(self, decision: str) -> None:
-        """Add a failure that became known after its decision."""
-        if self._current is not None and self._units.get(decision) == self._current.unit:
-            self.pairs.fail(self._current)
+    def failed(self, decision: str) -> bool:
+        """Add a failure to the unit of its decision, however late, and once; return False for a decision that counts nowhere."""
+        place = self._places.get(decision)
+        if place is not None and not place.failed:
+            place.failed = True
+            self.pairs.fail(place.assignment)
+        return place is not None
 
     def episode_ended(self, *, failure: bool = False) -> None:
         """Close the present episode; the next tick begins another unit."""

@@ -11,6 +11,7 @@ from promotion_world import PromotionWorld, World, WorldTick, noise
 
 from learners.experiment_statistics.paired_outcomes import HARMS, TickOutcome
 from runtime.deploy.experiments.plan_from_settings import ExperimentRules
+from runtime.deploy.experiments.reward_levels import RunningHarms
 
 RULES = ExperimentRules(period_s=1.0, gamma=0.5)
 
@@ -90,6 +91,49 @@ async def test_harms_of_the_anchor_are_watched_and_the_excluded_rate_counts_them
     await one.run(2_000.0, until=lambda: "policy_rolled_back" in one.kinds())
     assert one.last("policy_rolled_back")["figure"] == harm
     assert one.live == "old"
+
+
+@pytest.mark.parametrize("late_ticks", [2, 5])
+async def test_late_failures_count_for_the_version_of_their_decision(tmp_path: Path, late_ticks: int) -> None:
+    rng, draw = np.random.default_rng(6), noise(6)
+
+    def world(version: str, _tick: int) -> WorldTick:
+        failed = version == "new" and rng.random() < 0.5
+        return WorldTick(1.0 + 0.1 * draw() + (version == "new"), TickOutcome(failure=bool(failed)), late_ticks)
+
+    one = await two_trusted(tmp_path, world)
+    await one.propose("new")
+    await one.run(2_000.0, until=lambda: "experiment_ended" in one.kinds())
+    ended = one.last("experiment_ended")
+    assert (ended["outcome"], ended["reason"]) == ("out", "more failures than the champion")
+    assert one.experiments.state.guard.harmed["failure"] == 0
+    assert "policy_suspected" not in one.kinds()
+
+
+async def test_the_guard_counts_each_failure_and_each_short_takeover_once(tmp_path: Path) -> None:
+    def world(_version: str, tick: int) -> WorldTick:
+        failed, short = tick % 50 == 0, tick % 10 == 3
+        return WorldTick(1.0, TickOutcome(failure=failed), 4, short, messages=3)
+
+    one = PromotionWorld(tmp_path, world, rules=RULES)
+    await one.run(59.0)
+    one.trust("only")
+    await one.run(600.0)
+    harmed = one.experiments.state.guard.harmed
+    assert (harmed["failure"], harmed["takeover"]) == (12.0, 60.0)
+
+
+async def test_harms_that_become_known_together_are_all_counted() -> None:
+    harms = RunningHarms()
+    for number in range(10):
+        assert harms.add(f"d-{number}", TickOutcome(), 20) is None
+    for number in (*range(10), *range(10), 99):
+        harms.late(f"d-{number}", "failure")
+    counted = []
+    for number in range(10, 30):
+        block = harms.add(f"d-{number}", TickOutcome(), 4)
+        counted.append(0.0 if block is None else block[0]["failure"] * block[1])
+    assert sum(counted) == pytest.approx(10.0)
 
 
 async def test_a_fall_without_another_trusted_version_is_reported(tmp_path: Path) -> None:
