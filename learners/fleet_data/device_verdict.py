@@ -36,7 +36,7 @@ class DeviceVerdict:
     worse: float = 1.0
     """Evidence of the experiment that the version earns less than the live one; 1 / alpha proves it."""
     pairs: int = 0
-    """Pairs of blocks that the experiment has compared."""
+    """Pairs of blocks that the experiment has compared; after its end, all of them."""
 
 
 def device_verdict(state_dir: Path, version: str) -> DeviceVerdict:
@@ -53,14 +53,16 @@ def device_verdict(state_dir: Path, version: str) -> DeviceVerdict:
     if local is None:
         return DeviceVerdict(version, "examining")
     state: VerdictState = "examining"
-    reason = ""
+    reason, compared = "", 0
     for kind, fields in _verdicts(state_dir / "promotions.jsonl"):
         if fields.get("version") == local:
             state, reason = _after(kind, fields, state, reason)
+            count = fields.get("pairs")
+            compared = count if isinstance(count, int) and count >= 0 else compared
     worse, pairs = _experiment(state_dir / "experiments.json", local)
     if pairs is not None and state == "examining":
         state = "on_trial"
-    return DeviceVerdict(version, state, reason[:MAX_REASON], worse, pairs or 0)
+    return DeviceVerdict(version, state, reason[:MAX_REASON], worse, compared if pairs is None else pairs)
 
 
 def _after(kind: str, fields: dict[str, Any], state: VerdictState, reason: str) -> tuple[VerdictState, str]:

@@ -137,6 +137,7 @@ class GroupLearner:
         """Carry out what a person asked for in files of the group, in the thread of the learner."""
         for path in sorted((self.group / "agents").glob("*/readmit")):
             merger.readmit(path.parent.name)
+            self.waves.readmitted.append(path.parent.name)
             path.unlink(missing_ok=True)
         self.excluded = merger.database.excluded()
 
@@ -219,6 +220,7 @@ class GroupLearner:
                 if wave is not None and each.version == wave.version
             },
             excluded=self.excluded,
+            uncounted=self.waves.uncounted(),
         )
 
 

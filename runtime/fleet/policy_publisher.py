@@ -1,7 +1,8 @@
 """Publish a version to a group: the blob in retained parts, then the signed manifest.
 
 `<data>/<group>/policies` has every version that was published, under the fleet's own key, and says which one is in force. A
-rollback publishes the one before it again, with a higher counter. It takes a version out only while the broker answers, and notes
+rollback publishes the one before it again, with a higher counter. `passed.json` names the versions that passed all of their waves, or
+that a person published: a withdrawal returns to no other one. A rollback takes a version out only while the broker answers, and notes
 it, so that a rollback that was interrupted publishes the same version when it is repeated. The verbs `reflexd fleet publish` and
 `rollback` use it.
 """
@@ -33,7 +34,8 @@ from runtime.mqtt import Address, Connection, MqttLost
 
 CONNECT_S = 5.0
 PART_S = 10.0
-MAX_WITHDRAWN = 64
+MAX_NAMES = 64
+"""Of versions that were withdrawn, or that passed: the newest."""
 VALID_S = 30 * 86_400.0
 
 
@@ -67,23 +69,44 @@ class PolicyPublisher:
             write_atomically(path, content)
         return path
 
-    def add(self, directory: Path, key: str | None, ask: Callable[[str], bool]) -> str:
+    def add(
+        self, directory: Path, key: str | None, ask: Callable[[str], bool], *, by: Literal["person", "wave"] = "person"
+    ) -> str:
         """Store a checkpoint that was made elsewhere under the fleet's key, as the version in force; return its name.
+
+        One for a wave that was stored before is not stored again.
 
         Args:
             directory: of the version.
             key: fingerprint or PEM file of the key that signed it; None to look among known ones and to ask.
             ask: whether to trust an unknown fingerprint.
+            by: who publishes it; what a wave publishes has to pass before an agent returns to it.
 
         Raises:
             KeyRefused, CheckpointRefused: it is not whole, or not of a trusted key.
         """
         checkpoints = self._checkpoints()
         public = signer(directory, checkpoints.public, TrustedKeys(self.settings.data), key, ask)
-        version = checkpoints.import_version(directory, public)
+        version = _imported(checkpoints, directory.name) if by == "wave" else None
+        if version is None:
+            version = checkpoints.import_version(directory, public)
+        if by == "person":
+            self.note_passed(version)
         checkpoints.promote(version, by="publish")
         self._pending.unlink(missing_ok=True)
         return version
+
+    def passed(self) -> list[str]:
+        """Return the versions that passed all of their waves or that a person published, the newest last."""
+        return self._names("passed.json")
+
+    def note_passed(self, version: str) -> None:
+        """Note that agents may return to a version.
+
+        Raises:
+            OSError: the disk refuses.
+        """
+        self._note_name("passed.json", version)
 
     def in_force(self) -> str | None:
         """Return the version in force; None if there is none."""
@@ -132,7 +155,7 @@ class PolicyPublisher:
         return await self.publish(share, before=self.go_back)
 
     async def withdraw(self, version: str) -> FleetPolicy:
-        """Take a version out on every agent, and publish the one before it; where there is none, no agent tries any.
+        """Take a version out on every agent, and publish the newest one before it that passed; without one, no agent tries any.
 
         Args:
             version: as the fleet calls it.
@@ -143,23 +166,30 @@ class PolicyPublisher:
         """
 
         def before() -> None:
-            self._note_withdrawn(version)
-            checkpoints = self._checkpoints()
-            if checkpoints.live().version == version:
-                with suppress(CheckpointRefused):  # there is no version before it
-                    checkpoints.rollback(failing=version)
+            self._note_name("withdrawn.json", version)
+            checkpoints, passed = self._checkpoints(), set(self.passed())
+            for earlier in reversed(checkpoints.live().promoted):
+                live = checkpoints.live()
+                if live.version == version and earlier in passed and earlier not in {version, *live.failed}:
+                    with suppress(CheckpointRefused):  # it cannot be loaded any more
+                        checkpoints.rollback(failing=version, to=earlier)
 
         return await self.publish(1.0, before=before, wave="all")
 
-    def _note_withdrawn(self, version: str) -> None:
-        names = self._withdrawn()
-        if version not in names:
-            write_atomically(self.folder / "withdrawn.json", orjson.dumps([*names, version][-MAX_WITHDRAWN:]))
+    def _note_name(self, file: str, version: str) -> None:
+        private_folder(self.folder)
+        with locked(self.folder):
+            names = self._names(file)
+            if version not in names:
+                write_atomically(self.folder / file, orjson.dumps([*names, version][-MAX_NAMES:]), mode=0o600)
+
+    def _names(self, file: str) -> list[str]:
+        path = self.folder / file
+        return [str(name) for name in orjson.loads(path.read_bytes())] if path.exists() else []
 
     def _withdrawn(self) -> list[str]:
         """Return the versions that `withdraw` took out."""
-        path = self.folder / "withdrawn.json"
-        return [str(name) for name in orjson.loads(path.read_bytes())] if path.exists() else []
+        return self._names("withdrawn.json")
 
     async def publish(
         self,
@@ -218,7 +248,7 @@ class PolicyPublisher:
             size=len(blob),
             spec=spec_digest_of(loaded),
             encoder_versions=dict(loaded.manifest.encoder_versions),
-            withdrawn=list(dict.fromkeys([*checkpoints.live().failed, *self._withdrawn()]))[-MAX_WITHDRAWN:],
+            withdrawn=list(dict.fromkeys([*checkpoints.live().failed, *self._withdrawn()]))[-MAX_NAMES:],
             share=share,
             wave=wave,
             min_daemon=self.settings.min_daemon,
@@ -257,3 +287,10 @@ def _parent(checkpoints: Checkpoints, version: str) -> str | None:
     """Return the version that was in force before."""
     before = [name for name in checkpoints.live().promoted if name != version]
     return before[-1] if before else None
+
+
+def _imported(checkpoints: Checkpoints, source: str) -> str | None:
+    """Return the version that was imported from one of the learner, and was not taken out; None if there is none."""
+    failed = checkpoints.live().failed
+    names = (each.version for each in checkpoints.list() if each.metrics.get("adopted_from") == source)
+    return next((name for name in names if name not in failed), None)

@@ -126,3 +126,5 @@ class GroupLearnerReport(Payload):
     """By agent, the state of the version of the wave."""
     excluded: dict[str, str] = Field({}, max_length=10_000)
     """Agents with rows that do not train, with the reason."""
+    uncounted: dict[str, str] = Field({}, max_length=10_000)
+    """Agents with verdicts that do not count because they alone stopped several waves, with the reason."""
