@@ -126,7 +126,11 @@ class LightAgent(GymTrainer):
         forget_received(self.state, directory, is_examined=True)
         self.policy.load_state_dict(self.checkpoints.load(version).tensors["policy"])
         result.taken[directory.name] += 1
-        event = {"type": "policy_promoted", "stamp": time.time(), "data": {"version": version, "why": "taken at once", "pairs": 1}}
+        event = {
+            "type": "policy_promoted",
+            "stamp": time.time(),
+            "data": {"version": version, "why": "taken at once", "pairs": 1},
+        }
         with (self.state / "promotions.jsonl").open("ab") as file:
             file.write(orjson.dumps(event) + b"\n")
 
