@@ -72,7 +72,7 @@ def settings(folder: Path, broker: int) -> dict[str, Any]:
         "actuators": {"head": {"kind": "choice", "choices": ["left", "stay", "right"], "safe": "stay"}},
         "rewards": [{"name": "feedback", "kind": "topic"}],
         "gate": {"arm": "auto", "deadman_ms": 2_000},
-        "learner": {"warmup": 32, "batch": 16, "promote_every_s": 3, "priority": "nice"},
+        "learner": {"warmup": 32, "batch": 16, "promote_every_s": 3, "priority": "normal"},
         "promotion": {"steps": ["integrity"], "experiments": False},
         "dashboard": {
             "listen": f"127.0.0.1:{free_port()}",

@@ -75,7 +75,7 @@ class Daemon:
         settings["mqtt"] |= {"url": f"embedded://127.0.0.1:{self.port}", **canaries.LOGIN}
         settings["state_dir"] = str(folder / "state")
         settings["metrics"]["listen"] = f"127.0.0.1:{free_port()}"
-        settings["learner"] |= {"promote_every_s": 5, "warmup": 64, "batch": 32, "priority": "nice"}
+        settings["learner"] |= {"promote_every_s": 5, "warmup": 64, "batch": 32, "priority": "normal"}
         settings["promotion"] = {"steps": ["integrity"], "experiments": False}
         settings["plant"]["simulated_overrides"] = False
         del settings["dashboard"]

@@ -46,7 +46,7 @@ def daemon(tmp_path_factory: pytest.TempPathFactory) -> Iterator[labelling.Daemo
         },
         finetune={"min_labels": 90, "epochs": 40, "learning_rate": 1e-3, "batch": 8, "rehearsal_ratio": 1.0},
         # no policy goes live: an untrained one follows the task at once
-        learner={"priority": "nice", "promote_every_s": 3_600},
+        learner={"priority": "normal", "promote_every_s": 3_600},
     )
     made["mode"] = "autonomous"  # the learner trains on, and encodes again, only rows at which the policy acted
     with labelling.Daemon(folder, made) as running:

@@ -76,7 +76,7 @@ def test_a_full_disk_degrades_the_daemon_and_stops_nothing(tmp_path: Path, disk:
         "streams": {"joints": {"kind": "telemetry", "source": "topic", "fields": ["a"], "max_age_s": 2.0}},
         "actuators": {"head": {"kind": "choice", "choices": ["left", "stay", "right"], "safe": "stay"}},
         "gate": {"deadman_ms": 3_000},
-        "learner": {"warmup": 64, "batch": 32, "save_every_s": 5, "priority": "nice"},
+        "learner": {"warmup": 64, "batch": 32, "save_every_s": 5, "priority": "normal"},
     }
     config.write_text(yaml.safe_dump(settings))
     with (tmp_path / "log").open("w") as log:
