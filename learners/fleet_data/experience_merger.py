@@ -6,14 +6,16 @@ neighbours is long and no agent holds up the others. Lanes are merged as they ar
 unknown where the next block is in the other lane and came later. `learners/rl` draws no transition without a successor.
 
 Only rows with the group's spec and encoder versions are merged (`reference.json`). Rows of excluded agents are not.
-The Parquet files are the source: a broken store is set aside and merged again. Knows no MQTT.
+The Parquet files are the source: a broken store is set aside and merged again. Boots are those that the names of the files have, also
+such as the positions of an agent have forgotten. An agent with a file that cannot be read now waits, and the others go on. Knows no MQTT.
 """
 
 from __future__ import annotations
 
+import logging
 import time
-from collections import Counter
-from collections.abc import Callable, Iterable
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -31,6 +33,8 @@ from learners.fleet_data.merged_database import MergedDatabase, session_name
 from learners.fleet_data.parquet_log import FleetReference, file_header, read_positions
 from learners.fleet_data.segment import LANES, Lane, SegmentRefused, transition_of
 
+_LOG = logging.getLogger(__name__)
+
 RUN_ROWS = 1_024
 """Of one agent in one transaction."""
 MAX_ROWS = 8_192
@@ -38,6 +42,10 @@ MAX_ROWS = 8_192
 TRIM_S = 5.0
 FIRST_DIGITS = 12
 """Of the number of the first row in the name of a file."""
+_ALL = 1 << 62
+"""Above each row number: every row of a boot that the positions forgot is on disk."""
+Files = Mapping[tuple[str, str], list[tuple[int, Path]]]
+"""By boot and lane, the first row and the path of each file, in order."""
 
 
 @dataclass(slots=True)
@@ -77,7 +85,9 @@ class ExperienceMerger:
     ) -> None:
         self.group, self.folder, self.trust, self._wall = group, store, trust, wall
         self.counts: Counter[str] = Counter()
-        """Rows by what became of them: `merged`, `repeated` by a restored device, `other` spec or encoders, `unreadable`, `excluded`; `unreadable_files`."""
+        """Rows by what became of them: `merged`, `repeated` by a restored device, `other` spec or encoders, `unreadable`, `excluded`; `unreadable_files`, and `waits` of an agent."""
+        self.waiting: dict[str, str] = {}
+        """Agents with files that cannot be read now, with the reason; the next call tries them again."""
         self.newly_excluded: list[tuple[str, str]] = []
         """Agents that were excluded since the caller last emptied this list, with the reasons."""
         limits = settings or ExperienceSettings.model_validate({})
@@ -86,6 +96,8 @@ class ExperienceMerger:
         self.database = MergedDatabase(store, max_bytes=int(limits.max_gb * 1e9), reserve=limits.reserved_fraction)
         self._unchanged: dict[str, int] = {}
         """By agent, the time of its position file when all of its rows were merged."""
+        self._forgotten: set[tuple[str, str]] = set()
+        """Agents and boots without a position, of which every row is merged."""
         self._last_agent = ""
         self._trimmed_s = -float("inf")
 
@@ -96,8 +108,11 @@ class ExperienceMerger:
     def merge(self) -> int:
         """Merge what is new, at most about `MAX_ROWS` rows; return how many rows are new to the learner.
 
+        An agent with a file that cannot be read now is named in `waiting`; the others go on.
+
         Raises:
-            OSError, sqlite3.Error: a file cannot be read or written; what was merged before is on disk.
+            OSError, ValueError: `reference.json` cannot be read.
+            sqlite3.Error: the store cannot be written; what was merged before is on disk.
         """
         reference = self._reference()
         if reference is None:
@@ -106,7 +121,11 @@ class ExperienceMerger:
         for agent in self._agents():
             if agent in excluded:
                 continue
-            merged += self._merge_agent(agent, reference)
+            try:
+                merged += self._merge_agent(agent, reference)
+                self.waiting.pop(agent, None)
+            except OSError as error:
+                self._wait(agent, str(error))
             self._last_agent = agent
             if merged >= MAX_ROWS:
                 break
@@ -138,8 +157,16 @@ class ExperienceMerger:
         with self.database:
             self.database.readmit(agent)
         self._unchanged.pop(agent, None)
+        self._forgotten = {each for each in self._forgotten if each[0] != agent}
         if self.trust is not None:
             self.trust.forget(agent)
+
+    def _wait(self, agent: str, reason: str) -> None:
+        """Note that an agent's rows cannot be read now."""
+        self.counts["waits"] += 1
+        if self.waiting.get(agent) != reason:
+            _LOG.warning("fleet.agent_waits: %s: %s; its rows are tried again", agent, reason)
+        self.waiting[agent] = reason
 
     def _exclude_liars(self) -> None:
         if self.trust is None:
@@ -169,22 +196,40 @@ class ExperienceMerger:
             return 0
         if self._unchanged.get(agent) == changed_ns:
             return 0
+        try:
+            positions = read_positions(path)
+        except ValueError as error:
+            raise OSError(str(error)) from None
+        files = self._files(agent)
+        boots = {boot for boot, _ in files}
+        with self.database:
+            self.database.forget_boots(agent, boots.union(positions))
+        every = dict.fromkeys(map(str, LANES), _ALL)
+        forgotten = dict.fromkeys(sorted(boots.difference(positions)), every)
         merged, is_complete = 0, True
-        for boot, stored in read_positions(path).items():
-            rows, is_whole = self._merge_boot(agent, boot, stored, reference)
+        for boot, stored in {**forgotten, **positions}.items():
+            if (agent, boot) in self._forgotten:
+                continue
+            if merged >= RUN_ROWS:
+                return merged
+            rows, is_whole = self._merge_boot(agent, boot, stored, files, reference)
             merged, is_complete = merged + rows, is_complete and is_whole
+            if is_whole and boot in forgotten:
+                self._forgotten.add((agent, boot))
         if is_complete:
             self._unchanged[agent] = changed_ns
         return merged
 
-    def _merge_boot(self, agent: str, boot: str, stored: dict[str, int], reference: FleetReference) -> tuple[int, bool]:
+    def _merge_boot(
+        self, agent: str, boot: str, stored: Mapping[str, int], files: Files, reference: FleetReference
+    ) -> tuple[int, bool]:
         """Merge at most `RUN_ROWS` rows of a boot; return how many, and whether nothing is left."""
         read = self.database.positions(agent, boot)
         lanes = {lane: _Lane(read[lane], stored.get(lane, 0)) for lane in LANES if stored.get(lane, 0) > read[lane]}
+        for lane, found in lanes.items():
+            found.files = _unread(files.get((boot, lane), []), found)
         if not lanes:
             return 0, True
-        for lane, found in lanes.items():
-            found.files = self._files(agent, boot, lane, found)
         rows, is_whole = self._rows(lanes, reference)
         rows.sort(key=lambda each: each[0])
         is_whole = is_whole and len(rows) <= RUN_ROWS
@@ -196,26 +241,24 @@ class ExperienceMerger:
                 self.database.add(transition)
             for lane, found in lanes.items():
                 passed = max((row for row, its_lane, _ in taken if its_lane == lane), default=found.read)
-                self.database.set_position(agent, boot, lane, found.stored if is_whole else passed)
+                is_passed = is_whole and found.stored < _ALL
+                self.database.set_position(agent, boot, lane, found.stored if is_passed else passed)
         self.counts["merged"] += len(new)
         self.counts["repeated"] += len(transitions) - len(new)
         if self.trust is not None:
             self.trust.add(agent, new)
         return len(new), is_whole
 
-    def _files(self, agent: str, boot: str, lane: Lane, wanted: _Lane) -> list[tuple[int, Path]]:
-        """Return the files of a lane that may have further rows, in order."""
+    def _files(self, agent: str) -> Files:
+        """Return the files of an agent."""
         rows = self.group / "rows"
-        days = sorted(rows.glob("day=*")) if rows.is_dir() else []
-        found = sorted(
-            (int(path.stem[-FIRST_DIGITS:]), path)
-            for day in days
-            for path in (day / f"agent={agent}").glob(f"{boot}-{lane}-*.parquet")
-        )
-        later = [first for first, _ in found[1:]] + [1 << 62]
-        return [
-            each for each, following in zip(found, later, strict=True) if following > wanted.read + 1 and each[0] <= wanted.stored
-        ]  # fmt: skip
+        found: dict[tuple[str, str], list[tuple[int, Path]]] = defaultdict(list)
+        for day in sorted(rows.glob("day=*")) if rows.is_dir() else []:
+            for path in (day / f"agent={agent}").glob("*-*-*.parquet"):
+                boot, lane, first = path.stem.rsplit("-", 2)
+                if lane in LANES and first.isdecimal() and len(first) == FIRST_DIGITS:
+                    found[boot, lane].append((int(first), path))
+        return {name: sorted(each) for name, each in found.items()}
 
     def _rows(
         self, lanes: dict[Lane, _Lane], reference: FleetReference
@@ -251,10 +294,19 @@ class ExperienceMerger:
         return [lane for lane in lanes if counts[lane] > RUN_ROWS]
 
     def _read(self, path: Path, reference: FleetReference) -> list[dict[str, Any]]:
-        """Return the rows of a file; none where it cannot be read, or is of another spec."""
+        """Return the rows of a file; none where it is gone or broken, or is of another spec.
+
+        Raises:
+            OSError, MemoryError: it cannot be read now.
+        """
         try:
-            table = pq.ParquetFile(path).read()
-        except (pa.ArrowException, OSError, ValueError):
+            table = pq.ParquetFile(pa.BufferReader(path.read_bytes())).read()
+        except MemoryError:
+            raise
+        except (pa.ArrowException, OSError, ValueError) as error:
+            is_passing = isinstance(error, OSError) and error.errno is not None  # a broken Parquet file has no number
+            if is_passing and not isinstance(error, FileNotFoundError):
+                raise
             self.counts["unreadable_files"] += 1
             return []
         header = file_header(table)
@@ -284,6 +336,14 @@ class ExperienceMerger:
         self.folder.rename(aside)
         private_folder(self.folder)
         self.counts["set_aside"] += 1
+
+
+def _unread(files: list[tuple[int, Path]], wanted: _Lane) -> list[tuple[int, Path]]:
+    """Return the files of a lane that may have further rows."""
+    later = [*[first for first, _ in files[1:]], *([_ALL] if files else [])]
+    return [
+        each for each, following in zip(files, later, strict=True) if following > wanted.read + 1 and each[0] <= wanted.stored
+    ]  # fmt: skip
 
 
 def _of_group(agent: str, transition: Transition) -> Transition:

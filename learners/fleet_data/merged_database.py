@@ -6,6 +6,7 @@ row nor stores it twice. `experience_merger.py` uses it.
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from pathlib import Path
 
 from learners.experience.database import Database
@@ -46,6 +47,12 @@ class MergedDatabase(Database):
     def set_position(self, agent: str, boot: str, lane: Lane, row: int) -> None:
         """Note the last row of a lane; call it inside the transaction that stores the rows."""
         self._db.execute("INSERT OR REPLACE INTO merged_lanes VALUES(?,?,?,?)", (agent, boot, lane, row))
+
+    def forget_boots(self, agent: str, known: Collection[str]) -> None:
+        """Delete the positions of boots that have no file any more. Call it inside a transaction."""
+        found = self._db.execute("SELECT DISTINCT boot FROM merged_lanes WHERE agent = ?", (agent,)).fetchall()
+        gone = [(agent, boot) for (boot,) in found if boot not in known]
+        self._db.executemany("DELETE FROM merged_lanes WHERE agent = ? AND boot = ?", gone)
 
     def has(self, transition: Transition) -> bool:
         """Return whether a tick is stored: a device that was restored from a backup sends its rows again, as another boot."""

@@ -11,6 +11,7 @@ import logging
 import shutil
 import threading
 from collections.abc import Callable, Mapping
+from itertools import islice
 from typing import Any
 
 from learners.fleet_data.experience_merger import ExperienceMerger
@@ -18,6 +19,8 @@ from learners.ipc.settings import LearnerConfig
 from learners.model.spec import PolicySpec
 from learners.worker.loop import LearnerLoop
 
+MAX_NAMED = 100
+"""Agents that wait, in `progress.json`."""
 _LOG = logging.getLogger(__name__)
 
 
@@ -84,6 +87,7 @@ class FleetLearnerLoop(LearnerLoop):
         return not self._reopens and super()._same_spec()
 
     def figures(self) -> dict[str, Any]:
-        """Return the fields of `progress.json`, with those of the merged rows and of each agent's trust, and the alert."""
+        """Return the fields of `progress.json`, with the merged rows, the trust in each agent, the alert, and the first agents that wait."""
         trust: Mapping[str, Any] = {} if self.merger.trust is None else self.merger.trust.figures()
-        return {**super().figures(), "rows": dict(self.merger.counts), "trust": trust, "alert": self._alert}
+        more = {"alert": self._alert, "waiting": dict(islice(self.merger.waiting.items(), MAX_NAMED))}
+        return {**super().figures(), "rows": dict(self.merger.counts), "trust": trust, **more}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import random
 import signal
@@ -18,8 +19,8 @@ from fleet_world import fill, queue, ticks
 from learners.experience.reader import Reader, Row
 from learners.experience.transition import Transition
 from learners.fleet_data.agent_trust import AgentTrust
-from learners.fleet_data.experience_merger import ExperienceMerger
-from learners.fleet_data.parquet_log import FleetReference, ParquetLog
+from learners.fleet_data.experience_merger import RUN_ROWS, ExperienceMerger
+from learners.fleet_data.parquet_log import MAX_BOOTS, FleetReference, ParquetLog
 from learners.fleet_data.segment import SegmentHeader, SentRow, pack, unpack
 from learners.fleet_data.uplink_queue import UplinkIdentity
 
@@ -182,6 +183,70 @@ def test_an_excluded_agent_leaves_the_store_and_may_return(tmp_path: Path) -> No
     assert merger.merge() == 30
     merger.close()
     assert len(merged_rows(tmp_path / "store")) == 40
+
+
+@pytest.mark.parametrize("kind", ["read", "position"])
+def test_an_agent_that_cannot_be_read_now_waits_and_the_others_go_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    log = ParquetLog(tmp_path, "arms")
+    for agent in ("arm-1", "robot"):
+        send(log, ticks(0, 20), agent=agent)
+        send(log, ticks(20, 40), agent=agent, first=21)
+    merger = ExperienceMerger(tmp_path / "arms", tmp_path / "store")
+    position = tmp_path / "arms" / "agents" / "arm-1" / "position.json"
+    content, read = position.read_bytes(), Path.read_bytes
+
+    def refused(path: Path) -> bytes:
+        if path.parent.name == "agent=arm-1" and "000000000021" in path.name:
+            raise OSError(errno.EMFILE, "Too many open files")
+        return read(path)
+
+    if kind == "read":
+        monkeypatch.setattr(Path, "read_bytes", refused)
+    else:
+        position.write_bytes(b"")
+    assert [merger.merge(), merger.merge()] == [40, 0]
+    assert list(merger.waiting) == ["arm-1"]
+    assert merger.counts["waits"] == 2
+    assert not merger.counts["unreadable_files"]
+    monkeypatch.undo()
+    position.write_bytes(content)
+    assert merger.merge() == 40
+    assert not merger.waiting
+    merger.close()
+
+
+def test_rows_of_more_boots_than_positions_remember_train_once(tmp_path: Path) -> None:
+    log, boots = ParquetLog(tmp_path, "arms"), 2 * MAX_BOOTS
+    for boot in range(boots):
+        send(log, ticks(0, 10, session=f"s{boot}"), boot=f"{boot:016x}")
+        send(log, ticks(10, 20, session=f"s{boot}"), boot=f"{boot:016x}", first=11)
+    for count in (20 * boots, 0):
+        merger = ExperienceMerger(tmp_path / "arms", tmp_path / "store")
+        assert merger.merge() == count
+        assert merger.merge() == 0
+        assert not merger.counts["repeated"]
+        merger.close()
+    assert len(merged_rows(tmp_path / "store")) == 20 * boots
+
+
+def test_a_boot_without_files_is_forgotten_and_a_long_one_is_merged_in_turns(tmp_path: Path) -> None:
+    log = ParquetLog(tmp_path, "arms")
+    send(log, ticks(0, RUN_ROWS, session="long"), boot="a" * 16)
+    send(log, ticks(RUN_ROWS, RUN_ROWS + 9, session="long"), boot="a" * 16, first=RUN_ROWS + 1)
+    for boot in range(MAX_BOOTS):
+        send(log, ticks(0, 1, session=f"s{boot}"), boot=f"{boot:016x}")
+    merger = ExperienceMerger(tmp_path / "arms", tmp_path / "store")
+    assert merger.merge() == RUN_ROWS
+    assert [merger.merge(), merger.merge()] == [9 + MAX_BOOTS, 0]
+    for path in (tmp_path / "arms").rglob("aaaa*.parquet"):
+        path.unlink()
+    send(log, ticks(0, 1, session="new"), boot="f" * 16)
+    assert merger.merge() == 1
+    assert set(merger.database.positions("robot", "a" * 16).values()) == {0}
+    merger.close()
+    assert len(merged_rows(tmp_path / "store")) == RUN_ROWS + 9 + MAX_BOOTS + 1
 
 
 def rewarded(agent: int, start: int, stop: int, sign: float, *, rate_hz: float = 50.0) -> list[Transition]:
