@@ -6,6 +6,8 @@ have passed. Then it is closed, and its difference goes to the test.
 - A silent tick is 0 or unknown, as the setting says. An unknown tick has no part in the mean of its source.
 - A tick that a person took over, or that ended in a stop, counts as the worst reward that any tick had before. An episode with such
   a tick counts as the worst return before. So a rescue cannot improve a version.
+- Where an episode takes too long, the live version acts in its rest. What the rest costs counts for the version that acted before. What
+  it earns does not count for a challenger, because another version earned it.
 - A harm outcome (takeover, stop, refusal, failure) is the share of ticks, or of episodes, with it.
 
 Knows no clock, no file and no policy.
@@ -89,6 +91,18 @@ class BlockOutcome:
     """Ticks that count as the worst; a unit lasts many ticks while a person acts."""
     ended: int = 0
     """Complete episodes."""
+    rest: dict[int, dict[str, float]] = field(default_factory=dict)
+    """Rewards by source in the rest of an episode that took too long, by unit; the live version acts there."""
+    endless: bool = False
+    """The rest of such an episode did not end either."""
+
+    def count_rest(self, *, only_losses: bool) -> None:
+        """Add the rewards of the rest to the sums; with `only_losses` only where they are below 0 in total."""
+        for rewards in self.rest.values():
+            if not only_losses or sum(rewards.values()) < 0:
+                for source, value in rewards.items():
+                    self.sums[source] = self.sums.get(source, 0.0) + value
+        self.rest = {}
 
     def value(self, source: str, silence: Silence, *, episodic: bool) -> float | None:
         """Return the mean per unit of a source; None where it is unknown."""
@@ -114,6 +128,8 @@ class PairedOutcomes:
     plan: ExperimentPlan
     silence: Silence = "zero"
     late_units: int = 0
+    trial_is_live: bool = False
+    """A person made the challenger live, so it acts in the rest of episodes that take too long itself."""
     counts: Counter[str] = field(default_factory=Counter)
     """`late`: rewards and failures for a closed pair; `void`: pairs that are incomplete; `displaced`: blocks beyond the limit."""
     worst: float | None = None
@@ -188,6 +204,21 @@ class PairedOutcomes:
         self._remember(unit, {source: value})
         return True
 
+    def credit_rest(self, assignment: Assignment, source: str, value: float) -> None:
+        """Add a reward from the rest of an episode that took too long, in which the live version acts."""
+        block = self._open.get(assignment.block)
+        if block is None:
+            self.counts["late"] += 1
+            return
+        rest = block.rest.setdefault(assignment.unit, {})
+        rest[source] = rest.get(source, 0.0) + value
+
+    def end_rest(self, assignment: Assignment) -> None:
+        """Note that the rest of an episode that took too long did not end."""
+        block = self._open.get(assignment.block)
+        if block is not None:
+            block.endless = True
+
     def void(self, block: int) -> None:
         """Discard an open block with incomplete ticks, for instance after a restart."""
         self._open.pop(block, None)
@@ -232,7 +263,12 @@ class PairedOutcomes:
     def _difference(self, one: BlockOutcome, two: BlockOutcome) -> PairDifference:
         trial_arm = "champion" if one.assignment.kind == "guard" else "challenger"
         trial, other = (one, two) if one.assignment.arm == trial_arm else (two, one)
+        strict = not self.trial_is_live and trial.assignment.arm == "challenger"
+        trial.count_rest(only_losses=strict)
+        other.count_rest(only_losses=False)
         values = self._values(trial, other)
+        if strict and trial.endless and values is not None and values[0] >= values[1]:
+            values = None  # what such an episode would still have cost is unknown, so it is no proof for the challenger
         harms = {harm: self._share(trial, harm) - self._share(other, harm) for harm in HARMS}
         return PairDifference(
             pair=one.assignment.block // 2,

@@ -214,7 +214,7 @@ class ExperimentController:
         outcome = TickOutcome(takeover=held, stop=stopped, refusal=refused)
         self._watch_harms(result.decision, outcome)
         if phase is not None and assignment is None:
-            phase.tick_alone()
+            phase.tick_alone(result.decision, outcome)
         if phase is None or assignment is None or phase.number != self._now.experiment:
             return
         self._counted = (phase.number, assignment)
@@ -278,7 +278,8 @@ class ExperimentController:
             if fell:
                 phase.test.verdict = ExperimentVerdict("out", "rewards fell at once, before and after")
         if phase.plan.challenger is not None and phase.plan.episodic and not self.rules.episodic(self.state.levels):
-            self._cancel("no episode ends any more")
+            phase.test.verdict = phase.verdict or ExperimentVerdict("cap", "no episode ends any more")
+            self.decided.set()
             return
         phase.reference_share = self.state.reference_share()
         for pair in phase.complete(self.rules.late_units(phase.plan, self.state.levels, self.state.late_s)):

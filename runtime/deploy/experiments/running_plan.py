@@ -48,6 +48,8 @@ class DecisionPlace:
     """Where one decision counts."""
 
     assignment: Assignment
+    rest: bool = False
+    """It is in the rest of an episode that took too long."""
     failed: bool = False
     """A failure of it was counted."""
 
@@ -133,13 +135,17 @@ class ExperimentPhase:
     _places: OrderedDict[str, DecisionPlace] = field(default_factory=OrderedDict)
     """By decision, for rewards and failures that arrive late."""
     _current: Assignment | None = None
+    _cut: Assignment | None = None
+    """Of the episode that took too long, while the live version acts in its rest."""
+    _midway: bool = False
+    """The unit began in the middle of an episode without an end, so it counts for no version."""
     _challenged: int = -1
     """The last pair with a challenger that has begun; -1 before the first one."""
 
     def __post_init__(self) -> None:
         self.share, self.reference_share = self.plan.share, self.plan.anchor_share
         self.test = ExperimentTest(self.plan)
-        self.pairs = PairedOutcomes(self.plan, self.silence)
+        self.pairs = PairedOutcomes(self.plan, self.silence, trial_is_live=self.acts_in_plain == "challenger")
         self._schedule = Switchback(self.plan)
         self.begun = not self.plan.episodic
 
@@ -190,32 +196,50 @@ class ExperimentPhase:
             self.unit = assignment.unit + 1
             self.budget.unit()
 
-    def _remember(self, decision: str, assignment: Assignment) -> None:
-        self._places[decision] = DecisionPlace(assignment)
+    def _remember(self, decision: str, assignment: Assignment, *, rest: bool = False) -> None:
+        self._places[decision] = DecisionPlace(assignment, rest)
         while len(self._places) > DECISIONS:
             self._places.popitem(last=False)
 
-    def tick_alone(self) -> None:
+    def tick_alone(self, decision: str, outcome: TickOutcome) -> None:
         """Count a tick in the rest of an episode that took too long; where no end comes, the next unit begins without one."""
-        if self.plan.longest_ticks and not self.begun and not self.alone:
-            self.ticks += 1
-            if self.ticks >= self.plan.longest_ticks:
-                self.begun, self.ticks = True, 0
+        if not self.plan.longest_ticks or self.begun or self.alone:
+            return
+        if self._cut is not None:
+            if self._cut.pair is not None:
+                self._remember(decision, self._cut, rest=True)
+            self.pairs.add(self._cut, outcome)
+        self.ticks += 1
+        if self.ticks >= self.plan.longest_ticks:
+            if self._cut is not None:
+                self.pairs.end_rest(self._cut)
+                self._end_unit(self._cut, TickOutcome(done=True))
+            self.begun, self.ticks, self._midway = True, 0, True
 
     def _limit_episode(self) -> None:
-        """End the unit of an episode that takes too long; what it earned so far counts."""
+        """Let the live version act in the rest of an episode that takes too long; the unit ends with the episode."""
         self.ticks += 1
         if not self.plan.longest_ticks or self.ticks < self.plan.longest_ticks or self._current is None:
             return
-        self.pairs.add(self._current, TickOutcome(done=True))
+        self._cut, self.begun, self.ticks = self._current, False, 0
+
+    def _end_unit(self, assignment: Assignment, outcome: TickOutcome) -> None:
+        self.pairs.add(assignment, outcome)
+        if self._midway:
+            self.pairs.void(assignment.block)
+        self._midway = False
         self.unit += 1
         self.budget.unit()
-        self.begun, self.ticks = False, 0
+        self._cut = None
 
     def credit(self, decision: str, source: str, value: float) -> None:
         """Add a reward to the unit of its decision, however late."""
         place = self._places.get(decision)
-        if place is not None:
+        if place is None:
+            return
+        if place.rest:
+            self.pairs.credit_rest(place.assignment, source, value)
+        else:
             self.pairs.credit(place.assignment.unit, source, value)
 
     def correct(self, assignment: Assignment) -> None:
@@ -236,10 +260,10 @@ class ExperimentPhase:
             return
         if self.alone:
             return
-        if self.begun and self._current is not None and self._current.unit == self.unit:
-            self.pairs.add(self._current, TickOutcome(done=True, failure=failure))
-            self.unit += 1
-            self.budget.unit()
+        if self._cut is not None:
+            self._end_unit(self._cut, TickOutcome(done=True, failure=failure))
+        elif self.begun and self._current is not None and self._current.unit == self.unit:
+            self._end_unit(self._current, TickOutcome(done=True, failure=failure))
         self.begun, self.ticks = True, 0
 
     def complete(self, late_units: int) -> list[PairDifference]:
@@ -265,7 +289,7 @@ class ExperimentPhase:
         """Go on after a restart of the agent: the pair that was open is void, and the next one begins."""
         length = self.plan.pair_units
         self.unit = math.ceil(self.unit / length) * length
-        self._current = None
+        self._current = self._cut = None
 
     def _follow_estimate(self) -> None:
         """Choose the share by the mean difference so far, in standard errors; end what looks clearly worse."""

@@ -171,6 +171,33 @@ async def test_a_challenger_that_never_ends_an_episode_acts_for_a_limited_time_a
     assert longest <= one.last("experiment_started")["longest_ticks"] + 1
 
 
+def doomed(seed: int, *, doom_ticks: int) -> World:
+    """Episodes of 10 ticks that earn 1; `doomed` earns 2 at once, and its episode ends with a loss of 3 whichever version acts by then."""
+    draw, since, acted = noise(seed), [0], [0]
+
+    def world(version: str, _tick: int) -> WorldTick:
+        since[0] += 1
+        acted[0] += version == "doomed"
+        first = acted[0] == 1 and version == "doomed"
+        done = since[0] >= (doom_ticks if acted[0] > 5 else 10)
+        reward = (
+            0.01 * draw() + 2.0 * first + ((-3.0 if acted[0] > 5 else float(version != "untrained")) if done else 0.0)
+        )
+        if done:
+            since[0] = acted[0] = 0
+        return WorldTick(reward, TickOutcome(done=done))
+
+    return world
+
+
+async def test_a_disaster_after_the_longest_counted_episode_still_counts(tmp_path: Path) -> None:
+    one = await two_trusted(tmp_path, doomed(7, doom_ticks=120))
+    await one.propose("doomed")
+    await one.run(20_000.0, until=lambda: "experiment_ended" in one.kinds())
+    assert one.last("experiment_started")["longest_ticks"] < 110
+    assert (one.last("experiment_ended")["outcome"], one.live) == ("out", "good")
+
+
 async def test_an_experiment_over_episodes_ends_where_no_episode_ends_any_more(tmp_path: Path) -> None:
     stuck = [False]
     one = await two_trusted(tmp_path, episodes(5, lambda _version: stuck[0]))
@@ -178,5 +205,8 @@ async def test_an_experiment_over_episodes_ends_where_no_episode_ends_any_more(t
     await one.run(60.0)
     stuck[0] = True
     await one.run(2_000.0, until=lambda: "experiment_ended" in one.kinds())
-    assert one.last("experiment_ended")["reason"] == "no episode ends any more"
+    ended, state = one.last("experiment_ended"), one.experiments.state
+    assert (ended["outcome"], ended["reason"]) == ("cap", "no episode ends any more")
     assert one.live == "good"
+    assert state.alpha.experiments == 1
+    assert "equal" in state.trust.judged

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -112,3 +113,84 @@ def test_the_champion_acts_alone_for_an_hour_at_most_also_where_episodes_are_lon
     for _ in range(7):
         budget.unit()
     assert not budget.exhausted
+
+
+def long_pair(*, rest: float, ends: bool, made_live: bool = False) -> tuple[ExperimentPhase, list[float | None]]:
+    """Pairs in which the challenger earns 2 in an episode that takes too long, and `rest` in the rest of it; the champion earns 1."""
+    plan = replace(phase_of(5, LossBudget()).plan, longest_ticks=4)
+    phase = ExperimentPhase(5, plan, acts_in_plain="challenger" if made_live else "champion")
+    phase.begun, number = True, 0
+    pairs: list[float | None] = []
+    while len(pairs) < 3:
+        number += 1
+        one = phase.assign()
+        if one is None:
+            phase.tick_alone(f"d{number}", TickOutcome())
+            if phase.begun:
+                pairs += [pair.reward for pair in phase.complete(late_units=0) if pair.kind == "challenge"]
+                continue
+            phase.credit(f"d{number}", "world", rest)
+            if ends:
+                phase.episode_ended()
+        else:
+            phase.add(f"d{number}", one[1], TickOutcome(), hold=False)
+            if one[0] == "live":
+                phase.credit(f"d{number}", "world", 1.0)
+                phase.episode_ended()
+            elif phase.ticks == 1:
+                phase.credit(f"d{number}", "world", 2.0)
+        pairs += [pair.reward for pair in phase.complete(late_units=0) if pair.kind == "challenge"]
+    return phase, pairs
+
+
+def test_the_rest_of_a_challengers_long_episode_counts_only_where_it_costs() -> None:
+    assert long_pair(rest=-9.0, ends=True)[1] == pytest.approx([-8.0] * 3)
+    assert long_pair(rest=5.0, ends=True)[1] == pytest.approx([1.0] * 3)
+
+
+def test_a_live_challenger_earns_the_rest_of_its_long_episode_itself() -> None:
+    assert long_pair(rest=5.0, ends=True, made_live=True)[1] == pytest.approx([6.0] * 3)
+
+
+def test_a_challengers_episode_without_any_end_is_no_proof_for_it_but_may_be_one_against_it() -> None:
+    phase, pairs = long_pair(rest=0.0, ends=False)
+    assert pairs == [None] * 3
+    assert phase.test.unknown == 3
+    assert long_pair(rest=-9.0, ends=False)[1] == pytest.approx([-26.0] * 3)
+
+
+def test_a_takeover_in_the_rest_of_a_long_episode_counts_for_its_unit() -> None:
+    plan = replace(phase_of(5, LossBudget()).plan, longest_ticks=2, share=0.5)
+    phase, number, harms = ExperimentPhase(5, plan), 0, []
+    phase.begun = True
+    while not harms:
+        number += 1
+        one = phase.assign()
+        if one is None:
+            phase.tick_alone(f"d{number}", TickOutcome(takeover=True))
+            phase.episode_ended()
+        else:
+            phase.add(f"d{number}", one[1], TickOutcome(), hold=False)
+            if one[0] == "live":
+                phase.episode_ended()
+        harms += [pair.harms["takeover"] for pair in phase.complete(late_units=0) if pair.kind == "challenge"]
+    assert harms == [1.0]
+
+
+def test_a_unit_that_begins_in_the_middle_of_an_episode_counts_for_no_version() -> None:
+    plan = replace(phase_of(5, LossBudget()).plan, longest_ticks=2, share=0.5)
+    phase, number, endless = ExperimentPhase(5, plan), 0, False
+    phase.begun = True
+    while phase.pairs.counts["void"] < 3:
+        number += 1
+        one = phase.assign()
+        if one is None:
+            phase.tick_alone(f"d{number}", TickOutcome())
+            endless |= phase.begun
+        else:
+            phase.add(f"d{number}", one[1], TickOutcome(), hold=False)
+            if one[0] == "live":
+                phase.credit(f"d{number}", "world", -1_000.0 if endless else 1.0)  # the disaster of the episode before
+                phase.episode_ended()
+                endless = False
+        assert all(pair.reward is None or pair.reward < 0 for pair in phase.complete(late_units=0))
