@@ -6,6 +6,8 @@ import asyncio
 import sys
 from pathlib import Path
 
+from fleet_world import BEGUN_S
+
 from learners.fleet_data.parquet_log import ParquetLog
 from runtime.config.loader import load
 from runtime.fleet.__main__ import build
@@ -15,7 +17,8 @@ from runtime.mqtt import Address
 
 
 async def ingest(port: str, folder: str, name: str) -> None:
-    await Ingest(name, Address("127.0.0.1", int(port)), ParquetLog(Path(folder), "arms"), FleetTopics("arms")).run()
+    address, topics = Address("127.0.0.1", int(port)), FleetTopics("arms")
+    await Ingest(name, address, ParquetLog(Path(folder), "arms"), topics, wall=lambda: BEGUN_S).run()
 
 
 async def uplink(path: str) -> None:

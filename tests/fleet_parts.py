@@ -11,7 +11,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 
 import orjson
-from fleet_world import rows_on_disk
+from fleet_world import BEGUN_S, rows_on_disk
 
 from fakes import Mosquitto
 from learners.fleet_data.parquet_log import ParquetLog
@@ -72,7 +72,8 @@ def uplink_of(path: Path) -> Uplink:
 
 
 def ingest_on(broker: Mosquitto, folder: Path, name: str = "ingest-0") -> Ingest:
-    return Ingest(name, Address("127.0.0.1", broker.port), ParquetLog(folder, "arms"), FleetTopics("arms"))
+    address, topics = Address("127.0.0.1", broker.port), FleetTopics("arms")
+    return Ingest(name, address, ParquetLog(folder, "arms"), topics, wall=lambda: BEGUN_S)
 
 
 def covered(folder: Path, agent: str = "robot") -> int:

@@ -31,7 +31,7 @@ from learners.files import private_folder
 from learners.fleet_data.agent_trust import AgentTrust
 from learners.fleet_data.merged_database import MergedDatabase, session_name
 from learners.fleet_data.parquet_log import FleetReference, file_header, read_positions
-from learners.fleet_data.segment import LANES, Lane, SegmentRefused, transition_of
+from learners.fleet_data.segment import LANES, ROW_LIMITS, Lane, RowLimits, SegmentRefused, transition_of
 
 _LOG = logging.getLogger(__name__)
 
@@ -68,6 +68,7 @@ class ExperienceMerger:
         store: folder of the merged experience store.
         settings: limits of the store.
         trust: judges the rows of each agent; None merges those of all.
+        rows: limits of each row; others are `unreadable`.
         wall: Unix seconds.
 
     Raises:
@@ -81,9 +82,11 @@ class ExperienceMerger:
         settings: ExperienceSettings | None = None,
         *,
         trust: AgentTrust | None = None,
+        rows: RowLimits = ROW_LIMITS,
         wall: Callable[[], float] = time.time,
     ) -> None:
         self.group, self.folder, self.trust, self._wall = group, store, trust, wall
+        self._limits = rows
         self.counts: Counter[str] = Counter()
         """Rows by what became of them: `merged`, `repeated` by a restored device, `other` spec or encoders, `unreadable`, `excluded`; `unreadable_files`, and `waits` of an agent."""
         self.waiting: dict[str, str] = {}
@@ -318,7 +321,7 @@ class ExperienceMerger:
 
     def _transition(self, fields: dict[str, Any], reference: FleetReference) -> Transition | None:
         try:
-            transition = transition_of(fields)
+            transition = transition_of(fields, self._limits)
         except (SegmentRefused, KeyError):
             self.counts["unreadable"] += 1
             return None

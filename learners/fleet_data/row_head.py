@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from learners.experience.transition import FORMAT
 
@@ -28,7 +28,8 @@ _Age = Annotated[float, Field(ge=-1e6, le=1e10, allow_inf_nan=False)]
 """Seconds; below 0 where a device's clock was set back."""
 _Size = Annotated[int, Field(ge=0, le=1 << 23)]
 _Array = tuple[Name, Literal["float16", "float32"], Annotated[list[_Size], Field(min_length=2, max_length=2)]]
-_Value = Annotated[str, Field(max_length=100_000)] | Annotated[list[FiniteFloat], Field(max_length=1_024)]
+_Number = Annotated[float, Field(ge=-1e12, le=1e12, allow_inf_nan=False)]
+_Value = Annotated[str, Field(max_length=100_000)] | Annotated[list[_Number], Field(max_length=1_024)]
 _Actions = Annotated[dict[Name, _Value], Field(max_length=MAX_ACTUATORS)]
 _Choices = Annotated[list[Annotated[str, Field(max_length=100_000)]], Field(max_length=1_024)]
 _Probability = Annotated[float, Field(ge=0, allow_inf_nan=False)]

@@ -42,6 +42,14 @@ LANES: tuple[Lane, ...] = ("urgent", "rest")
 """`urgent`: blocks of rows with a correction, a demonstration, an outcome or an end of an episode. `rest`: all others."""
 STAMPS_S = (1_577_836_800.0, 4_102_444_800.0)
 """Unix seconds of the years 2020 and 2100; a row outside of them is refused."""
+MAX_REWARD = 1e6
+"""Largest magnitude of a reward, unless the settings of the server have another one."""
+MAX_NUMBER = 1e12
+"""Largest magnitude of a value or token: its square is finite in float32."""
+LEAST_PROBABILITY = 1e-6
+"""Of a choice that the policy made, unless it is 0, which no estimate uses: the inverse is an importance weight."""
+AHEAD_S = 86_400.0
+"""A row with a stamp so far ahead of the server's clock is refused."""
 FLAGS = ("done", "intervention", "demonstration", "failure", "truncated", "success")
 NAME = r"^[a-z0-9_-]{1,64}$"
 _KEY = b"reflexd"
@@ -91,6 +99,18 @@ class SegmentHeader(BaseModel):
     """By stream; equal in all rows of a segment."""
     daemon: str = Field(max_length=64)
     """Version of reflexd that wrote the segment."""
+
+
+@dataclass(frozen=True, slots=True)
+class RowLimits:
+    """Limits of the values of a row that depend on the server."""
+
+    max_reward: float = MAX_REWARD
+    newest_s: float = STAMPS_S[1]
+    """Unix seconds; later stamps are refused."""
+
+
+ROW_LIMITS = RowLimits()
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,8 +175,12 @@ def read_header(payload: bytes) -> SegmentHeader:
         return _header(reader.schema)
 
 
-def unpack(payload: bytes) -> Segment:
+def unpack(payload: bytes, limits: RowLimits = ROW_LIMITS) -> Segment:
     """Decode a segment and validate all of it.
+
+    Args:
+        payload: as `pack` encodes it.
+        limits: of each row.
 
     Raises:
         SegmentRefused: with the reason.
@@ -180,17 +204,18 @@ def unpack(payload: bytes) -> Segment:
         if not previous < fields["row"] <= header.last:
             raise SegmentRefused(f"row {fields['row']} is out of order or outside of {header.first} to {header.last}")
         previous = fields["row"]
-        transition = transition_of(fields)
+        transition = transition_of(fields, limits)
         if dict(transition.encoder_versions) != header.encoder_versions:
             raise SegmentRefused(f"row {previous}: encoder versions differ from those of the header")
     return Segment(header, table.replace_schema_metadata(None))
 
 
-def transition_of(fields: dict[str, Any]) -> Transition:
+def transition_of(fields: dict[str, Any], limits: RowLimits = ROW_LIMITS) -> Transition:
     """Return the transition of one row of a segment, validated.
 
     Args:
         fields: the row's columns by name.
+        limits: of its values.
 
     Raises:
         SegmentRefused: with the reason.
@@ -205,7 +230,7 @@ def transition_of(fields: dict[str, Any]) -> Transition:
             **{flag: fields[flag] for flag in FLAGS},
             **values,
         )
-        problem = _problem(transition, fields)
+        problem = _problem(transition, fields, limits)
     except SegmentRefused:
         raise
     except (Malformed, LookupError, TypeError, ValueError, AttributeError, OverflowError) as error:
@@ -227,14 +252,23 @@ def _require_head(fields: dict[str, Any]) -> None:
         raise SegmentRefused(f"row {fields['row']}: {problem}")
 
 
-def _problem(t: Transition, fields: dict[str, Any]) -> str:
+def _problem(t: Transition, fields: dict[str, Any], limits: RowLimits) -> str:
     """Return what is wrong with the values of a row; empty if nothing is."""
     checks = (
         (t.tick >= 0, "the tick is below 0"),
         (all(map(math.isfinite, (t.reward, t.value, t.stamp_s))), "reward, value or stamp is not finite"),
         (
+            abs(t.reward) <= limits.max_reward,
+            f"the reward {t.reward:g} is outside of -{limits.max_reward:g} to {limits.max_reward:g}; scale the reward",
+        ),
+        (abs(t.value) <= MAX_NUMBER, f"the value is outside of -{MAX_NUMBER:g} to {MAX_NUMBER:g}"),
+        (
             STAMPS_S[0] <= t.stamp_s < STAMPS_S[1],
             "the stamp is outside of the years 2020 to 2100; set the device's clock",
+        ),
+        (
+            t.stamp_s < limits.newest_s,
+            f"the stamp is {t.stamp_s - limits.newest_s:.0f} s later than is accepted; set the device's clock",
         ),
         (0 < fields["sampling_probability"] <= 1, "the sampling probability is not above 0 and at most 1"),
         (
@@ -245,7 +279,19 @@ def _problem(t: Transition, fields: dict[str, Any]) -> str:
             dict(fields["probabilities"]) == dict(t.probabilities),
             "the probabilities of the columns and of the head differ",
         ),
+        (
+            all(
+                probability == 0 or probability >= LEAST_PROBABILITY
+                for name, probability in t.probabilities.items()
+                if isinstance(t.actions.get(name), str) and t.by.get(name, "policy") == "policy"
+            ),
+            f"the probability of a choice is below {LEAST_PROBABILITY:g}",
+        ),
         (all(np.isfinite(a).all() for a in t.tokens.values()), "tokens are not finite"),
+        (
+            all(np.abs(a).max(initial=0) <= MAX_NUMBER for a in t.tokens.values()),
+            f"tokens are outside of -{MAX_NUMBER:g} to {MAX_NUMBER:g}",
+        ),
     )
     return next((problem for holds, problem in checks if not holds), "")
 

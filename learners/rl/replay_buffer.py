@@ -44,6 +44,8 @@ HEADROOM = 4.0
 """Deviations within which the returns seen so far lie; a categorical critic covers more, for a policy that improves."""
 RETURN_ROWS = 65_536
 """Newest transitions that the deviation of returns is measured on."""
+FEW = 8
+"""Rewards of the largest magnitudes that may be outliers: they are clipped at `HEADROOM` times the largest of the others."""
 LEAD_UP = 8
 """Transitions before a reserved one that are stored with it, in addition to its history."""
 
@@ -271,13 +273,13 @@ class ReplayBuffer:
         """Return what returns are divided by, so that values fit the support of a categorical critic; 1 without any reward.
 
         It is the larger of the deviation of the discounted returns and of their largest magnitude over `HEADROOM`, over the newest
-        `RETURN_ROWS` transitions.
+        `RETURN_ROWS` transitions. A few huge rewards are clipped first: one source must not flatten the values of all.
         """
         at = self._main.order()[-RETURN_ROWS:]
         if not len(at):
             return 1.0
         acted = self._columns.acted_NU[at].any(-1)
-        reward = self._columns.reward_N[at].astype(np.float64)
+        reward = _without_outliers(self._columns.reward_N[at].astype(np.float64))
         reward = np.where(acted, reward - (reward.mean() if self.centre else 0.0), 0.0)
         going = self._follows_N[at] & ~self._columns.done_N[at] & ~self._columns.truncated_N[at] & acted
         going[-1] = False
@@ -478,3 +480,12 @@ def _pick(positions: NDArray[np.int64], count: int, generator: torch.Generator) 
         return np.empty(0, np.int64)
     chosen: NDArray[np.int64] = positions[torch.randint(len(positions), (count,), generator=generator).numpy()]
     return chosen
+
+
+def _without_outliers(reward_N: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return rewards with the `FEW` largest magnitudes clipped near the next one; all stay where so few are not 0."""
+    magnitudes = np.sort(np.abs(reward_N[reward_N != 0]))
+    if len(magnitudes) <= FEW:
+        return reward_N
+    limit = HEADROOM * float(magnitudes[-FEW - 1])
+    return np.clip(reward_N, -limit, limit)

@@ -22,6 +22,8 @@ from learners.experience.transition import Transition
 from learners.model.features import Features
 from learners.model.spec import PolicySpec
 
+MAX_REWARD = 1e12
+"""Larger magnitudes are clipped: float32 has neither them nor their squares."""
 SLACK = 1e-6
 """Share of an actuator's range by which rounding may exceed its limits."""
 
@@ -97,7 +99,7 @@ class ReplayStorage:
         self._write_tokens(at, transition)
         self._write_actions(at, transition)
         self._write_masks(at, transition)
-        self.reward_N[at], self.done_N[at] = transition.reward, transition.done
+        self.reward_N[at], self.done_N[at] = _bounded(transition.reward), transition.done
         self.truncated_N[at], self.outcome_N[at] = transition.truncated, transition.failure or transition.success
         self.intervention_N[at] = transition.intervention
         return special or self.special(at)
@@ -125,7 +127,7 @@ class ReplayStorage:
         at = self._where.get(number)
         if at is None:
             return False
-        self.reward_N[at], self.done_N[at] = after["reward"], bool(after["done"])
+        self.reward_N[at], self.done_N[at] = _bounded(after["reward"]), bool(after["done"])
         self.truncated_N[at] = bool(after.get("truncated", 0))
         self.outcome_N[at] = bool(after["failure"] or after.get("success", 0))
         if after["demonstration"] or (after["intervention"] and not self.intervention_N[at]):
@@ -291,3 +293,8 @@ def _within(value: Sequence[float], actuator: Continuous) -> bool:
 
 def _gather(array: NDArray[Any], at: NDArray[np.int64]) -> Tensor:
     return torch.from_numpy(array[at]).float()  # torch widens float16 several times faster than numpy
+
+
+def _bounded(reward: float) -> float:
+    """Return a reward within +-`MAX_REWARD`; the experience store has no other than finite ones."""
+    return max(-MAX_REWARD, min(MAX_REWARD, reward))

@@ -23,6 +23,7 @@ from learners.checkpoints.store import open_checkpoints
 from learners.files import private_folder, write_atomically
 from learners.fleet_data.agent_trust import AgentTrust
 from learners.fleet_data.experience_merger import ExperienceMerger, spec_digest
+from learners.fleet_data.segment import RowLimits
 from learners.ipc.policy_spec import read_policy_spec, spec_path
 from learners.ipc.settings import LearnerConfig, TickRate
 from learners.worker.fleet_loop import FleetLearnerLoop
@@ -126,6 +127,7 @@ class GroupLearner:
             self.inputs.state_dir / "experience",
             self.settings.experience,
             trust=AgentTrust(self.settings.rate_hz),
+            rows=RowLimits(self.settings.max_reward),
         )
         self.loop = FleetLearnerLoop(self.inputs, spec, self._stop, merger, commands=self._command)
         try:

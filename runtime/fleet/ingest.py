@@ -24,8 +24,11 @@ import structlog
 from learners.fleet_data.parquet_log import ParquetLog, StoredSegment
 from learners.fleet_data.row_head import MAX_REASON
 from learners.fleet_data.segment import (
+    AHEAD_S,
     MAX_BYTES,
+    MAX_REWARD,
     NAME,
+    RowLimits,
     SegmentHeader,
     SegmentRefused,
     read_header,
@@ -56,12 +59,16 @@ class Ingest:
         address: of the fleet's broker.
         store: the log of the group.
         topics: of the group.
+        max_reward: largest magnitude of a reward.
+        wall: Unix seconds.
     """
 
     name: str
     address: Address
     store: ParquetLog
     topics: FleetTopics
+    max_reward: float = MAX_REWARD
+    wall: Callable[[], float] = time.time
     counts: Counter[str] = field(default_factory=Counter)
     """Segments by what became of them, `rows` and `bytes` on disk, `received_bytes`, and `dropped` segments.
 
@@ -141,7 +148,8 @@ class Ingest:
         """
         header = _readable(read_header, payload)
         self._require_author(agent, header)
-        return self.store.known(header) or self.store.append(_readable(unpack, payload))
+        limits = RowLimits(self.max_reward, self.wall() + AHEAD_S)
+        return self.store.known(header) or self.store.append(_readable(lambda each: unpack(each, limits), payload))
 
     def _refusal(self, agent: str, digest: str, refusal: SegmentRefused) -> SegmentAnswer:
         self.counts["refused"] += 1

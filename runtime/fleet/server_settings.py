@@ -12,6 +12,7 @@ from pydantic import Field, ValidationError, model_validator
 
 from learners.config import ExperienceSettings, LearnerSettings, PromotionSettings
 from learners.files import read_plain_file
+from learners.fleet_data.segment import MAX_REWARD
 from runtime.config.field_types import GivenPath
 from runtime.config.mqtt_settings import MqttSettings
 from runtime.config.yaml_core import CoreLoader
@@ -62,6 +63,9 @@ class FleetServerSettings(Settings):
         "0", max_length=64, pattern=r"^[0-9.]+$", description="rows of an older reflexd do not train"
     )
     rate_hz: float = Field(10.0, gt=0, le=1_000, description="ticks a second of the group's agents")
+    max_reward: float = Field(
+        MAX_REWARD, gt=0, le=1e12, description="largest magnitude of a reward; segments with a larger one are refused"
+    )
     device: str = Field("auto", description="device of the learner: auto, cpu or cuda")
     learner: LearnerSettings = Field(
         LearnerSettings.model_validate({}), description="the learner, as in the settings of a daemon"

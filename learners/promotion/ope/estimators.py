@@ -18,6 +18,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 Array = NDArray[np.float64]
+LARGEST_WEIGHT = 1e100
+"""The square of a larger one is not finite."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,15 +33,18 @@ class Estimate:
 
 def effective_samples(weights_N: Array) -> float:
     """Return (sum w)^2 / sum w^2: N if all weights are equal, 1 if one dominates, 0 if all are zero."""
-    square = float(np.square(weights_N).sum())
-    return float(weights_N.sum()) ** 2 / square if square > 0 else 0.0
+    largest = float(np.abs(weights_N).max(initial=0.0))
+    if not 0 < largest < np.inf:
+        return 0.0
+    relative_N = weights_N / largest  # a square of the largest weights would overflow
+    return float(relative_N.sum() ** 2 / np.square(relative_N).sum())
 
 
 def importance_weights(target_N: Array, logged_N: Array) -> Array:
     """Target / logged probability of the action that was taken.
 
     Raises:
-        ValueError: a logged probability is not positive, or a value is not finite.
+        ValueError: a logged probability is not positive, or a value is not finite, or a weight is too large.
     """
     if not (np.isfinite(target_N).all() and np.isfinite(logged_N).all()):
         raise ValueError("a probability is not finite")
@@ -47,7 +52,11 @@ def importance_weights(target_N: Array, logged_N: Array) -> Array:
         raise ValueError(
             f"{int((logged_N <= 0).sum())} logged probabilities are not positive: the action could not have been taken"
         )
-    return np.asarray(target_N / logged_N, np.float64)
+    with np.errstate(over="ignore"):
+        weights_N = np.asarray(target_N / logged_N, np.float64)
+    if not (np.abs(weights_N) <= LARGEST_WEIGHT).all():
+        raise ValueError("a logged probability is too small for an importance weight")
+    return weights_N
 
 
 def snips(reward_N: Array, weight_N: Array) -> Estimate:

@@ -79,17 +79,20 @@ def judge(evidence: Evidence, *, confidence: float, min_effective_samples: float
     e = evidence
     if (reason := _unusable(e)) is not None:
         return OffPolicyResult(unknown=reason)
+    try:
+        weights = [importance_weights(side.probability, e.logged) for side in e.sides]
+    except ValueError as error:
+        return OffPolicyResult(unknown=str(error))
     usable_N = e.own & e.known
     tried = support(e)
     found: dict[str, Difference] = {}
-    weights = [importance_weights(side.probability, e.logged) for side in e.sides]
-    if e.gamma <= 0 and all(float(w_N[usable_N].sum()) > 0 for w_N in weights):
-        candidate, live = (snips(e.reward[usable_N], w_N[usable_N]) for w_N in weights)
-        block = math.ceil(math.sqrt(int(usable_N.sum())))
-        found["snips"] = _difference("snips", (candidate, live), 1.0, confidence, block)
     try:
+        if e.gamma <= 0 and all(float(w_N[usable_N].sum()) > 0 for w_N in weights):
+            candidate, live = (snips(e.reward[usable_N], w_N[usable_N]) for w_N in weights)
+            block = math.ceil(math.sqrt(int(usable_N.sum())))
+            found["snips"] = _difference("snips", (candidate, live), 1.0, confidence, block)
         robust = _doubly_robust(standardised(e))
-    except (ArithmeticError, np.linalg.LinAlgError) as error:
+    except (ArithmeticError, ValueError, np.linalg.LinAlgError) as error:
         return OffPolicyResult(found, None, str(error), tried)
     decisive = found["doubly_robust"] = _difference("doubly_robust", robust, e.scale, confidence, 1)
     reason = tried.missing()

@@ -82,6 +82,7 @@ def test_a_wrong_value_is_refused_with_its_row(payload: bytes, column: str, valu
         ({"armed": ["x"]}, "armed"),
         ({"by": {"head": "evil"}}, "by.head"),
         ({"present": 5}, "present"),
+        ({"actions": {"head": [1e13]}}, "actions.head"),
         ({"present": {"joints": "yes"}}, "present.joints"),
         ({"actions": {"head": {"a": 1}}}, "actions.head"),
         ({"allowed": {"head": "left"}}, "allowed.head"),
@@ -104,6 +105,33 @@ def test_a_head_with_another_type_or_range_is_refused_in_few_words(
     with pytest.raises(SegmentRefused, match=reason) as refusal:
         unpack(written(segment, pa.Table.from_pylist(rows, schema=SCHEMA)))
     assert len(str(refusal.value)) <= MAX_REASON
+
+
+@pytest.mark.parametrize(
+    ("probability", "by", "is_accepted"),
+    [
+        (1e-300, "policy", False),
+        (1e-7, "policy", False),
+        (1e-5, "policy", True),
+        (0.0, "policy", True),
+        (1e-7, "override", True),
+    ],
+)
+def test_a_choice_that_the_policy_can_hardly_have_made_is_refused(
+    payload: bytes, probability: float, by: str, *, is_accepted: bool
+) -> None:
+    segment = unpack(payload)
+    rows = segment.table.to_pylist()
+    patch = {"probabilities": {"head": probability}, "by": {"head": by}}
+    rows[0]["head"] = orjson.dumps({**orjson.loads(rows[0]["head"]), **patch})
+    rows[0]["probabilities"] = [("head", probability)]
+    rows[0]["crc"] = checksum(rows[0]["session"] + rows[0]["decision"], rows[0]["head"], rows[0]["body"])
+    sent = written(segment, pa.Table.from_pylist(rows, schema=SCHEMA))
+    if is_accepted:
+        assert unpack(sent).table.num_rows == len(rows)
+        return
+    with pytest.raises(SegmentRefused, match="the probability of a choice is below 1e-06"):
+        unpack(sent)
 
 
 @pytest.mark.parametrize(

@@ -154,6 +154,12 @@ def test_the_scale_of_returns_follows_from_the_replay() -> None:
         returns.append(total)
     wanted = max(float(np.std(returns)), float(np.abs(returns).max()) / HEADROOM)
     assert replay.return_scale() == pytest.approx(wanted, rel=1e-3)
+    last = max(replay._columns.number_N)
+    for huge in (1e6, 1e308):
+        after = {"reward": huge, "done": 1.0, "failure": 0.0, "demonstration": 0.0, "intervention": 0.0}
+        assert replay.change(int(last), after)
+        assert replay.return_scale() < 5 * wanted
+        assert np.isfinite(replay._columns.reward_N).all()
     assert corridor(0.0, 50).return_scale() == 1.0
     assert ReplayBuffer(replay.spec, max_bytes=1 << 20).return_scale() == 1.0
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from pathlib import Path
 
 import orjson
 import pyarrow as pa
 import pytest
 import zstandard
-from fleet_world import one_payload, rows_on_disk
+from fleet_world import BEGUN_S, one_payload, rows_on_disk
 
 from fakes import eventually
 from learners.experience.transition import checksum
@@ -27,7 +28,9 @@ def payload(tmp_path_factory: pytest.TempPathFactory) -> bytes:
 
 
 def ingest_in(folder: Path, kind: type[Ingest] = Ingest) -> Ingest:
-    return kind("ingest-0", Address("127.0.0.1", 1), ParquetLog(folder, "arms"), FleetTopics("arms"))
+    return kind(
+        "ingest-0", Address("127.0.0.1", 1), ParquetLog(folder, "arms"), FleetTopics("arms"), wall=lambda: BEGUN_S
+    )
 
 
 def changed(payload: bytes, **values: object) -> bytes:
@@ -53,6 +56,32 @@ async def test_a_null_row_number_is_refused_and_the_next_segment_stored(tmp_path
     assert stored is not None
     assert stored.last == 63
     assert len(rows_on_disk(tmp_path / "arms")) == 63
+
+
+@pytest.mark.parametrize(
+    ("values", "reason"),
+    [
+        ({"reward": 1.1e6}, "the reward 1.1e\\+06 is outside"),
+        ({"reward": -1e308}, "the reward -1e\\+308 is outside"),
+        ({"value": 1e13}, "the value is outside"),
+        ({"stamp_s": BEGUN_S + 2 * 86_400.0}, "the stamp is 86400 s later than is accepted"),
+    ],
+)
+async def test_a_value_that_would_spoil_training_is_refused(
+    tmp_path: Path, payload: bytes, values: dict[str, float], reason: str
+) -> None:
+    answer = ingest_in(tmp_path).accept("robot", changed(payload, **values))
+    assert answer is not None
+    assert re.search(reason, answer.refused or "")
+    assert not rows_on_disk(tmp_path / "arms")
+
+
+async def test_a_group_may_have_larger_rewards(tmp_path: Path, payload: bytes) -> None:
+    ingest = ingest_in(tmp_path)
+    ingest.max_reward = 1e9
+    answer = ingest.accept("robot", changed(payload, reward=1e8))
+    assert answer is not None
+    assert answer.refused is None
 
 
 async def test_a_huge_key_costs_few_characters_in_log_and_answer(

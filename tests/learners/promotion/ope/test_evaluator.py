@@ -247,6 +247,17 @@ def test_numbers_that_are_not_finite_are_inconclusive() -> None:
         assert "not finite" in judged.unknown
 
 
+@pytest.mark.parametrize("gamma", [0.0, GAMMA])
+@pytest.mark.parametrize("forged", [0.0, 1e-320, 1e-300, 1e-30])
+def test_a_forged_probability_proves_nothing(forged: float, gamma: float) -> None:
+    evidence, _ = logged(400, 8, gamma=gamma)
+    probability_N = evidence.logged.copy()
+    probability_N[7] = forged
+    judged = judge(replace(evidence, logged=probability_N), confidence=0.95, min_effective_samples=50)
+    assert judged.decides is None
+    assert judged.unknown
+
+
 chances = st.floats(0.05, 0.95)
 
 
