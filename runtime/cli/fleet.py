@@ -209,6 +209,8 @@ def _say_learner(report: GroupLearnerReport) -> None:
         click.echo(plain(f"excluded: {name}; {reason}", MAX_REASON))
     for name, reason in sorted(report.uncounted.items()):
         click.echo(plain(f"verdicts of {name} do not count; {reason}", MAX_REASON))
+    if progress.get("alert"):
+        click.echo(plain(f"alert: {progress['alert']}", MAX_REASON))
 
 
 def _say(policy: FleetPolicy) -> None:

@@ -12,6 +12,8 @@ import hashlib
 import secrets
 import threading
 import time
+from collections import Counter
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -30,7 +32,7 @@ from learners.worker.fleet_loop import FleetLearnerLoop
 from learners.worker.torch_limits import limit_torch
 from runtime.fleet.policy_publisher import PolicyPublisher
 from runtime.fleet.server_settings import FleetServerSettings
-from runtime.fleet.topics import AgentReport, FleetTopics, GroupLearnerReport
+from runtime.fleet.topics import MAX_NAMED, AgentReport, FleetTopics, GroupLearnerReport
 from runtime.fleet.wave_runner import WaveRunner
 from runtime.fleet.waves import VerdictReport
 from runtime.mqtt import Address, Connection, Message, MqttLost, Will
@@ -41,8 +43,8 @@ log = structlog.get_logger(__name__)
 POLL_S = 1.0
 REPORT_S = 5.0
 MAX_SPEC_BYTES = 262_144
-MAX_SPECS = 16
-"""Specs that wait until the first segment says which one is the group's."""
+MAX_SPECS = 256
+"""Agents with a spec that is remembered until a reference names the one of the group; each has one place."""
 MAX_AGENTS = 100_000
 
 
@@ -96,6 +98,11 @@ class GroupLearner:
         self.loop: FleetLearnerLoop | None = None
         """The loop that runs."""
         self._specs: dict[str, bytes] = {}
+        """By digest, the newest spec of each agent, and that of the group."""
+        self._spec_of: dict[str, str] = {}
+        """By agent, the digest."""
+        self._wanted_spec: str | None = None
+        """The digest of the group's spec; None before the first segment."""
         self._stop = threading.Event()
 
     async def run(self) -> None:
@@ -151,6 +158,7 @@ class GroupLearner:
             log.warning("fleet.reference_unreadable", reason=str(error))
             return False
         path = spec_path(self.inputs.state_dir)
+        self._wanted_spec = digest
         if digest is None:
             return False
         if path.exists() and hashlib.sha256(path.read_bytes()).hexdigest() == digest:
@@ -161,11 +169,19 @@ class GroupLearner:
         return True
 
     def _spec_arrived(self, message: Message) -> None:
-        """Remember a spec by its digest: the one with the digest of the reference is right, whoever sent it."""
-        digest = hashlib.sha256(message.payload).hexdigest()
-        if len(self._specs) >= MAX_SPECS and digest not in self._specs:
-            del self._specs[next(iter(self._specs))]
+        """Remember the newest spec of each agent, and that of the group, whoever sent it.
+
+        Raises:
+            Refused: further agents than are remembered sent other specs.
+        """
+        agent, digest = message.topic.split("/")[-2], hashlib.sha256(message.payload).hexdigest()
+        if agent in self._spec_of or len(self._spec_of) < MAX_SPECS:
+            self._spec_of[agent] = digest
+        elif digest != self._wanted_spec and digest not in self._specs:
+            raise Refused(f"more than {MAX_SPECS} agents sent a spec")
         self._specs[digest] = message.payload
+        needed = {*self._spec_of.values(), self._wanted_spec}
+        self._specs = {each: payload for each, payload in self._specs.items() if each in needed}
 
     def _report_arrived(self, message: Message) -> None:
         report = decode(AgentReport, message.payload)
@@ -209,6 +225,8 @@ class GroupLearner:
         """Return how the learner is."""
         wave = self.waves.wave
         path = self.inputs.state_dir / "learner" / "progress.json"
+        version = None if wave is None else wave.version
+        states = {name: each.state for name, each in self.verdicts.items() if each.version == version}
         return GroupLearnerReport(
             state="online",
             stamp=time.time(),
@@ -216,14 +234,17 @@ class GroupLearner:
             progress=_progress(path),
             wave=None if wave is None else wave.model_dump(),
             paused=self.waves.is_paused,
-            verdicts={
-                name: each.state
-                for name, each in self.verdicts.items()
-                if wave is not None and each.version == wave.version
-            },
-            excluded=self.excluded,
-            uncounted=self.waves.uncounted(),
+            verdicts=_first(states),
+            verdict_counts=Counter(states.values()),
+            excluded=_first(self.excluded),
+            excluded_count=len(self.excluded),
+            uncounted=_first(self.waves.uncounted()),
         )
+
+
+def _first(by_agent: Mapping[str, str]) -> dict[str, str]:
+    """Return the entries of at most `MAX_NAMED` agents."""
+    return {name: by_agent[name] for name in sorted(by_agent)[:MAX_NAMED]}
 
 
 def _progress(path: Path) -> dict[str, Any]:

@@ -12,6 +12,8 @@ from runtime.mqtt.topics import Payload
 
 SHARED = "$share/ingest"
 """Every ingest of a group subscribes under this name, and the broker passes each segment to one of them."""
+MAX_NAMED = 1_000
+"""Agents that a report of the learner names; further ones are counted."""
 BLOB_PART_BYTES = 131_072
 """Of each part of a blob, except the last."""
 
@@ -122,9 +124,13 @@ class GroupLearnerReport(Payload):
     wave: dict[str, Any] | None = None
     """The newest wave."""
     paused: bool = False
-    verdicts: dict[str, str] = Field({}, max_length=10_000)
-    """By agent, the state of the version of the wave."""
-    excluded: dict[str, str] = Field({}, max_length=10_000)
-    """Agents with rows that do not train, with the reason."""
-    uncounted: dict[str, str] = Field({}, max_length=10_000)
+    verdicts: dict[str, str] = Field({}, max_length=MAX_NAMED)
+    """By agent, the state of the version of the wave; of the first agents by name."""
+    verdict_counts: dict[str, int] = Field({}, max_length=64)
+    """Agents by that state."""
+    excluded: dict[str, str] = Field({}, max_length=MAX_NAMED)
+    """Agents with rows that do not train, with the reason; the first ones by name."""
+    excluded_count: int = 0
+    """All of them."""
+    uncounted: dict[str, str] = Field({}, max_length=MAX_NAMED)
     """Agents with verdicts that do not count because they alone stopped several waves, with the reason."""

@@ -24,12 +24,13 @@ from learners.fleet_data.policy_manifest import FleetPolicy
 from learners.fleet_data.segment import SegmentHeader, SentRow, pack, unpack
 from learners.ipc.policy_spec import write_policy_spec
 from learners.worker.fleet_loop import FleetLearnerLoop
-from runtime.fleet.group_learner import GroupLearner, learner_config
+from runtime.fleet.group_learner import MAX_SPECS, GroupLearner, learner_config
 from runtime.fleet.server_settings import FleetServerSettings
 from runtime.fleet.topics import FleetTopics
 from runtime.fleet.wave_runner import PAUSED
-from runtime.mqtt import Address, Connection, MqttLost
-from runtime.mqtt.topics import encode
+from runtime.fleet.waves import VerdictReport, Wave
+from runtime.mqtt import Address, Connection, Message, MqttLost
+from runtime.mqtt.topics import Refused, encode
 
 SPEC = replace(learning.SPEC, width=16, heads=2, latents=2, layers=1, hidden=(16,))
 LEARNER = {"batch": 16, "warmup": 40, "replay_gb": 1e-4, "update_every_s": 0.02, "promote_every_s": 0.05}
@@ -179,3 +180,35 @@ async def test_a_version_is_published_in_waves_and_a_bad_one_withdrawn(tmp_path:
         await eventually(lambda: bad in manifests[-1].withdrawn, "the withdrawal", 60)
         assert manifests[-1].version == good
         assert manifests[-1].share == 1.0
+
+
+async def test_one_agent_takes_one_place_for_specs_and_a_report_names_a_bounded_number(tmp_path: Path) -> None:
+    learner = GroupLearner(settings_of(tmp_path))
+    good = SPEC.to_json()
+
+    def arrives(agent: str, payload: bytes) -> None:
+        learner._spec_arrived(Message(learner.topics.spec(agent), payload, qos=1, retain=True))
+
+    arrives("arm-1", good)
+    for number in range(20):
+        arrives("liar", b"%d" % number)
+    assert len(learner._specs) == 2
+    for number in range(MAX_SPECS - 2):
+        arrives(f"liar-{number}", b"x%d" % number)
+    with pytest.raises(Refused, match="more than 256 agents sent a spec"):
+        arrives("one-more", b"other")
+    arrives("one-more", good)
+    arrives("arm-1", b"changed")
+    send(tmp_path, "arm-1", 0, 10)
+    assert not learner._follow_spec()
+    arrives("late", good)
+    arrives("liar", b"again")
+    assert learner._follow_spec()
+    learner.excluded = dict.fromkeys((f"arm-{number}" for number in range(10_001)), "rate")
+    learner.waves.wave = Wave(learner_version="000001-aaaaaaaa", version="000001-bbbbbbbb", state="running")
+    for number in range(10_001):
+        name = f"arm-{number}"
+        learner.verdicts[name] = VerdictReport(agent=name, version="000001-bbbbbbbb", state="live")
+    report = learner.report()
+    assert (len(report.verdicts), len(report.excluded), report.excluded_count) == (1_000, 1_000, 10_001)
+    assert report.verdict_counts == {"live": 10_001}
