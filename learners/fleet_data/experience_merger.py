@@ -18,6 +18,7 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import orjson
@@ -69,6 +70,7 @@ class ExperienceMerger:
         settings: limits of the store.
         trust: judges the rows of each agent; None merges those of all.
         rows: limits of each row; others are `unreadable`.
+        shapes: by stream of the spec, the tokens and their width; rows with other ones are `other`.
         wall: Unix seconds.
 
     Raises:
@@ -83,10 +85,11 @@ class ExperienceMerger:
         *,
         trust: AgentTrust | None = None,
         rows: RowLimits = ROW_LIMITS,
+        shapes: Mapping[str, tuple[int, int]] = MappingProxyType({}),
         wall: Callable[[], float] = time.time,
     ) -> None:
         self.group, self.folder, self.trust, self._wall = group, store, trust, wall
-        self._limits = rows
+        self._limits, self._shapes = rows, shapes
         self.counts: Counter[str] = Counter()
         """Rows by what became of them: `merged`, `repeated` by a restored device, `other` spec or encoders, `unreadable`, `excluded`; `unreadable_files`, and `waits` of an agent."""
         self.waiting: dict[str, str] = {}
@@ -325,7 +328,10 @@ class ExperienceMerger:
         except (SegmentRefused, KeyError):
             self.counts["unreadable"] += 1
             return None
-        if dict(transition.encoder_versions) != reference.encoder_versions:
+        is_of_spec = all(
+            tokens.shape == self._shapes.get(name, tokens.shape) for name, tokens in transition.tokens.items()
+        )
+        if not is_of_spec or dict(transition.encoder_versions) != reference.encoder_versions:
             self.counts["other"] += 1
             return None
         return transition

@@ -135,6 +135,7 @@ class GroupLearner:
             self.settings.experience,
             trust=AgentTrust(self.settings.rate_hz),
             rows=RowLimits(self.settings.max_reward),
+            shapes={stream.name: (stream.tokens, stream.width) for stream in spec.streams},
         )
         self.loop = FleetLearnerLoop(self.inputs, spec, self._stop, merger, commands=self._command)
         try:

@@ -44,8 +44,14 @@ log = structlog.get_logger(__name__)
 WAITING = 256
 """Agents with a segment that waits for the disk; one of a further agent is dropped and counted, and its device repeats it."""
 REPORT_S = 5.0
+MOST_RATE = 2.0
+"""Times the ticks of an agent, the rows that it may send in the long run, by the ingest's clock."""
+BURST_S = 86_400.0
+"""Seconds of ticks that it may send at once: those of a time without a network."""
 QUIET_S = 10.0
 """Between two lines of the log about one agent; `counts` has all."""
+MAX_COUNTED = 100_000
+"""Agents with a count of rows."""
 T = TypeVar("T")
 _AGENT = re.compile(NAME)
 
@@ -60,6 +66,7 @@ class Ingest:
         store: the log of the group.
         topics: of the group.
         max_reward: largest magnitude of a reward.
+        rate_hz: ticks a second of an agent.
         wall: Unix seconds.
     """
 
@@ -68,6 +75,7 @@ class Ingest:
     store: ParquetLog
     topics: FleetTopics
     max_reward: float = MAX_REWARD
+    rate_hz: float = 1_000.0
     wall: Callable[[], float] = time.time
     counts: Counter[str] = field(default_factory=Counter)
     """Segments by what became of them, `rows` and `bytes` on disk, `received_bytes`, and `dropped` segments.
@@ -79,6 +87,8 @@ class Ingest:
     """The newest segment of each agent, in the order of their turns."""
     _named_s: dict[str, float] = field(default_factory=dict)
     """When the log last named an agent."""
+    _rows_left: dict[str, tuple[float, float]] = field(default_factory=dict)
+    """By agent, the rows that it may send at a monotonic time."""
     _arrived: asyncio.Event = field(default_factory=asyncio.Event)
 
     def __post_init__(self) -> None:
@@ -149,7 +159,28 @@ class Ingest:
         header = _readable(read_header, payload)
         self._require_author(agent, header)
         limits = RowLimits(self.max_reward, self.wall() + AHEAD_S)
-        return self.store.known(header) or self.store.append(_readable(lambda each: unpack(each, limits), payload))
+        if (known := self.store.known(header)) is not None:
+            return known
+        segment = _readable(lambda each: unpack(each, limits), payload)
+        self._require_rate(agent, segment.table.num_rows)
+        return self.store.append(segment)
+
+    def _require_rate(self, agent: str, rows: int) -> None:
+        """Count the rows of an agent by the time of their arrival.
+
+        Raises:
+            ValueError: it sent more than its ticks can make; the device repeats the segment later.
+        """
+        now_s, most = time.monotonic(), BURST_S * self.rate_hz
+        left, then_s = self._rows_left.get(agent, (most, now_s))
+        left = min(most, left + MOST_RATE * self.rate_hz * (now_s - then_s))
+        if rows > left:
+            raise ValueError(
+                f"{rows} rows arrived, {left:.0f} are left of {MOST_RATE:g} times {self.rate_hz:g} a second"
+            )
+        if agent not in self._rows_left and len(self._rows_left) >= MAX_COUNTED:
+            del self._rows_left[next(iter(self._rows_left))]
+        self._rows_left[agent] = left - rows, now_s
 
     def _refusal(self, agent: str, digest: str, refusal: SegmentRefused) -> SegmentAnswer:
         self.counts["refused"] += 1

@@ -102,7 +102,14 @@ def build_ingest(settings: FleetServerSettings, name: str) -> Ingest:
         min_daemon=settings.min_daemon,
         min_free_bytes=settings.storage.min_free_gb * 1e9,
     )
-    return Ingest(name, Address.of(settings.mqtt, "agent"), store, FleetTopics(settings.group), settings.max_reward)
+    return Ingest(
+        name,
+        Address.of(settings.mqtt, "agent"),
+        store,
+        FleetTopics(settings.group),
+        settings.max_reward,
+        settings.rate_hz,
+    )
 
 
 def settings_json(settings: FleetServerSettings) -> str:

@@ -249,6 +249,15 @@ def test_a_boot_without_files_is_forgotten_and_a_long_one_is_merged_in_turns(tmp
     assert len(merged_rows(tmp_path / "store")) == RUN_ROWS + 9 + MAX_BOOTS + 1
 
 
+def test_rows_with_tokens_of_another_width_than_the_spec_do_not_train(tmp_path: Path) -> None:
+    log = ParquetLog(tmp_path, "arms")
+    send(log, [*ticks(0, 10), *ticks(10, 12, width=5), *ticks(12, 20)])
+    merger = ExperienceMerger(tmp_path / "arms", tmp_path / "store", shapes={"joints": (1, 4)})
+    assert merger.merge() == 18
+    assert merger.counts["other"] == 2
+    merger.close()
+
+
 def rewarded(agent: int, start: int, stop: int, sign: float, *, rate_hz: float = 50.0) -> list[Transition]:
     """Ticks with a reward that follows the first number, as one agent sends it."""
     made = ticks(start, stop, begun_s=1_800_000_000.0 + agent)

@@ -16,7 +16,7 @@ from fakes import eventually
 from learners.experience.transition import checksum
 from learners.fleet_data.parquet_log import ParquetLog, StoredSegment
 from learners.fleet_data.segment import SCHEMA, Segment, unpack
-from runtime.fleet.ingest import WAITING, Ingest
+from runtime.fleet.ingest import BURST_S, WAITING, Ingest
 from runtime.fleet.serve import keep_running
 from runtime.fleet.topics import FleetTopics, SegmentAnswer
 from runtime.mqtt import Address, Message
@@ -74,6 +74,17 @@ async def test_a_value_that_would_spoil_training_is_refused(
     assert answer is not None
     assert re.search(reason, answer.refused or "")
     assert not rows_on_disk(tmp_path / "arms")
+
+
+async def test_rows_above_the_ticks_of_an_agent_wait(tmp_path: Path, payload: bytes) -> None:
+    ingest = ingest_in(tmp_path)
+    ingest.rate_hz = 62.5 / BURST_S
+    assert ingest.accept("robot", payload) is None
+    assert ingest.counts["not_stored"] == 1
+    ingest.rate_hz = 63.5 / BURST_S
+    answer = ingest.accept("robot", payload)
+    assert answer is not None
+    assert answer.last == 63
 
 
 async def test_a_group_may_have_larger_rewards(tmp_path: Path, payload: bytes) -> None:
