@@ -238,11 +238,17 @@ def _table(rows: Iterable[_Row], width: int, least: float) -> _Table | None:
 
 
 def _is_elsewhere(own: _Table, others: Sequence[_Table]) -> bool:
-    """Return whether a feature of most rows of an agent lies outside of what all others saw."""
+    """Return whether a feature of most rows of an agent lies outside of what all others saw.
+
+    A feature that is constant at each agent and differs between the others is a mark of the device, not a place.
+    """
     low_F = np.min([table.features_NF.min(0) for table in others], axis=0)
     high_F = np.max([table.features_NF.max(0) for table in others], axis=0)
+    is_mark_F = (high_F > low_F + 1e-6) & np.all(
+        [np.ptp(table.features_NF, axis=0) <= 1e-6 for table in (own, *others)], axis=0
+    )
     outside_NF = (own.features_NF < low_F - 1e-6) | (own.features_NF > high_F + 1e-6)
-    return bool((outside_NF.mean(0) > 1 / 2).any())
+    return bool(((outside_NF.mean(0) > 1 / 2) & ~is_mark_F).any())
 
 
 def _within(values: Array, end_N: NDArray[np.int64]) -> Array:

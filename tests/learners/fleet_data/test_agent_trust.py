@@ -66,6 +66,18 @@ def test_a_flip_of_any_scale_is_found_and_the_honest_stay(scale: float, count: i
     assert list(trust.untrusted()) == ["liar"]
 
 
+def test_a_number_that_names_the_device_hides_no_flip() -> None:
+    def marked(mark: float, scale: float) -> Sender:
+        def sent(rng: np.random.Generator, at: int) -> Transition:
+            made = row(rng, at, scale=scale)
+            return replace(made, tokens={**made.tokens, "mark": np.full((1, 1), mark, np.float32)})
+
+        return sent
+
+    trust = judged({**{f"arm-{at}": marked(at, 1.0) for at in range(4)}, "liar": marked(9.0, -1.0)})
+    assert list(trust.untrusted()) == ["liar"]
+
+
 def test_rows_and_agents_of_another_width_do_not_switch_the_check_off() -> None:
     def liar(rng: np.random.Generator, at: int) -> Transition:
         return row(rng, at, scale=-1.0, width=5 if at % WINDOW == WINDOW - 1 else 4)
