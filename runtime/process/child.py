@@ -21,7 +21,7 @@ from setproctitle import setproctitle
 from sensors.drivers.parent_death import die_with
 
 Priority = Literal["first", "tick", "page", "normal", "background", "nice", "idle"]
-NICENESS: dict[Priority, int] = {"first": -10, "tick": -5, "page": -3, "normal": 0, "background": 5, "nice": 19}
+NICENESS: dict[Priority, int] = {"first": -10, "tick": -5, "page": -3, "normal": 0, "background": 2, "nice": 19}
 """`first`: the gate and the listener for stops; `tick`: the agent and the broker; `page`: it carries stops; `background`: what a person may wait for."""
 ORPHAN = 75
 """Exit code of a child if its parent died before the child started."""

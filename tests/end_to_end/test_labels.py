@@ -92,7 +92,7 @@ def test_the_streams_encoder_follows_its_task(daemon: labelling.Daemon) -> None:
     reader = Reader(daemon.state_dir / "experience")
 
     def remembered() -> bool:
-        return reader.newest(1)[0].transition.encoder_versions["orders"] == swapped["version"]
+        return reader.newest(1)[0].transition.encoder_versions.get("orders") == swapped["version"]
 
     daemon.wait("decision", lambda _: remembered(), timeout_s=60)
     # what the version before saw of the first orders is encoded again, from the stored readings

@@ -225,7 +225,7 @@ def test_a_decision_is_explained_with_bars(page: Page) -> None:
     page.locator(".decisions button").nth(2).click()
     bars, again = page.locator("#explanation .shapley li"), page.get_by_role("button", name="Try again")
     refusals = []
-    for _ in range(4):  # a busy machine may refuse; a person then tries again
+    for _ in range(10):  # a busy machine may refuse; a person then tries again
         expect(bars.first.or_(again)).to_be_visible(timeout=PATIENCE_MS)
         if not again.is_visible():
             break
