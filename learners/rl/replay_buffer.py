@@ -16,6 +16,7 @@ Shapes: N positions, B batch, H history, T tokens of a stream, W their width, S 
 
 from __future__ import annotations
 
+import itertools
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -46,6 +47,8 @@ RETURN_ROWS = 65_536
 """Newest transitions that the deviation of returns is measured on."""
 FEW = 8
 """Rewards of the largest magnitudes that may be outliers: they are clipped at `HEADROOM` times the largest of the others."""
+TRIES_REMEMBERED = 65_536
+"""Draws after which earlier ones count half in the estimate of how many rows can be drawn."""
 LEAD_UP = 8
 """Transitions before a reserved one that are stored with it, in addition to its history."""
 
@@ -69,6 +72,8 @@ class BufferIndex:
     linked: tuple[bool, ...] | None = None
     """Whether each row of the reserve left the main ring right after the one before it; one more for the row that leaves next. None
     where an older version saved it."""
+    tries: tuple[int, int] = (0, 0)
+    """Uniform draws lately, and how many of them could be used; 0 where none was made."""
 
 
 class ReplayBuffer:
@@ -107,6 +112,8 @@ class ReplayBuffer:
         """Transitions since the last reserved one that left the main ring."""
         self._moved_last = False
         """Whether the transition that left the main ring last went to the reserve."""
+        self._tries, self._fits = 0, 0
+        """Rows of the main ring that uniform draws tried lately, and how many of them could be drawn."""
         self._columns = ReplayStorage(spec, total)
         self._follows_N = np.zeros(total, bool)  # the next position holds this one's successor
         self._preceded_N = np.zeros(total, bool)  # the position before holds the tick that the policy saw before
@@ -194,11 +201,11 @@ class ReplayBuffer:
         """Return which rows are stored, oldest first."""
         main, reserve = (tuple(self._columns.number_N[ring.order()].tolist()) for ring in (self._main, self._reserve))
         linked = (*self._linked_N[self._reserve.order()].tolist(), self._moved_last)
-        return BufferIndex(main, reserve, self._trail, linked)
+        return BufferIndex(main, reserve, self._trail, linked, (self._tries, self._fits))
 
     def refill(self, held: BufferIndex, rows: Mapping[int, Transition]) -> None:
         """Fill an empty replay as another one was; rows that are gone are passed over."""
-        linked = held.linked or (True,) * (len(held.reserve) + 1)
+        linked = held.linked or self._linked_by_ticks(held.reserve, rows)
         for ring, numbers in ((self._main, held.main), (self._reserve, held.reserve)):
             was_passed_over = False
             for index, number in enumerate(numbers):
@@ -209,6 +216,14 @@ class ReplayBuffer:
                     ring.added += 1
                 was_passed_over = number not in rows
         self._trail, self._moved_last = held.since_reserved, linked[-1]
+        self._tries, self._fits = held.tries
+
+    @staticmethod
+    def _linked_by_ticks(numbers: tuple[int, ...], rows: Mapping[int, Transition]) -> tuple[bool, ...]:
+        """Return `linked` where an older version did not save it: true only where the ticks of two rows are close."""
+        ticks = [rows[number].tick if number in rows else None for number in numbers]
+        near = [a is not None and b is not None and 0 < b - a <= MAX_GAP for a, b in itertools.pairwise(ticks)]
+        return (*([False] if numbers else []), *near, False)
 
     def newest(self, count: int) -> Features | None:
         """Return features [B, H] of the last `count` rows, sampleable or not; None if there are none."""
@@ -231,7 +246,7 @@ class ReplayBuffer:
         lists = self._special()
         demonstrations = self._share(count, self.demonstration_fraction, len(lists["demonstrations"]))
         endings = min(self._share(count, self.failure_share, len(lists["endings"])), count - demonstrations)
-        uniform, tried = self._uniform(count - demonstrations - endings, generator)
+        uniform = self._uniform(count - demonstrations - endings, generator)
         parts = [
             uniform,
             _pick(lists["demonstrations"], demonstrations, generator),
@@ -241,7 +256,7 @@ class ReplayBuffer:
         batch = self.batch(at_B)
         if not endings:
             return batch
-        sizes = (len(lists["demonstrations"]), len(lists["endings"]), tried * self._main.held)
+        sizes = (len(lists["demonstrations"]), len(lists["endings"]), self._drawable_share() * self._main.held)
         return replace(batch, weights=torch.from_numpy(self._weights(at_B, (demonstrations, endings), sizes)))
 
     def _share(self, count: int, wanted: float, rows: int) -> int:
@@ -402,14 +417,23 @@ class ReplayBuffer:
             }
         return {name: positions[self._drawable(positions)] for name, positions in self._lists.items()}
 
-    def _uniform(self, count: int, generator: torch.Generator) -> tuple[NDArray[np.int64], float]:
-        """Sample uniformly from the main ring, by rejection, so that no list of valid rows is needed.
+    def _drawable_share(self) -> float:
+        """Return about which share of the main ring can be drawn, as the rejections of all batches show it."""
+        if not self._tries:
+            ready = self._drawable(self._main.order())
+            self._tries, self._fits = len(ready), int(ready.sum())
+        return self._fits / max(1, self._tries)
 
-        Returns:
-            Positions, and the share of the main ring that can be sampled, as far as the rejections show it.
-        """
+    def _note_tries(self, tries: int, fits: int) -> None:
+        """Count draws of the main ring and how many of them could be used; old ones lose weight."""
+        self._tries, self._fits = self._tries + tries, self._fits + fits
+        if self._tries > TRIES_REMEMBERED:
+            self._tries, self._fits = self._tries // 2, self._fits // 2
+
+    def _uniform(self, count: int, generator: torch.Generator) -> NDArray[np.int64]:
+        """Sample positions uniformly from the main ring, by rejection, so that no list of valid rows is needed."""
         drawn: list[NDArray[np.int64]] = [np.empty(0, np.int64)]
-        missing, attempts, tries, fits = count, 0, 0, 0
+        missing, attempts = count, 0
         while missing > 0:
             if attempts == 64 or not self._main.held:
                 ready = self._main.order()
@@ -417,14 +441,14 @@ class ReplayBuffer:
                 if not len(ready):
                     raise ValueError(f"none of {len(self)} transitions has both an action and an outcome yet")
                 drawn.append(_pick(ready, missing, generator))
-                return np.concatenate(drawn), len(ready) / self._main.held
+                return np.concatenate(drawn)
             back = torch.randint(self._main.held, (missing + 8,), generator=generator).numpy()
             tried = self._main.newest(back)
             fit = tried[self._drawable(tried)]
-            tries, fits = tries + len(tried), fits + len(fit)
+            self._note_tries(len(tried), len(fit))
             drawn.append(fit[:missing])
             missing, attempts = missing - len(drawn[-1]), attempts + 1
-        return np.concatenate(drawn), fits / max(1, tries)
+        return np.concatenate(drawn)
 
     def _returns(
         self, positions: NDArray[np.int64], steps: int

@@ -279,7 +279,8 @@ class Learner:
             "learner": self.algorithm.state_dict(),
             "random": {"draw": self.draw.get_state(), "torch": torch.get_rng_state()},
             "held": {
-                name: torch.tensor(getattr(held, name), dtype=torch.int64) for name in ("main", "reserve", "linked")
+                name: torch.tensor(getattr(held, name), dtype=torch.int64)
+                for name in ("main", "reserve", "linked", "tries")
             },
         }
         position = document(self.position, held.since_reserved, self.replay.versions)
@@ -315,7 +316,8 @@ class Learner:
             self.draw.set_state(loaded.tensors["random"]["draw"])
             held = {name: tuple(tensor.tolist()) for name, tensor in loaded.tensors["held"].items()}
             linked = tuple(map(bool, held["linked"])) if "linked" in held else None
-            self._refill(BufferIndex(held["main"], held["reserve"], trail, linked))
+            tries, fits = held.get("tries", (0, 0))
+            self._refill(BufferIndex(held["main"], held["reserve"], trail, linked, (tries, fits)))
             torch.set_rng_state(loaded.tensors["random"]["torch"])
         self._repeat([entry for entry in entries if entry.number > self.position.entry], load)
         return loaded is not None

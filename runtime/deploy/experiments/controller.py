@@ -213,7 +213,9 @@ class ExperimentController:
             return
         outcome = TickOutcome(takeover=held, stop=stopped, refusal=refused)
         self._watch_harms(result.decision, outcome)
-        if phase is not None and assignment is None:
+        if phase is None and self._now.version == self.state.live:
+            self.state.budget.tick()
+        elif phase is not None and assignment is None:
             phase.tick_alone(result.decision, outcome)
         if phase is None or assignment is None or phase.number != self._now.experiment:
             return

@@ -37,8 +37,8 @@ FAR_PAIRS, FAR_DEVIATIONS, FAR_GAIN = 2, 4.0, 0.2
 share of its gain."""
 LOSS_SHARE = 0.02
 """Share of the champion's gain that experiments may cost."""
-MOST_TICKS_ALONE = 36_000
-"""Ticks after which the champion has earned every loss back: an hour at 10 Hz."""
+MOST_ALONE_S = 3_600.0
+"""Seconds after which the champion has earned every loss back."""
 GIVE_UP_PAIRS = 12
 """Pairs after which a challenger without a gain gives way to a newer one that waits."""
 
@@ -62,18 +62,25 @@ class LossBudget:
     """Of the champion over the untrained policy, per unit; 0 where it is unknown, and nothing is limited."""
     deviation: float = 0.0
     """Of a unit of the champion."""
-    debt: float = 0.0
+    debt_ticks: float = 0.0
+    """Ticks in which the champion earns back what experiments have cost. So a gain that changes later makes no debt longer."""
     unit_ticks: float = 1.0
     """Ticks of a unit: mean length of an episode where units are episodes."""
+    period_s: float = 0.1
+    """Of a tick."""
 
     @property
-    def most_units_alone(self) -> float:
-        """Return the units after which every loss is earned back."""
-        return max(1.0, MOST_TICKS_ALONE / max(self.unit_ticks, 1.0))
+    def most_ticks_alone(self) -> float:
+        """Return the ticks after which every loss is earned back: one unit at least."""
+        return max(1.0, self.unit_ticks, MOST_ALONE_S / self.period_s)
 
     def unit(self) -> None:
         """Count one unit that acted."""
-        self.debt = max(0.0, self.debt - LOSS_SHARE * self.gain)
+        self.tick(max(1.0, self.unit_ticks))
+
+    def tick(self, count: float = 1.0) -> None:
+        """Count ticks that acted."""
+        self.debt_ticks = max(0.0, self.debt_ticks - count)
 
     def pair(self, difference: float, units: int) -> None:
         """Count a pair with a challenger: mean difference of a unit, and units of its block.
@@ -82,18 +89,20 @@ class LossBudget:
         """
         spread = math.sqrt(2.0) * self.deviation
         cost = max(0.0, -difference - spread) if difference < 0 else -difference
-        if math.isfinite(cost):
-            self.debt = min(max(0.0, self.debt + cost * units), self.most_units_alone * LOSS_SHARE * self.gain)
+        if not math.isfinite(cost) or self.gain <= 0:
+            return
+        ticks = cost / self.gain / LOSS_SHARE * units * max(1.0, self.unit_ticks)
+        self.debt_ticks = min(max(0.0, self.debt_ticks + ticks), self.most_ticks_alone)
 
     @property
     def units_alone(self) -> int:
         """Units in which the champion acts alone until it has earned the loss back."""
-        return math.ceil(self.debt / (LOSS_SHARE * self.gain)) if self.exhausted else 0
+        return math.ceil(self.debt_ticks / max(1.0, self.unit_ticks)) if self.exhausted else 0
 
     @property
     def exhausted(self) -> bool:
         """Whether the champion has to act alone now."""
-        return self.gain > 0 and self.debt > 0
+        return self.gain > 0 and self.debt_ticks > 0
 
     def is_far(self, difference: float) -> bool:
         """Return whether a pair is so far below that few of them suffice."""
@@ -203,6 +212,8 @@ class ExperimentPhase:
 
     def tick_alone(self, decision: str, outcome: TickOutcome) -> None:
         """Count a tick in the rest of an episode that took too long; where no end comes, the next unit begins without one."""
+        if not self.alone and self.acts_in_plain == "champion":
+            self.budget.tick()
         if not self.plan.longest_ticks or self.begun or self.alone:
             return
         if self._cut is not None:

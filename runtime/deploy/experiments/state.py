@@ -59,6 +59,8 @@ class ExperimentState:
         """Measure what the loss budget is counted in: gain and deviation of the champion, and the ticks of a unit."""
         self.budget.gain, self.budget.deviation = self.rules.gain(champion, self.levels)
         self.budget.unit_ticks = self.levels.length if self.rules.episodic(self.levels) else 1.0
+        self.budget.period_s = self.rules.period_s
+        self.budget.debt_ticks = min(self.budget.debt_ticks, self.budget.most_ticks_alone)
 
     def way_back(self, version: str) -> str | None:
         """Return the trusted version that replaces another one."""
@@ -131,7 +133,7 @@ class ExperimentState:
             "guard": self.guard.dump(),
             "proof": self.proof.dump(),
             "late_s": self.late_s,
-            "debt": self.budget.debt,
+            "debt_ticks": self.budget.debt_ticks,
             "phase": self.phase.dump() if challenged and self.phase is not None else None,
         }
 
@@ -147,13 +149,14 @@ class ExperimentState:
         alpha, proof = AlphaBudget.of(body["alpha"]), FirstAnchor.of(body["proof"])
         phase = None if body["phase"] is None else ExperimentPhase.of(body["phase"], self.rules.silence)
         late_s, waiting = float(body["late_s"]), body["waiting"]
-        debt = float(body.get("debt", 0.0))
-        if not 0 <= debt < float("inf"):
-            raise ValueError(f"debt {debt}: a finite number of at least 0 is expected")
+        debt_ticks = float(body.get("debt_ticks", 0.0))  # an earlier program stored rewards, which no gain measures now
+        if not 0 <= debt_ticks < float("inf"):
+            raise ValueError(f"debt_ticks {debt_ticks}: a finite number of at least 0 is expected")
         guard = self.rules.guard(levels)
         guard.restore(body["guard"])
         self.trust, self.levels, self.alpha, self.guard = trust, levels, alpha, guard
-        self.proof, self.phase, self.late_s, self.waiting, self.budget.debt = proof, phase, late_s, waiting, debt
+        self.proof, self.phase, self.late_s, self.waiting = proof, phase, late_s, waiting
+        self.budget.debt_ticks = debt_ticks
         if phase is not None:
             phase.budget = self.budget
             self.measure_budget(phase.plan.champion)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -492,3 +493,31 @@ def test_centred_rewards_are_what_is_better_than_usual() -> None:
     expected = [(n - usual) + 0.9 * (n + 1 - usual) for n in range(4)] + [4 - usual]
     assert batch.rewards.tolist() == pytest.approx(expected)
     assert batch.discounts.tolist() == pytest.approx([0.81, 0.81, 0.81, 0.0, 0.0])
+
+
+def test_no_ending_weighs_more_than_it_happened_where_demonstrations_fill_the_batch() -> None:
+    memory = replay(demonstration_fraction=0.94)
+    for n in range(600):
+        by = {"head": "override", "arm": "override"} if n % 4 == 1 else {"head": "policy", "arm": "policy"}
+        memory.append(tick(n, by=by, done=n % 10 == 5))
+    batch = memory.sample(256, torch.Generator().manual_seed(0))
+    assert batch.weights is not None
+    assert float(batch.weights.min()) > 0.05
+    assert float(batch.weights.max()) < 2.0
+
+
+def test_a_state_without_links_joins_no_rows_of_the_reserve_that_are_far_apart() -> None:
+    memory, rows = replay(history=4, max_rows=100), {}
+    for n in range(1_000):
+        rows[n] = tick(n, done=n in (200, 600))
+        memory.append(rows[n], n)
+    old, again = replace(memory.held(), linked=None), replay(history=4, max_rows=100)
+    assert {189, 589} & set(old.reserve)
+    again.refill(old, rows)
+    again.append(tick(1_000), 1_000)  # moves nothing that a gap would join
+    at = again._reserve.order()
+    histories = ticks(again._features(at))
+    assert len(histories) >= 10
+    assert all(max(history) - min(history) < 4 for history in histories)
+    assert again.held().linked is not None
+    assert again.held().linked[-1] is False

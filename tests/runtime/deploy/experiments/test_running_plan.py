@@ -10,7 +10,7 @@ import pytest
 
 from learners.experiment_statistics.paired_outcomes import TickOutcome
 from learners.experiment_statistics.plan import SHARES, ExperimentPlan
-from runtime.deploy.experiments.running_plan import MOST_TICKS_ALONE, ExperimentPhase, LossBudget
+from runtime.deploy.experiments.running_plan import MOST_ALONE_S, ExperimentPhase, LossBudget
 
 TICK_S = 0.02
 
@@ -65,7 +65,7 @@ def test_a_better_challenger_is_never_delayed() -> None:
     assert phase.verdict is not None
     assert phase.verdict.better
     assert len(acted) <= 60
-    assert budget.debt == 0
+    assert budget.debt_ticks == 0
 
 
 def test_without_a_known_gain_nothing_is_limited() -> None:
@@ -80,7 +80,7 @@ def test_noise_of_the_champions_own_size_costs_nothing_and_a_loss_is_earned_back
     budget.pair(-14.0, 1)
     assert not budget.exhausted
     budget.pair(-64.142, 1)
-    assert budget.debt == pytest.approx(50.0, abs=0.01)
+    assert budget.units_alone == 25
     for _ in range(25):
         assert budget.exhausted
         budget.unit()
@@ -88,7 +88,7 @@ def test_noise_of_the_champions_own_size_costs_nothing_and_a_loss_is_earned_back
 
 
 def test_a_version_that_a_person_made_live_is_not_delayed_by_the_budget() -> None:
-    budget = LossBudget(100.0, 1.0, debt=1e6)
+    budget = LossBudget(100.0, 1.0, debt_ticks=1e6)
     phase = ExperimentPhase(1, phase_of(3, budget).plan, acts_in_plain="challenger", budget=budget)
     phase.begun = True
     acted = {episode(phase, n, {"live": 5.0, "c3": 5.0})[0] for n in range(30)}
@@ -99,7 +99,7 @@ def test_a_version_that_a_person_made_live_is_not_delayed_by_the_budget() -> Non
 def test_no_loss_keeps_the_champion_alone_for_ever(difference: float) -> None:
     budget = LossBudget(0.001, 0.0)
     budget.pair(difference, 200)
-    assert budget.units_alone <= MOST_TICKS_ALONE
+    assert budget.units_alone * budget.period_s <= MOST_ALONE_S
     for _ in range(budget.units_alone):
         budget.unit()
     assert not budget.exhausted
@@ -194,3 +194,23 @@ def test_a_unit_that_begins_in_the_middle_of_an_episode_counts_for_no_version() 
                 phase.episode_ended()
                 endless = False
         assert all(pair.reward is None or pair.reward < 0 for pair in phase.complete(late_units=0))
+
+
+def test_a_gain_that_shrinks_makes_no_debt_longer_and_an_hour_has_as_many_ticks_as_the_period_says() -> None:
+    budget = LossBudget(1.0, 0.0, period_s=1.0)
+    budget.pair(-50.0, 20)
+    assert budget.units_alone == MOST_ALONE_S
+    budget.gain = 1e-6
+    assert budget.units_alone == MOST_ALONE_S
+    for _ in range(int(MOST_ALONE_S)):
+        budget.tick()
+    assert not budget.exhausted
+
+
+def test_the_champion_also_earns_back_in_the_rest_of_an_episode_that_took_too_long() -> None:
+    budget = LossBudget(1.0, 0.0, debt_ticks=5.0)
+    phase = phase_of(1, budget)
+    for _ in range(5):
+        assert budget.exhausted
+        phase.tick_alone("d", TickOutcome())
+    assert not budget.exhausted
