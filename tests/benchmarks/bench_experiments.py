@@ -167,8 +167,17 @@ def steady(draw: Callable[[], float]) -> World:
     return lambda version, _tick: WorldTick(float(version != "untrained") + draw())
 
 
+def harmed(seed: int, harm: str, every_s: int) -> World:
+    """Return a world in which every trained version earns 1 a tick, and a tick is harmed by chance, whoever acts."""
+    draw, rng = noise(seed, RHO), np.random.default_rng([seed, 3])
+    marks = {True: TickOutcome(**{harm: True}), False: TickOutcome()}  # type: ignore[arg-type]
+    return lambda version, _tick: WorldTick(
+        float(version != "untrained") + draw(), marks[bool(rng.random() < 1 / every_s)]
+    )
+
+
 async def equal(first: int, runs: int) -> None:
-    """A live version that equals the anchor for a day, with strong memory in the rewards."""
+    """A live version that equals the anchor for half a day: with strong memory in the rewards, and with rare takeovers."""
     for rho in (0.9, 0.99):
         out, share = 0, []
         for seed in range(first, first + runs):
@@ -180,6 +189,19 @@ async def equal(first: int, runs: int) -> None:
                 share.append(one.acted.count("old") / len(one.acted))
         row(
             f"AR(1) {rho}, nothing changes for 12 h: anchor taken back", "<= once a month",
+            f"{out} of {runs}; the version before acted {np.mean(share):.1%} of the time, at most {max(share):.1%}",
+        )  # fmt: skip
+    for harm, every_s in (("takeover", 300), ("takeover", 600), ("takeover", 1_800), ("refusal", 600)):
+        out, share = 0, []
+        for seed in range(first, first + runs):
+            with tempfile.TemporaryDirectory() as folder:
+                one = await trusted(folder, harmed(seed, harm, every_s), ("old", "good"))
+                one.acted.clear()
+                await one.run(12 * HOUR_S)
+                out += one.live != "good"
+                share.append(one.acted.count("old") / len(one.acted))
+        row(
+            f"{harm} every {every_s} s whoever acts, for 12 h: anchor taken back", "0, the other <= 5 %",
             f"{out} of {runs}; the version before acted {np.mean(share):.1%} of the time, at most {max(share):.1%}",
         )  # fmt: skip
 

@@ -444,3 +444,49 @@ def test_the_state_of_a_guard_of_an_earlier_program_is_restored_without_its_coun
     assert (again.pairs, again.units) == (30, 0)
     assert again.excluded_rate("failure") is None
     assert again.dump()["detectors"] == guard.dump()["detectors"]
+
+
+def harm_blocks(guard: Guard, probability: float, count: int, rng: np.random.Generator) -> int:
+    """Give the guard blocks of 5 ticks, each tick harmed by chance; return how many of them it suspected something in."""
+    found = 0
+    for _ in range(count):
+        found += guard.block(None, NO_HARM | {"takeover": float(rng.binomial(5, probability)) / 5}, 5)
+        guard.block(float(rng.normal()), {}, 0)
+    return found
+
+
+@pytest.mark.parametrize("every", [100, 300, 1_800])
+def test_rare_harms_at_a_steady_rate_raise_no_suspicion(every: int) -> None:
+    guard = Guard(pair_s=40.0)
+    assert harm_blocks(guard, 1 / every, 6_000, np.random.default_rng([74, every])) <= 6_000 * 0.05
+
+
+@pytest.mark.parametrize(("before", "after", "within"), [(0.03, 0.43, 40), (0.001, 0.05, 200), (0.0, 0.1, 100)])
+def test_a_harm_that_became_more_frequent_is_suspected(before: float, after: float, within: int) -> None:
+    rng, guard = np.random.default_rng(75), Guard(pair_s=40.0)
+    assert harm_blocks(guard, before, 2_000, rng) == 0
+    again = Guard(pair_s=40.0)
+    again.restore(json.loads(json.dumps(guard.dump())))
+    assert again.rates == guard.rates
+    assert harm_blocks(again, after, within, rng)
+    assert again.suspect == "takeover"
+
+
+def test_pairs_without_more_harm_end_a_suspicion_of_a_harm_and_pairs_with_more_do_not() -> None:
+    for more in (0.0, 0.4):
+        rng, guard = np.random.default_rng(76), Guard(pair_s=40.0)
+        harm_blocks(guard, 0.001, 2_000, rng)
+        harm_blocks(guard, 0.2, 40, rng)
+        assert guard.suspect == "takeover"
+        for number in range(100):
+            value = more * float(rng.random() < 0.6)
+            guard.pair(PairDifference(number, "guard", "anchor", 0.0, NO_HARM | {"takeover": value}, units=20))
+        assert (guard.suspect is None) == (more == 0.0)
+
+
+@pytest.mark.parametrize("value", [1e160, -1e300, float("inf"), float("nan")])
+def test_a_watch_leaves_out_values_that_cannot_be_squared(value: float) -> None:
+    watch = LevelWatch()
+    for n in range(100):
+        assert not watch.update(value if n % 2 else float(n % 3))
+    assert np.isfinite(watch.dump()).all()
