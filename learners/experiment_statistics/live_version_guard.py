@@ -46,6 +46,8 @@ FREQUENT_EVENTS = 5.0
 """Harms that a window usually has, from which on it is compared by its mean; rarer harms are counted."""
 EVENT_GAP = 3
 """Blocks without a harm after which the next one is another event."""
+LASTING_BLOCKS, LASTING_SHARE = 6, 0.8
+"""The least harmful blocks of a run, and their least share of it, with which the mean of the harm is compared as well."""
 LONG_RUN = 6
 """Blocks of one event before any event was complete."""
 PAST_RATE_BLOCKS = 50_000
@@ -188,11 +190,18 @@ class HarmRateWatch:
     """Blocks ago of the events in the longest window."""
     excess: float = 0.0
     """Units with the harm per unit, above the past, in the window that was found last."""
+    harmful: int = 0
+    """Blocks with the harm in the present run."""
 
     @property
     def rate(self) -> float:
         """Return the usual events of a block."""
         return (self.events + 1.0) / (self.count + 1.0) if self.events else 0.0
+
+    @property
+    def lasts(self) -> bool:
+        """Return whether the present run goes on and on: one event, but nearly every block has the harm."""
+        return self.harmful >= LASTING_BLOCKS and self.harmful >= LASTING_SHARE * self.run
 
     @property
     def event_units(self) -> float:
@@ -233,19 +242,20 @@ class HarmRateWatch:
         """Return whether an event begins in this block, or the present one has lasted as long as a usual one again."""
         if self.run:
             self.run += 1
+            self.harmful += share > 0.0
             self.gap = 0 if share > 0.0 else self.gap + 1
             if self.gap > EVENT_GAP:
                 self.runs, self.run_blocks = self.runs + 1, self.run_blocks + self.run - self.gap
-                self.run = self.gap = 0
+                self.run = self.gap = self.harmful = 0
             usual = math.ceil((self.run_blocks + LONG_RUN) / (self.runs + 1))
             return share > 0.0 and (self.run - 1) % usual == 0
-        self.run = int(share > 0.0)
+        self.run = self.harmful = int(share > 0.0)
         return share > 0.0
 
     def dump(self) -> list[float]:
         """Return the state as plain numbers."""
-        numbers = [self.count, self.events, self.runs, self.run_blocks, self.units, self.run, self.gap, self.excess]
-        return [*numbers, *self.recent]
+        run = [self.run, self.gap, self.harmful]
+        return [self.count, self.events, self.runs, self.run_blocks, self.units, *run, self.excess, *self.recent]
 
     @classmethod
     def of(cls, numbers: Sequence[float]) -> HarmRateWatch:
@@ -254,10 +264,11 @@ class HarmRateWatch:
         Raises:
             ValueError: it is something else.
         """
-        if not 8 <= len(numbers) <= 8 + WINDOWS[-1] or not all(0 <= number < math.inf for number in numbers):
-            raise ValueError(f"{len(numbers)} numbers; 8 and those of the events are needed, finite and at least 0")
-        count, events, runs, run_blocks, units, run, gap, excess, *recent = map(float, numbers)
-        return cls(count, events, runs, run_blocks, units, int(run), int(gap), [int(ago) for ago in recent], excess)
+        if not 9 <= len(numbers) <= 9 + WINDOWS[-1] or not all(0 <= number < math.inf for number in numbers):
+            raise ValueError(f"{len(numbers)} numbers; 9 and those of the events are needed, finite and at least 0")
+        count, events, runs, run_blocks, units, run, gap, harmful, excess, *recent = map(float, numbers)
+        ago = [int(each) for each in recent]
+        return cls(count, events, runs, run_blocks, units, int(run), int(gap), ago, excess, int(harmful))
 
 
 @dataclass(frozen=True, slots=True)
@@ -378,7 +389,7 @@ class Guard:
         if rate is None:
             return self.watches[figure].update(value)
         level = self.watches[figure]
-        is_frequent = level.update(value, rate.rate)
+        is_frequent = level.update(value, 1.0 if rate.lasts else rate.rate)
         if is_frequent:
             rate.excess = max(level.fast) - level.mean
         probability = 1.0 / (self.threshold * len(WINDOWS))
