@@ -227,7 +227,8 @@ class TaskRunner:
             self.counts["unloadable"] += 1
             self._broken[name] = (wanted, self._clock())
             if broken != wanted:
-                loop.call_soon_threadsafe(self.callbacks.failed, name, str(error) or type(error).__name__)
+                named = str(error) if isinstance(error, OSError) else f"{type(error).__name__}: {error}"
+                loop.call_soon_threadsafe(self.callbacks.failed, name, named)
             return loaded
         self._broken.pop(name, None)  # the same version, damaged later, is reported again
         self._loaded[name] = ServedModel(task, wanted, trained)

@@ -27,6 +27,7 @@ from learners.files import write_atomically
 from runtime.config.loader import ConfigError, load
 from runtime.config.schema import Config
 from runtime.dashboard.task_settings import TaskNotAdded
+from runtime.process.child import with_parent_death
 
 CHECK_S = 200.0
 """The check of a model in a folder imports transformers, which takes a minute on a busy machine."""
@@ -197,7 +198,10 @@ async def _check(draft: Path) -> Findings:
     Raises:
         SettingsRefused: it does not answer in time, or not as expected.
     """
-    command = [sys.executable, "-m", "runtime.cli", "check", str(draft), "--json", "--no-ports"]
+    check = [sys.executable, "-m", "runtime.cli", "check", str(draft), "--json", "--no-ports"]
+    command = with_parent_death(
+        check, priority="background"
+    )  # a check of models is long, and the page's own priority is high
     process = await asyncio.create_subprocess_exec(
         *command, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.DEVNULL, env=os.environ
     )

@@ -17,7 +17,7 @@ SHOWN = 60
 
 
 def read_stop(message: Message) -> tuple[bool, str] | None:
-    """Whether a message on `stop` engages it, with the reason where it is not a plain one; None to ignore it.
+    """Return whether a message on `stop` engages it, with the reason where it is not a plain one; None to ignore it.
 
     Raises:
         Refused: a release that the broker may have stored.

@@ -77,7 +77,10 @@ def _done(work: Mapping[str, Any]) -> str:
         else:
             compile_version(work, calibrations)
     except Exception as error:  # noqa: BLE001 - whatever a library raises on a model is the answer
-        return " ".join(str(error).split()) or type(error).__name__
+        text = " ".join(str(error).split())
+        return (
+            text if text and not isinstance(error, LookupError) else f"{type(error).__name__}: {text}"
+        )  # of one, the text is a key
     return ""
 
 

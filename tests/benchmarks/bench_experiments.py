@@ -177,33 +177,30 @@ def harmed(seed: int, harm: str, every_s: int) -> World:
 
 
 async def equal(first: int, runs: int) -> None:
-    """A live version that equals the anchor for half a day: with strong memory in the rewards, and with rare takeovers."""
+    """A live version that equals the anchor for half a day: with strong memory in the rewards, and with rare harms."""
     for rho in (0.9, 0.99):
-        out, share = 0, []
-        for seed in range(first, first + runs):
-            with tempfile.TemporaryDirectory() as folder:
-                one = await trusted(folder, steady(noise(seed, rho)), ("old", "good"))
-                one.acted.clear()
-                await one.run(12 * HOUR_S)
-                out += one.live != "good"
-                share.append(one.acted.count("old") / len(one.acted))
-        row(
-            f"AR(1) {rho}, nothing changes for 12 h: anchor taken back", "<= once a month",
-            f"{out} of {runs}; the version before acted {np.mean(share):.1%} of the time, at most {max(share):.1%}",
-        )  # fmt: skip
+        await unchanged(f"AR(1) {rho}", "<= once a month", lambda seed, rho=rho: steady(noise(seed, rho)), first, runs)
     for harm, every_s in (("takeover", 300), ("takeover", 600), ("takeover", 1_800), ("refusal", 600)):
-        out, share = 0, []
-        for seed in range(first, first + runs):
-            with tempfile.TemporaryDirectory() as folder:
-                one = await trusted(folder, harmed(seed, harm, every_s), ("old", "good"))
-                one.acted.clear()
-                await one.run(12 * HOUR_S)
-                out += one.live != "good"
-                share.append(one.acted.count("old") / len(one.acted))
-        row(
-            f"{harm} every {every_s} s whoever acts, for 12 h: anchor taken back", "0, the other <= 5 %",
-            f"{out} of {runs}; the version before acted {np.mean(share):.1%} of the time, at most {max(share):.1%}",
+        await unchanged(
+            f"{harm} every {every_s} s whoever acts", "0, the other <= 5 %",
+            lambda seed, harm=harm, every_s=every_s: harmed(seed, harm, every_s), first, runs,
         )  # fmt: skip
+
+
+async def unchanged(what: str, wanted: str, world_of: Callable[[int], World], first: int, runs: int) -> None:
+    """Print how often an anchor as good as the version before was taken back in 12 h, and how much the other acted."""
+    out, share = 0, []
+    for seed in range(first, first + runs):
+        with tempfile.TemporaryDirectory() as folder:
+            one = await trusted(folder, world_of(seed), ("old", "good"))
+            one.acted.clear()
+            await one.run(12 * HOUR_S)
+            out += one.live != "good"
+            share.append(one.acted.count("old") / len(one.acted))
+    row(
+        f"{what}, nothing changes for 12 h: anchor taken back", wanted,
+        f"{out} of {runs}; the version before acted {np.mean(share):.1%} of the time, at most {max(share):.1%}",
+    )  # fmt: skip
 
 
 TRIALS: dict[str, Callable[[int, int], Awaitable[None]]] = {
