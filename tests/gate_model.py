@@ -682,13 +682,30 @@ class World:
         self.wall_s += seconds
 
     def wait(self, seconds: float) -> None:
-        """Time passes in ticks of 10 ms, in a longer wait of 50 ms, as on a busy machine."""
+        """Time passes in steps of 10 ms, in a longer wait of 50 ms, as on a busy machine; the host ticks when it wants to."""
         tick_s = 0.01 if seconds < LONG_S else 0.05
         for _ in range(max(1, round(seconds / tick_s))):
             self.loop.now_s += tick_s
             self.wall_s += tick_s
-            self.host.tick()
+            if self.host.is_woken or self.host.due_s() <= self.loop.now_s:
+                self.host.tick()
+            else:
+                self._nothing_may_be_due()
             self.settle_loop()
+
+    def _nothing_may_be_due(self) -> None:
+        """Between two ticks of the host, a tick would decide nothing and publish nothing."""
+        gate, publisher = self.host.gate, self.host.publisher
+        if self.host.ending:
+            return
+        armed = gate.armed
+        self.check(not gate.tick(self.loop.now_s), "a decision was due and the host had not asked for the time")
+        self.check(gate.armed == armed == publisher._armed, "arming was due and the host had not asked for the time")
+        self.check(not self.host._listener_stop or self.host.safety.connected, "a stop of the listener waits")
+        published = publisher._published
+        publisher.publish_changes()
+        in_time = published is None or published == publisher._published
+        self.check(in_time, "a status was due and the host had not asked for the time")
 
     def settle_loop(self) -> None:
         """Run what is ready, write the latches, and let a prompt broker deliver."""

@@ -154,9 +154,16 @@ class Actuator:
         """Whether the device, or the broker where the device answers nothing, has the newest command."""
         return (self.carried_out if self.answers else self.received) >= self.serial
 
+    @property
+    def repeats_at_s(self) -> float:
+        """When the safe action must be sent again unless it arrives; infinity where none is owed."""
+        if not self.is_owed:
+            return math.inf
+        return -math.inf if self.due else self.sent_s + self.repeat_s
+
     def must_repeat(self, now_s: float) -> bool:
         """Return whether the safe action must be sent again now."""
-        return self.is_owed and (self.due or now_s - self.sent_s >= self.repeat_s)
+        return now_s >= self.repeats_at_s
 
     def has_already(self, value: Value, now_s: float) -> bool:
         """Return whether the policy need not send this value: it did so less than `refresh_s` ago, and it arrived."""

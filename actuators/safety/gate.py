@@ -3,7 +3,7 @@
 The host sends every `ActuatorDecision` with a value to the device, in order. It calls one method for each occurrence:
 
 - the agent: a proposal (`judge`), the loss of the agent (`lost`);
-- the clock: `tick`, at least every 10 ms;
+- the clock: `tick`, when `due_s` says so, or more often;
 - the device: an acknowledgement (`acknowledged`), a command that could not be sent (`unsent`), a reported state (`reconciled`);
 - an operator: `override`, `stop`, `arm`, `disarm`, `set_mode`;
 - the broker: `connected`, `disconnected`.
@@ -91,6 +91,7 @@ class Gate:
         self._since_s = now_s
         self._configured = mode
         self._alive_s: float | None = None
+        self._settled = False  # a tick has seen that every device is reconciled
         self._short_overrides: dict[str, Value] = {}
 
     # What can be read.
@@ -243,8 +244,19 @@ class Gate:
                 if each.mode != "autonomous":  # no one else commands it, and a device continues with its last command
                     decisions.extend(self._safe_actions.send([each], None, "the override has ended", now_s))
         decisions.extend(self.repeat(now_s))
-        self._arming.settle(reconciled=self.is_reconciled(now_s))
+        self._settled = self.is_reconciled(now_s)
+        self._arming.settle(reconciled=self._settled)
         return decisions
+
+    def due_s(self) -> float:
+        """Return when `tick` next has something to decide, unless something happens before; infinity where nothing is due."""
+        times = [self.deadline_s]
+        times.extend(each.hold.until_s for each in self._actuators.values() if each.hold is not None)
+        if self._arming.online:
+            times.extend(each.repeats_at_s for each in self._actuators.values())
+        if not self._settled:
+            times.append(self._since_s + self._settings.reconcile_s)
+        return min(times)
 
     def override(self, actuator: str, value: object, hold_s: float, now_s: float) -> ActuatorDecision:
         """Act for an operator, within the same limits; the policy yields for `hold_s` seconds (0: this once)."""
@@ -331,7 +343,7 @@ class Gate:
     def connected(self, now_s: float) -> None:
         """The broker is (back) there: the devices must report again, and safe actions that did not arrive are due."""
         self._arming.online = True
-        self._since_s = now_s
+        self._since_s, self._settled = now_s, False
         for each in self._actuators.values():
             each.forget_commands()
 

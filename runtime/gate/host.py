@@ -40,7 +40,9 @@ from runtime.process.systemd import Feeder
 log = structlog.get_logger(__name__)
 
 TICK_S = 0.01
-"""How often the gate gets the time: the dead-man is late by this at most."""
+"""The gate gets the time at most so often, apart from the dead-man, which is never late."""
+LONGEST_S = 0.25
+"""It gets the time at least so often: for what announces itself by no call, such as a process that fails or a set clock."""
 EARLIEST = 0.8
 """Periods from an answer to the next proposal, at least; what is not allowed by then is left out."""
 PROPOSE_EVERY = 10
@@ -103,6 +105,8 @@ class GateHost:
     _released_ns: int = 0
     """When the newest release was executed, Unix nanoseconds: a file of the stop listener from before it is late."""
     _ticked_s: float = math.inf
+    _woken: asyncio.Event = field(default_factory=asyncio.Event)
+    """Something happened that the next `tick` publishes, or that changes when it is due."""
     _stalled_s: float = float("-inf")
     _dropped: int = 0
     """Messages on the connection of the stop that nothing has read."""
@@ -133,7 +137,10 @@ class GateHost:
         self.holds = HoldPublisher(self.gate, self.connection, self.topics, self.wall)
         self.safety.on_connect = self.on_connect
         self.safety.on_connection_change = self.on_connection_change
+        self.safety.when_dropping(self.wake)
         self.connection.on_connect = self._on_other_connect
+        self.connection.on_connection_change = lambda _up, _reason: self.wake()
+        self.latches.on_written = self.wake
         sources: dict[str, list[str]] = {}
         for name, each in self.config.actuators.items():
             sources.setdefault(state_topic(self.topics.base, name, each), []).append(name)
@@ -207,6 +214,7 @@ class GateHost:
         self.apply(rulings, message)
         self._propose(message, rulings)
         self._answer(message, rulings)
+        self.wake()
 
     def _propose(self, message: Proposal, rulings: list[ActuatorDecision]) -> None:
         """Publish what the policy proposes where an operator decides: again while it changes; it expires when it is too old."""
@@ -267,6 +275,7 @@ class GateHost:
 
     def _lost(self, cause: str) -> None:
         self.agent.lost()
+        self.wake()
         if self.ending:
             return
         self.apply(self.gate.lost(self.now()))
@@ -310,6 +319,7 @@ class GateHost:
         elif self._listener_stop is None:
             self._listener_stop = self.now(), reason
         self._engage_listener_stop()
+        self.wake()
 
     def _engage_listener_stop(self, *, at_once: bool = False) -> None:
         if self._listener_stop is None:
@@ -356,6 +366,8 @@ class GateHost:
         {"acknowledged": self.gate.acknowledged, "unsent": self.gate.unsent, "undelivered": self.gate.undelivered}[
             delivery
         ](name, serial)
+        if delivery != "acknowledged":
+            self.wake()
 
     def _reported_all(self, names: list[str], message: Message) -> None:
         """Take a report of every actuator that shares its topic; the last refusal is raised when all have had it."""
@@ -391,6 +403,8 @@ class GateHost:
         if self.commands.is_older(name, report):
             return
         refusal = self.gate.reconciled(name, report.value, self.now(), retained=message.retain)
+        if not self.gate.armed:
+            self.wake()
         if refusal is not None:
             raise Refused(refusal.reason)
 
@@ -399,6 +413,7 @@ class GateHost:
         event = self.publisher.clocks.measured(name, offset_s, self.config.actuators[name].ttl_ms / 1_000)
         if event is not None:
             self.publisher.event(*event)
+            self.wake()
 
     # --- operators
 
@@ -429,6 +444,7 @@ class GateHost:
         """Act for an operator."""
         decision = self.gate.override(actuator, value, hold_s, self.now())
         self.apply([decision])
+        self.wake()
         return decision
 
     def end_override(self, actuator: str) -> None:
@@ -441,12 +457,14 @@ class GateHost:
         refusal = self.gate.arm(self.now(), asked_s)
         if refusal is None:
             self.latches.changed(saved)
+            self.wake()
         return refusal
 
     def disarm(self, saved: Saved | None = None) -> None:
         """Allow no movement until an operator arms."""
         self.apply(self.gate.disarm(self.now()))
         self.latches.changed(saved)
+        self.wake()
 
     def set_mode(self, mode: Mode, actuator: str | None = None, saved: Saved | None = None) -> None:
         """Change the mode of one actuator, or of all."""
@@ -456,6 +474,7 @@ class GateHost:
     def reload(self, info: InfoBuilder, mode: Mode | None = None) -> None:
         """Take new settings: what `info` contains, and the configured mode where it has changed."""
         self.info = self.publisher.info = info
+        self.wake()
         if mode is not None:
             self.apply(self.gate.configure(mode, self.now()))
             self.latches.changed()
@@ -478,13 +497,37 @@ class GateHost:
                 saved(error)
 
         self.latches.changed(tell)
+        self.wake()
 
     # --- time and the broker
 
+    def wake(self) -> None:
+        """Have `tick` called: something happened that it publishes, or that changes when it is due."""
+        self._woken.set()
+
+    @property
+    def is_woken(self) -> bool:
+        """Whether `tick` has to be called although nothing is due."""
+        return self._woken.is_set()
+
+    def due_s(self) -> float:
+        """Return when `tick` is due unless something happens before."""
+        due_s = min(min(self._ticked_s, self.now()) + LONGEST_S, self.gate.due_s())
+        return due_s if self._listener_stop is None else min(due_s, self._listener_stop[0] + OWN_STOP_S)
+
     async def run(self) -> None:
-        """Give the gate the time until cancelled."""
+        """Give the gate the time whenever something is due or has happened, until cancelled."""
+        loop, ticked_s = asyncio.get_running_loop(), -math.inf
         while True:
-            await asyncio.sleep(min(TICK_S, max(0.001, self.gate.deadline_s - self.now())))
+            timer = loop.call_later(max(0.0, self.due_s() - self.now()), self.wake)
+            try:
+                await self._woken.wait()
+            finally:
+                timer.cancel()
+            rest_s = min(ticked_s + TICK_S, self.gate.deadline_s) - self.now()
+            if rest_s > 0:
+                await asyncio.sleep(rest_s)
+            ticked_s = self.now()
             self.tick()
 
     async def follow_stop_latch(self) -> None:
@@ -505,6 +548,7 @@ class GateHost:
 
     def tick(self) -> None:
         """Apply what time brings, the dead-man among it, and publish what has changed."""
+        self._woken.clear()
         if self.ending:
             return
         now_s = self.now()
@@ -539,13 +583,16 @@ class GateHost:
         if found is not None:
             self.stop(engaged=True, reason=f"{STOP_LISTENER}: {found[1]}")
         self.publisher.publish_changes()
+        self.wake()
 
     def _on_other_connect(self) -> None:
         self.publisher.invalidate()
         self.holds.invalidate()
+        self.wake()
 
     def on_connection_change(self, up: bool, reason: str) -> None:  # noqa: FBT001 - the connection's callback
         """The connection of the commands came or went."""
+        self.wake()
         if not up:
             self.apply(self.gate.disconnected(self.now()))
             self.publisher.event("broker_lost", {"reason": reason})

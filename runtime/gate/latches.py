@@ -70,6 +70,8 @@ class LatchWriter:
         """Why the newest write failed; None after one that succeeded."""
         self.release = False
         """The next write is a release: the latch of the stop listener goes too."""
+        self.on_written: Callable[[], None] = lambda: None
+        """Called after each write, also after one that failed or is slow."""
         self._stop_latch = StopLatch.of(path.parent)
         self._dirty = asyncio.Event()
         self._waiting: list[Saved] = []
@@ -129,6 +131,7 @@ class LatchWriter:
                 self.error = f"{self.path}: still writing after {SLOW_S:g} s"
                 for saved in waiting:
                     saved(self.error)
+                self.on_written()
             await asyncio.wait({writing})
         finally:
             if not writing.done():  # this task was cancelled; `finish` writes again, after this write
@@ -162,10 +165,12 @@ class LatchWriter:
         self._dirty.set()
         for saved in waiting:
             saved(reason)
+        self.on_written()
         return False
 
     def _succeeded(self, latches: dict[str, object], waiting: list[Saved]) -> bool:
         self.error, self.on_disk = None, latches
         for saved in waiting:
             saved(None)
+        self.on_written()
         return True

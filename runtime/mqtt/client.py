@@ -13,7 +13,7 @@ from __future__ import annotations
 import asyncio
 import socket
 import sys
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from contextlib import suppress
 from typing import Any, TypeVar
 
@@ -45,6 +45,8 @@ class Newest(asyncio.Queue[aiomqtt.Message]):
     def __init__(self, maxsize: int = 0, most_bytes: int | None = None) -> None:
         super().__init__(maxsize)
         self._most_bytes = most_bytes
+        self.on_drop: Callable[[], None] = lambda: None
+        """Called after each item that was dropped."""
 
     def put_nowait(self, item: aiomqtt.Message) -> None:
         """Take an item; the oldest is dropped (and counted) where there is no room."""
@@ -54,6 +56,7 @@ class Newest(asyncio.Queue[aiomqtt.Message]):
         if self.full():
             self.get_nowait()
             self.dropped += 1
+            self.on_drop()
         super().put_nowait(item)
 
 

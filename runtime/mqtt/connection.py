@@ -113,6 +113,10 @@ class Connection:
         """How many messages were dropped before anything read them, because too many came at once."""
         return self._queue.dropped
 
+    def when_dropping(self, call: Callable[[], None]) -> None:
+        """Have this called after each incoming message that was dropped before anything read it."""
+        self._queue.on_drop = call
+
     async def up(self) -> None:
         """Wait for the connection."""
         await self._up.wait()

@@ -1557,3 +1557,25 @@ def test_a_forbidden_value_is_refused_although_it_is_in_force() -> None:
     assert sent(gate, "lamp", "ON", 11.0, 11.1) == ["ON", None]
     gate.reconciled("fan", "ON", 11.2)
     assert one(gate, 11.3, "lamp", "ON").rule == "forbidden"
+
+
+def test_the_gate_says_when_time_brings_the_next_decision() -> None:
+    gate = Gate({"head": HEAD, "lamp": LAMP}, GateSettings(), period_s=0.1, now_s=10.0)
+    assert gate.due_s() == 10.0 + GateSettings().reconcile_s
+    for name, rest in (("head", "stay"), ("lamp", "OFF")):
+        gate.reconciled(name, rest, 10.0)
+    gate.tick(10.0)
+    assert gate.due_s() == math.inf, "there is no agent, and every device has reported"
+    gate.judge(offer(10.0), 10.0)
+    assert gate.due_s() == gate.deadline_s == pytest.approx(10.25)
+    gate.override("lamp", "ON", 0.05, 10.01)
+    assert gate.due_s() == pytest.approx(10.06)
+    gate.lost(10.3)
+    assert gate.due_s() == pytest.approx(10.4), "the safe actions are not acknowledged"
+    assert gate.tick(10.399) == []
+    assert [each.actuator for each in gate.tick(10.401)] == ["head", "lamp"]
+    assert gate.due_s() == pytest.approx(10.601)
+    gate.disconnected(10.45)
+    assert gate.due_s() == math.inf, "nothing can be sent"
+    gate.connected(10.5)
+    assert gate.due_s() == -math.inf, "what did not arrive is due"
