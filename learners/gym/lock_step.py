@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import gymnasium
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -59,6 +60,8 @@ class TrainSettings:
     final_episodes: int = 100
     keep: int = 4
     """How many of the best policies are compared at the end."""
+    save_every: int = 5_000
+    """Steps after which the end of an episode is saved, for an exact resume."""
 
 
 @dataclass(slots=True)
@@ -114,13 +117,18 @@ class GymTrainer:
         self.metrics: dict[str, float] = {}
         self.cut_episodes = 0
         """Evaluation episodes that were cut because they did not end."""
-        self._episode = self._tick = self._observed = self._step = 0
+        self._episode = self._tick = self._observed = self._step = self._saved = 0
 
     @property
     def algorithm_name(self) -> str:
         """The algorithms in use, as `dqn` or `dqn+crossq`."""
         kinds = self.policy.heads.kinds
         return "+".join(name for name in (kinds.choice, kinds.continuous) if name is not None)
+
+    @property
+    def step(self) -> int:
+        """Steps of the environment so far."""
+        return self._step
 
     def load_demonstrations(self, episodes: Iterable[DemonstrationEpisode]) -> int:
         """Store demonstrated episodes; return the number of transitions."""
@@ -139,10 +147,18 @@ class GymTrainer:
                 self._remember(frames[-1])
         return count
 
-    def run(self, total: int, tick: Callable[[int], None] | None = None) -> None:
-        """Train for `total` steps of the environment; `tick` is called after each."""
-        frame = self._begin(self.env.reset(seed=self.seed)[0])
-        for step in range(1, total + 1):
+    def run(
+        self, total: int, tick: Callable[[int], None] | None = None, save: Callable[[], None] | None = None
+    ) -> None:
+        """Train up to step `total` of the environment.
+
+        Args:
+            total: steps, with those before a resume.
+            tick: called after each step.
+            save: called where `state` can be saved; the next episode then begins with a seed of its own.
+        """
+        frame = self._begin(self.env.reset(seed=self._next_seed())[0])
+        for step in range(self._step + 1, total + 1):
             self._step = step
             values = self._decide()
             observation, reward, terminated, truncated, _ = self.env.step(to_environment(self.env.action_space, values))
@@ -151,14 +167,74 @@ class GymTrainer:
             self.window.remember(frame)
             if truncated and not terminated:
                 self._remember(frame)  # where time ran out, the state that was reached says what was still to come
-            if terminated or truncated:
-                frame = self._begin(self.env.reset()[0])
             self._learn(step)
             if step % self.settings.evaluate_every == 0 or step == total:
                 self.evaluate(step)
             if tick is not None:
                 tick(step)
+            if terminated or truncated:
+                frame = self._after_episode(total, save)
         self.env.close()
+
+    def _after_episode(self, total: int, save: Callable[[], None] | None) -> Tokens:
+        """Save the training if it is time, and begin the next episode."""
+        seed: int | None = None
+        if save is not None and self._step < total and self._step - self._saved >= self.settings.save_every:
+            self._saved = self._step
+            save()
+            seed = self._next_seed()
+        return self._begin(self.env.reset(seed=seed)[0])
+
+    def _next_seed(self) -> int:
+        """Return the seed of the training at its start, and one for each step at which it was saved."""
+        if not self._saved:
+            return self.seed
+        return int(np.random.SeedSequence((self.seed, self._saved)).generate_state(1)[0]) >> 1
+
+    def state(self) -> tuple[dict[str, dict[str, Tensor]], dict[str, Any]]:
+        """Return all that an exact resume needs at the end of an episode, as tensors by file and name, and JSON."""
+        arrays, replay = self.replay.snapshot()
+        head = self.policy.heads.continuous
+        tensors: dict[str, dict[str, Tensor]] = {
+            "policy": self.policy.state_dict(),
+            "learner": self.algorithm.state_dict(),
+            "replay": {name: torch.from_numpy(np.ascontiguousarray(x)) for name, x in arrays.items()},
+            "random": {"torch": torch.get_rng_state(), **(head.exploration_state() if head is not None else {})},
+            **{f"best{i}": best.weights for i, best in enumerate(self.best_checkpoints)},
+        }
+        return tensors, {
+            "step": self._step,
+            "episode": self._episode,
+            "tick": self._tick,
+            "observed": self._observed,
+            "cut_episodes": self.cut_episodes,
+            "evaluations": self.evaluations,
+            "best": [{"step": best.step, "score": best.score} for best in self.best_checkpoints],
+            "replay": replay,
+        }
+
+    def restore(self, tensors: Mapping[str, Mapping[str, Tensor]], rest: Mapping[str, Any]) -> None:
+        """Take up what `state` returned, in a new trainer; `run` then continues.
+
+        Raises:
+            ValueError: it is of another policy.
+        """
+        try:
+            self.policy.load_state_dict(tensors["policy"])
+        except RuntimeError as error:
+            raise ValueError(f"the saved policy is another one: {' '.join(str(error).split())}") from None
+        self.algorithm.load_state_dict(dict(tensors["learner"]))
+        self.replay.restore({name: x.numpy() for name, x in tensors["replay"].items()}, rest["replay"])
+        torch.set_rng_state(tensors["random"]["torch"])
+        if self.policy.heads.continuous is not None:
+            self.policy.heads.continuous.restore_exploration(tensors["random"])
+        self._step = self._saved = rest["step"]
+        self._episode, self._tick, self._observed = rest["episode"], rest["tick"], rest["observed"]
+        self.cut_episodes, self.evaluations = rest["cut_episodes"], rest["evaluations"]
+        self.best_checkpoints = [
+            BestCheckpoint(best["step"], best["score"], dict(tensors[f"best{i}"]))
+            for i, best in enumerate(rest["best"])
+        ]
 
     def _begin(self, observation: Any) -> Tokens:
         """Start an episode, which is a session of the replay."""

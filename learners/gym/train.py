@@ -29,7 +29,9 @@ from learners.gym.demonstrations import episodes_of
 from learners.gym.greedy_episodes import ReturnSummary
 from learners.gym.lock_step import GymTrainer, TrainSettings
 from learners.gym.results_file import settings_values, write_failed, write_not_ended, write_results
+from learners.gym.saved_training import SavedState, SavedTraining
 from learners.model.spec import Algorithm as Name
+
 
 
 def train(
@@ -42,6 +44,7 @@ def train(
     demonstrations: int | Path = 0,
     progress: bool = True,
     settings: TrainSettings | None = None,
+    resume: bool = False,
 ) -> dict[str, Any]:
     """Train, and write `results.json`, `curve.png` and a signed checkpoint below `out`.
 
@@ -54,21 +57,38 @@ def train(
         demonstrations: number of episodes of the scripted expert, or a file of episodes (see `learners.gym.demonstrations`).
         progress: show a bar on stderr; where that is no terminal, a line for every evaluation.
         settings: hyperparameters.
+        resume: continue the training that was saved below `out`, or begin where none was saved; return the results where it has ended.
 
     Raises:
         EnvironmentFault: the environment failed or returned what it may not; what was learned until then is written.
-        ValueError: no such environment, actions or observations nothing here can handle, no script for demonstrations.
+        ValueError: no such environment, actions or observations nothing here can handle, no script for demonstrations; or what is
+            below `out` cannot be resumed.
     """
-    began_s = time.monotonic()
     torch.set_flush_denormal(True)
-    trainer = GymTrainer(
-        _maker(environment), seed=seed, settings=with_algorithm(settings or TrainSettings(), algorithm)
-    )
-    demonstrated = (
-        trainer.load_demonstrations(episodes_of(environment, trainer.env, demonstrations)) if demonstrations else 0
-    )
+    used = with_algorithm(settings or TrainSettings(), algorithm)
+    saved = SavedTraining(out, {"environment": environment, "seed": seed, "settings": settings_values(used)})
+    if resume and (finished := saved.finished(steps)) is not None:
+        return finished
+    state = saved.load() if resume else None
+    trainer = GymTrainer(_maker(environment), seed=seed, settings=used)
+    if state is None:
+        saved.discard()
+        demonstrated = (
+            trainer.load_demonstrations(episodes_of(environment, trainer.env, demonstrations)) if demonstrations else 0
+        )
+    else:
+        demonstrated = state.demonstrated
+        trainer.restore(state.tensors, state.trainer)
+    resumed_at = trainer.step if state is not None else None
+    began_s = time.monotonic() - (state.elapsed_s if state is not None else 0.0)
+    if steps < trainer.step:
+        raise ValueError(f"{saved.folder} was saved after {trainer.step} steps; train at least as many, not {steps}")
     write_not_ended(out, environment, steps, seed, trainer.settings, trainer.algorithm_name)
-    ended = _run(trainer, environment, steps, out, progress=progress)
+
+    def save() -> None:
+        saved.save(SavedState(*trainer.state(), time.monotonic() - began_s, demonstrated))
+
+    ended = _run(trainer, environment, steps, out, save, began_s, progress=progress)
     step_count = steps if ended.fault is None else ended.step
     results = {
         "environment": environment,
@@ -82,6 +102,7 @@ def train(
         "evaluations": trainer.evaluations,
         "final": ended.final.as_dict() if ended.final is not None else None,
         "cut_episodes": trainer.cut_episodes,
+        "resumed_at": resumed_at,
         "stopped": str(ended.fault) if ended.fault is not None else None,
         "delivered": {"step": ended.step, "chosen_by": SELECTION, "demonstrated_transitions": demonstrated},
         "settings": settings_values(trainer.settings),
@@ -90,6 +111,7 @@ def train(
     if ended.fault is not None:
         reason = f"{ended.fault}. The policy as it was after {ended.step} steps is in {out}"
         raise EnvironmentFault(reason) from ended.fault
+    saved.discard()
     return results
 
 
@@ -105,17 +127,25 @@ class TrainingEnd:
     fault: EnvironmentFault | None = None
 
 
-def _run(trainer: GymTrainer, environment: str, steps: int, out: Path, *, progress: bool) -> TrainingEnd:
+def _run(
+    trainer: GymTrainer,
+    environment: str,
+    steps: int,
+    out: Path,
+    save: Callable[[], None],
+    began_s: float,
+    *,
+    progress: bool,
+) -> TrainingEnd:
     """Train, and choose the policy to deliver; where the environment fails, the best one until then.
 
     Raises:
         EnvironmentFault: the environment failed before anything was learned.
     """
-    began_s = time.monotonic()
     try:
-        with _bar(progress, environment, steps) as bar:
+        with _bar(progress, environment, steps, trainer) as bar:
             trainer.report, tick = bar
-            trainer.run(steps, tick)
+            trainer.run(steps, tick, save)
         trained_s = time.monotonic() - began_s
         return TrainingEnd(*trainer.deliver(), trained_s)
     except EnvironmentFault as fault:
@@ -176,17 +206,24 @@ def _write(out: Path, trainer: GymTrainer, results: dict[str, Any]) -> None:
         plot(out / "curve.png", title, trainer.evaluations, final)
 
 
+RATE_S = 2.0
+"""Seconds over which the bar's updates a second are counted."""
+
+
 @contextmanager
 def _bar(
     show: bool,  # noqa: FBT001 - passed on from a keyword
     environment: str,
     steps: int,
+    trainer: GymTrainer,
 ) -> Iterator[tuple[Callable[[int, ReturnSummary], None], Callable[[int], None]]]:
-    """Give what to call after an evaluation and after a step."""
+    """Give what to call after an evaluation and after a step; the bar shows steps, updates a second, and the last return."""
     console = Console(stderr=True)
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    rate = TextColumn("{task.fields[updates_per_s]:.0f} updates/s")
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), rate, TimeRemainingColumn())
     with Progress(*columns, console=console, disable=not show or not console.is_terminal) as bar:
-        task = bar.add_task(environment, total=steps)
+        task = bar.add_task(environment, total=steps, completed=trainer.step, updates_per_s=0.0)
+        before, since_s = trainer.algorithm.updates, time.monotonic()
 
         def report(step: int, score: ReturnSummary) -> None:
             line = f"{environment} {score.mean:.1f} ± {score.std:.1f}"
@@ -194,7 +231,16 @@ def _bar(
             if show and not console.is_terminal:
                 console.print(f"{line} after {step} of {steps} steps", soft_wrap=True, highlight=False)
 
-        yield report, lambda step: bar.update(task, completed=step)
+        def tick(step: int) -> None:
+            nonlocal before, since_s
+            now_s = time.monotonic()
+            if now_s - since_s >= RATE_S:
+                updates = trainer.algorithm.updates
+                bar.update(task, updates_per_s=(updates - before) / (now_s - since_s))
+                before, since_s = updates, now_s
+            bar.update(task, completed=step)
+
+        yield report, tick
 
 
 mpl.use("Agg")

@@ -143,7 +143,11 @@ class DuelingCategorical(nn.Module):
             context_BC: the contexts.
             first: row of the first logits; rows before it only contribute to the batch statistics.
         """
-        parts_BxK = self.out(self.trunk(context_BC)[first:]).unflatten(-1, (-1, BINS))
+        return self.branches(self.trunk(context_BC)[first:])
+
+    def branches(self, hidden_BH: Tensor) -> list[Tensor]:
+        """Return the logits B,n,K of each branch from what `trunk` made."""
+        parts_BxK = self.out(hidden_BH).unflatten(-1, (-1, BINS))
         value_B1K, *advantages = torch.split(parts_BxK, [1, *self.sizes], dim=1)
         return [value_B1K + (a_BnK - a_BnK.mean(1, keepdim=True)) for a_BnK in advantages]
 

@@ -22,6 +22,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 Norm = Literal["none", "layer", "batch", "sphere", "unit"]
+LEAST_NORM = 1e-8
+"""Weights of a smaller norm are divided by this."""
 
 
 class BatchRenorm(nn.Module):
@@ -119,7 +121,7 @@ class SphereTrunk(nn.Module):
 
 
 class UnitLinear(nn.Module):
-    """A linear map with rows on the unit sphere (XQC, section 4); `project` restores them after each optimiser step."""
+    """A linear map with rows on the unit sphere (XQC, section 4); `Projection` restores them after each optimiser step."""
 
     bias: nn.Parameter | None
 
@@ -131,11 +133,6 @@ class UnitLinear(nn.Module):
     def forward(self, x_BI: Tensor) -> Tensor:
         """Map B,I to B,O."""
         return F.linear(x_BI, self.weight, self.bias)
-
-    @torch.no_grad()
-    def project(self) -> None:
-        """Scale every row to norm 1."""
-        self.weight.div_(torch.linalg.vector_norm(self.weight, dim=1, keepdim=True).clamp_(min=1e-8))
 
 
 class UnitBatchNorm(nn.Module):
@@ -162,13 +159,6 @@ class UnitBatchNorm(nn.Module):
             x_BH, self.mean, self.var, self.weight, self.bias, training=training, momentum=self.momentum, eps=self.eps
         )
 
-    @torch.no_grad()
-    def project(self) -> None:
-        """Scale gain and shift to their common norm."""
-        factor = (len(self.weight) / (self.weight.square().sum() + self.bias.square().sum()).clamp_(min=1e-8)).sqrt_()
-        self.weight.mul_(factor)
-        self.bias.mul_(factor)
-
 
 def trunk(width_in: int, hidden: Sequence[int], norm: Norm = "layer") -> nn.Module:
     """Build the hidden layers: B,I -> B,hidden[-1]."""
@@ -189,18 +179,39 @@ def trunk(width_in: int, hidden: Sequence[int], norm: Norm = "layer") -> nn.Modu
     return nn.Sequential(*layers)
 
 
-Constrained = SphereLinear | UnitLinear | UnitBatchNorm
+class Projection:
+    """Puts the constrained weights of a module back on their spheres, after each optimiser step.
 
+    Rows of a linear map have norm 1. Gain and shift of a batch normalisation of width H together have the norm sqrt(H).
 
-def constrained(module: nn.Module) -> list[Constrained]:
-    """Return the layers of `module` that `project` restores."""
-    return [part for part in module.modules() if isinstance(part, (SphereLinear, UnitLinear, UnitBatchNorm))]
+    The module keeps its tensors: they may be loaded into, not replaced.
+    """
 
+    def __init__(self, module: nn.Module) -> None:
+        layers = list(module.modules())
+        norms = [part for part in layers if isinstance(part, UnitBatchNorm)]
+        self._spheres = [part for part in layers if isinstance(part, SphereLinear)]
+        self._rows: list[Tensor] = [part.weight for part in layers if isinstance(part, UnitLinear)]
+        self._gains: list[Tensor] = [part.weight for part in norms]
+        self._shifts: list[Tensor] = [part.bias for part in norms]
+        self._widths = torch.tensor([len(gain) ** 0.5 for gain in self._gains])
 
-def project(layers: Sequence[Constrained]) -> None:
-    """Put every constrained weight back on its sphere."""
-    for layer in layers:
-        layer.project()
+    @torch.no_grad()
+    def __call__(self) -> None:
+        """Project; one call for all layers where there is one, because a layer alone costs less than the call."""
+        for sphere in self._spheres:
+            sphere.project()
+        if self._rows:
+            norms = [torch.linalg.vector_norm(weight, dim=1, keepdim=True) for weight in self._rows]
+            torch._foreach_clamp_min_(norms, LEAST_NORM)
+            torch._foreach_div_(self._rows, norms)
+        if self._gains:
+            lengths = torch.hypot(
+                torch.stack(torch._foreach_norm(self._gains)), torch.stack(torch._foreach_norm(self._shifts))
+            )
+            factors = (self._widths.to(lengths.device) / lengths.clamp_(min=LEAST_NORM)).unbind()
+            torch._foreach_mul_(self._gains, factors)
+            torch._foreach_mul_(self._shifts, factors)
 
 
 class Tracker:

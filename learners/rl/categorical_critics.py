@@ -23,7 +23,7 @@ from torch import Tensor
 
 from learners.model.exploration import masked
 from learners.model.gaussian_actor import CategoricalCritics
-from learners.model.networks import Tracker, constrained, project
+from learners.model.networks import Projection, Tracker
 from learners.model.return_bins import bins, cross_entropy, expectation
 from learners.model.return_bins import project as onto_bins
 from learners.rl.dqn import EpsilonGreedyCritic, EpsilonGreedySettings, average, large_margin, prior_margin
@@ -34,6 +34,7 @@ from learners.rl.transition_batch import Batch, expert_mean
 if TYPE_CHECKING:
     from learners.model.gaussian_actor import ContinuousHead
     from learners.model.heads import DuelingCategorical
+    from learners.rl.starting_policy import PriorOpinion
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -76,7 +77,7 @@ class C51(EpsilonGreedyCritic["DuelingCategorical", CategoricalSettings]):
     ) -> None:
         super().__init__(head, names, settings or CategoricalSettings())
         self.target.train()
-        self._spheres = constrained(head)
+        self._project = Projection(head)
 
     @property
     def deviation(self) -> float:
@@ -91,12 +92,13 @@ class C51(EpsilonGreedyCritic["DuelingCategorical", CategoricalSettings]):
         """Return the cross-entropy of the taken choices, with the imitation losses, and metrics."""
         prior, rows = contexts.prior, len(batch)
         joint_BC = torch.cat((contexts.now, contexts.upcoming))
-        online = [logits.split(rows) for logits in self.head(joint_BC)]
+        # one trunk for the statistics of both; logits of the next state need no gradient, and cost half of the largest layer
+        hidden_BH = self.head.trunk(joint_BC)
         with torch.no_grad():
-            target_BK = self._target(contexts, batch, [upcoming for _, upcoming in online])
+            target_BK = self._target(joint_BC, batch, prior, self.head.branches(hidden_BH[rows:]))
         losses, imitation, values, pulls = [], [], [], []
         every_B = torch.arange(rows, device=joint_BC.device)
-        for name, (logits_BnK, _) in zip(self.names, online, strict=True):
+        for name, logits_BnK in zip(self.names, self.head.branches(hidden_BH[:rows]), strict=True):
             action_B = batch.actions[name]
             taken_BK = logits_BnK[every_B, action_B]
             loss_B = cross_entropy(taken_BK, target_BK)
@@ -120,11 +122,11 @@ class C51(EpsilonGreedyCritic["DuelingCategorical", CategoricalSettings]):
             loss = loss + self.settings.imitation * prior.weight * pull
         return loss, metrics
 
-    def _target(self, contexts: Contexts, batch: Batch, online: list[Tensor]) -> Tensor:
+    def _target(self, joint_BC: Tensor, batch: Batch, prior: PriorOpinion | None, online: list[Tensor]) -> Tensor:
         """Return the target distribution B,K, common to all branches: the online critic chooses, the slow one evaluates."""
-        prior, rows = contexts.prior, len(batch)
-        slow = self.target(torch.cat((contexts.now, contexts.upcoming)), rows)
-        every_B = torch.arange(rows, device=contexts.now.device)
+        rows = len(batch)
+        slow = self.target(joint_BC, rows)
+        every_B = torch.arange(rows, device=joint_BC.device)
         chosen: list[Tensor] = []
         for name, online_BnK, slow_BnK in zip(self.names, online, slow, strict=True):
             fitting = prior is not None and prior.fitting
@@ -135,7 +137,7 @@ class C51(EpsilonGreedyCritic["DuelingCategorical", CategoricalSettings]):
 
     def improve(self, contexts: Contexts, batch: Batch, updates: int) -> dict[str, Tensor]:
         """Project the weights, move the target, and reduce epsilon."""
-        project(self._spheres)
+        self._project()
         return super().improve(contexts, batch, updates)
 
 

@@ -46,7 +46,7 @@ HEADROOM = 4.0
 RETURN_ROWS = 65_536
 """Newest transitions that the deviation of returns is measured on."""
 FEW = 8
-"""Rewards of the largest magnitudes that may be outliers: they are clipped at `HEADROOM` times the largest of the others."""
+"""Rewards of the largest magnitudes that may be outliers: they are clipped at `HEADROOM` times the largest return of the others."""
 TRIES_REMEMBERED = 65_536
 """Draws after which earlier ones count half in the estimate of how many rows can be drawn."""
 LEAD_UP = 8
@@ -218,6 +218,42 @@ class ReplayBuffer:
         self._trail, self._moved_last = held.since_reserved, linked[-1]
         self._tries, self._fits = held.tries
 
+    def snapshot(self) -> tuple[dict[str, NDArray[Any]], dict[str, Any]]:
+        """Return all that is held, as arrays by name and JSON; a draw after it is the same here and where it was restored."""
+        at = self._held_positions()
+        columns, rest = self._columns.snapshot(at)
+        self._lists = None  # their order depends on when they were made
+        links = (self._follows_N, self._preceded_N, self._linked_N)
+        arrays = {f"column{i:02d}": column for i, column in enumerate((*columns, *(link[at] for link in links)))}
+        rings = {"main": self._main.added, "reserve": self._reserve.added, "size": self._main.size}
+        return arrays, {
+            "rings": rings,
+            "trail": self._trail,
+            "moved_last": self._moved_last,
+            "tries": [self._tries, self._fits],
+            "columns": rest,
+        }
+
+    def restore(self, arrays: Mapping[str, NDArray[Any]], rest: Mapping[str, Any]) -> None:
+        """Take up what `snapshot` returned, in an empty replay.
+
+        Raises:
+            ValueError: it is of another policy or another size.
+        """
+        rings = rest["rings"]
+        if rings["size"] != self._main.size:
+            raise ValueError(f"a replay of {rings['size']} transitions does not fit one of {self._main.size}")
+        self._main.added, self._reserve.added = rings["main"], rings["reserve"]
+        at = self._held_positions()
+        *columns, follows, preceded, linked = (arrays[name] for name in sorted(arrays))
+        self._columns.restore(at, columns, rest["columns"])
+        self._follows_N[at], self._preceded_N[at], self._linked_N[at] = follows, preceded, linked
+        self._trail, self._moved_last, (self._tries, self._fits) = rest["trail"], rest["moved_last"], rest["tries"]
+        self._lists = None
+
+    def _held_positions(self) -> NDArray[np.int64]:
+        return np.concatenate([ring.start + np.arange(ring.held) for ring in (self._main, self._reserve)])
+
     @staticmethod
     def _linked_by_ticks(numbers: tuple[int, ...], rows: Mapping[int, Transition]) -> tuple[bool, ...]:
         """Return `linked` where an older version did not save it: true only where the ticks of two rows are close."""
@@ -288,24 +324,33 @@ class ReplayBuffer:
         """Return what returns are divided by, so that values fit the support of a categorical critic; 1 without any reward.
 
         It is the larger of the deviation of the discounted returns and of their largest magnitude over `HEADROOM`, over the newest
-        `RETURN_ROWS` transitions. A few huge rewards are clipped first: one source must not flatten the values of all.
+        `RETURN_ROWS` transitions. A few huge rewards are clipped first: one source must not flatten the values of all. The limit follows
+        from the returns of the others, so that a rare goal is worth more than all that it costs to reach it.
         """
         at = self._main.order()[-RETURN_ROWS:]
         if not len(at):
             return 1.0
         acted = self._columns.acted_NU[at].any(-1)
-        reward = _without_outliers(self._columns.reward_N[at].astype(np.float64))
-        reward = np.where(acted, reward - (reward.mean() if self.centre else 0.0), 0.0)
+        reward = self._columns.reward_N[at].astype(np.float64)
         going = self._follows_N[at] & ~self._columns.done_N[at] & ~self._columns.truncated_N[at] & acted
         going[-1] = False
-        total, keep, step = reward, np.where(going, self.spec.gamma, 0.0), 1
-        while step < len(at) and keep.max() > 1e-3:  # sums of twice as many rewards each time
-            total = total + keep * np.concatenate((total[step:], np.zeros(step)))
-            keep = keep * np.concatenate((keep[step:], np.zeros(step)))
-            step *= 2
-        total = total[acted]
-        if not len(total):
+
+        def returns(reward: NDArray[np.float64]) -> NDArray[np.float64]:
+            total = np.where(acted, reward - (reward.mean() if self.centre else 0.0), 0.0)
+            keep, step = np.where(going, self.spec.gamma, 0.0), 1
+            while step < len(at) and keep.max() > 1e-3:  # sums of twice as many rewards each time
+                total = total + keep * np.concatenate((total[step:], np.zeros(step)))
+                keep = keep * np.concatenate((keep[step:], np.zeros(step)))
+                step *= 2
+            return total[acted]
+
+        if not acted.any():
             return 1.0
+        usual = _largest_usual(reward)
+        if usual is not None:
+            limit = HEADROOM * max(usual, float(np.abs(returns(np.clip(reward, -usual, usual))).max()))
+            reward = np.clip(reward, -limit, limit)
+        total = returns(reward)
         return float(max(total.std(), np.abs(total).max() / HEADROOM)) or 1.0
 
     def ordered(self, start: int, stop: int, *, steps: int | None = None) -> Batch | None:
@@ -506,10 +551,7 @@ def _pick(positions: NDArray[np.int64], count: int, generator: torch.Generator) 
     return chosen
 
 
-def _without_outliers(reward_N: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Return rewards with the `FEW` largest magnitudes clipped near the next one; all stay where so few are not 0."""
+def _largest_usual(reward_N: NDArray[np.float64]) -> float | None:
+    """Return the largest magnitude without the `FEW` largest; None where so few are not 0."""
     magnitudes = np.sort(np.abs(reward_N[reward_N != 0]))
-    if len(magnitudes) <= FEW:
-        return reward_N
-    limit = HEADROOM * float(magnitudes[-FEW - 1])
-    return np.clip(reward_N, -limit, limit)
+    return float(magnitudes[-FEW - 1]) if len(magnitudes) > FEW else None

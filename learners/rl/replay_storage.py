@@ -178,6 +178,31 @@ class ReplayStorage:
         self.version_NS[at, s] = self._version_ids.setdefault(version, len(self._version_ids))
         return True
 
+    def snapshot(self, at: NDArray[np.int64]) -> tuple[list[NDArray[Any]], dict[str, Any]]:
+        """Return the bits of the columns at given positions, and all else as JSON; a missing stream has an infinite age."""
+        names = {"versions": self.versions, "skipped": dict(self.skipped), "any_masked": self.any_masked}
+        return [_bits(column[at]) for column in self.arrays], names | {
+            "version_ids": self._version_ids,
+            "session_ids": self._session_ids,
+        }
+
+    def restore(self, at: NDArray[np.int64], columns: Sequence[NDArray[Any]], rest: Mapping[str, Any]) -> None:
+        """Take up what `snapshot` returned, in an empty storage.
+
+        Raises:
+            ValueError: the columns are those of another policy.
+        """
+        for mine, theirs in zip(self.arrays, columns, strict=True):
+            if mine[at].shape != theirs.shape or mine.itemsize != theirs.itemsize:
+                raise ValueError(f"a column of {mine[at].shape} {mine.dtype} is {theirs.shape} {theirs.dtype}")
+            mine[at] = theirs.view(mine.dtype)
+        self._where = {
+            int(number): int(place) for number, place in zip(self.number_N[at], at, strict=True) if number >= 0
+        }
+        self.versions, self.any_masked = dict(rest["versions"]), rest["any_masked"]
+        self.skipped = Counter(rest["skipped"])
+        self._version_ids, self._session_ids = dict(rest["version_ids"]), dict(rest["session_ids"])
+
     def detach(self) -> None:
         """Discard the row numbers, because the store was recreated and will use them again."""
         self.number_N[:] = -1
@@ -293,6 +318,11 @@ def _within(value: Sequence[float], actuator: Continuous) -> bool:
 
 def _gather(array: NDArray[Any], at: NDArray[np.int64]) -> Tensor:
     return torch.from_numpy(array[at]).float()  # torch widens float16 several times faster than numpy
+
+
+def _bits(column: NDArray[Any]) -> NDArray[Any]:
+    """Return floating numbers as integers of the same bits."""
+    return column.view(f"i{column.itemsize}") if column.dtype.kind == "f" else column
 
 
 def _bounded(reward: float) -> float:

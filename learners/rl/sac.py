@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from learners.model.exploration import silent
-from learners.model.networks import BatchRenorm, Tracker, UnitBatchNorm, constrained, project
+from learners.model.networks import BatchRenorm, Projection, Tracker, UnitBatchNorm
 from learners.rl.adam import Adam, Group
 from learners.rl.head_algorithm import Contexts, HeadSettings, add_prefix, group, strip_prefix
 from learners.rl.transition_batch import Batch, expert_mean
@@ -74,7 +74,7 @@ class ActorCritic:
         self._critic_parameters = list(head.critics.parameters())
         self._norms = [m for m in head.critics.modules() if isinstance(m, (BatchRenorm, UnitBatchNorm))]
         self._actor_norms = [m for m in head.actor.modules() if isinstance(m, (BatchRenorm, UnitBatchNorm))]
-        self._spheres = constrained(head.critics), constrained(head.actor)
+        self._project = Projection(head.critics), Projection(head.actor)
         start = torch.tensor(float(settings.temperature), device=head.centre.device).log()
         self.log_temperature = nn.Parameter(start)
         self.actor_optimiser = Adam([group(head.actor, settings.rate, settings.beta1)])
@@ -108,7 +108,7 @@ class ActorCritic:
 
     def improve(self, contexts: Contexts, batch: Batch, updates: int) -> dict[str, Tensor]:
         """Step the actor and the temperature, every `delay` updates."""
-        project(self._spheres[0])
+        self._project[0]()
         self.explore(batch)
         if updates % self.settings.delay or (contexts.prior is not None and contexts.prior.fitting):
             return {}
@@ -122,7 +122,7 @@ class ActorCritic:
         self.actor_optimiser.zero_grad()
         (batch.weighted(loss_B) + cloning + pull).backward()  # type: ignore[no-untyped-call] # torch ships it so
         self.actor_optimiser.step()
-        project(self._spheres[1])
+        self._project[1]()
         self.temperature_optimiser.zero_grad()
         temperature_loss(self.log_temperature, log_density_B, self.target_entropy).backward()  # type: ignore[no-untyped-call] # as above
         self.temperature_optimiser.step()

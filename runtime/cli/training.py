@@ -67,6 +67,11 @@ class Demonstrations(click.ParamType):  # type: ignore[type-arg] # generic only 
     show_default=True,
     help="Start from demonstrations: a number of scripted episodes, if the environment has a script, or a file of episodes.",
 )
+@click.option(
+    "--resume",
+    is_flag=True,
+    help="Continue the training in the folder OUT exactly where it was last saved; what has ended is not trained again.",
+)
 @refusing
 def train(
     environment: str,
@@ -77,6 +82,7 @@ def train(
     values: tuple[str, ...],
     algorithm: Algorithm,
     demonstrations: int | Path,
+    resume: bool,  # noqa: FBT001 - as the option
 ) -> None:
     """Train a policy on the gymnasium environment ENV, in lock-step: the environment waits for each update.
 
@@ -97,7 +103,7 @@ def train(
     settings = with_values(TrainSettings(), named)
     if seeds is not None:
         options = ["--steps", str(steps), "--algorithm", algorithm, "--demonstrations", str(demonstrations)]
-        options += [part for value in values for part in ("--set", value)]
+        options += [part for value in values for part in ("--set", value)] + (["--resume"] if resume else [])
         _train_seeds(environment, seeds, out, steps, with_algorithm(settings, algorithm), options)
         return
     results = train_in(
@@ -108,6 +114,7 @@ def train(
         algorithm=algorithm,
         demonstrations=demonstrations,
         settings=settings,
+        resume=resume,
     )
     final = results["final"]
     if cut := results["cut_episodes"]:
@@ -162,7 +169,8 @@ def _train_seeds(
 
     folders = {seed: out / f"seed-{seed}" for seed in parse(seeds)}
     for seed, folder in folders.items():
-        write_not_ended(folder, environment, steps, seed, settings)
+        if "--resume" not in options or not (folder / NAME).exists():
+            write_not_ended(folder, environment, steps, seed, settings)
 
     def command(seed: int) -> list[str]:
         words = [sys.executable, "-m", "runtime.cli", "train", environment]

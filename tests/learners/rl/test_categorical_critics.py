@@ -164,6 +164,22 @@ def test_the_scale_of_returns_follows_from_the_replay() -> None:
     assert ReplayBuffer(replay.spec, max_bytes=1 << 20).return_scale() == 1.0
 
 
+def test_a_rare_goal_is_worth_more_than_its_cost() -> None:
+    """As in MountainCarContinuous: moving costs up to .1 a step, and a goal that was reached once pays 100."""
+    spec = PolicySpec(
+        (StreamSpec("s", "telemetry", 1, 1),), ActionSpace((ARM,)), history=1, gamma=0.99, algorithm="xqc"
+    )
+    replay, cost = ReplayBuffer(spec, max_bytes=1 << 22), 0.1
+    for k in range(1_000):
+        token = {"s": np.zeros((1, 1), np.float32)}
+        row = Transition("s", k, str(k), 0.0, "p", token, {}, {"s": True}, {"s": 0.0}, {"arm": tuple(ARM.high)})
+        replay.append(replace(row, reward=100.0 if k == 999 else -cost, done=k == 999), k)
+    reaching = cost * (1 - 0.99**999) / 0.01  # about 10, of all that is to come
+    most = LIMIT * replay.return_scale()
+    assert most > 4 * reaching
+    assert most < 100
+
+
 def test_the_scale_is_measured_at_each_doubling_and_then_regularly() -> None:
     learning = Algorithm(plain(CHOICE, algorithm="xqc"), torch.Generator().manual_seed(0))
     due = []
