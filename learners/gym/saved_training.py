@@ -3,7 +3,7 @@
 A training is saved where an episode has ended, because an environment in the middle of an episode cannot be saved in general. The
 next episode then begins with a seed of its own. So a training that was killed and resumed equals one that was not, bit for bit on the
 same machine, if `reset(seed=...)` decides all that the environment does. What an environment keeps from one episode to the next
-otherwise is not saved. A training whose environment ends no episode is never saved.
+otherwise is not saved. Where an environment ends no episode, its training is never saved.
 """
 
 from __future__ import annotations

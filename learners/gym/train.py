@@ -33,7 +33,6 @@ from learners.gym.saved_training import SavedState, SavedTraining
 from learners.model.spec import Algorithm as Name
 
 
-
 def train(
     environment: str,
     steps: int,

@@ -29,7 +29,7 @@ TINY = TrainSettings(
 TIMES = {"wall_s", "env_steps_per_s", "updates_per_s"}
 
 
-class Killed(Exception):  # noqa: N818 - it stands for a signal
+class Killed(Exception):  # noqa: N818 - it is a signal, no error
     """The process ends."""
 
 
