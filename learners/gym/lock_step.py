@@ -155,7 +155,7 @@ class GymTrainer:
         Args:
             total: steps, with those before a resume.
             tick: called after each step.
-            save: called where `state` can be saved; the next episode then begins with a seed of its own.
+            save: called where `snapshot` can be saved; the next episode then begins with a seed of its own.
         """
         frame = self._begin(self.env.reset(seed=self._next_seed())[0])
         for step in range(self._step + 1, total + 1):
@@ -191,7 +191,7 @@ class GymTrainer:
             return self.seed
         return int(np.random.SeedSequence((self.seed, self._saved)).generate_state(1)[0]) >> 1
 
-    def state(self) -> tuple[dict[str, dict[str, Tensor]], dict[str, Any]]:
+    def snapshot(self) -> tuple[dict[str, dict[str, Tensor]], dict[str, Any]]:
         """Return all that an exact resume needs at the end of an episode, as tensors by file and name, and JSON."""
         arrays, replay = self.replay.snapshot()
         head = self.policy.heads.continuous
@@ -214,7 +214,7 @@ class GymTrainer:
         }
 
     def restore(self, tensors: Mapping[str, Mapping[str, Tensor]], rest: Mapping[str, Any]) -> None:
-        """Take up what `state` returned, in a new trainer; `run` then continues.
+        """Take up what `snapshot` returned, in a new trainer; `run` then continues.
 
         Raises:
             ValueError: it is of another policy.

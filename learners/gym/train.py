@@ -85,7 +85,7 @@ def train(
     write_not_ended(out, environment, steps, seed, trainer.settings, trainer.algorithm_name)
 
     def save() -> None:
-        saved.save(SavedState(*trainer.state(), time.monotonic() - began_s, demonstrated))
+        saved.save(SavedState(*trainer.snapshot(), time.monotonic() - began_s, demonstrated))
 
     ended = _run(trainer, environment, steps, out, save, began_s, progress=progress)
     step_count = steps if ended.fault is None else ended.step
