@@ -11,16 +11,18 @@ from typing import Any
 
 from actuators.sim.plant import Plant
 from actuators.sim.room_plant import RoomPlant
+from actuators.sim.rooms_plant import RoomsPlant
 
 PANORAMA = "panorama"
 ROOM = "room"
+ROOMS = "rooms"
 GROUP = "reflexd.actuators"
 
 
 def build_plant(
     environment: str, *, agent: str, seed: int = 0, rate_hz: float | None = None, simulated_overrides: bool = False
 ) -> Plant:
-    """Build the plant `environment`: `panorama`, `room`, an entry point of `reflexd.actuators`, or a gymnasium id.
+    """Build the plant `environment`: `panorama`, `room`, `rooms`, an entry point of `reflexd.actuators`, or a gymnasium id.
 
     Raises:
         ValueError: there is no such environment, or its spaces cannot be put on the wire.
@@ -31,6 +33,8 @@ def build_plant(
         return PanoramaPlant(agent, seed, simulated_overrides=simulated_overrides)
     if environment == ROOM:
         return RoomPlant(seed)
+    if environment == ROOMS:
+        return RoomsPlant(agent, seed)
     for point in entry_points(group=GROUP, name=environment):
         return _plugin(environment, point.load()(agent=agent, seed=seed, rate_hz=rate_hz))
     return _environment(environment, agent, seed, rate_hz)

@@ -124,6 +124,12 @@ class DeliberatorSettings(Settings):
         360, ge=1, le=36_000, description="limit of questions in any hour; what is beyond is counted and not asked"
     )
     backend: Backend = Field(EmbeddingBackend(), description="what answers")
+    then: tuple[Annotated[str, Field(min_length=1, max_length=40, pattern=r"\S")], ...] = Field(
+        (),
+        max_length=32,
+        description="words that divide an order into steps, as `[then, after that, ;]`. The model is asked about one step at a time, "
+        "and the next step follows when the goal of a step is done. Not with the backend `task`. Default: no order is divided",
+    )
     corrections: Name | None = Field(
         None,
         description="a text-classification task with the goals as its labels: each goal that a person sets is a label of the newest "

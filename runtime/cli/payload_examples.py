@@ -25,7 +25,8 @@ EXAMPLES: dict[str, str] = {
     '"version": "3-1f3a9c0e", "decision": "3f9c1a2b7d4e-1042", "took_ms": 8.1}',
     "goal": '{"goal": "greet", "goals": ["greet", "idle"], "why": "changed", "confidence": 0.81, "probabilities": {"greet": 0.81, "idle": 0.19}, "still": 0.2, '
     '"model": "bundled:smollm2-135m@3f9c1a2b7d4e", "id": "1042", "since": 1750000000.1, "stamp": 1750000000.1, "ttl_s": 300.0, '
-    '"held_s": 0.0, "state_sha256": "1f3a9c0e", "took_ms": 310.5}',
+    '"held_s": 0.0, "step": {"number": 2, "of": 3, "text": "the bedroom"}, '
+    '"state_sha256": "1f3a9c0e", "took_ms": 310.5}',
     "override/goal": '{"value": "greet", "hold_s": 60.0}',
     "preview/subscribe": '{"streams": ["front", "room"]}',
     "preview/<stream>": '{"level_db": -32.5, "peak_db": -18.0}',

@@ -21,7 +21,7 @@ from pathlib import Path
 from actuators.actions import action_space
 from actuators.expressions import ExpressionError
 from actuators.sim.registry import GROUP as PLANTS
-from actuators.sim.registry import PANORAMA, ROOM, plant_settings
+from actuators.sim.registry import PANORAMA, ROOM, ROOMS, plant_settings
 from actuators.wire import CommandWriter, WireError, check_state_value
 from learners.checkpoints.signing import KeyRefused
 from learners.checkpoints.trusted_keys import read_public
@@ -290,7 +290,7 @@ def _device(config: Config) -> Found:
 
 
 def _plant(config: Config) -> Found:
-    if config.plant is None or config.plant.environment in {PANORAMA, ROOM}:
+    if config.plant is None or config.plant.environment in {PANORAMA, ROOM, ROOMS}:
         return
     name = config.plant.environment
     if entry_points(group=PLANTS, name=name):
@@ -301,7 +301,7 @@ def _plant(config: Config) -> Found:
         yield (
             ("plant", "environment"),
             " ".join(str(error).split()),
-            "write panorama, room, a plug-in or a gymnasium id",
+            "write panorama, room, rooms, a plug-in or a gymnasium id",
         )
 
 

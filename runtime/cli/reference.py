@@ -39,7 +39,7 @@ TOPICS: tuple[tuple[str, str, str], ...] = (
     ("act/<actuator>/set", "out, QoS 1, with expiry, never retained", "a command to the device; only the gate writes it"),
     ("act/<actuator>/state", "in, retained by the device", "the state of the device, and its acknowledgement of a command"),
     ("task/<name>", "out", "the result of a task"),
-    ("goal", "out, retained, QoS 1, with `deliberator`", 'the goal in force: `{"goal","goals","why","confidence","probabilities","still","model","id","since","stamp","ttl_s","held_s","past","state_sha256","took_ms"}`; `state_sha256` is the hash of the state in words that the model read'),
+    ("goal", "out, retained, QoS 1, with `deliberator`", 'the goal in force: `{"goal","goals","why","confidence","probabilities","still","model","id","since","stamp","ttl_s","held_s","step","past","state_sha256","took_ms"}`; `state_sha256` is the hash of the state in words that the model read'),
     ("override/goal", "in, QoS 1, with `deliberator`", "a person's goal for `hold_s` seconds"),
     ("preview/subscribe", "in, QoS 0, every 2 s", "requests previews of the named streams; previews stop 5 s after the last request"),
     ("preview/<stream>", "out, QoS 0, at most 4 a second, only while requested", 'camera: a JPEG of at most 320 pixels\' width; others JSON: `{"level_db","peak_db"}` in dBFS, `{"text"}`, or `{"values":{}}`'),

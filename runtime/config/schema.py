@@ -165,7 +165,7 @@ class PlantSettings(Settings):
     """Settings of a simulated device that the supervisor runs as a process behind the broker."""
 
     environment: str = Field(
-        description="`panorama` (the world of the demo), `room` (a room with a heater) or a gymnasium id"
+        description="`panorama` (the world of the demo), `room` (a room with a heater), `rooms` (a corridor with three rooms) or a gymnasium id"
     )
     seed: int = Field(0, description="seed of the environment")
     simulated_overrides: bool = Field(

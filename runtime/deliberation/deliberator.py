@@ -23,8 +23,18 @@ from learners.rewards import expression_values
 from learners.task_serving.results import Result
 from runtime.control.tick import TickResult
 from runtime.deliberation.goal_in_force import GoalInForce
+from runtime.deliberation.order_steps import OrderSteps, steps_of
 from runtime.deliberation.question_schedule import LONGEST_S, QuestionSchedule
-from runtime.deliberation.state_text import MOST_ORDERS, MOST_TEXT, KnownState, Order, TaskResult, one_line, state_text
+from runtime.deliberation.state_text import (
+    MOST_ORDERS,
+    MOST_TEXT,
+    KnownState,
+    Order,
+    Step,
+    TaskResult,
+    one_line,
+    state_text,
+)
 from runtime.deliberation.task_goals import TaskGoals
 from runtime.mqtt import Message
 from runtime.mqtt.topics import GoalOverride, Refused, decode
@@ -115,6 +125,8 @@ class Deliberator:
     _conditions: dict[str, Expression] = field(init=False)
     _orders: deque[Text] = field(init=False, default_factory=lambda: deque(maxlen=MOST_ORDERS))
     """Newest first."""
+    _steps: OrderSteps | None = field(init=False, default=None)
+    """Of the newest order; None where it has one step."""
     _results: dict[str, tuple[TaskResult, float]] = field(init=False, default_factory=dict)
     """By task: the newest result, and when it was received."""
     _numbers: dict[str, float] = field(init=False, default_factory=dict)
@@ -128,6 +140,8 @@ class Deliberator:
     """Whether a goal ended since the last answer."""
     _asked_about: tuple[tuple[object, ...], frozenset[str]] = field(init=False, default=((), frozenset()))
     """Words and drifts of the newest question; they are dealt with when it is answered."""
+    _asked_step: tuple[int, int] | None = field(init=False, default=None)
+    """The step of the newest question, as `OrderSteps.now`."""
     _done: set[str] = field(init=False, default_factory=set)
     """Goals that are done while their condition holds and no other order came: they are not chosen again."""
     _failure_reported: bool = field(init=False, default=False)
@@ -167,19 +181,37 @@ class Deliberator:
             reading = observation.readings[name]
             if isinstance(reading, Text):
                 if one_line(reading.text):
-                    self._orders.appendleft(reading)
-                    self._done.clear()
+                    self._hear(reading)
             elif isinstance(reading, Telemetry) and name != "goal":
                 for field_name, value in zip(reading.fields, reading.values.tolist(), strict=True):
                     self._numbers[f"{name}.{field_name}"] = value
         self._done -= {goal for goal in self._done if not self._holds(self._conditions[goal], observation, ticked)}
-        condition = self._conditions.get(self.goal.goal)
+        ended = self.goal.goal
+        condition = self._conditions.get(ended)
         if condition is not None and self._holds(condition, observation, ticked):
-            self._done.add(self.goal.goal)
+            self._done.add(ended)
             self.goal.is_done(self.clock())
-            self._orders.clear()  # they are carried out
+            self._carried_out(ended)
             self._ended = True
             self._announce("done")
+
+    def _hear(self, text: Text) -> None:
+        """Note a new order; one that is sent again while its steps are carried out begins no second time."""
+        if self._steps is not None and self._steps.repeats(text):
+            self._orders[0] = self._steps.order = text
+            return
+        self._orders.appendleft(text)
+        by_task = isinstance(self.model, TaskGoals)  # it reads whole texts
+        self._steps = None if by_task else steps_of(text, self.settings.then)
+        self._done.clear()
+
+    def _carried_out(self, goal: str) -> None:
+        """Go on to the next step of the newest order where `goal` was its step; without one, all orders are carried out."""
+        if self._steps is not None and self._steps.goal != goal:
+            return  # the goal of an earlier order
+        if self._steps is None or not self._steps.finish():
+            self._steps = None
+            self._orders.clear()
 
     def result(self, result: Result) -> None:
         """Note the newest result of a task."""
@@ -204,6 +236,8 @@ class Deliberator:
         now_s = self.clock()
         valid = [text for text in self._orders if now_s - text.stamp_s <= self.ttl_s.get(text.stream, float("inf"))]
         self._orders = deque(valid, MOST_ORDERS)
+        if self._steps is not None and self._steps.order not in valid:
+            self._steps = None
         return KnownState(
             tuple(Order(text.stream, text.text, now_s - text.stamp_s) for text in self._orders),
             tuple(
@@ -214,6 +248,7 @@ class Deliberator:
             self.goal.goal,
             now_s - self.goal.since_s,
             tuple(self.goal.past),
+            None if self._steps is None else Step(self._steps.step, self._steps.due + 1, len(self._steps.steps)),
         )
 
     # --- questions and answers
@@ -257,9 +292,12 @@ class Deliberator:
             return
         self._number += 1
         orders = tuple(one_line(order.text) for order in state.orders)
+        if state.step is not None:  # a model that reads the newest order alone is asked about the step
+            orders = (one_line(state.step.text), *orders[1:])
         stamp_s = self._orders[0].stamp_s if self._orders else 0.0
         question = GoalQuestion(self._number, state_text(state), orders, self.goal.goal, stamp_s)
         self._asked_about = (state.words, drifting)
+        self._asked_step = None if self._steps is None else self._steps.now
         self._asked = (question, now_s)
         self.model.ask_goal(question)
 
@@ -278,6 +316,8 @@ class Deliberator:
         self.degraded.pop("deliberator", None)
         best = max(answer.probabilities, key=lambda goal: answer.probabilities[goal], default="")
         verdict = "nothing" if best in self._done else self.goal.take(answer, self.clock())
+        if self._steps is not None and self._steps.now == self._asked_step:
+            self._answer_step(self._steps, best, verdict)
         self.counts[verdict] += 1
         if verdict == "held":
             self._again_s = max(self.goal.held_until_s, self.goal.since_s + self.settings.min_hold_s)
@@ -285,6 +325,15 @@ class Deliberator:
             self._request(question, answer)
         elif verdict != "nothing":
             self._announce(verdict, question, answer)
+
+    def _answer_step(self, steps: OrderSteps, best: str, verdict: str) -> None:
+        """Note the goal of the step that is due; one that is done already ends its step."""
+        if verdict in {"changed", "confirmed", "close"}:
+            steps.goal = self.goal.goal
+        elif best in self._done:
+            steps.goal = best
+            self._carried_out(best)
+            self._ended = True
 
     def failed(self, number: int, reason: str) -> None:
         """Note that a question has no answer; the goal in force goes on until its `ttl_s`."""
@@ -318,6 +367,7 @@ class Deliberator:
             raise Refused(str(error)) from None
         self._learn(wanted)
         self._orders.clear()  # an order of before must not end it
+        self._steps = None
         self._again_s = self.goal.held_until_s
         self.emit("goal_set", {"goal": wanted.value, "hold_s": wanted.hold_s, "source": wanted.source})
         self._announce("changed" if is_other else "confirmed")
@@ -326,12 +376,13 @@ class Deliberator:
         """Store a person's goal as a label of the newest text; without a text there is nothing to learn."""
         if self.correct is None:
             return
-        orders = self.state().orders
-        if not orders:
+        state = self.state()
+        if not state.orders:
             self.counts["correction_without_text"] += 1
             return
         self.counts["correction"] += 1
-        self.correct(text=orders[0].text[:MOST_LEARNED], goal=wanted.value, source=wanted.source)
+        text = state.orders[0].text if state.step is None else state.step.text
+        self.correct(text=text[:MOST_LEARNED], goal=wanted.value, source=wanted.source)
 
     # --- what is published
 
@@ -372,6 +423,7 @@ class Deliberator:
             "since": unix_s - (now_s - goal.since_s), "stamp": unix_s, "ttl_s": self.settings.ttl_s,
             "past": [asdict(past) | {"lasted_s": round(past.lasted_s, 1)} for past in goal.past],
             "held_s": max(0.0, round(goal.held_until_s - now_s, 1)),
+            "step": None if self._steps is None else self._step(self._steps),
             "state_sha256": "" if question is None else hashlib.sha256(question.state.encode()).hexdigest(),
             "took_ms": None if answer is None else round(answer.took_s * 1e3, 1),
         }  # fmt: skip
@@ -380,6 +432,10 @@ class Deliberator:
         if why in {"changed", "done", "expired"}:
             self.emit("goal_changed", {"goal": goal.goal, "why": why, "confidence": round(goal.confidence, 4)})
         self._feed(now_s)
+
+    @staticmethod
+    def _step(steps: OrderSteps) -> dict[str, Any]:
+        return {"number": steps.due + 1, "of": len(steps.steps), "text": one_line(steps.step)}
 
     def _feed(self, now_s: float) -> None:
         """Publish a reading of the stream `goal`: 0 for each goal that is not in force."""

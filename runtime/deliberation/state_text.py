@@ -49,6 +49,15 @@ class PastGoal:
 
 
 @dataclass(frozen=True, slots=True)
+class Step:
+    """The step of the newest order that is due, counted from 1."""
+
+    text: str
+    number: int
+    of: int
+
+
+@dataclass(frozen=True, slots=True)
 class KnownState:
     """What is known at one moment."""
 
@@ -61,12 +70,15 @@ class KnownState:
     goal_age_s: float = 0.0
     past: Sequence[PastGoal] = ()
     """Newest first."""
+    step: Step | None = None
+    """None where the newest order has one step."""
 
     @property
     def words(self) -> tuple[object, ...]:
         """Orders and results without numbers and ages: a change of them is worth a question at once."""
         return (
             tuple((one.stream, one.text) for one in self.orders),
+            self.step,
             tuple((one.task, one.value) for one in self.results if not _is_number(one.value)),
         )
 
@@ -75,6 +87,7 @@ def state_text(state: KnownState) -> str:
     """Return the state in words, at most `MOST_BYTES` bytes."""
     lines = [
         *_section("Orders, newest first", (_order(one) for one in state.orders[:MOST_ORDERS])),
+        *([] if state.step is None else [_step(state.step)]),
         f"Present goal: {state.goal}, for {_time(state.goal_age_s)}",
         *_section("Perceived", (_result(one) for one in state.results[:MOST_RESULTS])),
         *_section("Numbers", _numbers(state.numbers)),
@@ -97,6 +110,10 @@ def _section(title: str, items: Iterable[str]) -> list[str]:
 
 def _order(order: Order) -> str:
     return f"{json.dumps(one_line(order.text), ensure_ascii=False)} ({order.stream}, {_time(order.age_s)} ago)"
+
+
+def _step(step: Step) -> str:
+    return f"Due now, step {step.number} of {step.of} of the newest order: {json.dumps(one_line(step.text), ensure_ascii=False)}"
 
 
 def _result(result: TaskResult) -> str:

@@ -179,6 +179,14 @@ class PastGoalEntry(Published):
     lasted_s: float | None = None
 
 
+class StepEntry(Published):
+    """The step of an order that is due, in `goal`; steps are counted from 1."""
+
+    number: int
+    of: int
+    text: str = Field("", max_length=1_000)
+
+
 class GoalMessage(Published):
     """`goal`: the goal in force, why, and the probability of each goal by the newest answer."""
 
@@ -190,4 +198,5 @@ class GoalMessage(Published):
     model: Short = ""
     since: float | None = None
     held_s: float | None = None
+    step: StepEntry | None = None
     past: list[PastGoalEntry] = Field([], max_length=MAX_ENTRIES)

@@ -51,6 +51,7 @@ SIZES: dict[str, str] = {
     "bench_poison": "1 30",
     "bench_promotion": "--runs 1",
     "bench_replay": "2",
+    "bench_rooms": "--seeds 0 --steps 300 --episodes 2",
     "bench_rows": "--rows 200",
     "bench_requests": "20",
     "bench_small_daemon": "--seconds 3",

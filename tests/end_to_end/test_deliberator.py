@@ -21,6 +21,43 @@ from fakes import connect_when_up, end, free_port, wait_for
 
 ROOT = Path(__file__).parents[2]
 START_S = 120.0
+ROOM = """
+agent: rooms
+mode: autonomous
+tick: {rate_hz: 2}
+state_dir: .reflexd/rooms
+mqtt: {url: "embedded://127.0.0.1:1883"}
+plant: {environment: room}
+streams:
+  room:   {kind: telemetry, source: "topic:room/sensor", fields: [temperature], max_age_s: 5, required: true}
+  orders: {kind: text, source: topic, ttl_s: 60, max_age_s: 60, encoder: language}
+encoders:
+  language: {model: "bundled:minilm-l6"}
+deliberator:
+  goals:
+    away:  the house is empty, nobody is at home, save energy
+    cosy:  {means: "make it warm and cosy, someone is cold", done: "room.temperature > 26"}
+    sleep: people go to bed and sleep, keep it cool at night
+  default: away
+  min_hold_s: 5
+  ttl_s: 1800
+actuators:
+  heater:
+    kind: choice
+    choices: ["OFF", "ON"]
+    topic: room/heater/set
+    payload: "${value}"
+    state_topic: room/heater/state
+    safe: "OFF"
+    ttl_ms: 2000
+gate: {forbid: ["heater == 'ON' and goal.away > 0 and room.temperature > 18"]}
+policy: {gamma: 0.8, history: 2, hidden: [64, 64], width: 32}
+rewards:
+  - {name: comfort, kind: expression, value: "-abs(room.temperature - (23 if goal.cosy > 0 else 18 if goal.sleep > 0 else 15)) / 8"}
+learner: {enabled: false}
+promotion: {shadow_s: 5}
+"""
+"""A room whose heater follows a goal; no device says orders of its own."""
 
 
 class Server(ThreadingHTTPServer):
@@ -67,14 +104,12 @@ def server() -> Iterator[Server]:
 
 def test_the_policy_reads_a_goal_that_people_and_a_model_set(tmp_path: Path, server: Server) -> None:
     port = free_port()
-    known = yaml.safe_load((ROOT / "configs" / "rooms.yaml").read_text())
+    known = yaml.safe_load(ROOM)
     known |= {"mqtt": {"url": f"embedded://127.0.0.1:{port}"}, "state_dir": str(tmp_path / "state")}
     known["deliberator"] |= {
         "backend": {"kind": "systemone", "url": f"http://127.0.0.1:{server.server_port}/v1"},
         "min_hold_s": 0, "ttl_s": 8, "every_s": 2, "timeout_s": 2,
     }  # fmt: skip
-    known["learner"]["enabled"] = False
-    del known["dashboard"], known["metrics"]
     file = tmp_path / "rooms.yaml"
     file.write_text(yaml.safe_dump(known))
     goals: list[dict[str, Any]] = []

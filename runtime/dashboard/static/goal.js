@@ -28,7 +28,8 @@ export function render() {
   setText(title, `Goal: ${goal.goal}`);
   const held = goal.held_s ? goal.held_s - (now() - goal.at) : 0;
   const by = goal.model === "person" ? "set by a person" : WHY[goal.why] ?? goal.why;
-  setText(why, [by, goal.since ? `for ${seconds(Math.max(0, now() - goal.since))}` : "", held > 0 ? `held for another ${seconds(held)}` : ""].filter(Boolean).join(", "));
+  const step = goal.step ? `step ${goal.step.number} of ${goal.step.of}: “${goal.step.text}”` : "";
+  setText(why, [step, by, goal.since ? `for ${seconds(Math.max(0, now() - goal.since))}` : "", held > 0 ? `held for another ${seconds(held)}` : ""].filter(Boolean).join(", "));
   const names = goal.goals.length ? goal.goals : Object.keys(goal.probabilities);
   if (drawn !== names.join()) list.replaceChildren(), (list._byKey = undefined), (drawn = names.join());
   keyed(list, names, row, (name, view) => {

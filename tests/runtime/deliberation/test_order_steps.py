@@ -1,0 +1,177 @@
+"""Orders of several steps: how they are divided, and how the deliberator carries them out one after the other."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import orjson
+import pytest
+
+from fakes import FakeClock
+from learners.goal_models.answers import GoalAnswer, GoalQuestion
+from learners.goal_models.config import DeliberatorSettings
+from runtime.deliberation.deliberator import Deliberator
+from runtime.deliberation.order_steps import MOST_STEPS, steps_of
+from runtime.mqtt import Message
+from sensors.readings import Observation, Reading, Telemetry, Text
+
+THEN = ("then", "after that", ";", "when it is centred")
+GOALS = {
+    "rest": "stay where you are",
+    "kitchen": {"means": "go to the kitchen", "done": "robot.at > 2"},
+    "study": {"means": "go to the study", "done": "robot.at < -2"},
+}
+
+
+def divided(text: str, *separators: str) -> tuple[str, ...]:
+    found = steps_of(Text("orders", 0.0, 1, text), separators or THEN)
+    return () if found is None else found.steps
+
+
+@pytest.mark.parametrize(
+    ("text", "steps"),
+    [
+        ("first the dog, when it is centred the ship, then rest", ("first the dog", "the ship", "rest")),
+        ("The kitchen. THEN the study", ("The kitchen", "the study")),
+        ("a; b ;; c;", ("a", "b", "c")),
+        ("go home  after\nthat sleep", ("go home", "sleep")),
+        ("strengthen the roof", ()),
+        ("then go home", ()),
+        ("then, then; then!", ()),
+        ("", ()),
+        ("küche then büro", ("küche", "büro")),
+    ],
+)
+def test_an_order_is_divided_at_whole_words(text: str, steps: tuple[str, ...]) -> None:
+    assert divided(text) == steps
+
+
+def test_a_hostile_order_has_few_steps_and_no_separators_mean_one_step() -> None:
+    many = divided("go then " * 20_000)
+    assert len(many) == MOST_STEPS
+    assert steps_of(Text("orders", 0.0, 1, "a then b"), ()) is None
+    assert divided("a (x) b", "(x)") == ("a", "b"), "a mark is no pattern"
+
+
+class Walk:
+    """A deliberator for a robot between two rooms; the test answers for the model."""
+
+    def __init__(self, **more: Any) -> None:
+        chosen = {"goals": GOALS, "default": "rest", "min_hold_s": 0, "then": THEN} | more
+        self.clock = FakeClock(1_000.0)
+        self.questions: list[GoalQuestion] = []
+        self.published: list[dict[str, Any]] = []
+        self.labels: list[dict[str, str]] = []
+        self.connected = True
+        self.it = Deliberator(
+            DeliberatorSettings.model_validate(chosen), {"robot": ("at",)}, lambda *_: self, self, self.published.append,
+            lambda _kind, _data: None, {}, ttl_s={"orders": 60.0}, clock=self.clock.now, wall=self.clock.now,
+            correct=lambda **label: self.labels.append(label), state_dir=Path("/nonexistent"),
+        )  # fmt: skip
+
+    def ask_goal(self, question: GoalQuestion) -> None:
+        self.questions.append(question)
+
+    def take(self, values: Any, stamp_s: float) -> None:
+        del values, stamp_s
+
+    def see(self, reading: Reading) -> None:
+        readings = {reading.stream: reading}
+        observation = Observation(1, self.clock.now(), readings, {}, frozenset(), frozenset(readings), frozenset())
+        self.it.ticked(SimpleNamespace(observation=observation, executed={}))  # type: ignore[arg-type]
+
+    def hear(self, text: str) -> None:
+        self.see(Text("orders", self.clock.now(), 1, text))
+
+    def at(self, place: float) -> None:
+        self.see(Telemetry("robot", self.clock.now(), 1, ("at",), np.array([place], np.float32)))
+
+    def wait(self, seconds: float = 1.2) -> None:
+        for _ in range(round(seconds * 5)):
+            self.clock.advance(0.2)
+            self.it.step()
+
+    def answer(self, goal: str) -> None:
+        found = {name: float(name == goal) for name in GOALS}
+        self.it.answered(GoalAnswer(self.questions[-1].number, found, None, "m@1", 0.1))
+
+    @property
+    def asked(self) -> str:
+        return self.questions[-1].orders[0]
+
+
+def test_the_steps_of_an_order_follow_each_other_as_their_goals_are_done() -> None:
+    walk = Walk()
+    walk.hear("first the kitchen, then the study, then rest")
+    walk.wait()
+    assert walk.asked == "first the kitchen"
+    assert 'Due now, step 1 of 3 of the newest order: "first the kitchen"' in walk.questions[-1].state
+    walk.answer("kitchen")
+    assert walk.published[-1]["step"] == {"number": 1, "of": 3, "text": "first the kitchen"}
+    walk.at(1.0)
+    walk.hear("first the kitchen, then the study, then rest")  # a device that repeats what is in force
+    walk.at(3.0)
+    assert (walk.it.goal.goal, walk.published[-1]["why"]) == ("rest", "done")
+    walk.wait()
+    assert walk.asked == "the study"
+    walk.answer("study")
+    walk.at(3.0)
+    assert walk.it.goal.goal == "study"
+    walk.at(-3.0)
+    walk.wait()
+    walk.answer("rest")
+    walk.at(-3.0)
+    assert (walk.asked, walk.it.goal.goal) == ("rest", "rest")
+    walk.clock.advance(61.0)
+    walk.it.state()
+    assert walk.it._steps is None, "an order is known as long as its stream says"
+
+
+def test_a_goal_of_an_earlier_order_ends_no_step_and_a_late_answer_neither() -> None:
+    walk = Walk()
+    walk.hear("the kitchen")
+    walk.wait()
+    walk.answer("kitchen")
+    walk.hear("the study then the kitchen then rest")
+    walk.at(3.0)  # the goal of the first order is done before the model has answered about the second one
+    assert walk.it.goal.goal == "rest"
+    walk.wait()
+    assert walk.asked == "the study"
+    walk.answer("study")
+    walk.wait(11)  # asked again without a reason, and the step is done before that answer comes
+    walk.at(-3.0)
+    walk.answer("study")
+    walk.wait()
+    assert walk.asked == "the kitchen"
+    walk.answer("kitchen")
+    assert walk.published[-1]["step"] == {"number": 2, "of": 3, "text": "the kitchen"}
+
+
+def test_a_step_that_is_so_already_ends_at_once_and_the_next_one_is_asked_about() -> None:
+    walk = Walk()
+    walk.hear("the kitchen then the kitchen then the study")
+    walk.wait()
+    walk.answer("kitchen")
+    walk.at(3.0)
+    walk.wait()
+    walk.answer("kitchen")
+    walk.wait()
+    assert walk.asked == "the study"
+
+
+def test_a_person_ends_the_steps_and_labels_the_one_that_was_due() -> None:
+    walk = Walk()
+    walk.hear("the kitchen then the study")
+    walk.wait()
+    walk.answer("kitchen")
+    walk.at(3.0)
+    walk.wait()
+    walk.answer("rest")
+    walk.it.set_goal(Message("override/goal", orjson.dumps({"value": "study", "hold_s": 5.0}), 1, retain=False))
+    assert [(label["text"], label["goal"]) for label in walk.labels] == [("the study", "study")]
+    walk.wait(6)
+    assert walk.questions[-1].orders == ()
+    assert walk.published[-1]["step"] is None
