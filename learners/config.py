@@ -176,7 +176,42 @@ class PluginReward(Settings):
     clip: float = Field(10.0, gt=0, description="rewards are clipped to [-clip, clip]")
 
 
-AnyReward = Annotated[TopicReward | ExpressionReward | PluginReward, Field(discriminator="kind")]
+class DecisionReward(Settings):
+    """A reward that the deliberator's model gives: how probable it is that the answer to a question about the state is yes."""
+
+    name: str = Field(description="name of this reward, distinct among `rewards`")
+    kind: Literal["decision"]
+    question: str = Field(
+        min_length=1,
+        max_length=300,
+        pattern=r"\S",
+        description="a question that is answered with yes or no, as `Does the person look content?`. The model reads the state in words",
+    )
+    every_s: float = Field(5.0, ge=1, description="time between two questions")
+    scale: float = Field(
+        1.0,
+        gt=0,
+        le=10,
+        description="reward of a certain yes; of a certain no it is the same below 0, and in between 0",
+    )
+    rates: str = Field(
+        "tick",
+        min_length=1,
+        description="what it rates, as under `sources` of a `topic` reward. `tick`: compared with the rewards computed at the tick",
+    )
+    authority: Literal["operator", "program", "sensor"] | int = Field(
+        "sensor", description="its authority, as under `sources` of a `topic` reward"
+    )
+
+    @property
+    def source(self) -> str:
+        """The name of its source of rewards."""
+        return f"{BY_MODEL}{self.name}"
+
+
+BY_MODEL = "model:"
+"""Before the name of a source whose rewards a model gives: they train the policy, and judge no version of it."""
+AnyReward = Annotated[TopicReward | ExpressionReward | PluginReward | DecisionReward, Field(discriminator="kind")]
 
 
 class TaskSettings(Settings):

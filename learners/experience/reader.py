@@ -15,6 +15,7 @@ from typing import Any, Protocol, Self
 
 import orjson
 
+from learners.config import BY_MODEL
 from learners.experience.records import Label, Raw, StoredLabel
 from learners.experience.schema import SCHEMA
 from learners.experience.transition import Malformed, Transition, checksum, decode_body, decode_head
@@ -194,6 +195,15 @@ class Reader:
         """Return rewards in order of arrival, with their source and `id > since`."""
         query = "SELECT id, row, value, source, stamp_s FROM rewards WHERE id > ? ORDER BY id LIMIT ?"
         return [Rewarded(*found) for found in self._all(query, (since, limit))]
+
+    def by_models(self, first: int, last: int) -> dict[int, float]:
+        """Return by row, from `first` to `last`, the sum of the rewards that models gave and that count in it."""
+        found = self._all(
+            "SELECT row, sum(value) FROM rewards WHERE row BETWEEN ? AND ? AND source LIKE ?"
+            " AND source NOT IN (SELECT source FROM sources WHERE quarantined) GROUP BY row",
+            (first, last, f"{BY_MODEL}%"),
+        )
+        return {int(row): float(value) for row, value in found}
 
     def quarantined(self) -> list[str]:
         """Return the sources of quarantined rewards."""

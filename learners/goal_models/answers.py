@@ -48,6 +48,39 @@ class GoalAnswer:
     took_s: float = 0.0
 
 
+@dataclass(frozen=True, slots=True)
+class YesNoQuestion:
+    """What a backend is asked for a reward: a question about the state that is answered with yes or no."""
+
+    number: int
+    state: str
+    """The state in words, at most `state_text.MOST_BYTES`."""
+    question: str
+
+
+@dataclass(frozen=True, slots=True)
+class YesNoAnswer:
+    """What a backend answered to a `YesNoQuestion`."""
+
+    number: int
+    yes: float
+    """The probability of yes."""
+    model: str = ""
+    """As in `GoalAnswer`."""
+    took_s: float = 0.0
+
+
+def probability(value: object) -> float:
+    """Return a number between 0 and 1 as it is.
+
+    Raises:
+        BackendFailed: it is none.
+    """
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= 1:
+        raise BackendFailed(f"the probability of yes is {str(value)[:40]!r}, not a number between 0 and 1")
+    return float(value)
+
+
 def checked(probabilities: Mapping[str, Any], goals: Mapping[str, str]) -> dict[str, float]:
     """Return the probability of each goal, normalised to the sum 1.
 
@@ -72,6 +105,11 @@ def checked(probabilities: Mapping[str, Any], goals: Mapping[str, str]) -> dict[
     if abs(total - 1) > TOLERANCE:
         raise BackendFailed(f"the probabilities have the sum {total:.3g}, not 1")
     return {name: value / total for name, value in found.items()}
+
+
+def yes_no(question: str) -> dict[str, Any]:
+    """Return a question of yes or no in the form of System One, named `answer`."""
+    return {"answer": {"type": "noul", "instructions": question}}
 
 
 def questions(present: str, goals: Mapping[str, str]) -> dict[str, Any]:

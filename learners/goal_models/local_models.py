@@ -14,7 +14,15 @@ from typing import Any, Protocol
 import torch
 from transformers import AutoModel, AutoTokenizer, pipeline
 
-from learners.goal_models.answers import GoalQuestion, checked, questions
+from learners.goal_models.answers import (
+    BackendFailed,
+    GoalQuestion,
+    YesNoQuestion,
+    checked,
+    probability,
+    questions,
+    yes_no,
+)
 from learners.goal_models.config import DecisionBackend, EmbeddingBackend
 from learners.model.encoders.bundled_weights import resolve
 from learners.model.encoders.file_digests import hash_of
@@ -36,6 +44,13 @@ class LocalModel(Protocol):
 
         Raises:
             BackendFailed: the model's output is unusable.
+        """
+
+    def yes(self, question: YesNoQuestion) -> float:
+        """Return the probability that the answer is yes.
+
+        Raises:
+            BackendFailed: the model cannot judge this, or its output is unusable.
         """
 
 
@@ -99,6 +114,14 @@ class SentenceSimilarity:
         found = torch.softmax(SHARPNESS * similar_G, -1).tolist()
         return checked(dict(zip(self._goals, found, strict=True)), self._goals), None
 
+    def yes(self, question: YesNoQuestion) -> float:
+        """Refuse.
+
+        Raises:
+            BackendFailed: always; similarity of sentences answers no question.
+        """
+        raise BackendFailed(f"a sentence encoder answers no question ({question.question[:40]!r})")
+
 
 class DecisionModel:
     """Scores the listed goals by a causal language model, and whether the present goal is still right.
@@ -125,6 +148,15 @@ class DecisionModel:
             {"state": self._cut(question.state), "questions": questions(question.goal, self._goals)}
         )
         return checked(answers["goal"]["probabilities"], self._goals), float(answers["still"]["noul"])
+
+    def yes(self, question: YesNoQuestion) -> float:
+        """Return the probability that the answer is yes.
+
+        Raises:
+            BackendFailed: the model's output is unusable.
+        """
+        answers = self._pipeline({"state": self._cut(question.state), "questions": yes_no(question.question)})
+        return probability(answers["answer"]["noul"])
 
     def _cut(self, state: str) -> str:
         tokenizer = self._pipeline.tokenizer

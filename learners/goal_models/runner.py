@@ -1,4 +1,4 @@
-"""Ask the deliberator's backend in the background: one question at a time, the newest wins.
+"""Ask the deliberator's backend in the background: one question at a time, the newest of its kind wins.
 
 A local model works in a thread of its own; a server is asked on the event loop. Each question ends after `timeout_s`, with a failure;
 a local model that is still busy then gets no other question until it is free. Knows neither MQTT nor the gate.
@@ -15,7 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
-from learners.goal_models.answers import BackendFailed, GoalAnswer, GoalQuestion
+from learners.goal_models.answers import BackendFailed, GoalAnswer, GoalQuestion, YesNoAnswer, YesNoQuestion
 from learners.goal_models.config import DecisionBackend, DeliberatorSettings, EmbeddingBackend, EndpointBackend
 from learners.goal_models.remote_models import Endpoint
 
@@ -30,6 +30,8 @@ LOAD_S = 120.0
 Answered = Callable[[GoalAnswer], None]
 Failed = Callable[[int, str], None]
 """Takes the number of the question and the reason."""
+AnsweredYes = Callable[[YesNoAnswer], None]
+AnyQuestion = GoalQuestion | YesNoQuestion
 
 
 class DeliberationRunner:
@@ -39,13 +41,21 @@ class DeliberationRunner:
         settings: the goals and the backend.
         answered: takes each answer, on the event loop.
         failed: takes each failure, on the event loop.
+        answered_yes: takes each answer to a question of yes or no.
     """
 
-    def __init__(self, settings: DeliberatorSettings, answered: Answered, failed: Failed) -> None:
-        self._settings, self._answered, self._failed = settings, answered, failed
+    def __init__(
+        self,
+        settings: DeliberatorSettings,
+        answered: Answered,
+        failed: Failed,
+        answered_yes: AnsweredYes = lambda _answer: None,
+    ) -> None:
+        self._settings, self._answered, self._failed, self._answered_yes = settings, answered, failed, answered_yes
         self.counts: Counter[str] = Counter()
         """`done`, `failed`, `dropped` (a newer question came first)."""
-        self._waiting: GoalQuestion | None = None
+        self._waiting: dict[type[AnyQuestion], AnyQuestion] = {}
+        """The newest of each kind; the goal comes first."""
         self._wake = asyncio.Event()
         self._model: LocalModel | None = None
         self._late: asyncio.Future[Any] | None = None
@@ -56,10 +66,10 @@ class DeliberationRunner:
         """Return for how long the local model has worked on a question that has failed already; 0 where it does not."""
         return 0.0 if self._late is None or self._late.done() else time.monotonic() - self._late_s
 
-    def ask(self, question: GoalQuestion) -> None:
-        """Ask a question in place of one that waits; called on the event loop."""
-        self.counts["dropped"] += self._waiting is not None
-        self._waiting = question
+    def ask(self, question: AnyQuestion) -> None:
+        """Ask a question in place of one of its kind that waits; called on the event loop."""
+        self.counts["dropped"] += type(question) in self._waiting
+        self._waiting[type(question)] = question
         self._wake.set()
 
     async def run(self) -> None:
@@ -69,32 +79,39 @@ class DeliberationRunner:
             while True:
                 await self._wake.wait()
                 self._wake.clear()
-                if (question := self._waiting) is None:
-                    continue
-                self._waiting = None
-                await self._answer(pool, question)
+                while self._waiting:
+                    first: type[AnyQuestion] = GoalQuestion if GoalQuestion in self._waiting else YesNoQuestion
+                    await self._answer(pool, self._waiting.pop(first))
         finally:
             pool.shutdown(wait=False, cancel_futures=True)
 
-    async def _answer(self, pool: ThreadPoolExecutor, question: GoalQuestion) -> None:
-        began_s = time.monotonic()
+    async def _answer(self, pool: ThreadPoolExecutor, question: AnyQuestion) -> None:
         try:
             backend = self._settings.backend
             if isinstance(backend, EndpointBackend):
-                endpoint = Endpoint(backend, self._settings.meanings, self._settings.timeout_s)
-                (found, still), name = await endpoint.probabilities(question), endpoint.name
+                answer = await self._remote(backend, question)
             else:
-                found, still, name = await self._local(pool, question)
+                answer = await self._local(pool, question)
         except BackendFailed as failure:
             self.counts["failed"] += 1
             self._failed(question.number, str(failure)[:500])
+            return
+        self.counts["done"] += 1
+        if isinstance(answer, GoalAnswer):
+            self._answered(answer)
         else:
-            self.counts["done"] += 1
-            self._answered(GoalAnswer(question.number, found, still, name, time.monotonic() - began_s))
+            self._answered_yes(answer)
 
-    async def _local(
-        self, pool: ThreadPoolExecutor, question: GoalQuestion
-    ) -> tuple[dict[str, float], float | None, str]:
+    async def _remote(self, backend: EndpointBackend, question: AnyQuestion) -> GoalAnswer | YesNoAnswer:
+        began_s = time.monotonic()
+        endpoint = Endpoint(backend, self._settings.meanings, self._settings.timeout_s)
+        if isinstance(question, YesNoQuestion):
+            yes = await endpoint.yes(question)
+            return YesNoAnswer(question.number, yes, endpoint.name, time.monotonic() - began_s)
+        found, still = await endpoint.probabilities(question)
+        return GoalAnswer(question.number, found, still, endpoint.name, time.monotonic() - began_s)
+
+    async def _local(self, pool: ThreadPoolExecutor, question: AnyQuestion) -> GoalAnswer | YesNoAnswer:
         if self._late is not None:
             await asyncio.wait({self._late})
             self._late.exception()  # retrieved, so that asyncio does not complain
@@ -107,8 +124,9 @@ class DeliberationRunner:
             raise BackendFailed(f"the model gave no answer within {limit_s:g} s")
         return work.result()
 
-    def _work(self, question: GoalQuestion) -> tuple[dict[str, float], float | None, str]:
+    def _work(self, question: AnyQuestion) -> GoalAnswer | YesNoAnswer:
         """Load the model once and ask it, in its thread."""
+        began_s = time.monotonic()
         try:
             if self._model is None:
                 from learners.goal_models.local_models import open_model  # noqa: PLC0415 - imports torch
@@ -116,7 +134,12 @@ class DeliberationRunner:
                 backend = self._settings.backend
                 assert isinstance(backend, EmbeddingBackend | DecisionBackend)
                 self._model = open_model(backend, self._settings.meanings)
-            return *self._model.probabilities(question), self._model.name
+            name = self._model.name
+            if isinstance(question, YesNoQuestion):
+                yes = self._model.yes(question)
+                return YesNoAnswer(question.number, yes, name, time.monotonic() - began_s)
+            found, still = self._model.probabilities(question)
+            return GoalAnswer(question.number, found, still, name, time.monotonic() - began_s)
         except BackendFailed:
             raise
         except Exception as error:  # noqa: BLE001 - a model makes the libraries raise anything; the question fails, by name

@@ -37,6 +37,13 @@ class LedgerEntry:
     """By source; several of one source add up."""
     done: bool = False
     """An episode ended with it."""
+    judged: dict[str, float] = field(default_factory=dict)
+    """By source, rewards that a model gave: no experiment counts them, and sources are compared by them."""
+
+    @property
+    def said(self) -> dict[str, float]:
+        """All rewards by source, those of models too."""
+        return self.rewards | self.judged
 
     def total(self, without: frozenset[str] = frozenset()) -> float | None:
         """Return the sum of all rewards of a decision; None without one."""
@@ -71,12 +78,27 @@ class Ledger:
 
     def credit(self, source: str, value: float, decision: str | None, *, done: bool = False) -> LedgerEntry | None:
         """Add a reward to its decision; return the decision if it was settled before."""
-        entry = None if decision is None else self._open.get(decision) or self._settled.get(decision)
+        entry = self._entry(decision)
         if entry is None:
-            self.counts["unknown"] += 1
             return None
         entry.rewards[source] = entry.rewards.get(source, 0.0) + value
         entry.done = entry.done or done
+        return self._late(entry)
+
+    def judge(self, source: str, value: float, decision: str | None) -> LedgerEntry | None:
+        """Add a reward that a model gave to its decision; return the decision if it was settled before."""
+        entry = self._entry(decision)
+        if entry is None:
+            return None
+        entry.judged[source] = entry.judged.get(source, 0.0) + value
+        return self._late(entry)
+
+    def _entry(self, decision: str | None) -> LedgerEntry | None:
+        entry = None if decision is None else self._open.get(decision) or self._settled.get(decision)
+        self.counts["unknown"] += entry is None
+        return entry
+
+    def _late(self, entry: LedgerEntry) -> LedgerEntry | None:
         if entry.decision in self._open:
             return None
         self.counts["late"] += 1

@@ -22,7 +22,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from learners.config import AnyReward, TopicReward
+from learners.config import AnyReward, DecisionReward, TopicReward
 from learners.safeguards.reward_ledger import LedgerEntry
 
 LIMIT = 0.35
@@ -59,15 +59,17 @@ class SourceRule:
 
 def source_rules(rewards: Iterable[AnyReward]) -> dict[str, SourceRule]:
     """Return the rules of all sources that the settings of the rewards name."""
-    return {
-        name: SourceRule(
-            source.rates,
-            RANKS.get(str(source.authority), source.authority if isinstance(source.authority, int) else None),
-        )
-        for reward in rewards
-        if isinstance(reward, TopicReward)
-        for name, source in reward.sources.items()
-    }
+    found: dict[str, SourceRule] = {}
+    for reward in rewards:
+        if isinstance(reward, TopicReward):
+            found |= {name: SourceRule(one.rates, _rank_of(one.authority)) for name, one in reward.sources.items()}
+        elif isinstance(reward, DecisionReward):
+            found[reward.source] = SourceRule(reward.rates, _rank_of(reward.authority))
+    return found
+
+
+def _rank_of(authority: str | int | None) -> int | None:
+    return authority if isinstance(authority, int) else RANKS.get(str(authority))
 
 
 @dataclass(frozen=True, slots=True)
@@ -202,11 +204,11 @@ class Quarantine:
 
     def observe(self, entry: LedgerEntry, around: Callable[[], Iterable[LedgerEntry]] = tuple) -> list[Finding]:
         """Compare the rewards of one decision; `around` returns decisions of the same time, if needed."""
-        if not any(source in self.rules for source in entry.rewards):
+        if not any(source in self.rules for source in entry.said):
             return []
-        near = list(around()) if len(entry.rewards) == 1 else []
+        near = list(around()) if len(entry.said) == 1 else []
         done: set[tuple[str, str]] = set()
-        return [finding for source in entry.rewards for finding in self._judge(entry, source, near, done)]
+        return [finding for source in entry.said for finding in self._judge(entry, source, near, done)]
 
     def judge(self, entry: LedgerEntry, source: str, around: Iterable[LedgerEntry] = ()) -> list[Finding]:
         """Compare one source's reward for a decision with the other rewards."""
@@ -231,7 +233,7 @@ class Quarantine:
             if key not in self.comparisons and len(self.comparisons) >= MOST:
                 continue
             comparison = self.comparisons.setdefault(key, SourceComparison())
-            values = (entry.rewards[source], value) if source < other else (value, entry.rewards[source])
+            values = (entry.said[source], value) if source < other else (value, entry.said[source])
             if comparison.take(entry.stamp_s, *values):
                 found.append(self._found(source, other, comparison))
         return found
@@ -240,7 +242,7 @@ class Quarantine:
         """Return the rewards of a decision by other sources that rate the same."""
         found = {
             name: value
-            for name, value in entry.rewards.items()
+            for name, value in entry.said.items()
             if name != source
             and name not in self.isolated
             and (rule := self.rules.get(name)) is not None

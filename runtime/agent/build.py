@@ -58,7 +58,7 @@ async def build(
     perception = build_perception(context, publishing, faults)
     feedback = build_feedback(context, publishing)
     drift = build_drift_watch(context, publishing, feedback)
-    deliberator = build_deliberator(context, publishing, perception, drift, feedback.receiver.label)
+    deliberator = build_deliberator(context, publishing, perception, drift, feedback.receiver)
     speech = build_speech(context, publishing, perception)
     models = await load_models(context, publishing, perception, feedback, speech, deliberator)
     control_loop = build_control_loop(context, publishing, perception, feedback, models, drift, deliberator, gate)

@@ -134,6 +134,9 @@ def build_health(
             **({"tasks": tasks.runner.counts} if tasks is not None and tasks.config.tasks else {}),
             **({"speech": speech.client.counts} if speech is not None else {}),
             **({"deliberator": deliberator.counts} if deliberator is not None else {}),
+            **(
+                {"judge": deliberator.judge.counts} if deliberator is not None and deliberator.judge is not None else {}
+            ),
         },
     )
 

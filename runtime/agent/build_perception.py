@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
 
+from learners.config import DecisionReward
 from learners.goal_models.config import GOAL, TaskBackend
 from learners.rewards import known
 from runtime.agent.build_context import AgentContext
@@ -16,8 +17,11 @@ from runtime.control.inbox import Inbox
 from runtime.control.payload_decoder import PayloadDecoder
 from runtime.control.sender_stamps import SenderStamps
 from runtime.deliberation.deliberator import Deliberator
+from runtime.deliberation.reward_judge import RewardJudge
+from runtime.deliberation.state_text import state_text
 from runtime.deliberation.task_goals import TaskGoals
 from runtime.drift.watch import DriftWatch
+from runtime.feedback.receiver import Feedback
 from runtime.models.goal_client import GoalClient
 from runtime.mqtt.topics import encode
 from sensors.base import Sensor, TopicSensor
@@ -70,9 +74,9 @@ def build_deliberator(
     publishing: Publishing,
     perception: Perception,
     drift: DriftWatch,
-    label: Callable[[bytes], None],
+    feedback: Feedback,
 ) -> Deliberator | None:
-    """Build what asks a slow model for the goal; None without such settings. `label` takes payloads of the topic `label`."""
+    """Build what asks a slow model for the goal, and for rewards; None without such settings."""
     config, goal = context.config, perception.sensors.get(GOAL)
     if config.deliberator is None or not isinstance(goal, TaskOutputSensor):
         return None
@@ -83,9 +87,9 @@ def build_deliberator(
     )
 
     def correct(*, text: str, goal: str, source: str) -> None:
-        label(encode({"task": task, "label": goal, "text": text, "source": source}))
+        feedback.label(encode({"task": task, "label": goal, "text": text, "source": source}))
 
-    return Deliberator(
+    made = Deliberator(
         config.deliberator,
         known(config.streams, config.actuators),
         partial(TaskGoals, backend.task, meanings)
@@ -102,6 +106,14 @@ def build_deliberator(
         None if task is None else correct,
         state_dir=context.state_dir,
     )
+    rewards = tuple(reward for reward in config.rewards if isinstance(reward, DecisionReward))
+    if rewards and isinstance(made.model, GoalClient):
+        judge = RewardJudge(
+            rewards, made.model, lambda: state_text(made.state()), feedback.judged, context.degraded, context.clock.now,
+            context.wall,
+        )  # fmt: skip
+        made.judge, made.model.answered_yes, made.model.failed_yes = judge, judge.answered, judge.failed
+    return made
 
 
 def _sensors(config: Config, faults: Iterable[str]) -> dict[str, Sensor | TopicSensor]:

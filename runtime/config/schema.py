@@ -28,7 +28,14 @@ from runtime.config.field_types import GivenPath, Listen
 from runtime.config.fleet_settings import FleetSettings
 from runtime.config.frame_size import check_frames
 from runtime.config.mqtt_settings import Client, MqttSettings
-from runtime.config.task_streams import check_corrections, check_goal, check_task, with_fed_streams, with_goal_stream
+from runtime.config.task_streams import (
+    check_corrections,
+    check_goal,
+    check_rewards,
+    check_task,
+    with_fed_streams,
+    with_goal_stream,
+)
 from sensors.config import AnyStream, Name, Settings, fields_of
 
 RESERVED = "subscribe"
@@ -353,6 +360,7 @@ class Config(Settings):
         if self.deliberator is not None:
             check_goal(self.deliberator, self.streams, self.actuators, self.tasks)
             check_corrections(self.deliberator, self.tasks)
+        check_rewards(self.rewards, self.deliberator)
         self._check_ports()
         self._check_topics()
         check_frames(self.streams, self.actuators, self.gate.forbid)

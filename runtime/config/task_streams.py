@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from actuators.config import AnyActuator
 from actuators.expressions import Expression, ExpressionError
-from learners.config import TaskSettings
-from learners.goal_models.config import GOAL, DeliberatorSettings, TaskBackend
+from learners.config import AnyReward, DecisionReward, TaskSettings
+from learners.goal_models.config import GOAL, DeliberatorSettings, EmbeddingBackend, TaskBackend
 from learners.task_kinds import KINDS, reading
 from sensors.config import PREFIX, AnyStream, Settings, fields_of
 
@@ -132,6 +132,25 @@ def check_corrections(deliberator: DeliberatorSettings, tasks: Mapping[str, Task
             raise ValueError(
                 f"deliberator.{where}: the labels of tasks.{name} must be the goals; write labels: [{', '.join(deliberator.goals)}]"
             )
+
+
+def check_rewards(rewards: Sequence[AnyReward], deliberator: DeliberatorSettings | None) -> None:
+    """Check that rewards of kind `decision` have a model that answers, and that other rewards judge the policy.
+
+    Raises:
+        ValueError: they do not.
+    """
+    asked = [reward for reward in rewards if isinstance(reward, DecisionReward)]
+    if not asked:
+        return
+    if deliberator is None or isinstance(deliberator.backend, EmbeddingBackend | TaskBackend):
+        raise ValueError(
+            f"rewards: {asked[0].name} is of kind decision, which needs `deliberator.backend` of kind decision, systemone or openai"
+        )
+    if len(asked) == len(rewards):
+        raise ValueError(
+            f"rewards: {asked[0].name} is of kind decision, and no promotion is judged by a model alone; add a reward of another kind"
+        )
 
 
 def with_goal_stream(body: dict[str, Any]) -> dict[str, Any]:

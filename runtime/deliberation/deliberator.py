@@ -25,6 +25,7 @@ from runtime.control.tick import TickResult
 from runtime.deliberation.goal_in_force import GoalInForce
 from runtime.deliberation.order_steps import OrderSteps, steps_of
 from runtime.deliberation.question_schedule import LONGEST_S, QuestionSchedule
+from runtime.deliberation.reward_judge import RewardJudge
 from runtime.deliberation.state_text import (
     MOST_ORDERS,
     MOST_TEXT,
@@ -116,6 +117,8 @@ class Deliberator:
     wall: Callable[[], float] = time.time
     correct: Correction | None = None
     state_dir: Path = field(kw_only=True)
+    judge: RewardJudge | None = field(init=False, default=None)
+    """Asks for the rewards of kind `decision`; None without any."""
     file: StateFile = field(init=False)
     model: GoalModel = field(init=False)
     goal: GoalInForce = field(init=False)
@@ -258,6 +261,8 @@ class Deliberator:
         self._announce("started")
         while True:
             self.step()
+            if self.judge is not None:
+                self.judge.step()
             await asyncio.sleep(CHECK_S)
 
     def step(self) -> None:

@@ -44,6 +44,12 @@ class OutcomeTracker:
         )
         self.ledger.decided(self._last)
 
+    def judged(self, source: str, value: float, decision: str | None) -> None:
+        """Compare a reward that a model gave with those of other sources; experiments do not count it."""
+        settled = self.ledger.judge(source, value, decision)
+        if settled is not None:
+            self.sources.late(settled, source)
+
     def decision_at(self, stamp_s: float) -> str | None:
         """Find the decision that a reward of `stamp_s` (Unix seconds) belongs to; None where the ledger does not hold it."""
         return self.ledger.decision_at(stamp_s)

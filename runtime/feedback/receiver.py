@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 from actuators.actions import Value
-from learners.config import AnyReward, TopicReward
+from learners.config import BY_MODEL, AnyReward, TopicReward
 from learners.experience.store import Label, Mark, Store
 from runtime.feedback.outcomes import OutcomeTracker
 from runtime.feedback.queries import UncertaintyQueries
@@ -74,6 +74,9 @@ class Feedback:
         except topics.Refused as refusal:
             self._refuse("reward_malformed", str(refusal))
             return
+        if reward.source.startswith(BY_MODEL):
+            self._refuse("reward_reserved_source", f"source {reward.source}: only rewards of kind `decision` have it")
+            return
         if not self._within_quota(reward.source, setting.max_per_s):
             self._refuse("reward_too_many", f"source {reward.source}: more than {setting.max_per_s:g} a second")
             return
@@ -95,6 +98,17 @@ class Feedback:
             self._taken(reward, value, decision)
         else:
             self._refuse("reward_lost", "the experience store is full or closed")
+
+    def judged(self, source: str, value: float, stamp_s: float) -> None:
+        """Store a reward that a model gave with the decision in force at its stamp (Unix seconds)."""
+        decision = self.outcomes.decision_at(stamp_s)
+        if not self.store.credit(value, decision=decision, stamp_s=stamp_s, source=source):
+            self._refuse("reward_lost", "the experience store is full or closed")
+        elif source in self.sources.names():
+            self.counts["reward_quarantined"] += 1
+        else:
+            self.counts["reward_by_model"] += 1
+            self.outcomes.judged(source, value, decision)
 
     def label(self, payload: bytes) -> None:
         """Store one labelled example, or the answer to a query about a decision."""

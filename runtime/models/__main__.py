@@ -22,7 +22,7 @@ import structlog
 import torch
 
 from learners.config import TaskSettings
-from learners.goal_models.answers import GoalAnswer
+from learners.goal_models.answers import GoalAnswer, YesNoAnswer
 from learners.goal_models.config import DeliberatorSettings, TaskBackend
 from learners.goal_models.runner import DeliberationRunner
 from learners.speech.runner import SpeechRunner
@@ -31,7 +31,7 @@ from learners.task_serving.results import Callbacks, Question, Result, Speech
 from learners.task_serving.runner import TaskRunner
 from learners.task_serving.versions import TaskVersion
 from runtime.config.loader import load
-from runtime.models.goal_client import question_of
+from runtime.models.goal_client import question_of, yes_no_question_of
 from runtime.models.messages import BadMessage, Header, offered_of, packed, peer, receive, socket_path, sound_of
 from runtime.process import child
 from runtime.process.log import configure
@@ -71,7 +71,9 @@ class ModelsServer:
         speech = SpeechCallbacks(self._send_transcript, self._speech_refused, self._speech_failed)
         self.speech = SpeechRunner(streams or {}, speech, threads=threads)
         self.deliberation = (
-            None if deliberator is None else DeliberationRunner(deliberator, self._goal, self._goal_failed)
+            None
+            if deliberator is None
+            else DeliberationRunner(deliberator, self._goal, self._question_failed, self._yes_no)
         )
         self._writer: asyncio.StreamWriter | None = None
         self._reported: Counter[str] = Counter()
@@ -123,6 +125,9 @@ class ModelsServer:
             return
         if do == "goal" and self.deliberation is not None:
             self.deliberation.ask(question_of(header))
+            return
+        if do == "yes_no" and self.deliberation is not None:
+            self.deliberation.ask(yes_no_question_of(header))
             return
         if not isinstance(task, str) or task not in self.runner.tasks:
             raise BadMessage(f"no task {str(task)[:64]!r}")
@@ -205,8 +210,11 @@ class ModelsServer:
     def _goal(self, answer: GoalAnswer) -> None:
         self._send({"is": "goal"} | asdict(answer))
 
-    def _goal_failed(self, number: int, reason: str) -> None:
-        self._send({"is": "goal_failed", "number": number, "reason": reason})
+    def _yes_no(self, answer: YesNoAnswer) -> None:
+        self._send({"is": "yes_no"} | asdict(answer))
+
+    def _question_failed(self, number: int, reason: str) -> None:
+        self._send({"is": "failed_question", "number": number, "reason": reason})
 
     def _send_speech_counts(self) -> None:
         """Send what was counted since the last time; without an agent it waits for one."""

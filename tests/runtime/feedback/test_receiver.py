@@ -31,10 +31,10 @@ class FakeStore:
         *,
         decision: str | None,
         stamp_s: float | None,
-        done: bool,
+        done: bool = False,
         source: str,
-        truncated: bool,
-        outcome: str | None,
+        truncated: bool = False,
+        outcome: str | None = None,
     ) -> bool:
         self.ends.append((done, truncated, outcome))
         self.credits.append((value, decision))
@@ -51,6 +51,10 @@ class FakeOutcomes:
     """Knows one decision by time, and keeps what it is given."""
 
     credits: list[tuple[str, float, str | None, bool]] = field(default_factory=list)
+    judgements: list[tuple[str, float, str | None]] = field(default_factory=list)
+
+    def judged(self, source: str, value: float, decision: str | None) -> None:
+        self.judgements.append((source, value, decision))
 
     def decision_at(self, stamp_s: float) -> str | None:
         return "a-9" if stamp_s == 1_234.5 else None
@@ -104,6 +108,19 @@ def test_a_reward_is_credited_to_its_decision_and_clipped() -> None:
     assert bench.events == [
         ("reward_clipped", {"name": "feedback", "source": "default", "value": 5.0, "limit": 2.0, "count": 1})
     ]
+
+
+def test_no_message_uses_the_name_of_a_reward_that_a_model_gives() -> None:
+    bench = _bench(clip=2.0)
+    bench.feedback.reward(b'{"value": 1.0, "decision": "a-1", "source": "model:content"}')
+    assert bench.store.credits == []
+    assert bench.events[0][1]["cause"] == "reward_reserved_source"
+    bench.feedback.judged("model:content", 0.5, 1_234.5)
+    bench.feedback.judged("model:content", 0.25, 99.0)
+    assert bench.store.credits == [(0.5, "a-9"), (0.25, None)]
+    assert bench.outcomes.judgements == [("model:content", 0.5, "a-9"), ("model:content", 0.25, None)]
+    assert bench.outcomes.credits == []
+    assert bench.feedback.counts["reward_by_model"] == 2
 
 
 def test_a_reward_is_scaled_before_its_limit() -> None:

@@ -241,7 +241,7 @@ async def test_questions_about_the_goal_go_to_the_process_and_answers_and_failur
         answer = GoalAnswer(3, {"idle": 0.25, "dog": 0.75}, 0.1, "m@1", 0.5)
         server._goal(GoalAnswer(3, {"open the door": 1.0}))
         server._goal(answer)
-        server._goal_failed(4, "status 500")
+        server._question_failed(4, "status 500")
         await eventually(lambda: bool(failures), "the answers")
         assert (answers, failures) == ([answer], [(4, "status 500")])
         assert world.client.counts["garbage"] == 1
