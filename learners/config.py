@@ -210,7 +210,7 @@ class DecisionReward(Settings):
 
 
 BY_MODEL = "model:"
-"""Before the name of a source whose rewards a model gives: they train the policy, and judge no version of it."""
+"""Before the name of a source of rewards that a model gives: they train the policy, and judge no version of it."""
 AnyReward = Annotated[TopicReward | ExpressionReward | PluginReward | DecisionReward, Field(discriminator="kind")]
 
 

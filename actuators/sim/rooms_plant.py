@@ -44,7 +44,7 @@ class RoomsPlant:
         """Place, and the room that was due, at the begin of the interval."""
         self._rewarded = True
         """Whether the command in force has its reward."""
-        self._said = False
+        self._announced = False
         self._published_s = float("-inf")
 
     def subscriptions(self) -> tuple[str, ...]:
@@ -76,7 +76,7 @@ class RoomsPlant:
                 out += self._reward(self.device.command, now_s, truncated=True)
                 self.outcomes.append(self.world.outcome)
                 self.world.begin()
-                self._from, self._said = (self.world.place_m, self.world.due), False
+                self._from, self._announced = (self.world.place_m, self.world.due), False
             return out + self._streams() + self._state(now_s)
 
     def _advance(self, now_s: float) -> None:
@@ -99,8 +99,8 @@ class RoomsPlant:
     def _streams(self) -> list[DeviceMessage]:
         body = {"place": self.world.place_m, "stood_s": self.world.stood_s}
         out = [message(f"{self._base}/in/robot", body)]
-        if not self._said:
-            self._said = True
+        if not self._announced:
+            self._announced = True
             out.append(DeviceMessage(f"{self._base}/in/orders", self.world.text.encode(), qos=1))
         return out
 

@@ -1,8 +1,8 @@
 """Simulate a robot in a corridor with three rooms, and orders of several steps. No clock, no broker.
 
 An order names two rooms and then rest, as "first the kitchen, when you are there the study, then rest". The robot drives left or right at
-2 m/s. A room is visited when the robot has stood in it for a second. Standing in a room that is not due ends the order as a failure;
-two seconds of rest after the second room end it as a success; 20 seconds end it too.
+2 m/s. A room is visited when the robot has stood in it for a second. Standing in a room that is not due ends the order as a failure.
+Two seconds of rest after the second room end it as a success, and 20 seconds end it too.
 
 The world knows the steps and rewards them. The robot sees only its place, for how long it has stood in the room, and the order.
 Places are metres along the corridor, growing to the right.
@@ -86,9 +86,9 @@ class RoomsWorld:
         before = self.room
         self.place_m = min(END_M, max(-END_M, self.place_m + _SIGN[self.drive] * SPEED_M_S * seconds))
         self.elapsed_s += seconds
-        room, stands = self.room, self.drive == "stay"
-        self.stood_s = self.stood_s + seconds if stands and room is not None and room == before else 0.0
-        self.rested_s = self.rested_s + seconds if stands and self.due is None else 0.0
+        room, is_still = self.room, self.drive == "stay"
+        self.stood_s = self.stood_s + seconds if is_still and room is not None and room == before else 0.0
+        self.rested_s = self.rested_s + seconds if is_still and self.due is None else 0.0
         if self.stood_s >= STAY_S - 1e-9 and room is not None:
             self._stood(room)
         if self.rested_s >= REST_S - 1e-9:

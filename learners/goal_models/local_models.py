@@ -7,7 +7,7 @@ listed options in one forward pass (`transformers.pipeline("decision")`).
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -24,6 +24,7 @@ from learners.goal_models.answers import (
     yes_no,
 )
 from learners.goal_models.config import DecisionBackend, EmbeddingBackend
+from learners.goal_models.remembered_orders import MOST, RememberedOrders, described, remember
 from learners.model.encoders.bundled_weights import resolve
 from learners.model.encoders.file_digests import hash_of
 
@@ -91,6 +92,13 @@ class SentenceSimilarity:
         self._tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
         self._model = AutoModel.from_pretrained(source, trust_remote_code=False, use_safetensors=True).eval()
         self._meanings_GW = self._embed(list(self._goals.values()))
+        self._labelled: dict[str, str] = {}
+        """Goal by order, as people set it."""
+        self._sentences: dict[str, torch.Tensor] = {}
+        """Of these orders."""
+        self._described_NW: torch.Tensor | None = None
+        self._remembered: RememberedOrders | None = None
+        """None while no order is remembered."""
 
     @torch.inference_mode()
     def _embed(self, texts: list[str]) -> torch.Tensor:
@@ -103,16 +111,43 @@ class SentenceSimilarity:
         return torch.nn.functional.normalize(mean_BW, dim=-1)
 
     def probabilities(self, question: GoalQuestion) -> tuple[dict[str, float], None]:
-        """Return the softmax of the similarities; nothing where there is no order.
+        """Return the softmax of the similarities, to remembered orders too; nothing where there is no order.
 
         Raises:
             BackendFailed: the encoder's output is not finite.
         """
         if not question.orders:
             return {}, None
-        similar_G = (self._embed([question.orders[0]]) @ self._meanings_GW.T)[0]
-        found = torch.softmax(SHARPNESS * similar_G, -1).tolist()
+        order_1W = self._embed([question.orders[0]])
+        if self._remembered is not None:
+            found = self._remembered.probabilities(order_1W)[0].tolist()
+        else:
+            found = torch.softmax(SHARPNESS * (order_1W @ self._meanings_GW.T)[0], -1).tolist()
         return checked(dict(zip(self._goals, found, strict=True)), self._goals), None
+
+    def remember(self, labelled: Sequence[tuple[str, str]]) -> None:
+        """Compare orders with these too, each with the goal that a person set; they replace the ones before.
+
+        The newest `remembered_orders.MOST` count, and of two with the same text the newer one; a goal that is not listed is left out.
+        """
+        newest = {text: goal for text, goal in labelled[-MOST:] if goal in self._goals}
+        if newest == self._labelled:
+            return
+        self._labelled = newest
+        self._sentences = {text: vector for text, vector in self._sentences.items() if text in newest}
+        for text in newest:
+            if text not in self._sentences:  # one at a time: a long one would pad all others
+                self._sentences[text] = self._embed([text])[0]
+        if not newest:
+            self._remembered = None
+            return
+        examples = described(self._goals)
+        if self._described_NW is None:
+            self._described_NW = torch.cat([self._embed([text]) for text, _ in examples])
+        orders_MW = torch.stack([self._sentences[text] for text in newest])
+        self._remembered = remember(
+            list(self._goals), [goal for _, goal in examples], self._described_NW, list(newest.values()), orders_MW
+        )
 
     def yes(self, question: YesNoQuestion) -> float:
         """Refuse.

@@ -10,7 +10,7 @@ import asyncio
 import os
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
@@ -31,6 +31,7 @@ Answered = Callable[[GoalAnswer], None]
 Failed = Callable[[int, str], None]
 """Takes the number of the question and the reason."""
 AnsweredYes = Callable[[YesNoAnswer], None]
+Labelled = Callable[[], Sequence[tuple[str, str]]]
 AnyQuestion = GoalQuestion | YesNoQuestion
 
 
@@ -42,6 +43,7 @@ class DeliberationRunner:
         answered: takes each answer, on the event loop.
         failed: takes each failure, on the event loop.
         answered_yes: takes each answer to a question of yes or no.
+        labelled: returns orders with the goals that people set for them, oldest first; called in the thread of the model.
     """
 
     def __init__(
@@ -50,7 +52,9 @@ class DeliberationRunner:
         answered: Answered,
         failed: Failed,
         answered_yes: AnsweredYes = lambda _answer: None,
+        labelled: Labelled = tuple,
     ) -> None:
+        self._labelled = labelled
         self._settings, self._answered, self._failed, self._answered_yes = settings, answered, failed, answered_yes
         self.counts: Counter[str] = Counter()
         """`done`, `failed`, `dropped` (a newer question came first)."""
@@ -135,6 +139,8 @@ class DeliberationRunner:
                 assert isinstance(backend, EmbeddingBackend | DecisionBackend)
                 self._model = open_model(backend, self._settings.meanings)
             name = self._model.name
+            if isinstance(self._settings.backend, EmbeddingBackend):
+                self._model.remember(self._labelled())  # type: ignore[attr-defined]
             if isinstance(question, YesNoQuestion):
                 yes = self._model.yes(question)
                 return YesNoAnswer(question.number, yes, name, time.monotonic() - began_s)

@@ -41,7 +41,7 @@ class LedgerEntry:
     """By source, rewards that a model gave: no experiment counts them, and sources are compared by them."""
 
     @property
-    def said(self) -> dict[str, float]:
+    def all_rewards(self) -> dict[str, float]:
         """All rewards by source, those of models too."""
         return self.rewards | self.judged
 

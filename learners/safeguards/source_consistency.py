@@ -204,11 +204,11 @@ class Quarantine:
 
     def observe(self, entry: LedgerEntry, around: Callable[[], Iterable[LedgerEntry]] = tuple) -> list[Finding]:
         """Compare the rewards of one decision; `around` returns decisions of the same time, if needed."""
-        if not any(source in self.rules for source in entry.said):
+        if not any(source in self.rules for source in entry.all_rewards):
             return []
-        near = list(around()) if len(entry.said) == 1 else []
+        near = list(around()) if len(entry.all_rewards) == 1 else []
         done: set[tuple[str, str]] = set()
-        return [finding for source in entry.said for finding in self._judge(entry, source, near, done)]
+        return [finding for source in entry.all_rewards for finding in self._judge(entry, source, near, done)]
 
     def judge(self, entry: LedgerEntry, source: str, around: Iterable[LedgerEntry] = ()) -> list[Finding]:
         """Compare one source's reward for a decision with the other rewards."""
@@ -233,7 +233,7 @@ class Quarantine:
             if key not in self.comparisons and len(self.comparisons) >= MOST:
                 continue
             comparison = self.comparisons.setdefault(key, SourceComparison())
-            values = (entry.said[source], value) if source < other else (value, entry.said[source])
+            values = (entry.all_rewards[source], value) if source < other else (value, entry.all_rewards[source])
             if comparison.take(entry.stamp_s, *values):
                 found.append(self._found(source, other, comparison))
         return found
@@ -242,7 +242,7 @@ class Quarantine:
         """Return the rewards of a decision by other sources that rate the same."""
         found = {
             name: value
-            for name, value in entry.said.items()
+            for name, value in entry.all_rewards.items()
             if name != source
             and name not in self.isolated
             and (rule := self.rules.get(name)) is not None

@@ -31,7 +31,7 @@ from runtime.deliberation.state_text import (
     MOST_TEXT,
     KnownState,
     Order,
-    Step,
+    OrderStep,
     TaskResult,
     one_line,
     state_text,
@@ -251,7 +251,7 @@ class Deliberator:
             self.goal.goal,
             now_s - self.goal.since_s,
             tuple(self.goal.past),
-            None if self._steps is None else Step(self._steps.step, self._steps.due + 1, len(self._steps.steps)),
+            None if self._steps is None else OrderStep(self._steps.step, self._steps.due + 1, len(self._steps.steps)),
         )
 
     # --- questions and answers

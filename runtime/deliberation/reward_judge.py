@@ -31,7 +31,7 @@ class YesNoModel(Protocol):
         """Take a question; the answer or the failure follows, perhaps at once."""
 
 
-class Credit(Protocol):
+class StoreReward(Protocol):
     """What stores a reward."""
 
     def __call__(self, source: str, value: float, stamp_s: float) -> object:
@@ -55,7 +55,7 @@ class RewardJudge:
     rewards: tuple[DecisionReward, ...]
     model: YesNoModel
     state: Callable[[], str]
-    credit: Credit
+    credit: StoreReward
     degraded: MutableMapping[str, str]
     clock: Callable[[], float]
     wall: Callable[[], float]
@@ -66,7 +66,7 @@ class RewardJudge:
     """The question on its way, its reward, and when it was asked: monotonic and Unix seconds."""
     _number: int = field(init=False, default=0)
     _first: int = field(init=False, default=0)
-    """Index of the reward whose turn it is."""
+    """Index of the reward to ask about next."""
 
     def __post_init__(self) -> None:
         self._schedules = {

@@ -49,7 +49,7 @@ class PastGoal:
 
 
 @dataclass(frozen=True, slots=True)
-class Step:
+class OrderStep:
     """The step of the newest order that is due, counted from 1."""
 
     text: str
@@ -70,7 +70,7 @@ class KnownState:
     goal_age_s: float = 0.0
     past: Sequence[PastGoal] = ()
     """Newest first."""
-    step: Step | None = None
+    step: OrderStep | None = None
     """None where the newest order has one step."""
 
     @property
@@ -112,7 +112,7 @@ def _order(order: Order) -> str:
     return f"{json.dumps(one_line(order.text), ensure_ascii=False)} ({order.stream}, {_time(order.age_s)} ago)"
 
 
-def _step(step: Step) -> str:
+def _step(step: OrderStep) -> str:
     return f"Due now, step {step.number} of {step.of} of the newest order: {json.dumps(one_line(step.text), ensure_ascii=False)}"
 
 

@@ -61,7 +61,7 @@ class SourceQuarantine:
     def settled(self, entries: list[LedgerEntry]) -> None:
         """Compare the sources of settled decisions."""
         for entry in entries:
-            if entry.said:
+            if entry.all_rewards:
                 self.file.changed()
                 self._act(self.quarantine.observe(entry, partial(self.ledger.around, entry)))
 

@@ -22,15 +22,17 @@ import structlog
 import torch
 
 from learners.config import TaskSettings
+from learners.experience.reader import Reader
 from learners.goal_models.answers import GoalAnswer, YesNoAnswer
 from learners.goal_models.config import DeliberatorSettings, TaskBackend
-from learners.goal_models.runner import DeliberationRunner
+from learners.goal_models.runner import DeliberationRunner, Labelled
 from learners.speech.runner import SpeechRunner
 from learners.speech.transcripts import SpeechCallbacks, TranscribedUtterance
 from learners.task_serving.results import Callbacks, Question, Result, Speech
 from learners.task_serving.runner import TaskRunner
 from learners.task_serving.versions import TaskVersion
 from runtime.config.loader import load
+from runtime.config.schema import Config
 from runtime.models.goal_client import question_of, yes_no_question_of
 from runtime.models.messages import BadMessage, Header, offered_of, packed, peer, receive, socket_path, sound_of
 from runtime.process import child
@@ -52,6 +54,7 @@ class ModelsServer:
         streams: the settings of the text streams that have a microphone as their source, by name.
         threads: of torch in the thread that transcribes; None leaves torch's number.
         deliberator: its settings; None without one.
+        labelled: returns orders with the goals that people set for them.
         live_on: postpones the end that the process set itself; called at every beat while the models make progress.
     """
 
@@ -63,6 +66,7 @@ class ModelsServer:
         streams: Mapping[str, TextSettings] | None = None,
         threads: int | None = None,
         deliberator: DeliberatorSettings | None = None,
+        labelled: Labelled = tuple,
     ) -> None:
         callbacks = Callbacks(
             self._result, self._question, self._speech, self._failed, self._refused, finished=self._finished
@@ -73,7 +77,7 @@ class ModelsServer:
         self.deliberation = (
             None
             if deliberator is None
-            else DeliberationRunner(deliberator, self._goal, self._question_failed, self._yes_no)
+            else DeliberationRunner(deliberator, self._goal, self._question_failed, self._yes_no, labelled)
         )
         self._writer: asyncio.StreamWriter | None = None
         self._reported: Counter[str] = Counter()
@@ -231,6 +235,15 @@ def _live_on() -> None:
     faulthandler.dump_traceback_later(HUNG_S, exit=True)
 
 
+def _labelled(config: Config) -> Labelled:
+    """Return what reads the orders with the goals that people set for them: the labels of the deliberator's task."""
+    task = None if config.deliberator is None else config.deliberator.correction_task
+    if task is None:
+        return tuple
+    reader = Reader(config.state_dir / "experience")
+    return lambda: [(one.text, one.label) for one in reader.labels(task) if one.text and isinstance(one.label, str)]
+
+
 def main(arguments: list[str] | None = None) -> int:
     """Run until the supervisor ends the process; return its exit code."""
     parser = argparse.ArgumentParser(prog="runtime.models")
@@ -246,7 +259,12 @@ def main(arguments: list[str] | None = None) -> int:
     if deliberator is not None and isinstance(deliberator.backend, TaskBackend):
         deliberator = None  # the agent reads the goal from the results of the task
     server = ModelsServer(
-        config.tasks, _live_on, streams=transcribed(config.streams), threads=threads, deliberator=deliberator
+        config.tasks,
+        _live_on,
+        streams=transcribed(config.streams),
+        threads=threads,
+        deliberator=deliberator,
+        labelled=_labelled(config),
     )
     asyncio.run(server.serve(socket_path(config.state_dir)))
     return 0

@@ -3,8 +3,8 @@
     python tests/benchmarks/bench_deliberator.py [--only orders hostile faults idle] [--seeds 0 1 2] [--corrections 50 150]
 
 `orders` reads `goal_orders.txt`: thirty orders for each of ten goals, half of them indirect, and thirty texts that ask for nothing. Of
-each, a third is held out. The sentence encoder (baseline) and the bundled language model (zero-shot) answer them; then a
-text-classification task is fine-tuned from corrections, and answers them. `hostile` sends texts to a deliberator with a backend that
+each, a third is held out. The sentence encoder (baseline) and the bundled language model (zero-shot) answer them; then the
+encoder with remembered corrections, and a text-classification task that is fine-tuned from them. `hostile` sends texts to a deliberator with a backend that
 obeys them. `faults` puts a goal in force by a real HTTP server, and breaks the server. `idle` counts questions of a day without orders.
 """
 
@@ -32,7 +32,7 @@ sys.path[:0] = [str(ROOT)]
 from learners.finetune.run import finetune  # noqa: E402 - after the path
 from learners.goal_models.answers import BackendFailed, GoalAnswer, GoalQuestion, checked  # noqa: E402 - after the path
 from learners.goal_models.config import DecisionBackend, DeliberatorSettings, EmbeddingBackend  # noqa: E402
-from learners.goal_models.local_models import LocalModel, open_model  # noqa: E402 - after the path
+from learners.goal_models.local_models import LocalModel, SentenceSimilarity, open_model  # noqa: E402 - after the path
 from learners.goal_models.runner import DeliberationRunner  # noqa: E402 - after the path
 from learners.tasks.task_classes import open_task  # noqa: E402 - after the path
 from runtime.deliberation.deliberator import CHECK_S, Deliberator  # noqa: E402 - after the path
@@ -150,7 +150,7 @@ def corrected(learn: Sequence[Order], held: Sequence[Order], count: int, seed: i
     return [{goal: float(p.probabilities.get(goal, 0.0)) for goal in GOALS} for p in predictions]
 
 
-def run_orders(seeds: Sequence[int], counts: Sequence[int], *, zero_shot: bool) -> None:
+def run_orders(seeds: Sequence[int], counts: Sequence[int], *, zero_shot: bool, fine_tuned: bool) -> None:
     """Print a row for each backend and seed."""
     encoder = open_model(EmbeddingBackend(), GOALS)
     language = open_model(DecisionBackend(kind="decision"), GOALS) if zero_shot else None
@@ -163,6 +163,12 @@ def run_orders(seeds: Sequence[int], counts: Sequence[int], *, zero_shot: bool) 
             show("bundled:smollm2-135m, zero-shot", figures(held, asked(language, held)))
             print(f"  {1e3 * (time.monotonic() - began_s) / len(held):.0f} ms a decision")
         for count in counts:
+            assert isinstance(encoder, SentenceSimilarity)
+            encoder.remember([(text, goal) for goal, _, text in learn[:count]])
+            show(f"baseline that remembers {count} corrections", figures(held, asked(encoder, held)))
+            encoder.remember([])
+            if not fine_tuned:
+                continue
             show(f"task after {count} corrections", figures(held, corrected(learn, held, count, seed)))
 
 
@@ -323,6 +329,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--corrections", type=int, nargs="*", default=[50, 150])
     parser.add_argument("--no-zero-shot", action="store_true", help="leave the language model out: it takes a minute")
+    parser.add_argument("--no-task", action="store_true", help="leave the fine-tuned task out: it takes minutes")
     parser.add_argument("--texts", type=int, default=10_000, help="hostile texts")
     parser.add_argument("--encoded", type=int, default=300, help="of these, how many the sentence encoder answers")
     parser.add_argument("--rounds", type=int, default=20, help="of each of the five faults")
@@ -335,7 +342,9 @@ def main() -> None:
     if "faults" in options.only:
         asyncio.run(run_faults(options.rounds))
     if "orders" in options.only:
-        run_orders(options.seeds, options.corrections, zero_shot=not options.no_zero_shot)
+        run_orders(
+            options.seeds, options.corrections, zero_shot=not options.no_zero_shot, fine_tuned=not options.no_task
+        )
 
 
 if __name__ == "__main__":

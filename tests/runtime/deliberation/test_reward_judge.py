@@ -107,14 +107,14 @@ def test_failures_give_no_reward_and_make_the_questions_rare() -> None:
     assert asked.it.counts["failed"] > 0, "a process that never answers"
 
 
-def judged(rewards: list[float], said: list[float], own: bool) -> tuple[Quarantine, list[Finding], Ledger]:
-    """Compare what a model said of each decision with the rewards of the tick, or of a person."""
+def judged(rewards: list[float], answered: list[float], own: bool) -> tuple[Quarantine, list[Finding], Ledger]:
+    """Compare what a model answered of each decision with the rewards of the tick, or of a person."""
     settings = TopicReward.model_validate(
         {"name": "f", "kind": "topic", "sources": {"anna": {"rates": "comfort", "authority": "operator"}}}
     )
     content = CONTENT if own else CONTENT.model_copy(update={"rates": "comfort"})
     court, ledger, found = Quarantine(source_rules((settings, content))), Ledger(1.0), list[Finding]()
-    for n, (value, model) in enumerate(zip(rewards, said, strict=True)):
+    for n, (value, model) in enumerate(zip(rewards, answered, strict=True)):
         ledger.decided(LedgerEntry(f"s-{n}", n * 5.0, "a", acted=True, refused=False, own=value if own else None))
         if not own:
             ledger.credit("anna", value, f"s-{n}")
@@ -135,14 +135,14 @@ def test_a_model_that_contradicts_what_it_rates_is_quarantined_and_an_honest_one
     assert (found, court.names) == ([], frozenset())
 
 
-def test_experiments_do_not_count_what_a_model_said() -> None:
+def test_experiments_do_not_count_what_a_model_answers() -> None:
     ledger = Ledger(1.0)
     for n, own in enumerate((0.5, None)):
         entry = LedgerEntry(f"s-{n}", float(n), "a", acted=True, refused=False, own=own)
         ledger.decided(entry)
         assert ledger.judge("model:content", 9.0, entry.decision) is None
         assert entry.total() == own
-        assert entry.said == {"model:content": 9.0}
+        assert entry.all_rewards == {"model:content": 9.0}
     assert ledger.judge("model:content", 9.0, None) is None
     ledger.settle(50.0)
     late = ledger.judge("model:content", 1.0, "s-0")
