@@ -35,6 +35,8 @@ __all__ = ["Credit", "Label", "Mark", "Raw", "Store", "Transition"]
 
 MAX_BEHIND = 256
 """Rewards and marks that wait for a held tick."""
+GATHER_S = 0.25
+"""An item waits so long for others, so that they are committed together: a transaction costs more than a row. `flush` does not wait."""
 _BATCH = 256
 _TRIM_EVERY_S = 5.0
 
@@ -74,6 +76,8 @@ class Store:
         self._clock = clock
         self._items: queue.Queue[Item | _Flush] = queue.Queue(limit)
         self._closing = threading.Event()
+        self._hurried = threading.Event()
+        """Someone waits for what is queued, or the queue fills."""
         self._held: Transition | None = None
         self._behind: list[Credit | Mark] = []
         """Rewards and marks for the held tick."""
@@ -159,12 +163,16 @@ class Store:
             self._items.put(mark, timeout=timeout_s)
         except queue.Full:
             return False
+        self._hurried.set()
         return mark.done.wait(max(0.0, deadline - time.monotonic())) and not mark.lost.is_set()
 
     def close(self, timeout_s: float = 10.0) -> bool:
         """Commit what is queued and stop; False when that took longer than `timeout_s`."""
         self.release(0.0)
         self._closing.set()
+        self._hurried.set()
+        with contextlib.suppress(queue.Full):  # else it has enough to do before it waits
+            self._items.put_nowait(_Flush(threading.Event(), threading.Event(), 0))
         self._thread.join(timeout_s)
         return not self._thread.is_alive()
 
@@ -187,13 +195,15 @@ class Store:
         except queue.Full:
             self.drops["full"] += 1
             return False
+        if self._items.qsize() >= _BATCH:
+            self._hurried.set()
         return True
 
     def _run(self) -> None:
         self._writer.open()
         trimmed_s = -float("inf")
         while not (self._closing.is_set() and self._items.empty()):
-            batch = self._take()
+            batch = self._take(trimmed_s + _TRIM_EVERY_S - time.monotonic())
             trim = time.monotonic() - trimmed_s > _TRIM_EVERY_S
             if batch or trim:
                 items = [item for item in batch if not isinstance(item, _Flush)]
@@ -205,10 +215,14 @@ class Store:
                 trimmed_s = time.monotonic()
         self._writer.close()
 
-    def _take(self) -> list[Item | _Flush]:
+    def _take(self, timeout_s: float) -> list[Item | _Flush]:
+        """Wait for an item, and then a little for others; empty where none came within `timeout_s`."""
         batch: list[Item | _Flush] = []
         with contextlib.suppress(queue.Empty):
-            batch.append(self._items.get(timeout=0.05))
+            batch.append(self._items.get(timeout=max(0.0, timeout_s)))
+            if not self._closing.is_set() and self._items.qsize() < _BATCH:
+                self._hurried.wait(GATHER_S)
+            self._hurried.clear()
             while len(batch) < _BATCH:
                 batch.append(self._items.get_nowait())
         return batch

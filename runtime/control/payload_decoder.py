@@ -1,4 +1,4 @@
-"""Decode MQTT payloads for the topic sensors: a short bounded queue for each stream, decoded off the event loop.
+"""Decode MQTT payloads for the topic sensors: a short bounded queue for each stream, decoded off the event loop where that pays.
 
 Images, texts and telemetry queue one message, the newest; sound queues several, because a window is made of consecutive
 chunks. A message that finds the queue full pushes the oldest out, which is counted as `backlog`.
@@ -21,8 +21,11 @@ from sensors.base import PayloadRefused, TopicSensor
 from sensors.readings import Reading
 
 SOUND_CHUNKS = 64
+LIGHT = ("text", "telemetry")
 MAX_PAYLOAD = 16_777_216
 """Bytes; a larger picture or chunk of sound is refused undecoded."""
+SMALL = 4_096
+"""Bytes of a text or telemetry message up to which decoding costs less than to hand it to a thread: it is decoded on the event loop."""
 TOO_LARGE = f"more than {MAX_PAYLOAD} bytes; send a smaller picture, or JPEG"
 EVENT_EVERY_S = 10.0
 """Seconds between two events about one stream and cause."""
@@ -35,6 +38,8 @@ class _Pending:
     sensor: TopicSensor
     messages: deque[Message]
     stamps: SenderStamps | None
+    is_light: bool
+    """Its messages are texts or numbers."""
     wake: asyncio.Event = field(default_factory=asyncio.Event)
 
 
@@ -62,7 +67,12 @@ class PayloadDecoder:
         """
         self.stamps = dict(stamps or {})
         self._pending = {
-            name: _Pending(sensor, deque(maxlen=SOUND_CHUNKS if kind == "microphone" else 1), self.stamps.get(name))
+            name: _Pending(
+                sensor,
+                deque(maxlen=SOUND_CHUNKS if kind == "microphone" else 1),
+                self.stamps.get(name),
+                kind in LIGHT,
+            )
             for name, (sensor, kind) in sensors.items()
         }
         self._publish = publish
@@ -107,7 +117,10 @@ class PayloadDecoder:
                 message = pending.messages.popleft()
                 decode = partial(_decode, pending.sensor, pending.stamps, message)
                 try:
-                    reading = await loop.run_in_executor(self._executor, decode)
+                    if pending.is_light and len(message.payload) <= SMALL:
+                        reading = decode()
+                    else:
+                        reading = await loop.run_in_executor(self._executor, decode)
                 except PayloadRefused as refusal:  # the sensor has counted it
                     self._refused(name, refusal)
                     continue

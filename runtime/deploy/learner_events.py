@@ -10,7 +10,8 @@ from typing import Any
 from learners.ipc.outbox import Outbox
 from runtime.process.emit import Emit
 
-POLL_S = 0.5
+POLL_S = 2.0
+"""The policy updater forwards sooner, unless it is loading a version."""
 
 
 @dataclass(slots=True)

@@ -9,12 +9,15 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import structlog
 
+from learners.checkpoints.experiment_records import CHALLENGER
 from learners.checkpoints.manifest import CheckpointRefused
 from learners.checkpoints.store import LIVE, Checkpoints
 from runtime.deploy.experiments.controller import ExperimentController
@@ -24,6 +27,8 @@ from runtime.inference.engine import UNTRAINED, Engine
 from runtime.process.emit import Emit
 
 POLL_S = 0.2
+READ_S = 2.0
+"""Files that look unchanged are read this often."""
 REMEDY = "restore the state from a backup (`reflexd restore`), or import a policy, then set the mode"
 REMEDIES = {
     "wrong_signature": "put keys/checkpoint-key.pem back from a backup (`reflexd restore`) and restart, or import a policy and set "
@@ -112,9 +117,16 @@ class PolicyUpdater:
         return loaded.manifest.version
 
     async def run(self) -> None:
-        """Follow LIVE and the experiment until cancelled."""
+        """Follow LIVE and the experiment until cancelled; files that have not changed are read every `READ_S`."""
+        files, read_s = None, 0.0
         while True:
-            await self.sync()
+            before, files = files, await asyncio.to_thread(self._files)
+            now_s = time.monotonic()
+            if files != before or self.experiments.decided.is_set() or now_s - read_s >= READ_S:
+                read_s = now_s
+                await self.sync()
+            else:
+                await self._proceed()
             if self.experiments.decided.is_set():  # the disk refused; try again a little later
                 await asyncio.sleep(POLL_S)
                 continue
@@ -130,9 +142,18 @@ class PolicyUpdater:
         await self.learner_events.forward()
         await self.experiments.take_proposal()
         await self._pointer.sync()
+        await self._proceed()
+        return self.experiments.live != before
+
+    async def _proceed(self) -> None:
+        """Load what the experiment needs now, and begin its next phase."""
         await self._load_wanted()
         self.experiments.advance(self.engine.loaded)
-        return self.experiments.live != before
+
+    def _files(self) -> list[tuple[int, ...]]:
+        """Return what changes with everything that the learner, or a request, may have written."""
+        folder = self.checkpoints.folder
+        return [_identity(path) for path in (folder / LIVE, folder / CHALLENGER, self.learner_events.outbox.folder)]
 
     async def _load_wanted(self) -> None:
         """Release what is not needed any more, then load what is."""
@@ -190,3 +211,11 @@ class PolicyUpdater:
     def _refused(self, refusal: CheckpointRefused, **more: str) -> None:
         fields = {"version": refusal.version, "reason": refusal.reason, "detail": refusal.detail, **more}
         self.emit("checkpoint_refused", fields)
+
+
+def _identity(path: Path) -> tuple[int, ...]:
+    try:
+        found = path.stat()
+    except OSError:
+        return ()
+    return found.st_ino, found.st_mtime_ns, found.st_size

@@ -13,6 +13,7 @@ from __future__ import annotations
 import asyncio
 import socket
 import sys
+import time
 from collections.abc import Callable, Coroutine
 from contextlib import suppress
 from typing import Any, TypeVar
@@ -108,6 +109,8 @@ def make(
     client._client.connect_timeout = max(1.0, a.keepalive_s / 2)  # aiomqtt leaves paho's 5 s
     if sys.platform == "linux":
         acknowledge_at_once(client._client)
+    remember_reads(client)
+    write_at_once(client)
     return client
 
 
@@ -178,6 +181,50 @@ def acknowledge_at_once(client: paho.Client) -> None:
         return code
 
     client.loop_read = read_and_acknowledge  # type: ignore[method-assign]
+
+
+def heard_s(client: aiomqtt.Client) -> float:
+    """Return the monotonic seconds at which something was last read from the broker; minus infinity before that."""
+    return float(getattr(client, "_heard_s", float("-inf")))
+
+
+def remember_reads(client: aiomqtt.Client) -> None:
+    """Note when something was read: the broker lives, whatever it sent."""
+    read = client._client.loop_read
+
+    def read_and_note(max_packets: int = 1) -> MQTTErrorCode:
+        code = read(max_packets)
+        if code == paho.MQTT_ERR_SUCCESS:
+            client._heard_s = time.monotonic()  # type: ignore[attr-defined]
+        return code
+
+    client._client.loop_read = read_and_note  # type: ignore[method-assign]
+
+
+def write_at_once(client: aiomqtt.Client) -> None:
+    """Write a packet when it is published, where the socket takes it; aiomqtt goes three times through the loop for each.
+
+    paho calls this when a packet waits. What the socket does not take, what another thread sends (it connects), and what is sent
+    from within a callback of paho, leave as aiomqtt does it.
+    """
+    inner = client._client
+    wait_until_writable: Any = inner.on_socket_register_write
+    loop = asyncio.get_running_loop()
+
+    def write(paho_client: paho.Client, userdata: Any, sock: Any) -> None:
+        is_free = asyncio._get_running_loop() is loop and inner._in_callback_mutex.acquire(blocking=False)
+        if is_free:
+            inner._in_callback_mutex.release()
+            try:
+                inner.loop_write()
+            except Exception as error:  # noqa: BLE001 - as aiomqtt does where it writes
+                if not client._disconnected.done():
+                    client._disconnected.set_exception(error)
+                return
+        if not is_free or inner.want_write():
+            wait_until_writable(paho_client, userdata, sock)
+
+    inner.on_socket_register_write = write
 
 
 async def connect(client: aiomqtt.Client) -> None:

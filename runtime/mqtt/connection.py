@@ -26,7 +26,18 @@ import aiomqtt
 import structlog
 
 from runtime.mqtt import handshake
-from runtime.mqtt.client import Newest, cancelled, connect, error_text, faithful, make, publish, shut, was_resumed
+from runtime.mqtt.client import (
+    Newest,
+    cancelled,
+    connect,
+    error_text,
+    faithful,
+    heard_s,
+    make,
+    publish,
+    shut,
+    was_resumed,
+)
 from runtime.mqtt.connection_problem import ConnectionProblem
 from runtime.mqtt.connection_types import (
     Address,
@@ -390,17 +401,22 @@ class Connection:
         self._inbound.dispatch(message)
 
     async def _watch(self, client: aiomqtt.Client) -> None:
-        """The echo. Its topic has no readers; the acknowledgement is the answer."""
+        """The echo, where the broker sends nothing else. Its topic has no readers; the acknowledgement is the answer."""
         topic = f"reflexd/echo/{self.identifier}"
         patience_s = self.address.keepalive_s / 4
+        quiet_s = self.address.keepalive_s * 0.15  # with the patience: 0.4 of the keepalive at most
+        asked_s = time.monotonic()
         while True:
-            await asyncio.sleep(self.address.keepalive_s * 0.15)  # with the patience: 0.4 of the keepalive at most
+            left_s = max(heard_s(client), asked_s) + quiet_s - time.monotonic()
+            if left_s > 0:
+                await asyncio.sleep(left_s)
+                continue
             asked_s = time.monotonic()
             try:
                 await faithful(client.publish(topic, b"", 1, timeout=patience_s))
             except aiomqtt.MqttError as error:
                 stalled = time.monotonic() - asked_s > patience_s * 1.4  # this loop was late, not the broker
-                if self._inbound.last_message_s < asked_s and not stalled:
+                if max(self._inbound.last_message_s, heard_s(client)) < asked_s and not stalled:
                     self._leave()
                     raise BrokerSilent(
                         f"the broker does not respond ({error}); check the network and the broker"

@@ -17,13 +17,15 @@ from typing import Any
 import numpy as np
 import pytest
 
-from fakes import Contention
+from fakes import Contention, wait_for
 from learners.config import ExperienceSettings
 from learners.experience import database, schema, writer
+from learners.experience import store as store_module
 from learners.experience.reader import Reader
 from learners.experience.store import Label, Mark, Raw, Store, Transition
 from learners.experience.transition import checksum, encode
 
+BATCH = store_module._BATCH
 Events = list[tuple[str, dict[str, Any]]]
 
 
@@ -109,6 +111,32 @@ def test_a_late_reward_reaches_its_decision_or_the_tick_it_falls_in(
     assert [kind for kind, _ in events] == ["unknown_decision"] * 3
     assert events[0][1] == {"decision": "never", "source": "default"}
     assert store.drops["unknown"] == 3
+
+
+def test_rows_that_come_one_by_one_are_committed_together_and_a_flush_does_not_wait_for_others(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert store.flush()
+    monkeypatch.setattr(store_module, "GATHER_S", 30.0)
+    commits: list[int] = []
+    commit = store._writer.commit
+
+    def counted(batch: Any, *, trim: bool) -> bool:
+        commits.append(len(batch))
+        return commit(batch, trim=trim)
+
+    monkeypatch.setattr(store._writer, "commit", counted)
+    for n in range(5):
+        store.append(tick(n))
+    assert store.flush(5.0)
+    assert [count for count in commits if count] == [5]
+    assert store.committed == 5
+    for n in range(5, 5 + 2 * BATCH):  # a queue that fills is not left to wait
+        store.append(tick(n))
+    wait_for(lambda: store.committed >= 5 + BATCH, "a full batch", 10.0)
+    store.append(tick(1_000))
+    assert store.close(10.0)
+    assert store.committed == 6 + 2 * BATCH
 
 
 def test_an_outcome_and_a_time_limit_are_stored_as_they_were_sent(tmp_path: Path, store: Store) -> None:

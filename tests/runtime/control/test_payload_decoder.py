@@ -9,10 +9,10 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from fakes import eventually
-from runtime.control.payload_decoder import MAX_PAYLOAD, SOUND_CHUNKS, PayloadDecoder
+from runtime.control.payload_decoder import MAX_PAYLOAD, SMALL, SOUND_CHUNKS, PayloadDecoder
 from runtime.mqtt import Message
 from sensors.base import PayloadRefused
-from sensors.readings import Reading, Text
+from sensors.readings import Reading, Telemetry, Text
 from sensors.streams.telemetry import TopicTelemetry
 
 
@@ -154,3 +154,23 @@ async def test_a_payload_beyond_the_limit_is_named_and_counted_and_never_decoded
     assert [(kind, data["cause"]) for kind, data in events] == [("payload_refused", "too_large")]
     assert str(MAX_PAYLOAD) in intake.refusals["s"]
     assert not sensor.entered.is_set()
+
+
+async def test_a_small_message_of_numbers_needs_no_thread_and_a_long_one_does() -> None:
+    sensor = TopicTelemetry("z", None, ("warmth",))
+    readings: list[Reading] = []
+    with ThreadPoolExecutor(1) as executor:
+        used: list[Any] = []
+        submit = executor.submit
+        executor.submit = lambda work, *args: used.append(work) or submit(work, *args)  # type: ignore[method-assign, func-returns-value, assignment]
+        decoder = PayloadDecoder({"z": (sensor, "telemetry")}, readings.append, executor)
+        running = asyncio.create_task(decoder.run())
+        decoder.offer("z", message(b'{"warmth": 20.5}', 1.0))
+        await eventually(lambda: len(readings) == 1)
+        assert used == []
+        decoder.offer("z", message(b'{"warmth": 21.5, "note": "' + b"x" * SMALL + b'"}', 2.0))
+        await eventually(lambda: len(readings) == 2)
+        assert len(used) == 1
+        running.cancel()
+        await asyncio.wait([running])
+    assert [float(reading.values[0]) for reading in readings if isinstance(reading, Telemetry)] == [20.5, 21.5]

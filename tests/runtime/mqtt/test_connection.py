@@ -339,3 +339,46 @@ async def test_a_cancellation_that_comes_with_the_answer_is_retained(faithful: b
         assert after == []
     elif sys.version_info < (3, 12):
         assert after == ["went on"]  # what this guards against
+
+
+async def test_a_packet_is_written_when_it_is_published_and_one_of_a_callback_of_paho_soon_after(
+    broker: Mosquitto,
+) -> None:
+    got = Collector()
+    link = connection(broker)
+    link.subscribe("t/+", got)
+    async with running(link):
+        assert link._client is not None
+        inner = link._client._client
+        inner.publish("t/a", b"at once", 1)
+        assert not inner.want_write()
+        with inner._in_callback_mutex:
+            inner.publish("t/b", b"soon", 1)
+            assert inner.want_write()
+        await got.until(lambda m: len(m) == 2)
+    assert [message.payload for message in got.messages] == [b"at once", b"soon"]
+
+
+async def test_only_a_quiet_broker_is_asked_whether_it_lives() -> None:
+    """Whatever was read shows that it does."""
+
+    class Client:
+        is_quiet, looked, asked = False, 0, 0
+
+        @property
+        def _heard_s(self) -> float:
+            self.looked += 1
+            return float("-inf") if self.is_quiet else time.monotonic()
+
+        async def publish(self, _topic: str, _payload: bytes, _qos: int, timeout: float) -> None:  # noqa: ASYNC109 - as aiomqtt names it
+            assert timeout == pytest.approx(0.05)
+            self.asked += 1
+
+    link, client = Connection(Address("127.0.0.1", 1, keepalive_s=0.2), "one"), Client()
+    watching = asyncio.create_task(link._watch(client))  # type: ignore[arg-type]
+    await eventually(lambda: client.looked >= 4)
+    assert client.asked == 0
+    client.is_quiet = True
+    await eventually(lambda: client.asked >= 2)
+    watching.cancel()
+    await asyncio.wait([watching])
