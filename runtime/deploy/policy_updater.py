@@ -118,7 +118,8 @@ class PolicyUpdater:
 
     async def run(self) -> None:
         """Follow LIVE and the experiment until cancelled; files that have not changed are read every `READ_S`."""
-        files, read_s = None, 0.0
+        files: list[tuple[int, ...]] | None = None
+        read_s = 0.0
         while True:
             before, files = files, await asyncio.to_thread(self._files)
             now_s = time.monotonic()
