@@ -11,6 +11,7 @@ import logging
 import sys
 import tempfile
 from dataclasses import asdict
+from importlib import import_module
 from importlib.resources import as_file, files
 from pathlib import Path
 
@@ -121,9 +122,9 @@ def _run(path: Path, *, faults: tuple[str, ...], verbose: bool) -> int:
     """Run the daemon: with the console on a terminal, else with a log of JSON lines on standard error."""
     from runtime.console.foreground import has_terminal, run_on_terminal
 
-    loaded = startable(path)
     if has_terminal() and not verbose:
-        return run_on_terminal(path, loaded, faults=faults)
+        return run_on_terminal(path, startable(path), faults=faults)
+    loaded = startable(path, lambda: import_module("runtime.supervisor.supervisor"))
     from runtime.supervisor.supervisor import run_daemon
 
     return run_daemon(path, loaded, faults=faults, verbose=verbose)

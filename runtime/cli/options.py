@@ -6,8 +6,8 @@ import errno
 import functools
 import os
 import re
-import subprocess
 import sys
+import traceback
 from collections.abc import Callable, Sequence
 from importlib.resources import as_file, files
 from pathlib import Path
@@ -167,19 +167,22 @@ def load(path: Path) -> LoadedConfig:
         sys.exit(REFUSED)
 
 
-def startable(path: Path) -> LoadedConfig:
+def startable(path: Path, meanwhile: Callable[[], object] = lambda: None) -> LoadedConfig:
     """Read settings with which a daemon can start now; else print what is wrong and end.
 
     The exit code is 2 where the settings must be edited, and 1 for a port that another program has taken. The service manager
     then tries again, because that program may end.
 
-    `reflexd check` runs in a process of its own, because what it imports would stay in the supervisor's memory.
+    Args:
+        path: the settings file.
+        meanwhile: called while the settings are checked in another process, because the check needs a second of the start. It may
+            import, and must start nothing.
     """
     loaded = load(path)
-    check = [sys.executable, "-m", "runtime.cli", "check", str(path)]
-    done = subprocess.run(check, capture_output=True, text=True, check=False)  # noqa: S603 - ourselves
-    if done.returncode == REFUSED:
-        click.echo(done.stderr, err=True, nl=False)
+    problems = checked_beside(path, loaded)
+    meanwhile()
+    if found := problems():
+        click.echo(found, err=True, nl=False)
         sys.exit(REFUSED)
     busy = busy_ports(path, loaded)
     for problem in busy:
@@ -187,6 +190,44 @@ def startable(path: Path) -> LoadedConfig:
     if busy:
         sys.exit(MAY_PASS)
     return loaded
+
+
+def checked_beside(path: Path, loaded: LoadedConfig) -> Callable[[], str]:
+    """Begin to look for what would keep a daemon with these settings from starting; return what waits for it, one problem a line.
+
+    A forked process does that: it has what this one has imported, and what the check imports stays out of the supervisor's memory.
+    It shows nothing that the plug-ins print which it builds. Call this while the process has one thread.
+    """
+    reading, writing = os.pipe()
+    checker = os.fork()
+    if checker == 0:
+        code = 1
+        try:
+            os.close(reading)
+            shown, null = os.dup(2), os.open(os.devnull, os.O_RDWR)
+            for standard in range(3):
+                os.dup2(null, standard)
+            try:
+                from runtime.cli.preflight import preflight
+
+                text = "".join(f"{problem}\n" for problem in preflight(path, loaded))
+                with os.fdopen(writing, "w") as out:
+                    out.write(text)
+                code = 0
+            except BaseException:  # noqa: BLE001 - the daemon starts, and what a check cannot do is seen
+                with os.fdopen(shown, "w") as out:
+                    traceback.print_exc(file=out)
+        finally:
+            os._exit(code)
+    os.close(writing)
+
+    def found() -> str:
+        with os.fdopen(reading) as answer:
+            text = answer.read()
+        os.waitpid(checker, 0)
+        return text
+
+    return found
 
 
 def refuse(problems: Sequence[Problem]) -> None:
