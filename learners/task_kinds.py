@@ -25,6 +25,22 @@ TaskKind = Literal[
 ]
 """The task names of the Hugging Face hub, `text-pair-classification` and `relation-extraction`."""
 Modality = Literal["text", "picture", "sound"]
+Augmentation = Literal[
+    "token_dropout",
+    "synonyms",
+    "crops",
+    "brightness",
+    "colour",
+    "rand_augment",
+    "speed",
+    "noise",
+    "spec_augment",
+    "mixup",
+]
+"""How training examples are changed, so that few of them go further."""
+OF_TEXTS: tuple[Augmentation, ...] = ("token_dropout", "synonyms", "mixup")
+OF_PICTURES: tuple[Augmentation, ...] = ("crops", "brightness", "colour", "rand_augment", "mixup")
+OF_SOUNDS: tuple[Augmentation, ...] = ("speed", "noise", "spec_augment")
 Output = Literal["label", "tags", "span", "text", "turn"]
 STREAMS: dict[Modality, str] = {"text": "text", "picture": "camera", "sound": "microphone"}
 """Modality -> the kind of stream that delivers it."""
@@ -47,6 +63,10 @@ class KindDeclaration:
     """How a text stream's reading becomes the inputs; empty where the reading is the input."""
     pretrained: bool = False
     """Whether the pretrained model answers before it is fine-tuned, because it needs no new head."""
+    augmentations: tuple[Augmentation, ...] = ()
+    """What can change its training examples."""
+    augmented: tuple[Augmentation, ...] = ()
+    """Those that are on by default."""
 
     @property
     def needs(self) -> tuple[str, ...]:
@@ -71,7 +91,7 @@ class KindDeclaration:
 
 _LABELS = ("value", "confidence", "probabilities")
 KINDS: dict[TaskKind, KindDeclaration] = {
-    "text-classification": KindDeclaration("text", ("text",), "label", "label", _LABELS),
+    "text-classification": KindDeclaration("text", ("text",), "label", "label", _LABELS, augmentations=OF_TEXTS),
     "text-pair-classification": KindDeclaration(
         "text",
         ("text", "text_pair"),
@@ -79,9 +99,20 @@ KINDS: dict[TaskKind, KindDeclaration] = {
         "label",
         _LABELS,
         reading='`{"text": "...", "text_pair": "..."}`, or the text alone with `tasks.X.context`',
+        augmentations=OF_TEXTS,
     ),
-    "image-classification": KindDeclaration("picture", ("picture",), "label", "label", _LABELS),
-    "audio-classification": KindDeclaration("sound", ("sound",), "label", "label", _LABELS),
+    "image-classification": KindDeclaration(
+        "picture", ("picture",), "label", "label", _LABELS, augmentations=OF_PICTURES, augmented=("crops", "brightness")
+    ),
+    "audio-classification": KindDeclaration(
+        "sound",
+        ("sound",),
+        "label",
+        "label",
+        _LABELS,
+        augmentations=(*OF_SOUNDS, "mixup"),
+        augmented=("speed", "noise"),
+    ),
     "token-classification": KindDeclaration("text", ("tokens|text",), "tags", "tags", ("value", "confidence", "spans")),
     "relation-extraction": KindDeclaration(
         "text", ("text",), "label", "label", _LABELS, reading="a text that marks its spans with `<e1>` and `<e2>`"
@@ -100,7 +131,13 @@ KINDS: dict[TaskKind, KindDeclaration] = {
         "text", ("messages",), "messages", "turn", (), reading="the user's turn", pretrained=True
     ),
     "automatic-speech-recognition": KindDeclaration(
-        "sound", ("sound",), "target", "text", ("value", "confidence", "words", "no_speech"), pretrained=True
+        "sound",
+        ("sound",),
+        "target",
+        "text",
+        ("value", "confidence", "words", "no_speech"),
+        pretrained=True,
+        augmentations=OF_SOUNDS,
     ),
 }
 """Kind -> its declaration."""

@@ -26,6 +26,8 @@ from learners.finetune.error_analysis.scores import each
 from learners.finetune.error_analysis.slices import check_slice, shown
 from learners.finetune.error_analysis.slices import measure as slice_metrics
 from learners.finetune.example_fields import check, check_features
+from learners.finetune.few_labels.adaptation import can_adapt
+from learners.finetune.few_labels.arms import FewLabels, best_arm
 from learners.finetune.linear_probe import fit_head
 from learners.finetune.progress import Bar, plot
 from learners.finetune.trainer import OnProgress, RunState, Trainer, TrainerSettings
@@ -92,7 +94,7 @@ def finetune(
     *, task: str, model: str, train: Path | str, validation: Path | str, out: Path | str, test: Path | str | None = None,
     mode: Train = "lora", seed: int = 0, resume: bool = True, progress: bool = False, adapter: bool = False,
     earlier: Path | str | None = None, earlier_data: Path | str | None = None, slices: Sequence[str] = (),
-    start: Path | str | None = None, **options: Any,
+    start: Path | str | None = None, unlabelled: Path | str | None = None, **options: Any,
 ) -> dict[str, Any]:  # fmt: skip
     """Fine-tune a model from files; returns the report, which `out/report.json` holds too.
 
@@ -112,7 +114,10 @@ def finetune(
         earlier_data: its examples.
         slices: how the test split, or without one validation, is divided for the report.
         start: the folder of another task on the same model; its encoder is where training starts. The report says what that gains.
-        options: fields of `trainer.Settings` and `tasks.base.Options`, and `lora_rank`, `device`.
+        unlabelled: readings on which the encoder's pretraining continues first; its labels, if any, are not read. The adapted
+            encoder is used if validation is better with it.
+        options: fields of `trainer.Settings` and `tasks.base.Options`, and `lora_rank`, `device`. `augment` is the names of
+            augmentations, or `auto`: each is then on or off by validation.
 
     Raises:
         DataError: the data cannot be used.
@@ -121,6 +126,7 @@ def finetune(
     """
     if adapter and mode != "lora":
         raise ValueError(f"mode {mode} trains no adapter; use mode lora, or leave the adapter out")
+    few, options = _few_labels(task, options, unlabelled, adapter=adapter)
     out = Path(out)
     paths = {"train": str(train), "validation": str(validation)} | ({"test": str(test)} if test else {})
     splits = read_splits(task, paths)
@@ -137,13 +143,24 @@ def finetune(
         with _opening(str(start)):
             share = start_from(Path(start), fresh)
         facts["start"] = digest_of(Path(start))
-    state = _state(out, facts | {"data": splits_digest(splits)}, resume=resume)
+    facts["data"] = splits_digest(splits)
+    if few.unlabelled:
+        facts["unlabelled"] = rows_digest(few.unlabelled)
+    state = _state(out, facts, resume=resume)
     bar: AbstractContextManager[OnProgress | None] = (
         Bar(f"{task} {mode}", fresh.selection) if progress else nullcontext()
     )
     keep, rank = out if adapter else None, extra["lora_rank"]
+    found: dict[str, Any] = {}
     with _memory_suffices(model, settings.batch), bar as on_progress:
-        tuned = tune(fresh, splits, settings, mode, rank=rank, state=state, on_progress=on_progress, keep=keep)
+
+        def train_arm(arm: Task, part: State) -> Tuned:
+            return tune(arm, splits, settings, mode, rank=rank, state=part, on_progress=on_progress, keep=keep)
+
+        if few:
+            tuned, found = best_arm(few, fresh, train_arm, splits.validation, splits.test, seed, state)
+        else:
+            tuned = train_arm(fresh, state)
     with new_files(out) as draft:  # before the test file is measured: no failure from here on loses the weights
         tuned.task.save(draft)
     used = {name: f"{path} ({len(getattr(splits, name))})" for name, path in paths.items()}
@@ -154,16 +171,18 @@ def finetune(
     report = _report(tuned, splits, model, mode)
     measured = "test" if splits.test else "validation"
     report["slices"] = {measured: measure_slices(tuned.task, getattr(splits, measured), slices)}
-    report["notes"] = _notes(fresh, splits, paths, unknown)
+    report |= {"notes": _notes(fresh, splits, paths, unknown), **found}
     if start is not None:
-        plain = _pretrained_metrics(task, model, splits, mode, {**options, "seed": seed})
+        plain = _pretrained_metrics(
+            task, model, splits, mode, {**options, "augment": tuned.task.options.augment, "seed": seed}
+        )
         report["transfer"] = gains(Path(start), share, fresh.selection, report["metrics"], plain)
     if earlier and earlier_data:
         report["forgotten"] = forgetting.measure(Path(earlier), datasets.read(earlier_data), tuned.task)
     report["unknown_labels"] = unknown
     with new_files(out) as draft:
         annotate(draft, tuned, report, settings, used)
-    state.clear()
+    state.clear_parts()
     return report
 
 
@@ -246,6 +265,32 @@ def cuts(task: Task, splits: Splits, paths: Mapping[str, Path | str]) -> list[st
                 f"{sum(shares) / len(shares):.0%} of each is cut"
             )
     return found
+
+
+def _few_labels(
+    kind: str, options: Mapping[str, Any], unlabelled: Path | str | None, *, adapter: bool
+) -> tuple[FewLabels, dict[str, Any]]:
+    """Return what a run compares so that few labels go further, and the options without it.
+
+    Raises:
+        DataError: the unlabelled readings cannot be used.
+        ValueError: an augmentation is not of this kind of task, or the kind has no encoder that can be adapted.
+    """
+    cls = task_class(kind)
+    names, augment = cls.declaration().augmentations, options.get("augment")
+    if augment == "auto" and not names:
+        raise ValueError(f"augment: nothing changes the examples of {kind}; leave it out")
+    if unknown := set(() if augment in (None, "auto") else augment) - set(names):
+        raise ValueError(f"augment: {sorted(unknown)}: {kind} has {', '.join(names) or 'none'}")
+    if unlabelled is not None and not can_adapt(kind):
+        raise ValueError(f"unlabelled: the encoder of {kind} cannot be adapted; leave it out")
+    if adapter and (augment == "auto" or unlabelled is not None):
+        raise ValueError("adapter: not together with augment auto or unlabelled readings; name the augmentations")
+    readings = datasets.read(unlabelled) if unlabelled is not None else ()
+    check_modality(cls, readings)
+    if augment != "auto":
+        return FewLabels((), readings), dict(options)
+    return FewLabels(names, readings), {name: value for name, value in options.items() if name != "augment"}
 
 
 def _state(out: Path, facts: dict[str, Any], *, resume: bool) -> State:
@@ -481,5 +526,9 @@ def annotate(out: Path, tuned: Tuned, report: dict[str, Any], settings: TrainerS
 
 def splits_digest(splits: Splits) -> str:
     """Return a digest of the training data, so that a state is only resumed on the same data; the test may change."""
-    body = orjson.dumps([list(splits.train), list(splits.validation)], default=str)
-    return hashlib.sha256(body).hexdigest()
+    return rows_digest([list(splits.train), list(splits.validation)])
+
+
+def rows_digest(rows: Sequence[Any]) -> str:
+    """Return a digest of examples."""
+    return hashlib.sha256(orjson.dumps(rows, default=str)).hexdigest()

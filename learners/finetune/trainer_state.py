@@ -43,6 +43,10 @@ class State:
         self._number = 0
         self._best_file = ""
 
+    def of_part(self, name: str) -> State:
+        """Return the state of one of several trainings of the run, in a folder of its own."""
+        return State(self.folder.with_name(f"{self.folder.name}-{name}"), f"{self.fingerprint} {name}")
+
     def save(self, facts: Mapping[str, Any], tensors: Mapping[str, Tensor], best: Mapping[str, Tensor] | None) -> None:
         """Write a new state and remove the one before; `best` is None where the best weights are as they were."""
         private_folder(self.folder)
@@ -73,6 +77,12 @@ class State:
             return None
         self._number, self._best_file = body["number"], body["best"]
         return Loaded(body["facts"], tensors, best)
+
+    def clear_parts(self) -> None:
+        """Remove this state and those of `of_part`."""
+        for folder in self.folder.parent.glob(f"{self.folder.name}-*"):
+            State(folder, self.fingerprint).clear()
+        self.clear()
 
     def clear(self) -> None:
         """Remove the state: the run is over."""

@@ -20,8 +20,9 @@ from numpy.typing import NDArray
 from torch import nn
 from transformers import AutoFeatureExtractor, AutoModelForAudioClassification
 
+from learners.tasks.augmentation.sounds import changed, masked
 from learners.tasks.base import Batch, DataError, EncodedMedia, Example, Feature, Options, Recipe
-from learners.tasks.sound_inputs import changed, duration_s, read_sound
+from learners.tasks.sound_inputs import duration_s, read_sound
 from learners.tasks.text_classification import Classifier
 from sensors.codecs.resampling import RATE_HZ, resampled
 
@@ -81,7 +82,7 @@ class ClassifySounds(Classifier):
     @property
     def varying(self) -> bool:
         """Sounds are changed a little in every epoch."""
-        return self.options.augment
+        return bool(set(self.augmentations) - {"mixup"})
 
     def features(self, example: Example, *, rng: np.random.Generator | None = None) -> list[Feature]:
         """Return log mels for Whisper, samples for models that read them: of one part in training, of all windows otherwise."""
@@ -94,13 +95,16 @@ class ClassifySounds(Classifier):
         given = isinstance(sound, str | Path)
         samples = read_sound(Path(sound)) if given else resampled(np.asarray(sound), example.get("rate_hz", RATE_HZ))
         window = int((self.options.window_s or 1) * RATE_HZ)
-        if rng is not None and self.options.augment:
-            samples = changed(samples, rng, window)
+        if rng is not None and self.varying:
+            samples = changed(samples, rng, window, self.augmentations)
         target = {"labels": self.target(example)} if "label" in example else {}
         last = max(0, len(samples) - window)
         # training hears another part in each epoch; prediction hears all, the newest whole, and takes the mean
         starts = [int(rng.integers(0, last + 1))] if rng is not None else [*range(last, -1, -max(1, window // 2))][::-1]
-        return [self._feature(samples[max(0, at) : at + window]) | target for at in starts[-MOST_WINDOWS:]]
+        features = [self._feature(samples[max(0, at) : at + window]) for at in starts[-MOST_WINDOWS:]]
+        if rng is not None and "spec_augment" in self.augmentations:
+            features = [{name: masked(made, rng) for name, made in feature.items()} for feature in features]
+        return [feature | target for feature in features]
 
     def _feature(self, samples: NDArray[np.float32]) -> Feature:
         made = self.processor(samples, sampling_rate=RATE_HZ, return_tensors="pt")

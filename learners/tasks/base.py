@@ -85,7 +85,8 @@ class Options:
     """Instead of the model's own."""
     window_s: float | None = None
     """Sounds: length the model sees; default: whole seconds that hold 99 % of the training sounds."""
-    augment: bool = True
+    augment: Sequence[str] | None = None
+    """Names of augmentations; None for those that the kind has by default."""
     flip: bool = False
     """Pictures: mirrored ones mean the same."""
     tiles: int = 1
@@ -110,9 +111,12 @@ class Options:
 
     @classmethod
     def known(cls, given: Mapping[str, Any]) -> dict[str, Any]:
-        """Return the entries of `given` that are options."""
+        """Return the entries of `given` that are options; `augment` was a truth value in folders of older programs."""
         names = {f.name for f in fields(cls)}
-        return {name: value for name, value in given.items() if name in names}
+        found = {name: value for name, value in given.items() if name in names}
+        if isinstance(switch := found.get("augment"), bool):
+            found["augment"] = None if switch else ()
+        return found
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,6 +168,11 @@ class Task(ABC):
     def declaration(cls) -> KindDeclaration:
         """Return what this kind of task takes and makes."""
         return KINDS[cls.kind]
+
+    @property
+    def augmentations(self) -> tuple[str, ...]:
+        """What changes the training examples: as given, or as the kind has it by default."""
+        return self.declaration().augmented if self.options.augment is None else tuple(self.options.augment)
 
     @classmethod
     def open(cls, source: Path | str, *, labels: Sequence[str] = (), **options: Any) -> Self:

@@ -36,7 +36,8 @@ class ClassifyPictures(Classifier):
     @property
     def varying(self) -> bool:
         """Pictures are changed a little in every epoch, or show another tile."""
-        return self.options.augment or self.options.tiles > 1
+        changes = set(self.augmentations) - {"mixup"}
+        return bool(changes) or self.options.flip or self.options.tiles > 1
 
     def features(self, example: Example, *, rng: np.random.Generator | None = None) -> list[Feature]:
         """Return the picture and its tiles, all of them for prediction, a random one in each epoch of training."""
@@ -49,9 +50,10 @@ class ClassifyPictures(Classifier):
         parts = tiles_of(image, self.options.tiles)
         if rng is not None and len(parts) > 1:
             parts = [parts[int(rng.integers(len(parts)))]]
-        rng = rng if self.options.augment else None
+        names = self.augmentations
+        rng = rng if set(names) - {"mixup"} or self.options.flip else None
         target = {"labels": self.target(example)} if "label" in example else {}
-        return [{"pixel_values": self.processor(part, rng, flip=self.options.flip)} | target for part in parts]
+        return [{"pixel_values": self.processor(part, rng, names, flip=self.options.flip)} | target for part in parts]
 
     def length(self, feature: Feature) -> int:
         """Return the number of pixels: a processor that does not resize returns pictures of several sizes."""

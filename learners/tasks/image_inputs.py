@@ -6,6 +6,7 @@ Shapes: C colours (3), Y and X of a picture.
 from __future__ import annotations
 
 import math
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from learners.model.encoders.image_processor import load_image_processor
+from learners.tasks.augmentation.pictures import changed
 from learners.tasks.base import DataError
 from sensors.base import PayloadRefused
 from sensors.codecs.images import decode_file
@@ -28,7 +30,6 @@ DETAIL = 2
 """How many times the model's resolution a picture has at most when it is changed."""
 PROBE = 64
 """Edge of the picture that shows which size the processor makes."""
-BRIGHTNESS, SHIFT, SCALE = 0.2, 0.08, 0.15
 
 
 class PictureProcessor:
@@ -64,24 +65,31 @@ class PictureProcessor:
         self.processor.save_pretrained(folder)
 
     def __call__(
-        self, image_YXC: NDArray[np.uint8], rng: np.random.Generator | None = None, *, flip: bool = False
+        self,
+        image_YXC: NDArray[np.uint8],
+        rng: np.random.Generator | None = None,
+        names: Collection[str] = (),
+        *,
+        flip: bool = False,
     ) -> Tensor:
-        """Return a uint8 RGB image as float32 [C, high, wide], by the processor's settings; `rng` augments it."""
-        return self._read(image_YXC if rng is None else self._changed(image_YXC, rng, flip=flip))
+        """Return a uint8 RGB image as float32 [C, high, wide], by the processor's settings; `rng` augments it by the names."""
+        return self._read(image_YXC if rng is None else self._changed(image_YXC, rng, names, flip=flip))
 
     def _read(self, image_YXC: NDArray[np.uint8]) -> Tensor:
         made = self.processor(np.ascontiguousarray(image_YXC), return_tensors="pt", input_data_format="channels_last")
         pixels: Tensor = made["pixel_values"][0]
         return pixels.float()
 
-    def _changed(self, image_YXC: NDArray[np.uint8], rng: np.random.Generator, *, flip: bool) -> NDArray[np.uint8]:
+    def _changed(
+        self, image_YXC: NDArray[np.uint8], rng: np.random.Generator, names: Collection[str], *, flip: bool
+    ) -> NDArray[np.uint8]:
         """Change a picture at no more than twice the resolution that the model sees."""
         pixels_CYX = torch.from_numpy(np.array(image_YXC)).permute(2, 0, 1).float() / 255
         scale = DETAIL * max(self.high, self.wide) / min(pixels_CYX.shape[1:])
         if scale < 1:
             size = [max(1, round(edge * scale)) for edge in pixels_CYX.shape[1:]]
             pixels_CYX = F.interpolate(pixels_CYX[None], size, mode="bilinear", antialias=True)[0].clamp(0, 1)
-        moved_CYX = changed(pixels_CYX, rng, flip=flip)
+        moved_CYX = changed(pixels_CYX, rng, names, flip=flip)
         moved: NDArray[np.uint8] = (moved_CYX * 255).round().to(torch.uint8).permute(1, 2, 0).numpy()
         return moved
 
@@ -97,18 +105,6 @@ def tiles_of(image_YXC: NDArray[np.uint8], count: int) -> list[NDArray[np.uint8]
 def _spans(edge: int, count: int) -> list[tuple[int, int]]:
     size = math.ceil(edge / (1 + (count - 1) * (1 - OVERLAP)))
     return [(round(at), round(at) + size) for at in np.linspace(0, edge - size, count)]
-
-
-def changed(pixels_CYX: Tensor, rng: np.random.Generator, *, flip: bool) -> Tensor:
-    """Scaled, shifted and brightened a little, mirrored where `flip` allows it; edges are repeated."""
-    zoom_y, zoom_x = 1 + rng.uniform(-SCALE, SCALE, 2)
-    shift_y, shift_x = rng.uniform(-2 * SHIFT, 2 * SHIFT, 2)
-    if flip and rng.random() < 0.5:
-        zoom_x = -zoom_x
-    turn = torch.tensor([[zoom_x, 0.0, shift_x], [0.0, zoom_y, shift_y]], dtype=torch.float32)
-    grid = F.affine_grid(turn[None], [1, *pixels_CYX.shape], align_corners=False)
-    moved = F.grid_sample(pixels_CYX[None], grid, padding_mode="border", align_corners=False)[0]
-    return (moved * float(1 + rng.uniform(-BRIGHTNESS, BRIGHTNESS))).clamp(0, 1)
 
 
 def read_picture(path: Path) -> NDArray[np.uint8]:

@@ -22,6 +22,7 @@ from transformers import AutoFeatureExtractor, AutoModelForSpeechSeq2Seq, AutoTo
 from transformers.models.whisper.english_normalizer import BasicTextNormalizer
 
 from learners.task_kinds import TaskKind
+from learners.tasks.augmentation.sounds import changed, masked
 from learners.tasks.base import (
     IGNORED,
     SPARE,
@@ -36,7 +37,7 @@ from learners.tasks.base import (
     Task,
     pad,
 )
-from learners.tasks.sound_inputs import changed, read_sound
+from learners.tasks.sound_inputs import read_sound
 from learners.tasks.text_base import cross_entropy
 from sensors.codecs.resampling import RATE_HZ, resampled
 
@@ -69,7 +70,7 @@ class Transcribe(Task):
         epochs=5,
         batch=8,
         rates={"top": 1e-4, "lora": 5e-4, "full": 2e-5},
-        options={"max_length": 192, "augment": False},
+        options={"max_length": 192},
     )
 
     def __init__(self, source: Path | str, options: Options, labels: Sequence[str] = ()) -> None:
@@ -105,7 +106,7 @@ class Transcribe(Task):
     @property
     def varying(self) -> bool:
         """Whether sounds are changed a little in every epoch."""
-        return self.options.augment
+        return bool(self.augmentations)
 
     @property
     def pads_change_outputs(self) -> bool:
@@ -143,11 +144,14 @@ class Transcribe(Task):
         if sound is None:
             raise DataError("an example without `sound`")
         samples = read_sound(Path(sound)) if isinstance(sound, str | Path) else resampled(np.asarray(sound), rate_hz)
-        if rng is not None and self.options.augment:
-            samples = changed(samples, rng, len(samples))
+        if rng is not None and self.augmentations:
+            samples = changed(samples, rng, len(samples), self.augmentations)
         made = self.processor.features(samples, sampling_rate=RATE_HZ, return_tensors="pt")
         name = self.processor.features.model_input_names[0]
-        feature: Feature = {name: made[name][0], "duration_s": len(samples) / RATE_HZ}
+        inputs = made[name][0]
+        if rng is not None and "spec_augment" in self.augmentations:
+            inputs = masked(inputs, rng)
+        feature: Feature = {name: inputs, "duration_s": len(samples) / RATE_HZ}
         if "target" in example:
             before = self.prefix(self.options.language)
             words = self.processor.tokenizer(str(example["target"]), add_special_tokens=False)["input_ids"]

@@ -12,6 +12,7 @@ import math
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -22,6 +23,8 @@ from torch.nn import functional as F
 from transformers import AutoModelForSequenceClassification
 
 from learners.task_kinds import TaskKind
+from learners.tasks.augmentation.mixing import can_mix, draw, mixed
+from learners.tasks.augmentation.texts import Synonyms, without_tokens
 from learners.tasks.base import Batch, DataError, Example, Feature, Options, Prediction, Recipe, Task
 from learners.tasks.layers.heads import log_frequencies
 from learners.tasks.text_base import MOST_WINDOWS, TextTask, cross_entropy, inputs, macro_f1
@@ -41,6 +44,8 @@ class Classifier(Task):
         super().__init__(source, options, labels)
         if options.multi_label:
             self.selection = "f1"
+        if "mixup" in self.augmentations and not can_mix(self.model):
+            raise ValueError(f"mixup: texts of {self.model.config.model_type} cannot be mixed; leave mixup out")
         self.model.config.problem_type = MANY if options.multi_label else ONE  # pipelines of transformers read it
 
     def tie_break(self, examples: Sequence[Example], predictions: Sequence[Prediction]) -> float:
@@ -102,8 +107,13 @@ class Classifier(Task):
         return torch.tensor(rows)
 
     def loss(self, model: nn.Module, batch: Batch) -> Tensor:
-        """Return the criterion of a batch."""
-        return self.criterion(model(**inputs(batch)).logits, batch["labels"])
+        """Return the criterion of a batch; with `mixup`, of examples that are mixed in pairs, while the model trains."""
+        given, targets = inputs(batch), batch["labels"]
+        if not (model.training and "mixup" in self.augmentations and len(targets) > 1):
+            return self.criterion(model(**given).logits, targets)
+        share, other_B = draw(len(targets))
+        logits_BL = model(**mixed(model, given, share, other_B)).logits
+        return share * self.criterion(logits_BL, targets) + (1 - share) * self.criterion(logits_BL, targets[other_B])
 
     def criterion(self, logits_BL: Tensor, targets_B: Tensor) -> Tensor:
         """Return the cross-entropy, or, for several labels with targets of 0 and 1 in [B, L], the binary cross-entropy."""
@@ -185,14 +195,31 @@ class ClassifyText(TextTask, Classifier):
         return Classifier.targets(self, rows)
 
     def features(self, example: Example, *, rng: np.random.Generator | None = None) -> list[Feature]:
-        """Return one feature for each window of the text; a prediction is the mean of all windows."""
-        del rng
+        """Return one feature for each window of the text; a prediction is the mean of all windows. `rng` changes the tokens."""
         texts = [str(example[name]) for name in ("text", "text_pair") if example.get(name) is not None]
         if not texts:
             raise DataError(f"an example without `text`: {dict(example)}")
         features = self.text_windows(texts[0]) if len(texts) == 1 else [self.text_feature(*texts)]
+        if rng is not None and self.varying:
+            features = [self._changed(feature, rng) for feature in features]
         target = {"labels": self.target(example)} if "label" in example else {}
         return [feature | target for feature in features]
+
+    @property
+    def varying(self) -> bool:
+        """Whether tokens are left out or replaced, others in each epoch."""
+        return bool({"token_dropout", "synonyms"} & set(self.augmentations))
+
+    @cached_property
+    def _synonyms(self) -> Synonyms:
+        return Synonyms(self.source, self.processor, self.model.get_input_embeddings().weight)
+
+    def _changed(self, feature: Feature, rng: np.random.Generator) -> Feature:
+        if "synonyms" in self.augmentations:
+            feature = self._synonyms.replaced(feature, rng)
+        if "token_dropout" in self.augmentations:
+            feature = without_tokens(feature, frozenset(self.processor.all_special_ids), rng)
+        return feature
 
     def unread(self, example: Example) -> float:
         """Return the share of a pair above `max_length`, or of a text behind its last window."""

@@ -233,6 +233,13 @@ def writing(command: Callable[..., Any]) -> Callable[..., Any]:
 SLICE_HELP = "Divide the held-out examples for the report: COLUMN, COLUMN~PATTERN or length. Repeat the option."
 
 
+def _augmentations(_context: click.Context, _option: click.Parameter, given: str | None) -> Any:
+    """Read `auto`, `none` or names; None where nothing is given."""
+    if given in (None, "auto"):
+        return given
+    return [] if given == "none" else [name.strip() for name in str(given).split(",")]
+
+
 def _writing_given(options: dict[str, Any]) -> dict[str, Any]:
     """Return the options that were given, with the form of the output read.
 
@@ -242,7 +249,7 @@ def _writing_given(options: dict[str, Any]) -> dict[str, Any]:
     from learners.output_grammar import read_output
 
     form = options.pop("output_form")
-    given = {name: value for name, value in options.items() if value not in (None, ())}
+    given = {name: value for name, value in options.items() if value is not None and value != ()}
     if form is not None:
         text = Path(form[1:]).read_text(encoding="utf-8") if form.startswith("@") else form
         given["output"] = read_output(text)
@@ -291,6 +298,18 @@ def _writing_given(options: dict[str, Any]) -> dict[str, Any]:
     type=FOLDER,
     help="Folder of another task on the same model: start from its encoder. A second run from the pretrained model measures the gain.",
 )
+@click.option(
+    "--augment",
+    callback=_augmentations,
+    metavar="NAMES",
+    help="How training examples are changed: names separated by commas, `none`, or `auto`. With `auto` each one is on or off by "
+    "validation, which trains once more for each. Default: by the kind of task.",
+)
+@click.option(
+    "--unlabelled",
+    type=ANY,
+    help="Readings without labels: pretraining continues on them first, and is used if validation is better with it.",
+)
 @click.option("--adapter", is_flag=True, default=None, help="With --mode lora: store the adapter and its base as well.")
 @click.option("--optimizer", type=click.Choice(["adamw", "sgd"]), help="Default: adamw.")
 @click.option("--patience", type=int, help="Epochs without a better validation metric after which training stops.")
@@ -330,6 +349,7 @@ def finetune(train_file: Path, **options: Any) -> None:
     for note in report["notes"]:
         click.echo(note, err=True)
     _echo_slices(report)
+    _echo_few_labels(report)
     for split, found in report.get("transfer", {}).items():
         if isinstance(found, dict):
             values = f"{found['from']:.4f}, {found['pretrained']:.4f} from the pretrained model"
@@ -368,6 +388,23 @@ def evaluate(task: str, model: str, test: Path, out: Path | None, **options: Any
         sure = f"{error['predicted']} ({error['probability']:.2f}), not {error['is']}"
         click.echo(f"{error['where']}: {sure}; decided by {decided}", err=True)
     click.echo(json.dumps(report["metrics"], indent=2))
+
+
+def _echo_few_labels(report: dict[str, Any]) -> None:
+    """Print what validation selected to standard error, with the gains."""
+    for name in ("adaptation", "augmentation"):
+        if (part := report.get(name)) is None:
+            continue
+        used = part["used"] if isinstance(part["used"], list) else [part["objective"]] * part["used"]
+        click.echo(f"{name}: {', '.join(used) or 'none'} is used", err=True)
+        for one in part.get("tried", ()):
+            click.echo(
+                f"  validation, {' and '.join(one['names'])}: {one['score']:.4f}, gain {one['gain']:+.4f} (error {one['error']:.4f})",
+                err=True,
+            )
+        for split in ("validation", "test"):
+            if split in part:
+                click.echo(f"  {split}: gain {part[split]['gain']:+.4f} (error {part[split]['error']:.4f})", err=True)
 
 
 def _echo_slices(report: dict[str, Any]) -> None:

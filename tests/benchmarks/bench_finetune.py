@@ -67,7 +67,7 @@ CASES: dict[str, Case] = {
         None,
         {"epochs": 20, "learning_rate": 5e-4},
     ),
-    "stamps-probe": Case("image-classification", EFFNET, data.stamps, "frozen", "accuracy", None, {"augment": False}),
+    "stamps-probe": Case("image-classification", EFFNET, data.stamps, "frozen", "accuracy", None, {"augment": ()}),
     "stamps-top": Case("image-classification", EFFNET, data.stamps, "top", "accuracy", 0.870, {"flip": True}),
     "stamps-full": Case("image-classification", EFFNET, data.stamps, "full", "accuracy", 0.870, {"flip": True}),
     **{
@@ -76,7 +76,7 @@ CASES: dict[str, Case] = {
         )
         for fold in range(1, 5)
         for mode, train, options in (
-            ("probe", "frozen", {"augment": False}),
+            ("probe", "frozen", {"augment": ()}),
             ("top", "top", {"flip": True}),
             ("full", "full", {"flip": True}),
         )

@@ -35,6 +35,7 @@ SIZES: dict[str, str] = {
     "bench_experiments": "--only hang --runs 1",
     "bench_explain": "1",
     "bench_filters": "--seeds 2 --ticks 800 --every 400 --played 20 --curves 0 --cache OUT",
+    "bench_few_labels": "--seeds 0 --per-class 2 --intents 3 --tested 2 --unlabelled 70 --epochs 1",
     "bench_finetune": "--only answer --set epochs=1 --threads 1 --out OUT",
     "bench_fleet": "--agents 2 --rows 600",
     "bench_forgetting": "--only encoder --per-class 2 --sentences 20 --threads 1",

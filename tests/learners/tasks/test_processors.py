@@ -122,7 +122,7 @@ def test_an_encoder_of_the_policy_hears_as_the_extractor_does(tmp_path: Path, no
 def test_a_picture_in_tiles_is_the_mean_of_all(tmp_path: Path) -> None:
     """A mark that vanishes when the whole picture shrinks is seen in a tile; training sees one part in each epoch."""
     task = open_task(
-        "image-classification", tinymodels.efficientnet(tmp_path / "model"), labels=("a", "b"), tiles=3, augment=False
+        "image-classification", tinymodels.efficientnet(tmp_path / "model"), labels=("a", "b"), tiles=3, augment=()
     )
     image = picture(200, 301)
     parts = tiles_of(image, 3)

@@ -1,0 +1,1 @@
+"""Let few labels go further: continued pretraining on unlabelled readings, and augmentations that validation selects."""

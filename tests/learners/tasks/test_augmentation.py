@@ -1,0 +1,141 @@
+"""Augmentations change what they name, by the given generator, and nothing where they are off."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import tinymodels
+import torch
+from transformers import BertForMaskedLM
+
+from learners.tasks.augmentation import pictures, sounds
+from learners.tasks.augmentation.mixing import can_mix, mixed
+from learners.tasks.augmentation.texts import Synonyms, masked_model, without_tokens
+from learners.tasks.base import Options
+from learners.tasks.task_classes import open_task
+
+ORDER = {"text": "go left now please", "label": "a"}
+
+
+def rng(seed: int = 0) -> np.random.Generator:
+    return np.random.default_rng(seed)
+
+
+def classifier(tmp_path: Path, *augment: str) -> Any:
+    return open_task("text-classification", tinymodels.bert(tmp_path / "m"), labels=("a", "b"), augment=augment)
+
+
+def test_tokens_are_left_out_at_their_rate_and_special_ones_never(tmp_path: Path) -> None:
+    task = classifier(tmp_path, "token_dropout")
+    plain = task.features(ORDER)[0]["input_ids"]
+    found = [task.features(ORDER, rng=rng(seed))[0]["input_ids"] for seed in range(400)]
+    assert all(row[0] == plain[0] and row[-1] == plain[-1] for row in found)
+    assert 1 - np.mean([len(row) - 2 for row in found]) / 4 == pytest.approx(0.1, abs=0.03)
+    assert task.varying
+    assert task.features(ORDER)[0]["input_ids"] == plain, "prediction changes nothing"
+    only = {"input_ids": [2, 5, 3]}
+    assert all(5 in without_tokens(only, frozenset({2, 3}), rng(seed))["input_ids"] for seed in range(50))
+
+
+def test_a_model_without_masked_predictions_backs_off_to_its_nearest_words(tmp_path: Path) -> None:
+    task = classifier(tmp_path, "synonyms")
+    assert masked_model(tmp_path / "m") is None
+    table = task.model.get_input_embeddings().weight.detach().clone()
+    vocabulary = task.processor.get_vocab()
+    table[vocabulary["stop"]] = table[vocabulary["go"]] * 1.01  # the nearest by far
+    synonyms = Synonyms(tmp_path / "m", task.processor, table)
+    feature = task.features({"text": "go go go go go go"})[0]
+    words = [w for seed in range(40) for w in synonyms.replaced(feature, rng(seed))["input_ids"]]
+    assert words.count(vocabulary["stop"]) > 20
+    assert words.count(vocabulary["stop"]) > 0.95 * (len(words) - words.count(vocabulary["go"]) - 80)
+
+
+def test_a_masked_model_replaces_by_its_own_predictions(tmp_path: Path) -> None:
+    """A model that was trained to say `left` in the place of the masked word draws it most."""
+    source = tinymodels.bert(tmp_path / "m", ["[MASK]", *tinymodels.WORDS])
+    task: Any = open_task("text-classification", source, labels=("a", "b"))
+    task.processor.add_special_tokens({"mask_token": "[MASK]"})
+    torch.manual_seed(0)
+    model = BertForMaskedLM(task.model.config).eval()
+    left, right = (task.processor.get_vocab()[word] for word in ("left", "right"))
+    with torch.no_grad():
+        model.cls.predictions.bias[left] = 30.0
+    model.save_pretrained(tmp_path / "masked")
+    assert masked_model(tmp_path / "masked") is not None
+    synonyms = Synonyms(tmp_path / "masked", task.processor, task.model.get_input_embeddings().weight)
+    feature = task.features({"text": "go right right right right"})[0]
+    drawn = [w for seed in range(30) for w in synonyms.replaced(feature, rng(seed))["input_ids"]]
+    assert drawn.count(left) > 10
+    assert set(drawn) <= {*feature["input_ids"], left}
+    assert right in drawn
+
+
+def test_mixed_texts_have_the_mean_of_their_embeddings_and_of_their_losses(tmp_path: Path) -> None:
+    task = classifier(tmp_path, "mixup")
+    batch = task.collate(
+        [task.features({"text": t, "label": n})[0] for t, n in (("go left", "a"), ("stop now please", "b"))]
+    )
+    given = {name: tensor for name, tensor in batch.items() if name != "labels"}
+    other = torch.tensor([1, 0])
+    found = mixed(task.model, given, 0.25, other)
+    table = task.model.get_input_embeddings()(given["input_ids"])
+    torch.testing.assert_close(found["inputs_embeds"][0], 0.25 * table[0] + 0.75 * table[1])
+    assert found["attention_mask"].tolist() == [[1] * 5] * 2
+    whole = task.model(**mixed(task.model, given, 1.0, other)).logits[1]
+    torch.testing.assert_close(whole, task.model(**given).logits[1])
+    task.model.train()
+    torch.manual_seed(0)
+    first = float(task.loss(task.model, batch).detach())
+    torch.manual_seed(1)
+    assert float(task.loss(task.model, batch).detach()) != first, "another share"
+    task.model.eval()
+    assert float(task.loss(task.model, batch).detach()) == float(
+        task.criterion(task.model(**given).logits, batch["labels"]).detach()
+    )
+
+
+def test_decoders_refuse_to_mix_texts(tmp_path: Path) -> None:
+    source = tinymodels.llama(tmp_path / "llama")
+    with pytest.raises(ValueError, match="mixup: texts of llama cannot be mixed"):
+        open_task("text-classification", source, labels=("a", "b"), augment=("mixup",))
+    pixels = open_task(
+        "image-classification", tinymodels.efficientnet(tmp_path / "e"), labels=("a", "b"), augment=("mixup",)
+    )
+    assert can_mix(pixels.model)
+    assert not pixels.varying, "pictures stay as they are; batches are mixed"
+
+
+@pytest.mark.parametrize("name", ["crops", "brightness", "colour", "rand_augment"])
+def test_each_change_of_pictures_differs_by_the_generator_and_stays_in_range(name: str) -> None:
+    picture = torch.from_numpy(rng(3).random((3, 24, 32), np.float32))
+    made = [pictures.changed(picture, rng(seed), (name,)) for seed in range(8)]
+    assert all(one.shape == picture.shape and float(one.min()) >= 0 and float(one.max()) <= 1 for one in made)
+    assert len({one.numpy().tobytes() for one in made}) > 4
+    torch.testing.assert_close(made[3], pictures.changed(picture, rng(3), (name,)))
+    assert pictures.changed(picture, rng(), ()) is picture
+    grey = torch.full((3, 8, 8), 0.5)
+    if name == "colour":
+        torch.testing.assert_close(pictures.changed(grey, rng(), (name,)), grey, atol=1e-6, rtol=0)
+
+
+def test_masks_cover_few_frequencies_and_times_with_the_mean() -> None:
+    mels = torch.arange(80 * 100, dtype=torch.float32).reshape(80, 100)
+    for seed in range(20):
+        made = sounds.masked(mels, rng(seed))
+        changed = made != mels
+        assert float(made[changed].float().std()) < 1e-3 if changed.any() else True
+        assert float(changed.float().mean()) < 1 - (1 - 2 * 0.15) ** 2 + 0.01
+    assert sounds.masked(mels, rng(1)).ne(mels).any()
+    samples = rng(0).standard_normal(16_000).astype(np.float32)
+    assert (sounds.changed(samples, rng(0), 16_000, ()) == samples).all()
+    assert len(sounds.changed(samples, rng(0), 16_000, ("speed",))) >= 16_000
+    louder = sounds.changed(samples, rng(0), 16_000, ("noise",))
+    assert abs(20 * np.log10(louder.std() / samples.std())) < 6.1
+
+
+@pytest.mark.parametrize(("saved", "wanted"), [(True, None), (False, ()), (["mixup"], ["mixup"])])
+def test_folders_of_older_programs_keep_their_augmentation(saved: Any, wanted: Any) -> None:
+    assert Options.known({"augment": saved})["augment"] == wanted
