@@ -1,8 +1,8 @@
 """Continue the pretraining of an encoder on unlabelled readings of its own stream, before or without labels.
 
-A language model with a head for masked predictions goes on with them (Gururangan et al. 2020). Every other model learns to tell
-readings apart, whatever a change and dropout do to them: two changed views of one reading against those of all others in the batch
-(SimCSE, Gao et al. 2021; SimCLR, Chen et al. 2020). Whether the result is used is decided elsewhere.
+A language model with a head for masked predictions goes on with them (Gururangan et al. 2020). Every other model learns to recognise a
+reading behind changes and dropout. Two views of one reading are compared with those of all others in the batch, as in SimCSE (Gao et
+al. 2021) and SimCLR (Chen et al. 2020). Whether the result is used is decided elsewhere.
 
 Shapes: B batch, X width of what the output layer reads.
 """
@@ -46,7 +46,7 @@ RATE = {"masked": 5e-5, "contrastive": 3e-5}
 WARMUP = 0.1
 CLIP = 1.0
 LEAST = 8
-"""Readings below which nothing is learned: each view is told apart from all others of a batch."""
+"""Readings below which nothing is learned, because each is compared with all others of a batch."""
 
 Objective = Literal["masked", "contrastive"]
 
@@ -64,7 +64,7 @@ class AdaptedEncoder:
 
 
 def can_adapt(kind: str) -> bool:
-    """Return whether encoders of a kind of task can be adapted: classifications, whose head reads one vector of a reading."""
+    """Return whether encoders of a kind of task can be adapted: those of classifications, where the head reads one vector."""
     return any(
         name == kind and declared.augmentations and declared.target == "label" for name, declared in KINDS.items()
     )
@@ -101,7 +101,9 @@ def adapt(
     if len(usable) < LEAST:
         raise DataError(f"{len(usable)} of {len(readings)} readings can be used; pretraining needs at least {LEAST}")
     seed_generators(seed)
-    masked = masked_model(task.source) if isinstance(task, TextTask) and task.processor.mask_token_id else None
+    masked = (
+        masked_model(task.source) if isinstance(task, TextTask) and task.processor.mask_token_id is not None else None
+    )
     objective: Objective = "contrastive" if masked is None else "masked"
     if masked is not None:
         transplant(task.model, masked)  # the task may start from another encoder than its source

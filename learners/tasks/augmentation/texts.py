@@ -35,11 +35,11 @@ CHUNK = 256
 def without_tokens(feature: Feature, special: frozenset[int], rng: np.random.Generator) -> Feature:
     """Return a feature of which each token is left out with the probability `DROPPED`; special ones and at least one other remain."""
     ids = feature["input_ids"]
-    kept = [token in special or bool(keep) for token, keep in zip(ids, rng.random(len(ids)) >= DROPPED, strict=True)]
-    if not any(keep and token not in special for token, keep in zip(ids, kept, strict=True)):
+    stays = [token in special or bool(keep) for token, keep in zip(ids, rng.random(len(ids)) >= DROPPED, strict=True)]
+    if not any(keep and token not in special for token, keep in zip(ids, stays, strict=True)):
         return feature
     names = [name for name in ("input_ids", "token_type_ids") if name in feature]
-    return feature | {name: [one for one, keep in zip(feature[name], kept, strict=True) if keep] for name in names}
+    return feature | {name: [one for one, keep in zip(feature[name], stays, strict=True) if keep] for name in names}
 
 
 def masked_model(source: Path | str) -> Any:
