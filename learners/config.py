@@ -9,7 +9,7 @@ import regex
 from pydantic import Field, field_validator, model_validator
 
 from learners.output_grammar import GenerationSettings, OutputSettings
-from learners.task_kinds import KINDS, TaskKind
+from learners.task_kinds import KINDS, Augmentation, TaskKind
 from sensors.config import Settings
 
 Train = Literal["frozen", "top", "lora", "full"]
@@ -366,7 +366,14 @@ class FinetuneSettings(Settings):
     max_forgetting: float = Field(
         0.03,
         ge=0,
-        description="largest drop of the metric on the held-out classes that the live version knows",
+        description="largest drop of the metric on the held-out classes that the live version knows; of one label, the most probable "
+        "known class counts",
+    )
+    max_confusion: float = Field(
+        0.1,
+        ge=0,
+        le=1,
+        description="largest share of the held-out examples of known classes that a version takes for classes that are new to it",
     )
     slices: tuple[Annotated[str, Field(min_length=1, max_length=500)], ...] = Field(
         (),
@@ -374,6 +381,18 @@ class FinetuneSettings(Settings):
         description="how the held-out examples are divided for the report: `COLUMN`, such as speaker; `COLUMN~PATTERN`, where the "
         "first group of the regular expression names the slice, such as `file~_([a-z]+)_`; or `length`. A slice of 20 rows that is "
         "shown to lose more than `max_slice_drop` prevents a promotion",
+    )
+    augment: tuple[Augmentation | Literal["auto"], ...] | None = Field(
+        None,
+        description="how training examples are changed, by name; names that a kind of task does not have are left out. `[]`: not at "
+        "all. `[auto]`: each one is on or off by validation, which trains once more for each. Default: by the kind of task",
+    )
+    adapt: int = Field(
+        0,
+        ge=0,
+        le=100_000,
+        description="unlabelled readings of a classification's stream on which the encoder's pretraining continues once, before the "
+        "first version. It is used only if the held-out file shows a gain. They must be stored: `experience.raw_retention_s`. 0: never",
     )
     max_slice_drop: float = Field(
         0.03, ge=0, description="largest drop of the metric of a slice that still permits a promotion"

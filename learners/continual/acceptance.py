@@ -8,7 +8,9 @@ A candidate is promoted if all of this is true on the operator's held-out file:
 2. On the whole file, it is not shown to be worse than the version before, and than the anchor, by more than
    `finetune.max_metric_drop`: the upper bound of the paired difference at 97.5 % is above minus that drop. The anchor is the last version
    that was shown to be better than the anchor before it, so small losses do not add up.
-3. On the classes that the version before knew, its metric is at most `finetune.max_forgetting` lower.
+3. On the classes that the version before knew, its metric is at most `finetune.max_forgetting` lower. Of one label, the most
+   probable known class is the answer here. The share of these examples that it takes for new classes is at most
+   `finetune.max_confusion`.
 4. No slice of `finetune.slices` with at least 20 rows is shown to be worse than with the version before by more than
    `finetune.max_slice_drop`, even if the mean is better.
 
@@ -121,8 +123,15 @@ def slice_reason(figures: Mapping[str, Any], settings: FinetuneSettings) -> str 
 
 def forgetting_reason(figures: Mapping[str, Any], settings: FinetuneSettings) -> str | None:
     """Return a text about the forgetting of a candidate if it is above the limit."""
-    if "known_before" in figures and figures["known_after"] < figures["known_before"] - settings.max_forgetting:
-        return f"forgetting: metric on known classes fell from {figures['known_before']:.3f} to {figures['known_after']:.3f}"
+    if "known_before" not in figures:
+        return None
+    before, confused = figures["known_before"], figures.get("confused_with_new", 0.0)
+    after = figures.get("known_among_after", figures["known_after"])
+    new = f"; {confused:.1%} are taken for new classes" if "confused_with_new" in figures else ""
+    if after < before - settings.max_forgetting:
+        return f"forgetting: metric on known classes fell from {before:.3f} to {after:.3f}{new}"
+    if confused > settings.max_confusion:
+        return f"confusion: {confused:.1%} of the known classes are taken for new ones; among known classes the metric is {after:.3f}"
     return None
 
 

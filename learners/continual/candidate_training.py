@@ -19,12 +19,17 @@ import torch
 
 from learners.config import FinetuneSettings, TaskSettings, Train
 from learners.continual.splits import Examples, LabelSplits
+from learners.finetune.error_analysis.scores import each
+from learners.finetune.few_labels.comparison import PairedGain, choose
 from learners.finetune.run import Splits, Tuned, annotate, describe, fitting_options, settings_of, tune
 from learners.finetune.trainer import OnProgress, TrainerSettings
+from learners.finetune.transfer import start_from
 from learners.model.encoders.bundled_weights import resolve
+from learners.task_kinds import KINDS
 from learners.task_serving.options import options_of
 from learners.task_serving.versions import LAST_LABEL, TaskVersion
-from learners.tasks.base import Task, saved
+from learners.tasks.augmentation.mixing import can_mix
+from learners.tasks.base import Example, Task, saved, without_target
 from learners.tasks.task_classes import open_task, task_class
 
 MIN_STEPS = 60
@@ -66,6 +71,7 @@ class TrainedCandidate:
             before, after = figures["known_before"], figures["known_after"]
             examples = int(figures["held_known"])
             lost = {"before": before, "after": after, "lost": before - after}
+            lost |= {name: figures[name] for name in ("known_among_after", "confused_with_new") if name in figures}
             report["forgotten"] = {"task": self.task.kind, "metric": metric, "examples": examples, **lost}
         data = {
             "train": f"labels over MQTT ({figures['trained_on']:.0f} new, {figures['replayed']:.0f} again)",
@@ -85,12 +91,14 @@ class CandidateTrainer:
         finetune: the settings of fine-tuning.
         seed: seed of all random numbers.
         options: further fields of `TrainerSettings`.
+        adapted: folder of an encoder from which the first version starts, if it is there.
     """
 
     settings: TaskSettings
     finetune: FinetuneSettings
     seed: int
     options: Mapping[str, Any]
+    adapted: Path | None = None
 
     def train(
         self,
@@ -119,14 +127,22 @@ class CandidateTrainer:
             parts.known, rehearsal_count(parts.new, parts.known, self.finetune.rehearsal_ratio), self.seed + number
         )
         train = [*parts.new, *again]
-        # new rows of the head must not depend on what was drawn before
-        torch.manual_seed(self.seed + 2)
-        task = self._open(live, [*train, *parts.validation])
-        settings = self._how(task, len(parts.new), GENTLE if gently else 1.0)
         splits = Splits(train, balanced(parts.tried, parts.known_validation, self.seed + number) or train)
         mode, rank = self.settings.train, self.settings.lora_rank
-        tuned = tune(task, splits, settings, mode, rank=rank, on_progress=on_progress, stop=stop)
+
+        def trained(augment: tuple[str, ...] | None) -> tuple[Tuned, TrainerSettings]:
+            # new rows of the head must not depend on what was drawn before
+            torch.manual_seed(self.seed + 2)
+            task = self._open(live, [*train, *parts.validation])
+            if augment is not None and not can_mix(task.model):
+                augment = tuple(name for name in augment if name != "mixup")
+            task.options = replace(task.options, augment=augment)
+            settings = self._how(task, len(parts.new), GENTLE if gently else 1.0)
+            return tune(task, splits, settings, mode, rank=rank, on_progress=on_progress, stop=stop), settings
+
+        (tuned, settings), selected = self._augmented(trained, splits.validation)
         figures: dict[str, Any] = {
+            **selected,
             "trained_on": float(len(parts.new)),
             "replayed": float(len(again)),
             "validation_labels": float(len(parts.validation)),
@@ -136,6 +152,24 @@ class CandidateTrainer:
             "repeated": float(parts.repeated),
         }
         return TrainedCandidate(tuned, settings, mode, figures)
+
+    def _augmented(
+        self, train: Callable[[tuple[str, ...] | None], tuple[Tuned, TrainerSettings]], validation: Sequence[Example]
+    ) -> tuple[tuple[Tuned, TrainerSettings], dict[str, Any]]:
+        """Train by `finetune.augment`; with `auto`, return what validation selects, and its figures."""
+        given, names = self.finetune.augment, list(KINDS[self.settings.kind].augmentations)
+        if given is None or "auto" not in given or not names:
+            return train(None if given is None or not names else tuple(n for n in names if n in given)), {}
+        plain = train(())
+        names = [name for name in names if name != "mixup" or can_mix(plain[0].task.model)]
+
+        def scores(arm: tuple[Tuned, TrainerSettings]) -> list[float]:
+            task = arm[0].task
+            return each(task, validation, task.predict([without_target(example) for example in validation]))
+
+        chosen = choose(names, lambda some: train(some) if some else plain, scores)
+        gain = PairedGain.of(scores(chosen.trained), scores(chosen.plain))
+        return chosen.trained, {"augmentation": ", ".join(chosen.used) or "none", "augmentation_gain": gain.gain}
 
     def _how(self, task: Task, new: int, pace: float) -> TrainerSettings:
         batch = self.finetune.batch
@@ -165,7 +199,10 @@ class CandidateTrainer:
         before = [*saved(source).get("labels", ()), *self.settings.labels]
         names = tuple(dict.fromkeys([*before, *cls.labels_of(examples)]))
         options = fitting_options(cls, source, examples) | options_of(self.settings)
-        return open_task(self.settings.kind, source, labels=names, **options)
+        task = open_task(self.settings.kind, source, labels=names, **options)
+        if live is None and self.adapted is not None and self.adapted.is_dir():
+            start_from(self.adapted, task)
+        return task
 
 
 def rehearsal_count(new: Examples, known: Examples, share: float) -> int:

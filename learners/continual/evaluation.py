@@ -67,6 +67,8 @@ def evaluate_candidate(
             figures[f"{part}_before"] = (
                 metric(before, examples[cut], old[cut]) if before is not None and old is not None else 0.0
             )
+    if before is not None and known and known_classes(candidate) > known_classes(before):
+        figures |= apart_from_new(candidate, known, found[:at], known_classes(before))
     about = [i for i, one in enumerate(examples) if not trained_classes or classes(one) & set(trained_classes)]
     figures |= agreed(candidate, [examples[i] for i in about], [found[i] for i in about])
     place = {id(example): i for i, example in enumerate(examples)}
@@ -80,6 +82,33 @@ def evaluate_candidate(
     earlier_in_order = None if earlier is None else [earlier[i] for i in order]
     rows = compare_slices(measure(slices, holdout.examples, in_order), in_order, earlier_in_order)
     return CandidateMetrics(figures, in_order, earlier_in_order, predictions, rows)
+
+
+def apart_from_new(
+    task: Task, examples: Sequence[Example], found: Sequence[Prediction], known: Collection[str]
+) -> dict[str, float]:
+    """Return how well known classes are distinguished among themselves, and how often they are taken for new ones.
+
+    Args:
+        task: the candidate.
+        examples: of known classes.
+        found: the candidate's predictions.
+        known: the classes of the version before.
+
+    Returns:
+        `known_among_after`, the metric where the most probable known class is the answer, and `confused_with_new`, the share of answers
+        that are new classes. Empty for kinds without one label.
+    """
+    if KINDS[task.kind].output != "label" or task.options.multi_label:
+        return {}
+    among = [
+        replace(
+            one, value=max((name for name in one.probabilities if name in known), key=one.probabilities.__getitem__)
+        )
+        for one in found
+    ]
+    new = sum(str(one.value) not in known for one in found)
+    return {"known_among_after": metric(task, examples, among), "confused_with_new": new / len(found)}
 
 
 def compare_slices(

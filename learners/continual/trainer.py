@@ -39,6 +39,7 @@ from learners.continual.acceptance import (
     rejection_reason,
     too_few_reason,
 )
+from learners.continual.adaptation import EncoderAdaptation
 from learners.continual.candidate_training import CandidateTrainer, TrainedCandidate
 from learners.continual.evaluation import (
     CandidateMetrics,
@@ -166,7 +167,8 @@ class ContinualTrainer:
         self.name, self.settings, self.finetune = name, settings, finetune
         self.versions = TaskVersionStore(folder / name)
         self.labels = Labels(name, settings, reader)
-        self.candidate_trainer = CandidateTrainer(settings, finetune, seed, options or {})
+        self.adaptation = EncoderAdaptation(name, settings, finetune, folder / name, reader, seed)
+        self.candidate_trainer = CandidateTrainer(settings, finetune, seed, options or {}, self.adaptation.encoder)
         self._clock, self._last_s = clock, clock()
 
     @property
@@ -190,11 +192,29 @@ class ContinualTrainer:
         return Holdout.of(self.settings.eval_file, self.finetune.validation_fraction, self.settings.kind)
 
     def due(self) -> bool:
-        """Return whether it is time and there are enough new labels."""
+        """Return whether it is time, and the encoder is to be adapted or there are enough new labels."""
         if self._clock() - self._last_s < self.finetune.every_s:
             return False
         state = self.state
-        return self.labels.count(max(self._learned(state), state.tried)) >= self.finetune.min_labels
+        waiting = self.labels.count(max(self._learned(state), state.tried))
+        return waiting >= self.finetune.min_labels or self.adaptation_due()
+
+    def adaptation_due(self) -> bool:
+        """Return whether there is no version yet, and enough readings to adapt the encoder."""
+        return self.versions.live() is None and self.adaptation.due()
+
+    def adapt(self, stop: Callable[[], bool] | None = None) -> dict[str, Any]:
+        """Adapt the encoder; return the fields of the event.
+
+        Raises:
+            DataError: the held-out file cannot be used.
+            trainer.Stopped: `stop` returned True; nothing has changed.
+        """
+        return self.adaptation.run(self.holdout(), stop)
+
+    def has_new_labels(self) -> bool:
+        """Return whether a label arrived since the last run."""
+        return self.labels.count(self._learned(self.state)) > 0
 
     def restart_timer(self) -> None:
         """Count `every_s` from now: a fine-tune starts."""

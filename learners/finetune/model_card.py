@@ -107,6 +107,16 @@ def _transfer(transfer: Mapping[str, Any] | None) -> list[str]:
 def _forgotten(forgotten: Mapping[str, Any] | None) -> str:
     if not forgotten:
         return "Not measured: no earlier task was named."
+    among = ""
+    if "confused_with_new" in forgotten:
+        among = (
+            f" Among the earlier classes alone it is {forgotten['known_among_after']:.4f}; {forgotten['confused_with_new']:.1%} are "
+            "taken for new classes."
+        )
+    return _loss(forgotten) + among
+
+
+def _loss(forgotten: Mapping[str, Any]) -> str:
     return (
         f"{forgotten['metric']} of the earlier task ({forgotten['task']}, {forgotten['examples']} examples): "
         f"{forgotten['before']:.4f} before, {forgotten['after']:.4f} after; {forgotten['lost']:+.4f} lost."

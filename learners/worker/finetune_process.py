@@ -3,7 +3,7 @@
 The learner starts it (`finetuning.py`). It trains and evaluates one candidate, writes its progress to `learner/finetuning.json`,
 posts the outcome to the learner's outbox and ends. SIGTERM ends it after the current update.
 
-Events: `task_promoted`, `task_rejected`, `task_awaiting_approval`, `source_quarantined`, `finetune_skipped`.
+Events: `task_adapted`, `task_promoted`, `task_rejected`, `task_awaiting_approval`, `source_quarantined`, `finetune_skipped`.
 """
 
 from __future__ import annotations
@@ -51,7 +51,20 @@ def main(arguments: list[str]) -> int:
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())
     trainer = tasks_of(inputs, Reader(inputs.state_dir / "experience"))[task]
+    if trainer.adaptation_due():
+        code = adapt(task, trainer, inputs.state_dir, stop)
+        if code or not trainer.has_new_labels():
+            return code
     return finetune(task, trainer.run, inputs.state_dir, stop)
+
+
+def adapt(task: str, trainer: ContinualTrainer, state_dir: Path, stop: threading.Event) -> int:
+    """Adapt the encoder of a task and post the outcome; return the exit code as `finetune` does."""
+
+    def run(*, stop: Callable[[], bool], **_: Any) -> dict[str, Any]:
+        return trainer.adapt(stop)
+
+    return _posted(task, run, lambda outbox, found: outbox.post("task_adapted", found), state_dir, stop)
 
 
 def tasks_of(inputs: LearnerConfig, reader: Reader) -> dict[str, ContinualTrainer]:
@@ -72,6 +85,19 @@ def finetune(task: str, run: Callable[..., AcceptanceVerdict], state_dir: Path, 
         state_dir: where progress and events go.
         stop: ends it.
     """
+
+    def post(outbox: Outbox, verdict: AcceptanceVerdict) -> None:
+        outbox.post(verdict.event, {"task": task, **verdict.fields})
+        for source in verdict.blamed:
+            outbox.post("source_quarantined", source)
+
+    return _posted(task, run, post, state_dir, stop)
+
+
+def _posted(
+    task: str, run: Callable[..., Any], post: Callable[[Outbox, Any], None], state_dir: Path, stop: threading.Event
+) -> int:
+    """Run something and post its outcome, or why it was skipped; return the exit code."""
     outbox = Outbox(state_dir / "learner" / "outbox")
     try:
         verdict = run(on_progress=ProgressFile(task, progress_path(state_dir)), stop=stop.is_set)
@@ -84,9 +110,7 @@ def finetune(task: str, run: Callable[..., AcceptanceVerdict], state_dir: Path, 
             raise
         sys.stderr.write(f"fine-tuning of {task}: {problem}\n")
         return STORAGE  # the learner posts it, once the disk accepts events
-    outbox.post(verdict.event, {"task": task, **verdict.fields})
-    for source in verdict.blamed:
-        outbox.post("source_quarantined", source)
+    post(outbox, verdict)
     return 0
 
 

@@ -130,6 +130,7 @@ TABLE: dict[str, Row] = {
     "stopped": ("bad", True, "The software stop is engaged. Every actuator has its safe value."),
     "stream_frozen": ("bad", True, "Stream {stream} is frozen: its last {equal} readings are equal."),
     "stream_unfrozen": ("good", True, "Stream {stream} delivers different readings again."),
+    "task_adapted": ("plain", True, "The encoder of task {task} was adapted to its stream: {reason}."),
     "task_awaiting_approval": ("plain", True, "Task {task} has a new version {version} that waits for a person."),
     "task_failed": ("bad", True, "The model of task {task} cannot be loaded or run: {reason}."),
     "task_promoted": ("good", True, "Task {task} uses its new version {version}."),

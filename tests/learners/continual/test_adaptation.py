@@ -1,0 +1,136 @@
+"""An encoder is adapted once to stored readings, and used only if the held-out file shows a gain."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import orjson
+import pytest
+import tinymodels
+import torch
+
+from learners.config import FinetuneSettings, TaskSettings
+from learners.continual.acceptance import forgetting_reason
+from learners.continual.adaptation import probe_scores
+from learners.continual.evaluation import apart_from_new
+from learners.continual.trainer import ContinualTrainer
+from learners.experience.reader import Reader
+from learners.experience.records import Raw
+from learners.experience.store import Label, Store
+from learners.finetune.forgetting import backbone
+from learners.tasks.base import Prediction
+from learners.tasks.task_classes import open_task
+
+INTENTS = {"go": "move", "stop": "halt"}
+FUTURE_S = 4e9
+"""Stamps that no retention deletes."""
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Iterator[Store]:
+    opened = Store(tmp_path / "experience")
+    yield opened
+    opened.close()
+
+
+def trainer(tmp_path: Path, held: int, **finetune: Any) -> ContinualTrainer:
+    model = tmp_path / "model"
+    if not model.exists():
+        tinymodels.bert(model, dropout=0.1)
+    settings = TaskSettings(
+        kind="text-classification", stream="orders", model=str(model), train="frozen", labels=("move", "halt"),
+        eval_file=str(tinymodels.held_out(tmp_path / "held.jsonl", held, INTENTS)),
+    )  # fmt: skip
+    chosen = FinetuneSettings(**{"every_s": 10, "min_labels": 20, "batch": 8} | finetune)
+    clock = iter(range(0, 10_000, 100))
+    return ContinualTrainer(
+        "intents",
+        settings,
+        chosen,
+        tmp_path / "tasks",
+        Reader(tmp_path / "experience"),
+        clock=lambda: float(next(clock)),
+    )
+
+
+def heard(store: Store, texts: list[str]) -> None:
+    for number, text in enumerate(texts):
+        assert store.add_raw(Raw("orders", FUTURE_S + number, "utf-8", text.encode()))
+    assert store.flush()
+
+
+def test_it_runs_once_when_enough_readings_are_stored(tmp_path: Path, store: Store) -> None:
+    one = trainer(tmp_path, 60, adapt=50)
+    held = [orjson.loads(line)["text"] for line in (tmp_path / "held.jsonl").read_bytes().splitlines()]
+    texts = [row["text"] for row in tinymodels.orders(200, 3, INTENTS) if row["text"] not in held][:40]
+    heard(store, texts)
+    assert not one.due(), "forty of fifty"
+    heard(store, [f" {held[0].upper()} "] * 10)
+    assert one.due()
+    found = one.adapt()
+    assert found["readings"] == 40, "what the file contains is left out"
+    assert found["used"] == (found["lower"] > 0.0)
+    assert (tmp_path / "tasks" / "intents" / "adapted" / "model").is_dir() == found["used"]
+    assert not one.due()
+    assert trainer(tmp_path, 60, adapt=50).adaptation_due() is False, "after a restart, too"
+    assert trainer(tmp_path, 60).adaptation_due() is False
+
+
+def test_few_held_out_examples_are_inconclusive(tmp_path: Path, store: Store) -> None:
+    one = trainer(tmp_path, 8, adapt=30)
+    heard(store, [row["text"] for row in tinymodels.orders(80, 3, INTENTS)])
+    found = one.adapt()
+    assert not found["used"]
+    assert "8 examples, and 20 are needed" in found["reason"]
+
+
+def test_a_first_version_starts_from_the_adapted_encoder(tmp_path: Path, store: Store) -> None:
+    one = trainer(tmp_path, 60)
+    other: Any = open_task("text-classification", tmp_path / "model", labels=("move", "halt"))
+    torch.manual_seed(5)
+    with torch.no_grad():
+        for tensor in backbone(other.model).values():
+            if tensor.is_floating_point():
+                tensor.add_(0.01 * torch.randn_like(tensor))
+    other.save(one.adaptation.encoder)
+    for row in tinymodels.orders(60, 1, INTENTS):
+        assert store.add_label(Label("intents", row["label"], row["text"]))
+    assert store.flush()
+    verdict = one.run()
+    assert verdict.version is not None, verdict
+    new: Any = open_task("text-classification", one.versions.all()[-1].path)
+    for name, tensor in backbone(new.model).items():
+        assert torch.equal(tensor, backbone(other.model)[name]), name
+
+
+def test_a_probe_scores_what_the_encoder_knows_and_leaves_the_head(tmp_path: Path) -> None:
+    task: Any = open_task("text-classification", tinymodels.bert(tmp_path / "m"), labels=("move", "halt"))
+    before = {name: tensor.clone() for name, tensor in task.model.state_dict().items()}
+    rows = [{"text": f"{word} now", "label": INTENTS[word]} for word in ("go", "stop") * 30]
+    scores = probe_scores(task, rows, 0)
+    assert scores == [1.0] * 60
+    blind = [row | {"text": "the"} for row in rows]
+    assert sum(probe_scores(task, blind, 0)) < 40
+    assert all(torch.equal(tensor, before[name]) for name, tensor in task.model.state_dict().items())
+
+
+def test_confusion_with_new_classes_is_counted_apart_from_forgetting(tmp_path: Path) -> None:
+    task = open_task("text-classification", tinymodels.bert(tmp_path / "m"), labels=("a", "b", "new"))
+    rows = [{"text": "x", "label": label} for label in "aaabbb"]
+    chances = [(0.5, 0.1, 0.4), (0.3, 0.1, 0.6), (0.2, 0.7, 0.1), (0.1, 0.8, 0.1), (0.1, 0.4, 0.5), (0.2, 0.8, 0.0)]
+    found = [Prediction("ab+"[max(range(3), key=c.__getitem__)].replace("+", "new"), 1.0, dict(zip(("a", "b", "new"), c, strict=True)))
+             for c in chances]  # fmt: skip
+    figures = apart_from_new(task, rows, found, {"a", "b"})
+    assert figures == {"known_among_after": pytest.approx(5 / 6), "confused_with_new": pytest.approx(2 / 6)}
+    settings = FinetuneSettings(max_forgetting=0.05, max_confusion=0.4)
+    assert forgetting_reason({"known_before": 0.85, "known_after": 0.5, **figures}, settings) is None
+    strict = settings.model_copy(update={"max_confusion": 0.3})
+    reason = forgetting_reason({"known_before": 0.85, "known_after": 0.5, **figures}, strict)
+    assert (
+        reason
+        == "confusion: 33.3% of the known classes are taken for new ones; among known classes the metric is 0.833"
+    )
+    worse = forgetting_reason({"known_before": 0.95, "known_after": 0.5, **figures}, settings)
+    assert worse == "forgetting: metric on known classes fell from 0.950 to 0.833; 33.3% are taken for new classes"
