@@ -26,8 +26,6 @@ from learners.finetune.error_analysis.scores import each
 from learners.finetune.error_analysis.slices import check_slice, shown
 from learners.finetune.error_analysis.slices import measure as slice_metrics
 from learners.finetune.example_fields import check, check_features
-from learners.finetune.few_labels.adaptation import can_adapt
-from learners.finetune.few_labels.arms import FewLabels, best_arm
 from learners.finetune.linear_probe import fit_head
 from learners.finetune.progress import Bar, plot
 from learners.finetune.trainer import OnProgress, RunState, Trainer, TrainerSettings
@@ -67,6 +65,20 @@ class Tuned:
     total: int
 
 
+@dataclass(frozen=True, slots=True)
+class Selection:
+    """How a run trains several versions and selects one.
+
+    Args:
+        facts: what makes it another run.
+        best: takes the task before training, a function that trains a copy of it, the examples and the state of the run. Returns
+            the selected version and its part of the report.
+    """
+
+    facts: Mapping[str, Any]
+    best: Callable[[Task, Callable[[Task, State], Tuned], Splits, State], tuple[Tuned, dict[str, Any]]]
+
+
 WRITING = ("output", "stop", "banned", "temperature", "sampling_seed")
 """Options about generated text."""
 
@@ -94,7 +106,7 @@ def finetune(
     *, task: str, model: str, train: Path | str, validation: Path | str, out: Path | str, test: Path | str | None = None,
     mode: Train = "lora", seed: int = 0, resume: bool = True, progress: bool = False, adapter: bool = False,
     earlier: Path | str | None = None, earlier_data: Path | str | None = None, slices: Sequence[str] = (),
-    start: Path | str | None = None, unlabelled: Path | str | None = None, **options: Any,
+    start: Path | str | None = None, selection: Selection | None = None, **options: Any,
 ) -> dict[str, Any]:  # fmt: skip
     """Fine-tune a model from files; returns the report, which `out/report.json` holds too.
 
@@ -114,10 +126,9 @@ def finetune(
         earlier_data: its examples.
         slices: how the test split, or without one validation, is divided for the report.
         start: the folder of another task on the same model; its encoder is where training starts. The report says what that gains.
-        unlabelled: readings on which the encoder's pretraining continues first; its labels, if any, are not read. The adapted
-            encoder is used if validation is better with it.
+        selection: trains several versions and selects one; `learners.finetune.few_labels` has them.
         options: fields of `trainer.Settings` and `tasks.base.Options`, and `lora_rank`, `device`. `augment` is the names of
-            augmentations, or `auto`: each is then on or off by validation.
+            augmentations.
 
     Raises:
         DataError: the data cannot be used.
@@ -126,7 +137,6 @@ def finetune(
     """
     if adapter and mode != "lora":
         raise ValueError(f"mode {mode} trains no adapter; use mode lora, or leave the adapter out")
-    few, options = _few_labels(task, options, unlabelled, adapter=adapter)
     out = Path(out)
     paths = {"train": str(train), "validation": str(validation)} | ({"test": str(test)} if test else {})
     splits = read_splits(task, paths)
@@ -144,8 +154,7 @@ def finetune(
             share = start_from(Path(start), fresh)
         facts["start"] = digest_of(Path(start))
     facts["data"] = splits_digest(splits)
-    if few.unlabelled:
-        facts["unlabelled"] = rows_digest(few.unlabelled)
+    facts |= selection.facts if selection is not None else {}
     state = _state(out, facts, resume=resume)
     bar: AbstractContextManager[OnProgress | None] = (
         Bar(f"{task} {mode}", fresh.selection) if progress else nullcontext()
@@ -157,8 +166,8 @@ def finetune(
         def train_arm(arm: Task, part: State) -> Tuned:
             return tune(arm, splits, settings, mode, rank=rank, state=part, on_progress=on_progress, keep=keep)
 
-        if few:
-            tuned, found = best_arm(few, fresh, train_arm, splits.validation, splits.test, seed, state)
+        if selection is not None:
+            tuned, found = selection.best(fresh, train_arm, splits, state)
         else:
             tuned = train_arm(fresh, state)
     with new_files(out) as draft:  # before the test file is measured: no failure from here on loses the weights
@@ -267,32 +276,6 @@ def cuts(task: Task, splits: Splits, paths: Mapping[str, Path | str]) -> list[st
     return found
 
 
-def _few_labels(
-    kind: str, options: Mapping[str, Any], unlabelled: Path | str | None, *, adapter: bool
-) -> tuple[FewLabels, dict[str, Any]]:
-    """Return what a run compares so that few labels go further, and the options without it.
-
-    Raises:
-        DataError: the unlabelled readings cannot be used.
-        ValueError: an augmentation is not of this kind of task, or the kind has no encoder that can be adapted.
-    """
-    cls = task_class(kind)
-    names, augment = cls.declaration().augmentations, options.get("augment")
-    if augment == "auto" and not names:
-        raise ValueError(f"augment: nothing changes the examples of {kind}; leave it out")
-    if unknown := set(() if augment in (None, "auto") else augment) - set(names):
-        raise ValueError(f"augment: {sorted(unknown)}: {kind} has {', '.join(names) or 'none'}")
-    if unlabelled is not None and not can_adapt(kind):
-        raise ValueError(f"unlabelled: the encoder of {kind} cannot be adapted; leave it out")
-    if adapter and (augment == "auto" or unlabelled is not None):
-        raise ValueError("adapter: not together with augment auto or unlabelled readings; name the augmentations")
-    readings = datasets.read(unlabelled) if unlabelled is not None else ()
-    check_modality(cls, readings)
-    if augment != "auto":
-        return FewLabels((), readings), dict(options)
-    return FewLabels(names, readings), {name: value for name, value in options.items() if name != "augment"}
-
-
 def _state(out: Path, facts: dict[str, Any], *, resume: bool) -> State:
     """Open the state from which an interrupted run continues; other arguments, or `resume` off, start a new run. Makes `out`."""
     digest = hashlib.sha256(orjson.dumps(facts, option=orjson.OPT_SORT_KEYS, default=str)).hexdigest()
@@ -381,6 +364,9 @@ def build(
             f"unknown options {sorted(unknown)}; there are {sorted(own | {f.name for f in fields(Options)} | set(extra))}"
         )
     check_writing(cls.kind, options)
+    names = cls.declaration().augmentations
+    if odd := set(options.get("augment") or ()) - set(names):
+        raise ValueError(f"augment: {sorted(odd)}: {kind} has {', '.join(names) or 'none'}")
     settings = settings_of(cls.recipe, mode, **{name: value for name, value in options.items() if name in own})
     torch.manual_seed(settings.seed)  # the new head
     with _opening(model):

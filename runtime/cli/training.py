@@ -327,7 +327,7 @@ def finetune(train_file: Path, **options: Any) -> None:
 
     Example: reflexd finetune --task token-classification --model bundled:minilm-l6 --train train.conll --validation dev.conll --test test.conll --out runs/ner
     """
-    from learners.finetune.run import finetune as tune
+    from learners.finetune.few_labels.files import finetune as tune
 
     positive = (
         "epochs",

@@ -21,7 +21,7 @@ import numpy as np
 import torch
 
 from learners.finetune import datasets
-from learners.finetune.run import finetune
+from learners.finetune.few_labels.files import finetune
 
 MODEL = "bundled:minilm-l6"
 ARMS: dict[str, dict[str, Any]] = {

@@ -11,8 +11,7 @@ import torch
 from torch import Tensor
 from transformers import MODEL_FOR_MASKED_LM_MAPPING
 
-from learners.tasks.base import Batch
-
+Batch = dict[str, Tensor]
 CONCENTRATION = 0.4
 """Of the beta distribution from which the share of the first example is drawn: most mixtures are nearly one of the two."""
 

@@ -19,9 +19,10 @@ from torch import Tensor
 from torch.nn import functional as F
 from transformers import MODEL_FOR_MASKED_LM_MAPPING, AutoConfig, AutoModelForMaskedLM
 
-from learners.tasks.base import LOCAL, Feature
 from learners.tasks.layers.heads import quiet
 
+Feature = dict[str, Any]
+"""One input of a model, with `input_ids`."""
 DROPPED, REPLACED = 0.1, 0.15
 """Share of the tokens that are left out, and of the words that are replaced."""
 CANDIDATES = 8
@@ -49,7 +50,9 @@ def masked_model(source: Path | str) -> Any:
         mapping: Any = MODEL_FOR_MASKED_LM_MAPPING
         if type(config) not in mapping:
             return None
-        model, loaded = AutoModelForMaskedLM.from_pretrained(source, output_loading_info=True, **LOCAL)
+        model, loaded = AutoModelForMaskedLM.from_pretrained(
+            source, output_loading_info=True, dtype=torch.float32, trust_remote_code=False
+        )
     tied = set(getattr(model, "all_tied_weights_keys", None) or ())
     return None if set(loaded["missing_keys"]) - tied else model.eval()
 

@@ -108,9 +108,8 @@ def test_a_first_version_starts_from_the_adapted_encoder(tmp_path: Path, store: 
 def test_a_probe_scores_what_the_encoder_knows_and_leaves_the_head(tmp_path: Path) -> None:
     task: Any = open_task("text-classification", tinymodels.bert(tmp_path / "m"), labels=("move", "halt"))
     before = {name: tensor.clone() for name, tensor in task.model.state_dict().items()}
-    rows = [{"text": f"{word} now", "label": INTENTS[word]} for word in ("go", "stop") * 30]
-    scores = probe_scores(task, rows, 0)
-    assert scores == [1.0] * 60
+    rows = [{"text": word, "label": INTENTS[word.split()[0]]} for word in ("go go go go", "stop stop stop stop") * 30]
+    assert probe_scores(task, rows, 0) == [1.0] * 60
     blind = [row | {"text": "the"} for row in rows]
     assert sum(probe_scores(task, blind, 0)) < 40
     assert all(torch.equal(tensor, before[name]) for name, tensor in task.model.state_dict().items())

@@ -15,7 +15,7 @@ from transformers import BertForMaskedLM
 
 from learners.finetune.few_labels.adaptation import adapt, can_adapt
 from learners.finetune.few_labels.comparison import PairedGain, choose
-from learners.finetune.run import finetune
+from learners.finetune.few_labels.files import finetune
 from learners.finetune.trainer import Stopped
 from learners.tasks.base import DataError
 from learners.tasks.layers.heads import output_layer

@@ -1,0 +1,53 @@
+"""Fine-tune from files so that few labels go further: adapted encoder and augmentations, selected by validation."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from learners.finetune import datasets, run
+from learners.finetune.few_labels.adaptation import can_adapt
+from learners.finetune.few_labels.arms import FewLabels, best_arm
+from learners.finetune.trainer_state import State
+from learners.tasks.base import Task
+from learners.tasks.task_classes import check_modality, task_class
+
+
+def finetune(
+    *, task: str, unlabelled: Path | str | None = None, augment: Any = None, adapter: bool = False, seed: int = 0, **options: Any
+) -> dict[str, Any]:  # fmt: skip
+    """Fine-tune a model from files; returns the report.
+
+    Args:
+        task: a kind of `learners/tasks`.
+        unlabelled: readings on which the encoder's pretraining continues first; labels in it are not read.
+        augment: names of augmentations, `auto` (each is on or off by validation), or None for those of the kind.
+        adapter: as in `run.finetune`.
+        seed: of everything random.
+        options: as in `run.finetune`.
+
+    Raises:
+        DataError: the data cannot be used.
+        ValueError: as in `run.finetune`; or nothing changes the examples of this kind, or its encoder cannot be adapted.
+    """
+    cls, automatic = task_class(task), augment == "auto"
+    given = {"task": task, "adapter": adapter, "seed": seed, **options}
+    given |= {} if automatic or augment is None else {"augment": augment}
+    names = cls.declaration().augmentations
+    if automatic and not names:
+        raise ValueError(f"augment: nothing changes the examples of {task}; leave it out")
+    if unlabelled is not None and not can_adapt(task):
+        raise ValueError(f"unlabelled: the encoder of {task} cannot be adapted; leave it out")
+    if not automatic and unlabelled is None:
+        return run.finetune(**given)
+    if adapter:
+        raise ValueError("adapter: not together with augment auto or unlabelled readings; name the augmentations")
+    readings = datasets.read(unlabelled) if unlabelled is not None else ()
+    check_modality(cls, readings)
+    few = FewLabels(names if automatic else (), readings)
+
+    def best(fresh: Task, train: Any, splits: run.Splits, state: State) -> tuple[run.Tuned, dict[str, Any]]:
+        return best_arm(few, fresh, train, splits.validation, splits.test, seed, state)
+
+    facts = {"automatic": few.automatic, "unlabelled": run.rows_digest(list(readings))}
+    return run.finetune(**given, selection=run.Selection(facts, best))
