@@ -28,6 +28,7 @@ from learners.finetune.error_analysis.scores import each
 from learners.finetune.few_labels.adaptation import adapt, can_adapt
 from learners.finetune.linear_probe import fit_head
 from learners.model.encoders.bundled_weights import resolve
+from learners.task_kinds import KINDS
 from learners.task_serving.options import options_of
 from learners.task_serving.reading_inputs import inputs_of_text
 from learners.tasks.base import DataError, EncodedMedia, Example
@@ -94,10 +95,8 @@ class EncoderAdaptation:
             return self._store(found | {"reason": str(reason)}, None)
         found |= {"objective": made.objective, "readings": made.readings, "loss": made.losses[-1]}
         if len(holdout.examples) < LEAST_HELD:
-            reason = (
-                f"inconclusive: the held-out file has {len(holdout.examples)} examples, and {LEAST_HELD} are needed"
-            )
-            return self._store(found | {"reason": reason}, None)
+            few = f"inconclusive: the held-out file has {len(holdout.examples)} examples, and {LEAST_HELD} are needed"
+            return self._store(found | {"reason": few}, None)
         after, before = (probe_scores(one, holdout.examples, self.seed) for one in (task, plain))
         lower, upper = paired_bounds(after, before)
         found |= {"before": float(np.mean(before)), "after": float(np.mean(after)), "lower": lower, "upper": upper}
@@ -123,10 +122,10 @@ class EncoderAdaptation:
             if raw is None:
                 continue
             try:
-                example = (
+                example: dict[str, Any] = (
                     inputs_of_text(self.settings.kind, raw.data.decode(errors="replace"))
                     if raw.encoding == "utf-8"
-                    else {task_class(self.settings.kind).declaration().modality: EncodedMedia(raw.encoding, raw.data)}
+                    else {str(KINDS[self.settings.kind].modality): EncodedMedia(raw.encoding, raw.data)}
                 )
                 if normalized_text(example) not in held and not holdout.media.has(content_digest(raw).hex(), example):
                     found.append(example)

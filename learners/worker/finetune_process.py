@@ -64,7 +64,10 @@ def adapt(task: str, trainer: ContinualTrainer, state_dir: Path, stop: threading
     def run(*, stop: Callable[[], bool], **_: Any) -> dict[str, Any]:
         return trainer.adapt(stop)
 
-    return _posted(task, run, lambda outbox, found: outbox.post("task_adapted", found), state_dir, stop)
+    def post(outbox: Outbox, found: dict[str, Any]) -> None:
+        outbox.post("task_adapted", found)
+
+    return _posted(task, run, post, state_dir, stop)
 
 
 def tasks_of(inputs: LearnerConfig, reader: Reader) -> dict[str, ContinualTrainer]:
