@@ -1,8 +1,8 @@
 """Adapt the encoder of a task to its stream before the first version: continued pretraining on stored readings without labels.
 
 It happens once, when `finetune.adapt` readings are stored. Readings of the held-out file are left out. The adapted encoder is used only
-if the file shows a gain: a head is fitted to the frozen encoder on four fifths of the file and tested on the last one, five times,
-with both encoders. The lower bound of the paired difference at 97.5 % must be above 0. No encoder is trained on the file.
+if the file shows a gain. A head is fitted to each frozen encoder on four fifths of the file and tested on the last one, five times. The
+lower bound of the paired difference at 97.5 % must be above 0. No encoder is trained on the file.
 """
 
 from __future__ import annotations
