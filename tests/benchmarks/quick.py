@@ -62,6 +62,7 @@ SIZES: dict[str, str] = {
     "bench_stop": "--runs 2",
     "bench_streams": "--streams 1 2 --cameras 1 --ticks 5",
     "bench_storage": "4",
+    "bench_thermostat": "--seeds 0 --minutes 1",
     "bench_tick": "1 4",
     "bench_train": "--compare Pendulum-v1 --minutes 0.05",
     "bench_updates": "--rounds 1 --updates 2 --only CartPole-v1",

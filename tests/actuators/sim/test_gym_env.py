@@ -189,3 +189,11 @@ class Late(gymnasium.Env[Any, Any]):
         self.t += 1
         wrong = self.episode == 8 and self.t == 4
         return np.zeros(1, np.float32), float("inf") if wrong else 1.0, self.t == 11, False, {}
+
+
+def test_a_missing_library_is_named_with_its_install_command(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in [name for name in sys.modules if name.startswith("gymnasium.envs.box2d")]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, "Box2D", None)
+    with pytest.raises(ValueError, match=r"'LunarLander-v3' cannot be made: .*pip install .*gymnasium\[box2d\]"):
+        make("LunarLander-v3")
