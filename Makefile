@@ -22,7 +22,7 @@ lint: $(VENV)/.test structure
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/mypy --cache-dir .mypy_cache/benchmarks --config-file tests/benchmarks/mypy.ini tests/benchmarks
+	$(BIN)/mypy --cache-dir .mypy_cache/tests --config-file tests/benchmarks/mypy.ini tests
 	$(BIN)/lint-imports
 	$(BIN)/python tests/settings_reads.py
 
@@ -95,7 +95,7 @@ $(VENV)/.run: pyproject.toml constraints-build.txt constraints-cpu.txt constrain
 	! $(NEEDS_CUDA) || $(HASHED) constraints-cuda.txt
 	$(PIP) --editable .
 	@echo "Preparing the models for this machine."
-	@said=$$($(BIN)/python -W ignore -m runtime.cli prepare configs/demo.yaml 2>&1) || { echo "$$said" | tail -3; echo "The models could not be prepared; the demo will say so too."; }
+	@output=$$($(BIN)/python -W ignore -m runtime.cli prepare configs/demo.yaml 2>&1) || { echo "$$output" | tail -3; echo "The models could not be prepared; the demo will report it too."; }
 	@touch $@
 
 # whether this build of torch requires the packages of CUDA

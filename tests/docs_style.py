@@ -34,7 +34,7 @@ _ARGUMENT = re.compile(r"^\s*[\w*`][\w*`., ]{0,60}:(?:\s|$)")
 _END = re.compile(r"(?<=[.!?])(?:[\"')*_]*)\s+(?=[\"'(*_]*[A-Z0-9`\u0001])")
 _ABBREVIATION = re.compile(r"(?:\be\.g|\bi\.e|\bet al|\bvs|\bNo|\bSt)\.$")
 _CODE = "\u0001"
-"""Stands for a code span: one word of a sentence."""
+"""Replaces a code span: one word of a sentence."""
 
 
 @dataclass(frozen=True, slots=True)

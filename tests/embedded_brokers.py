@@ -8,7 +8,7 @@ from pathlib import Path
 from fakes import listening, wait_for
 from runtime.config.mqtt_settings import MqttSettings
 from runtime.supervisor import broker
-from runtime.supervisor.children import environment
+from runtime.supervisor.child_processes import environment
 
 
 def settings(port: int, **more: object) -> MqttSettings:

@@ -145,14 +145,14 @@ async def world_of(folder: Path, broker: Mosquitto, **changes: Any) -> AsyncIter
     async with running(world.outside), running(host.safety), running(host.connection):
         jobs = [
             asyncio.create_task(job)
-            for job in (host.run(), host.latches.run(), host.follow_stop_latch(), operators.serve())
+            for job in (host.run(), host.latches.run(), host.listener.follow_latch(), operators.serve())
         ]
-        host.attach(gate_end)
+        host.channel.attach(gate_end)
         try:
             yield world
         finally:
             for job in jobs:
                 job.cancel()
             await asyncio.wait(jobs)
-            host.detach()
+            host.channel.detach()
             agent_end.close()

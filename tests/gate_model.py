@@ -22,9 +22,9 @@ from gate_stop_listener import ListenerProcess
 
 from actuators.actions import Value
 from actuators.config import requirements
-from actuators.safety.decisions import Proposal
+from actuators.safety.decisions import MODES, Proposal
 from actuators.safety.forbid_rules import Rule, known_names
-from actuators.safety.gate import MAX_READINGS_AGE_S, MODES
+from actuators.safety.gate import MAX_READINGS_AGE_S
 from actuators.wire import CommandWriter
 from runtime.config.schema import Config
 from runtime.gate import host as host_module
@@ -34,6 +34,7 @@ from runtime.gate.host import GateHost
 from runtime.gate.info import InfoBuilder
 from runtime.gate.operator_commands import OperatorCommands
 from runtime.gate.status import StatusPublisher
+from runtime.gate.stop.follower import STOP_LISTENER
 from runtime.mqtt import Connection, Limit, connection, publisher, subscriber
 from runtime.mqtt.connection_types import Message, PublishMessage
 from runtime.mqtt.topics import Topics
@@ -93,7 +94,7 @@ class Loop(asyncio.SelectorEventLoop):
     def spin(self, turns: int = 4) -> None:
         """Run what is ready."""
         for _ in range(turns):
-            if not self._ready and not (self._scheduled and self._scheduled[0].when() <= self.now_s):
+            if not self._ready and not (self._scheduled and self._scheduled[0].when() <= self.now_s):  # type: ignore[attr-defined] # of every loop of asyncio
                 return
             self.call_soon(self.stop)
             self.run_forever()
@@ -233,7 +234,7 @@ class World:
         self.retained: dict[str, PublishMessage] = {}
         self.stepped_s = 0.0
         """By how much the wall clock was set since the holds were published."""
-        self._patches = [
+        self._patches: list[Any] = [
             mock.patch.object(publisher, "publish", take),
             mock.patch.object(connection, "publish", take),
             mock.patch.object(subscriber, "time", SimpleNamespace(monotonic=lambda: self.loop.now_s)),
@@ -299,16 +300,15 @@ class World:
         """A new run of the daemon, with what is on the disk."""
         config = self._config(mode)
         self.boots += 1
-        with mock.patch("runtime.gate.build.time.monotonic", return_value=self.loop.now_s):
-            host: GateHost = build_host(config, Notifier(), InfoBuilder(config, "0"))
-        host.now = host.publisher.now = lambda: self.loop.now_s
-        host.wall = host.publisher.wall = lambda: self.wall_s
-        host.commands = CommandWriter(TOPICS.base, config.actuators, f"boot-{self.boots}")
+        host: GateHost = build_host(
+            config, Notifier(), InfoBuilder(config, "0"), now=lambda: self.loop.now_s, wall=lambda: self.wall_s
+        )
+        host.devices.commands = CommandWriter(TOPICS.base, config.actuators, f"boot-{self.boots}")
         host.safety.max_outgoing = host.connection.max_outgoing = OUTGOING
         host.safety._sender.limit = host.connection._sender.limit = OUTGOING
         self.host, self.mode, self.lost = host, mode, 0
         self.operators = OperatorCommands(host, self._reload)
-        self.serving = [self.loop.create_task(job) for job in (self.operators.serve(), host.follow_stop_latch())]
+        self.serving = [self.loop.create_task(job) for job in (self.operators.serve(), host.listener.follow_latch())]
         self.arm_waits = False
         self.is_dead = False
         self.safety = Line(host.safety, Client(self._left), away=self.stored)
@@ -639,8 +639,8 @@ class World:
 
     def frame(self, data: bytes) -> None:
         """Any bytes from the agent."""
-        self.host._end = SimpleNamespace(send=lambda _data: None)  # type: ignore[assignment]
-        self.host._proposed(data)
+        self.host.channel._end = SimpleNamespace(send=lambda _data: None)  # type: ignore[assignment]
+        self.host.channel.receive(data)
         self.settle_loop()
 
     def report(self, name: str, value: Any, *, retain: bool = False, answers: bool = False) -> None:
@@ -701,7 +701,7 @@ class World:
         armed = gate.armed
         self.check(not gate.tick(self.loop.now_s), "a decision was due and the host had not asked for the time")
         self.check(gate.armed == armed == publisher._armed, "arming was due and the host had not asked for the time")
-        self.check(not self.host._listener_stop or self.host.safety.connected, "a stop of the listener waits")
+        self.check(not self.host.listener._stated or self.host.safety.connected, "a stop of the listener waits")
         published = publisher._published
         publisher.publish_changes()
         in_time = published is None or published == publisher._published
@@ -732,7 +732,7 @@ class World:
         """The gate may have found the file of the stop listener."""
         if not self.host.gate.stopped:
             return
-        if not self.stop_in_force and self.host.publisher.stop_reason.startswith(host_module.STOP_LISTENER):
+        if not self.stop_in_force and self.host.publisher.stop_reason.startswith(STOP_LISTENER):
             self.stop_in_force, self.stop_event = True, len(self.event_types)  # late: the release came before it
             self.granted = self.arm_waits = False
         self.latched_only = None

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 import aiomqtt
 
-from runtime.gate.stop_channel import StopSender
-from runtime.gate.stop_listener import StopListener, connection_of
+from runtime.gate.stop.channel import StopSender
+from runtime.gate.stop.listener import StopListener, connection_of
 from runtime.mqtt.connection_types import PublishMessage
 
 if TYPE_CHECKING:
@@ -46,7 +46,7 @@ class Channel(StopSender):
 
     def _read(self, reason: str | None) -> None:
         if self.host is self.world.host and not self.world.is_dead:
-            self.host.listener_states(reason)
+            self.host.listener.stated(reason)
 
 
 class ListenerProcess:

@@ -14,7 +14,7 @@ from actuators.safety.gate import Gate
 from learners.experience.transition import Transition
 from runtime.control.tick import executed_actions
 from runtime.gate import ipc
-from runtime.gate.host import outcomes_of
+from runtime.gate.agent_channel import outcomes_of
 
 PERIOD_S = 0.1
 

@@ -204,7 +204,7 @@ class Stage:
 
 
 async def record(folder: Path, seed: int, sessions: int, recordings: int) -> World:
-    """A world with sessions of so many recordings each."""
+    """A world with sessions of `recordings` recordings each."""
     world = World(folder, seed)
     await asyncio.to_thread(world.prepare)
     for _ in itertools.repeat(None, sessions):

@@ -371,7 +371,7 @@ def check_seen(life: Life, features: Any, b: int, i: int) -> None:
 
 def check_reserve(life: Life, replay: ReplayBuffer, first: int) -> None:
     """Compare what is drawn of the reserve: a chain may be shorter there, but never joins rows that had others between them."""
-    lists = replay._special()
+    lists = replay._sampler.special()
     at = np.concatenate(list(lists.values()))
     at = np.unique(at[at >= replay._main.stop])
     if not len(at):
@@ -435,7 +435,7 @@ class Learned:
 def compare(
     folder: Path, rows: int, first_seed: int = 1, report: Callable[[int, int], None] = lambda _rows, _lives: None
 ) -> tuple[int, int]:
-    """Compare at least so many rows of lives with the slow reading; return the numbers of rows and of lives.
+    """Compare at least `rows` rows of lives with the slow reading; return the numbers of rows and of lives.
 
     Args:
         folder: for the databases.

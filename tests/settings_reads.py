@@ -4,8 +4,8 @@ mypy infers the type of every expression; a read is an attribute of an expressio
 models have a field `path`. What a model reads of itself in a property or a method counts only where something uses that property or
 method. Validators do not count, nor does anything in `runtime/config`: they judge a value and do nothing with it.
 
-`getattr(settings, name)` with a computed name reads the fields whose names are strings in the same module. `model_dump` is no read:
-it copies everything, also what nobody uses.
+`getattr(settings, name)` with a computed name reads the fields that strings name in the same module. `model_dump` is no read:
+it copies everything, also what no code uses.
 """
 
 from __future__ import annotations

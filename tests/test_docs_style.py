@@ -22,6 +22,11 @@ TESTS = sorted((ROOT / "tests").rglob("*.py"))
 STATIC = sorted(
     path for path in (ROOT / "runtime/dashboard/static").iterdir() if path.suffix in {".js", ".html", ".css"}
 )
+CONFIGS = sorted(
+    path for path in (ROOT / "configs").rglob("*") if path.suffix in {".yaml", ".yml", ".json", ".service", ".sh"}
+)
+GOAL = "the house is empty, nobody is at home"
+"""A goal in the words of the people who write the orders: a sentence encoder compares them."""
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
@@ -44,6 +49,14 @@ def test_names_and_comments_use_no_word_to_avoid() -> None:
 def test_the_page_of_the_dashboard_uses_no_word_to_avoid() -> None:
     assert len(STATIC) > 20
     assert [str(each) for path in STATIC for each in violations_in_script(path)] == []
+
+
+def test_tests_and_settings_files_use_no_word_to_avoid() -> None:
+    assert len(CONFIGS) > 10
+    shipped = [each for path in (*CONFIGS, ROOT / "Makefile") for each in violations_in_script(path)]
+    assert [str(each) for each in shipped if GOAL not in each.text] == []
+    described = [each for path in TESTS for each in violations_in_docstrings(path)]
+    assert [str(each) for each in described if each.problem.startswith("word to avoid")] == []
 
 
 def test_words_and_long_sentences_are_found_with_their_lines(tmp_path: Path) -> None:

@@ -21,7 +21,7 @@ from learners.ipc.policy_spec import write_policy_spec
 from learners.ipc.progress import ProgressWriter
 from learners.ipc.settings import write_learner_config
 from runtime.gate import latches
-from runtime.gate.stop_latch import StopLatch
+from runtime.gate.stop.latch import StopLatch
 from runtime.process.state_file import StateFile
 from runtime.recording.recorder import Recorder
 

@@ -10,6 +10,8 @@ from actuators.actions import Value
 
 By = Literal["policy", "override", "gate", "none"]
 Mode = Literal["shadow", "assist", "autonomous"]
+MODES: tuple[Mode, ...] = ("shadow", "assist", "autonomous")
+"""From the most careful to the least."""
 
 
 @dataclass(frozen=True, slots=True)

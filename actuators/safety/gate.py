@@ -8,8 +8,9 @@ The host sends every `ActuatorDecision` with a value to the device, in order. It
 - an operator: `override`, `stop`, `arm`, `disarm`, `set_mode`;
 - the broker: `connected`, `disconnected`.
 
-The gate knows neither topics nor payloads. Its parts: whether anything may move (`arming.py`), one value against its actuator
-(`limits.py`), all actuators against `forbid` (`forbidden_combinations.py`), safe actions (`safe_actions.py`).
+The gate knows neither topics nor payloads. Its parts: whether anything may move (`arming.py`), one actuator for one proposal
+(`judge.py`), one value against its actuator (`limits.py`), all actuators against `forbid` (`forbidden_combinations.py`), safe actions
+(`safe_actions.py`). `allowed_choices.py` informs the policy of what it may propose next.
 
 Rules, each counted: `unknown_actuator stopped disarmed mode overridden not_ready expired stale wrong_type not_finite
 out_of_range unknown_choice too_long too_soon min_hold too_fast unknown_state unacknowledged forbidden lost`.
@@ -27,13 +28,15 @@ from collections.abc import Iterable, Mapping
 from dataclasses import replace
 
 from actuators.actions import Value
-from actuators.config import AnyActuator, ChoiceSettings, GateSettings, requirements
+from actuators.config import AnyActuator, GateSettings, requirements
 from actuators.expressions import Known
 from actuators.safety import limits
-from actuators.safety.actuator_state import MAX_PENDING, Actuator, Hold, freshness_refusal, no_op
+from actuators.safety.actuator_state import Actuator, Hold
+from actuators.safety.allowed_choices import allowed_choices
 from actuators.safety.arming import Arming
-from actuators.safety.decisions import ActuatorDecision, By, Mode, Proposal
+from actuators.safety.decisions import MODES, ActuatorDecision, By, Mode, Proposal
 from actuators.safety.forbidden_combinations import ForbiddenCombinations
+from actuators.safety.judge import INVALID_ACTION_RULES, Judge
 from actuators.safety.limits import Refusal
 from actuators.safety.refusal_counts import RefusalCounts
 from actuators.safety.safe_actions import SafeActions
@@ -41,12 +44,6 @@ from actuators.safety.safe_actions import SafeActions
 MAX_HOLD_S = 3_600.0
 MAX_READINGS_AGE_S = 1.0
 """Age of a proposal above which its readings count as unknown, in seconds."""
-MODES: tuple[Mode, ...] = ("shadow", "assist", "autonomous")
-"""From the most careful to the least."""
-MOST_EVALUATIONS = 200
-"""Of rules, in one search for the allowed choices: about 2 ms."""
-INVALID_ACTION_RULES = frozenset({"wrong_type", "not_finite", "unknown_choice"})
-"""Refusals that end the policy's last action too, and that do not count as a heartbeat."""
 TRANSIENT_RULES = frozenset({"too_soon", "min_hold", "unacknowledged"})
 """Refusals that pass with time: an override starts nevertheless, and acts as soon as it may."""
 
@@ -87,6 +84,7 @@ class Gate:
         self._safe_actions = SafeActions(self._forbidden)
         self._arming = Arming(wanted=settings.arm == "auto")
         self._refusals = RefusalCounts(self._actuators)
+        self._judge = Judge(self._arming, self._forbidden, self._safe_actions, self._refusals, period_s)
         self._period_s = period_s
         self._since_s = now_s
         self._configured = mode
@@ -176,21 +174,7 @@ class Gate:
         """
         if self._arming.refusal() is not None:
             return {}
-        found: dict[str, tuple[str, ...]] = {}
-        left = MOST_EVALUATIONS
-        for each in self._actuators.values():
-            settings = each.settings
-            if not isinstance(settings, ChoiceSettings) or each.mode != "autonomous" or each.hold is not None:
-                continue
-            choices = self._in_pace(each, settings, now_s)
-            needed = self._forbidden.evaluations(each, len(choices))
-            if needed is None or needed > left:
-                continue
-            left -= needed
-            passing = self._forbidden.passing(each, choices)
-            if 0 < len(passing) < len(settings.choices):
-                found[each.name] = passing
-        return found
+        return allowed_choices(self._actuators.values(), self._forbidden, now_s)
 
     def held_until_s(self, actuator: str) -> float | None:
         """Return when an operator's hold ends, or None."""
@@ -230,7 +214,7 @@ class Gate:
         decisions.extend(self._refusals.unknown(name) for name in proposal.actions if name not in self._actuators)
         decisions.extend(self._end_forbidden(now_s))
         for each in self._actuators.values():
-            decisions.extend(self._judge(each, proposal, now_s))
+            decisions.extend(self._judge.judge(each, proposal, now_s))
         return decisions
 
     def tick(self, now_s: float) -> list[ActuatorDecision]:
@@ -268,7 +252,7 @@ class Gate:
             return self._refusals.refuse(each, checked)
         if not 0 <= hold_s <= MAX_HOLD_S:
             return self._refusals.refuse(each, Refusal("wrong_type", f"hold_s must be between 0 and {MAX_HOLD_S:g}"))
-        decision = self._command(each, checked, "override", now_s)
+        decision = self._judge.command(each, checked, "override", now_s)
         each.overridden = decision.value if decision.sent else each.overridden
         if decision.sent or decision.rule in TRANSIENT_RULES:
             each.hold = Hold(checked, now_s + hold_s)
@@ -436,64 +420,6 @@ class Gate:
             each.overridden = None
         return found
 
-    def _judge(self, each: Actuator, proposal: Proposal, now_s: float) -> list[ActuatorDecision]:
-        offered = each.name in proposal.actions
-        barred = self._arming.refusal()
-        if barred is not None:
-            return [self._refusals.refuse(each, barred)]
-        if each.hold is not None:
-            return [self._continue(each, each.hold, now_s, offered=offered)]
-        if each.mode != "autonomous":
-            return [
-                self._refusals.refuse(each, Refusal("mode", f"the mode is {each.mode}")) if offered else no_op(each)
-            ]
-        return self._from_policy(each, proposal, now_s)
-
-    def _from_policy(self, each: Actuator, proposal: Proposal, now_s: float) -> list[ActuatorDecision]:
-        doubted = freshness_refusal(each, proposal, now_s)
-        if doubted is not None:
-            return self._distrust(each, doubted, now_s)
-        if each.name not in proposal.actions:
-            return [no_op(each)]
-        checked = limits.check(each.settings, proposal.actions[each.name])
-        if not isinstance(checked, Refusal):
-            return [self._command(each, checked, "policy", now_s)]
-        if checked.rule in INVALID_ACTION_RULES:
-            return self._distrust(each, checked, now_s)
-        return [self._refusals.refuse(each, checked)]
-
-    def _continue(self, each: Actuator, hold: Hold, now_s: float, *, offered: bool) -> ActuatorDecision:
-        """Continue an operator's hold: approach what could not be reached at once."""
-        decision = no_op(each) if each.value == hold.value else self._command(each, hold.value, "override", now_s)
-        if not offered:
-            return decision
-        refused = self._refusals.refuse(each, Refusal("overridden", "held by an operator override"))
-        return replace(refused, value=decision.value, by=decision.by, serial=decision.serial)
-
-    def _command(self, each: Actuator, value: Value, by: By, now_s: float) -> ActuatorDecision:
-        """Command as much of the way to `value` as pace and rules allow."""
-        paced = limits.pace(
-            each.settings, value, each.last_command(now_s), 2 * self._period_s, approach=by == "override"
-        )
-        if not isinstance(paced, Refusal):
-            paced = self._forbidden.refusal(each, paced) or paced
-        if not isinstance(paced, Refusal) and by == "policy" and each.has_already(paced, now_s):
-            each.rule = None
-            return no_op(each)
-        if not isinstance(paced, Refusal) and each.pending >= MAX_PENDING:
-            paced = Refusal("unacknowledged", f"{each.pending} commands await the broker's acknowledgement")
-        if isinstance(paced, Refusal):
-            return self._refusals.refuse(each, paced)
-        each.rule = None
-        return each.command(paced, by, now_s)
-
-    @staticmethod
-    def _in_pace(each: Actuator, settings: ChoiceSettings, now_s: float) -> list[str]:
-        """Return the choices that the pace lets pass at `now_s`; a short interval holds back every choice alike."""
-        last = limits.LastCommand(each.value, math.inf, now_s - each.changed_s)
-        paces = ((choice, limits.pace(settings, choice, last, 0.0, approach=False)) for choice in settings.choices)
-        return [choice for choice, pace in paces if not isinstance(pace, Refusal)]
-
     def _end_forbidden(self, now_s: float) -> list[ActuatorDecision]:
         """Bring to their safe state the actuators of every rule that the telemetry of this tick makes true, or leaves open."""
         if self._arming.refusal() is not None:
@@ -509,14 +435,6 @@ class Gate:
             rested = self._safe_actions.send(chosen, "forbidden", found.reason, now_s)
             decisions.extend(replace(d, rule_changed=changed.get(d.actuator, d.rule_changed)) for d in rested)
         return decisions
-
-    def _distrust(self, each: Actuator, refusal: Refusal, now_s: float) -> list[ActuatorDecision]:
-        """Refuse, and bring the actuator to its safe state if it is not there yet."""
-        decision = self._refusals.refuse(each, refusal)
-        if each.in_safe_state:
-            return [decision]
-        rested = self._safe_actions.send([each], refusal.rule, refusal.reason, now_s)
-        return [replace(d, rule_changed=decision.rule_changed) if d.actuator == each.name else d for d in rested]
 
     def _disarm(self, refusal: Refusal, now_s: float, *, everyone: bool = False) -> list[ActuatorDecision]:
         """Disarm and send every safe action; in shadow only where this gate has acted, unless `everyone`.

@@ -24,7 +24,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from learners.experience.reader import Row
 from learners.experience.transition import Malformed, Transition, checksum, decode_body, decode_head, encode
-from learners.fleet_data.row_head import MAX_ACTUATORS, MAX_REASON, EncoderVersions, head_problem, validation_reason
+from learners.fleet_data.row_limits import MAX_ACTUATORS, MAX_REASON, EncoderVersions, head_problem, validation_reason
 
 MAX_BYTES = 262_144
 """Of a segment on the wire."""

@@ -18,12 +18,9 @@ import hashlib
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from secrets import token_hex
-from typing import Any
-
-import orjson
 
 from learners.experience.database import BLOCK
 from learners.experience.reader import Reader, Row, RowBlock
@@ -40,6 +37,7 @@ from learners.fleet_data.segment import (
     read_header,
     segment_digest,
 )
+from learners.fleet_data.uplink_position import UplinkPosition
 
 SETTLE_S = 10.0
 HEADER_BYTES = 256
@@ -52,31 +50,10 @@ MAX_URGENT_BLOCKS = 8_192
 """Blocks of the urgent lane that are remembered; further ones are sorted when some of these have passed."""
 SMALLEST_SEGMENT = 16_384
 LOWEST_PROBABILITY = 0.001
-MAX_SPECS = 8
-"""Policy specs that are remembered; rows of an older one are not sent."""
 CUTS = 4
 """Attempts in each lane to cut a segment, where all rows that were looked at are left out."""
 WEIGH_S = 60.0
 """Between two looks at how much waits."""
-
-
-@dataclass(slots=True)
-class UplinkPosition:
-    """What the fleet has on disk.
-
-    `acknowledged` is the last row of each lane, and `passed` the last row that was looked at: the rows between are not sent. All rows
-    up to `sorted_row` are sorted; `urgent_blocks` are those of the urgent lane that a lane has still to pass. `anchor` is row
-    and decision of an acknowledged row: a store in which this row has another decision is another store.
-    """
-
-    boot: str = field(default_factory=lambda: token_hex(8))
-    acknowledged: dict[Lane, int] = field(default_factory=lambda: dict.fromkeys(LANES, 0))
-    passed: dict[Lane, int] = field(default_factory=lambda: dict.fromkeys(LANES, 0))
-    sorted_row: int = 0
-    anchor: tuple[int, str] | None = None
-    urgent_blocks: list[int] = field(default_factory=list)
-    specs: list[tuple[str, float]] = field(default_factory=list)
-    """Digests of the policy specs, oldest first, each with the Unix seconds from which rows have it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,7 +119,7 @@ class UplinkQueue:
         self._ahead: tuple[int, float] = (0, 0.0)
         """The newest row at a moment of the monotonic clock, when a block with a stamp in the future was seen."""
         private_folder(self.folder)
-        self.position = self._read_position()
+        self.position = UplinkPosition.read(self.folder)
         self.pending = self._read_pending()
 
     def close(self) -> None:
@@ -159,14 +136,15 @@ class UplinkQueue:
             return self.pending
         self.pending = None
         self._check_store()
-        self._follow_spec(identity)
+        if self.position.follow_spec(identity.spec, identity.spec_since_s):
+            self.position.write(self.folder)
         self._sort()
         for _ in range(CUTS):
             passed = dict(self.position.passed)
             for lane in LANES:
                 found = self._cut(lane, identity)
                 if found is not None:
-                    self._write_position()  # first: the sorting that the segment relies on
+                    self.position.write(self.folder)  # first: the sorting that the segment relies on
                     write_atomically(self.folder / "segment", found.payload, mode=0o600)
                     self.pending = found
                     return found
@@ -280,7 +258,7 @@ class UplinkQueue:
         if chosen:
             return self._packed(lane, identity, chosen, last, probability)
         position.passed[lane] = last
-        self._forget_urgent()
+        self.position.forget_urgent()
         return None
 
     def _draw(self, block: RowBlock) -> float:
@@ -305,7 +283,7 @@ class UplinkQueue:
         found = [
             row for block in blocks for row in self.reader.rows(max(passed + 1, block.number * BLOCK), _end(block) + 1)
         ]
-        before_spec = [row.row for row in found if self._spec_at(row.transition.stamp_s) is None]
+        before_spec = [row.row for row in found if self.position.spec_at(row.transition.stamp_s) is None]
         too_large = [row.row for row in found if not self._fits(row)]
         left_out = {*before_spec, *too_large}
         rows = [row for row in found if row.row not in left_out]
@@ -315,7 +293,7 @@ class UplinkQueue:
                 group=identity.group,
                 agent=identity.agent,
                 daemon=identity.daemon,
-                spec=self._spec_at(same[0].transition.stamp_s) or identity.spec,
+                spec=self.position.spec_at(same[0].transition.stamp_s) or identity.spec,
                 boot=self.position.boot,
                 lane=lane,
                 first=self.position.acknowledged[lane] + 1,
@@ -358,41 +336,23 @@ class UplinkQueue:
         for row in rows:
             t, first = row.transition, rows[0].transition
             is_alike = dict(t.encoder_versions) == dict(first.encoder_versions)
-            if not is_alike or self._spec_at(t.stamp_s) != self._spec_at(first.stamp_s):
+            if not is_alike or self.position.spec_at(t.stamp_s) != self.position.spec_at(first.stamp_s):
                 break
             alike.append(row)
         return alike
-
-    def _spec_at(self, stamp_s: float) -> str | None:
-        """Return the digest of the spec that the agent ran at a moment; None where it is unknown."""
-        return next((spec for spec, since_s in reversed(self.position.specs) if stamp_s >= since_s), None)
-
-    def _follow_spec(self, identity: UplinkIdentity) -> None:
-        specs = self.position.specs
-        if not specs or specs[-1][0] != identity.spec:
-            specs.append((identity.spec, identity.spec_since_s))
-            del specs[:-MAX_SPECS]
-            self._write_position()
 
     # --- positions
 
     def _pass(self, header: SegmentHeader) -> None:
         position = self.position
         position.acknowledged[header.lane] = position.passed[header.lane] = header.last
-        self._forget_urgent()
+        self.position.forget_urgent()
         newest = self.reader.rows(header.last, header.last + 1)
         if newest:
             position.anchor = (header.last, newest[0].transition.decision)
-        self._write_position()
+        self.position.write(self.folder)
         self.pending = None
         (self.folder / "segment").unlink(missing_ok=True)
-
-    def _forget_urgent(self) -> None:
-        """Forget the blocks of the urgent lane that both lanes have passed."""
-        passed = min(self.position.passed.values())
-        self.position.urgent_blocks = [
-            number for number in self.position.urgent_blocks if number * BLOCK + BLOCK - 1 > passed
-        ]
 
     def _check_store(self) -> None:
         """Begin again where the store is not the one that was acknowledged: it was deleted, or lost its newest rows."""
@@ -413,32 +373,8 @@ class UplinkQueue:
         else:
             self.position = UplinkPosition(specs=self.position.specs)
         self.pending = None
-        self._write_position()
+        self.position.write(self.folder)
         (self.folder / "segment").unlink(missing_ok=True)
-
-    def _write_position(self) -> None:
-        write_atomically(self.folder / "position.json", orjson.dumps(asdict(self.position)), mode=0o600)
-
-    def _read_position(self) -> UplinkPosition:
-        try:
-            body: dict[str, Any] = orjson.loads((self.folder / "position.json").read_bytes())
-            lanes: dict[str, dict[Lane, int]] = {
-                name: {lane: int(body[name][lane]) for lane in LANES} for name in ("acknowledged", "passed")
-            }
-            anchor = body["anchor"]
-            position = UplinkPosition(
-                boot=str(body["boot"]),
-                acknowledged=lanes["acknowledged"],
-                passed=lanes["passed"],
-                sorted_row=int(body["sorted_row"]),
-                anchor=None if anchor is None else (int(anchor[0]), str(anchor[1])),
-                urgent_blocks=[int(number) for number in body["urgent_blocks"]],
-                specs=[(str(spec), float(since_s)) for spec, since_s in body["specs"]],
-            )
-        except (FileNotFoundError, orjson.JSONDecodeError, LookupError, TypeError, ValueError):
-            position = UplinkPosition()
-            write_atomically(self.folder / "position.json", orjson.dumps(asdict(position)), mode=0o600)
-        return position
 
     def _read_pending(self) -> PendingSegment | None:
         try:

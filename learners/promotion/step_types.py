@@ -16,13 +16,13 @@ from torch import Tensor
 
 from learners.checkpoints.manifest import Manifest
 from learners.config import PromotionSettings
-from learners.experience.reader import Row
 from learners.experience.transition import Transition
 from learners.model.features import Features
 from learners.model.heads import Heads
 from learners.model.spec import PolicySpec
 from learners.promotion.feeding_tasks import FeedingTasks
 from learners.promotion.ope.logged_data import Logged
+from learners.promotion.recent_experience import RecentExperience
 
 MAX_TICK_SHARE = 0.5
 """Share of a tick's period that the fused policy may take; the rest is for encoders, gate and network."""
@@ -38,22 +38,6 @@ class PolicyLike(Protocol):
 
     def state_dict(self) -> dict[str, Tensor]:
         """Return the weights."""
-
-
-class RecentExperience(Protocol):
-    """The newest transitions of the store."""
-
-    def recent(self, count: int) -> list[Transition]:
-        """Return the newest transitions, oldest first."""
-
-    def after(self, row: int) -> list[Row]:
-        """Return rows with a number above the given one, in order; only some of them where there are many."""
-
-    def as_logged(self, transitions: Sequence[Transition]) -> list[Transition]:
-        """Return transitions of `recent` and `after` with the tokens that the acting policy saw."""
-
-    def last_row(self) -> int:
-        """Return the number of the newest row."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,10 +6,8 @@ next one of its session, so each state is stored once. N-step returns and histor
 The newest transitions are in the main ring. Overwritten transitions near a failure, an intervention or a demonstration move to the
 reserve ring, so that these never run out.
 
-A batch has three parts. The share of demonstrations and interventions grows with their number (RLPD, Ball et al. 2023). The share
-of terminal transitions and outcomes is corrected by importance weights. The rest is sampled uniformly. Tokens of another
-encoder version count as missing, and are never mixed with others, until `learners/reencoding` delivers those of the present version.
-Until then the transition is set aside: it is not sampled.
+`batch_sampler.py` chooses what makes a batch. Tokens of another encoder version count as missing, and are never mixed with others,
+until `learners/reencoding` delivers those of the present version. Until then the transition is set aside: it is not sampled.
 
 Shapes: N positions, B batch, H history, T tokens of a stream, W their width, S streams, U actuators that can be learned.
 """
@@ -29,16 +27,13 @@ from numpy.typing import NDArray
 from learners.experience.transition import Transition
 from learners.model.features import Features
 from learners.model.spec import PolicySpec
+from learners.rl.batch_sampler import FAILURES, BatchSampler, Strata
 from learners.rl.replay_storage import ReplayStorage, row_bytes
 from learners.rl.ring_index import RingIndex
 from learners.rl.transition_batch import Batch
 
 MAX_GAP = 3
 """Ticks from one transition to the next that still make it its successor: an overrun skips ticks, an outage ends a chain."""
-FAILURES = 1 / 16
-"""Share of a batch that terminal transitions and outcomes get, once there are enough."""
-MOST_DRAWS = 8
-"""No transition of a stratum is drawn more than this many times as often as any other: a single override is no half of a batch."""
 RESERVE = 0.2
 """Share of the memory for the reserve ring."""
 HEADROOM = 4.0
@@ -47,19 +42,8 @@ RETURN_ROWS = 65_536
 """Newest transitions that the deviation of returns is measured on."""
 FEW = 8
 """Rewards of the largest magnitudes that may be outliers: they are clipped at `HEADROOM` times the largest return of the others."""
-TRIES_REMEMBERED = 65_536
-"""Draws after which earlier ones count half in the estimate of how many rows can be drawn."""
 LEAD_UP = 8
 """Transitions before a reserved one that are stored with it, in addition to its history."""
-
-
-@dataclass(frozen=True, slots=True)
-class Strata:
-    """How many transitions of each kind can be drawn."""
-
-    sampleable: int
-    demonstrations: int
-    terminal: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,7 +88,6 @@ class ReplayBuffer:
         max_rows: int = 1_000_000,
     ) -> None:
         self.spec, self.steps, self.settle, self.centre = spec, steps, settle, centre
-        self.demonstration_fraction, self.failure_share = demonstration_fraction, failure_share
         total = max(80, min(max_rows, max_bytes // row_bytes(spec)))
         self._reserve = RingIndex(round(total * (1 - RESERVE)), round(total * RESERVE))
         self._main = RingIndex(0, total - self._reserve.size)
@@ -112,13 +95,18 @@ class ReplayBuffer:
         """Transitions since the last reserved one that left the main ring."""
         self._moved_last = False
         """Whether the transition that left the main ring last went to the reserve."""
-        self._tries, self._fits = 0, 0
-        """Rows of the main ring that uniform draws tried lately, and how many of them could be drawn."""
         self._columns = ReplayStorage(spec, total)
         self._follows_N = np.zeros(total, bool)  # the next position holds this one's successor
         self._preceded_N = np.zeros(total, bool)  # the position before holds the tick that the policy saw before
         self._linked_N = np.zeros(total, bool)  # no transition is missing between the position before and this one
-        self._lists: dict[str, NDArray[np.int64]] | None = None
+        self._sampler = BatchSampler(
+            self._columns,
+            self._main,
+            self._reserve,
+            self._drawable,
+            demonstration_fraction=demonstration_fraction,
+            failure_share=failure_share,
+        )
 
     @property
     def versions(self) -> dict[str, str]:
@@ -182,7 +170,7 @@ class ReplayBuffer:
         """Apply a late reward or mark to a row of the store; False when it is not held (any more)."""
         changed = self._columns.change(number, after)
         if changed:
-            self._lists = None
+            self._sampler.invalidate()
         return changed
 
     def stale(self) -> dict[str, list[int]]:
@@ -201,7 +189,7 @@ class ReplayBuffer:
         """Return which rows are stored, oldest first."""
         main, reserve = (tuple(self._columns.number_N[ring.order()].tolist()) for ring in (self._main, self._reserve))
         linked = (*self._linked_N[self._reserve.order()].tolist(), self._moved_last)
-        return BufferIndex(main, reserve, self._trail, linked, (self._tries, self._fits))
+        return BufferIndex(main, reserve, self._trail, linked, self._sampler.tries)
 
     def refill(self, held: BufferIndex, rows: Mapping[int, Transition]) -> None:
         """Fill an empty replay as another one was; rows that are gone are passed over."""
@@ -216,13 +204,13 @@ class ReplayBuffer:
                     ring.added += 1
                 was_passed_over = number not in rows
         self._trail, self._moved_last = held.since_reserved, linked[-1]
-        self._tries, self._fits = held.tries
+        self._sampler.tries = held.tries
 
     def snapshot(self) -> tuple[dict[str, NDArray[Any]], dict[str, Any]]:
         """Return all that is held, as arrays by name and JSON; a draw after it is the same here and where it was restored."""
         at = self._held_positions()
         columns, rest = self._columns.snapshot(at)
-        self._lists = None  # their order depends on when they were made
+        self._sampler.invalidate()  # the order of its lists depends on when they were made
         links = (self._follows_N, self._preceded_N, self._linked_N)
         arrays = {f"column{i:02d}": column for i, column in enumerate((*columns, *(link[at] for link in links)))}
         rings = {"main": self._main.added, "reserve": self._reserve.added, "size": self._main.size}
@@ -230,7 +218,7 @@ class ReplayBuffer:
             "rings": rings,
             "trail": self._trail,
             "moved_last": self._moved_last,
-            "tries": [self._tries, self._fits],
+            "tries": list(self._sampler.tries),
             "columns": rest,
         }
 
@@ -248,8 +236,9 @@ class ReplayBuffer:
         *columns, follows, preceded, linked = (arrays[name] for name in sorted(arrays))
         self._columns.restore(at, columns, rest["columns"])
         self._follows_N[at], self._preceded_N[at], self._linked_N[at] = follows, preceded, linked
-        self._trail, self._moved_last, (self._tries, self._fits) = rest["trail"], rest["moved_last"], rest["tries"]
-        self._lists = None
+        self._trail, self._moved_last = rest["trail"], rest["moved_last"]
+        self._sampler.tries = (rest["tries"][0], rest["tries"][1])
+        self._sampler.invalidate()
 
     def _held_positions(self) -> NDArray[np.int64]:
         return np.concatenate([ring.start + np.arange(ring.held) for ring in (self._main, self._reserve)])
@@ -268,10 +257,7 @@ class ReplayBuffer:
 
     def strata(self) -> Strata:
         """Return the strata that can be sampled."""
-        lists = self._special()
-        return Strata(
-            int(self._drawable(self._main.order()).sum()), len(lists["demonstrations"]), len(lists["endings"])
-        )
+        return self._sampler.strata()
 
     def sample(self, count: int, generator: torch.Generator) -> Batch:
         """Draw `count` transitions.
@@ -279,46 +265,9 @@ class ReplayBuffer:
         Raises:
             ValueError: nothing can be drawn yet.
         """
-        lists = self._special()
-        demonstrations = self._share(count, self.demonstration_fraction, len(lists["demonstrations"]))
-        endings = min(self._share(count, self.failure_share, len(lists["endings"])), count - demonstrations)
-        uniform = self._uniform(count - demonstrations - endings, generator)
-        parts = [
-            uniform,
-            _pick(lists["demonstrations"], demonstrations, generator),
-            _pick(lists["endings"], endings, generator),
-        ]
-        at_B = np.concatenate(parts)
+        at_B, weights_B = self._sampler.draw(count, generator)
         batch = self.batch(at_B)
-        if not endings:
-            return batch
-        sizes = (len(lists["demonstrations"]), len(lists["endings"]), self._drawable_share() * self._main.held)
-        return replace(batch, weights=torch.from_numpy(self._weights(at_B, (demonstrations, endings), sizes)))
-
-    def _share(self, count: int, wanted: float, rows: int) -> int:
-        """Return how many of `count` come from a stratum: the wanted share, but no row more than `MOST_DRAWS` times as often as others."""
-        return round(count * min(wanted, MOST_DRAWS * rows / max(1, self._main.held)))
-
-    def _weights(
-        self, at_B: NDArray[np.int64], drawn: tuple[int, int], sizes: tuple[int, int, float]
-    ) -> NDArray[np.float32]:
-        """Return importance weights B: endings count as often as they happened, not as often as they are sampled.
-
-        The share of demonstrations is intended (RLPD), so it is not corrected. A row that is only in the reserve represents itself alone.
-
-        Args:
-            at_B: the sampled positions.
-            drawn: how many of them come from the strata of demonstrations and of endings.
-            sizes: rows in these strata, and about how many rows of the main ring can be sampled.
-        """
-        (demonstrations, endings), uniform = drawn, len(at_B) - sum(drawn)
-        each = 1 / max(1.0, sizes[2])
-        is_expert_B = self._columns.is_expert_NU[at_B].any(-1) * (demonstrations / max(1, sizes[0]))
-        is_ending_B = self._columns.ends(at_B) * (endings / max(1, sizes[1]))
-        wanted_B = (uniform + endings) * each + is_expert_B
-        found_B = np.where(at_B < self._main.stop, uniform * each, 0.0) + is_expert_B + is_ending_B
-        weights: NDArray[np.float32] = (wanted_B / found_B).astype(np.float32)
-        return weights
+        return batch if weights_B is None else replace(batch, weights=torch.from_numpy(weights_B))
 
     def return_scale(self) -> float:
         """Return what returns are divided by, so that values fit the support of a categorical critic; 1 without any reward.
@@ -400,7 +349,7 @@ class ReplayBuffer:
     def _place(self, at: int, transition: Transition, number: int) -> None:
         """Write one transition's own columns."""
         if self._columns.write(at, transition, number):
-            self._lists = None
+            self._sampler.invalidate()
 
     def _chain(self, ring: RingIndex, at: int, *, adjacent: bool) -> None:
         """Link a position just written with the one before, and cut the one after from what was here.
@@ -432,7 +381,7 @@ class ReplayBuffer:
         self._columns.move(at, to)
         self._chain(self._reserve, to, adjacent=is_adjacent)
         self._reserve.added += 1
-        self._lists = None
+        self._sampler.invalidate()
 
     def _drawable(self, positions: NDArray[np.int64], steps: int | None = None) -> NDArray[np.bool_]:
         """Return where somebody acted and the outcome is known: every reward of a sum over `steps` has had time to arrive."""
@@ -451,49 +400,6 @@ class ReplayBuffer:
             return np.ones(at.shape, bool)
         known: NDArray[np.bool_] = self._columns.done_N[at] | (self._follows_N[at] & ~self._columns.truncated_N[at])
         return known
-
-    def _special(self) -> dict[str, NDArray[np.int64]]:
-        """Return positions of the reserved strata; they are searched again only when one of them changed."""
-        if self._lists is None:
-            at = np.concatenate((self._main.order(), self._reserve.order()))
-            self._lists = {
-                "demonstrations": at[self._columns.is_expert_NU[at].any(-1)],
-                "endings": at[self._columns.ends(at)],
-            }
-        return {name: positions[self._drawable(positions)] for name, positions in self._lists.items()}
-
-    def _drawable_share(self) -> float:
-        """Return about which share of the main ring can be drawn, as the rejections of all batches show it."""
-        if not self._tries:
-            ready = self._drawable(self._main.order())
-            self._tries, self._fits = len(ready), int(ready.sum())
-        return self._fits / max(1, self._tries)
-
-    def _note_tries(self, tries: int, fits: int) -> None:
-        """Count draws of the main ring and how many of them could be used; old ones lose weight."""
-        self._tries, self._fits = self._tries + tries, self._fits + fits
-        if self._tries > TRIES_REMEMBERED:
-            self._tries, self._fits = self._tries // 2, self._fits // 2
-
-    def _uniform(self, count: int, generator: torch.Generator) -> NDArray[np.int64]:
-        """Sample positions uniformly from the main ring, by rejection, so that no list of valid rows is needed."""
-        drawn: list[NDArray[np.int64]] = [np.empty(0, np.int64)]
-        missing, attempts = count, 0
-        while missing > 0:
-            if attempts == 64 or not self._main.held:
-                ready = self._main.order()
-                ready = ready[self._drawable(ready)]
-                if not len(ready):
-                    raise ValueError(f"none of {len(self)} transitions has both an action and an outcome yet")
-                drawn.append(_pick(ready, missing, generator))
-                return np.concatenate(drawn)
-            back = torch.randint(self._main.held, (missing + 8,), generator=generator).numpy()
-            tried = self._main.newest(back)
-            fit = tried[self._drawable(tried)]
-            self._note_tries(len(tried), len(fit))
-            drawn.append(fit[:missing])
-            missing, attempts = missing - len(drawn[-1]), attempts + 1
-        return np.concatenate(drawn)
 
     def _returns(
         self, positions: NDArray[np.int64], steps: int
@@ -542,13 +448,6 @@ class ReplayBuffer:
             alive_B &= self._preceded_N[later]
             at_BH[:, h] = np.where(alive_B, before, later)
         return self._columns.features(at_BH)
-
-
-def _pick(positions: NDArray[np.int64], count: int, generator: torch.Generator) -> NDArray[np.int64]:
-    if not count:
-        return np.empty(0, np.int64)
-    chosen: NDArray[np.int64] = positions[torch.randint(len(positions), (count,), generator=generator).numpy()]
-    return chosen
 
 
 def _largest_usual(reward_N: NDArray[np.float64]) -> float | None:

@@ -20,7 +20,7 @@ import torch
 from learners.model.encoders.silero_vad import RATE_HZ
 from learners.speech.transcription import Transcriber
 from learners.speech.transcripts import SpeechCallbacks, TranscribedUtterance, count_new_samples
-from learners.speech.utterances import Samples, SpokenUtterance, UtteranceCutter, VoiceActivity
+from learners.speech.utterance_cutting import Samples, SpokenUtterance, UtteranceCutter, VoiceActivity
 from sensors.codecs.resampling import SoundWindow
 from sensors.config import TextSettings
 from sensors.readings import Reading, Sound

@@ -16,8 +16,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Collection, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -29,71 +28,17 @@ from learners.checkpoints.manifest import CheckpointRefused, Manifest
 from learners.checkpoints.signing import PublicKey
 from learners.checkpoints.store import Checkpoints, Live
 from learners.config import PromotionSettings
-from learners.experience.reader import Reader, Row
-from learners.experience.transition import Transition
+from learners.experience.reader import Reader
 from learners.ipc.outbox import Outbox
 from learners.ipc.settings import Backend
 from learners.promotion.feeding_tasks import FeedingTasks
 from learners.promotion.pipeline import EvaluationRun, PromotionResult
+from learners.promotion.recent_experience import RecentExperience
 from learners.promotion.step_types import EvaluationContext, Step
 from learners.promotion.steps import STEPS
 from learners.reencoding.reencoder import Reencoder
 from learners.worker.compilation import APART, NOTHING, WINDOWS, compile_candidate
 from learners.worker.learner import Learner
-
-ROWS_PER_READ = 256
-"""Rows that the shadow step takes from the store at once."""
-
-
-class LearnerExperience:
-    """The newest transitions of the store, as the learner sees them.
-
-    Args:
-        learner: knows the encoder versions that training follows.
-        reader: of the experience.
-        reencoder: makes the tokens of these versions; None where no encoder follows a task.
-    """
-
-    def __init__(self, learner: Learner, reader: Reader, reencoder: Reencoder | None = None) -> None:
-        self.learner, self.reader, self.reencoder = learner, reader, reencoder
-        self._logged: dict[str, Transition] = {}
-        """By decision, the transitions of the last reads as they were logged."""
-
-    def recent(self, count: int) -> list[Transition]:
-        """Return the newest transitions, oldest first, with the tokens of the encoders that training follows.
-
-        Rewards that models gave are taken out: they train, and judge no version.
-        """
-        self._logged.clear()
-        return [row.transition for row in self._renewed(self._without_models(self.reader.newest(count)))]
-
-    def _without_models(self, rows: list[Row]) -> list[Row]:
-        given = self.reader.by_models(rows[0].row, rows[-1].row) if rows else {}
-        return [
-            replace(row, transition=replace(row.transition, reward=row.transition.reward - given[row.row]))
-            if row.row in given
-            else row
-            for row in rows
-        ]
-
-    def after(self, row: int) -> list[Row]:
-        """Return rows with a number above the given one, at most `ROWS_PER_READ`, with the same tokens."""
-        return self._renewed(self.reader.rows(row + 1, row + 1 + ROWS_PER_READ))
-
-    def as_logged(self, transitions: Sequence[Transition]) -> list[Transition]:
-        """Return transitions of `recent` and `after` with the tokens that the acting policy saw."""
-        return [self._logged.get(one.decision, one) for one in transitions]
-
-    def _renewed(self, rows: list[Row]) -> list[Row]:
-        if self.reencoder is None:
-            return rows
-        self._logged |= {row.transition.decision: row.transition for row in rows}
-        renewed = self.reencoder.renew(rows, self.learner.replay.versions)
-        return [replace(row, transition=one) for row, one in zip(rows, renewed, strict=True)]
-
-    def last_row(self) -> int:
-        """Return the number of the newest row."""
-        return self.reader.last_row()
 
 
 class CandidateManager:
@@ -274,7 +219,8 @@ class CandidateManager:
         weights = learner.policy.state_dict()
         compiled = NOTHING
         if self.backend is not None:
-            newest = LearnerExperience(learner, self.reader).recent(WINDOWS * APART + learner.spec.history)
+            recent = RecentExperience(lambda: learner.replay.versions, self.reader)
+            newest = recent.recent(WINDOWS * APART + learner.spec.history)
             compiled = compile_candidate(learner.spec, weights, self.backend, newest)
         version = self.checkpoints.save(
             {"policy": weights},  # what resumes the training is in `learner/state` alone
@@ -306,7 +252,7 @@ class CandidateManager:
             candidate=candidate,
             live=live[1] if live else None,
             live_version=self.checkpoints.live().version,
-            experience=LearnerExperience(self.learner, self.reader, self.reencoder),
+            experience=RecentExperience(lambda: self.learner.replay.versions, self.reader, self.reencoder),
             settings=self.settings,
             period_s=1 / self.learner.rate_hz,
             reward_delay_ticks=self.learner.replay.settle,

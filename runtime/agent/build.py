@@ -12,7 +12,6 @@ import uuid
 from collections.abc import Callable, Iterable
 from concurrent.futures import Executor
 from functools import partial
-from importlib.metadata import version as installed_version
 
 from learners.ipc.policy_spec import write_policy_spec
 from runtime.agent.build_context import AgentContext
@@ -20,13 +19,11 @@ from runtime.agent.build_control import build_control_loop, build_health, build_
 from runtime.agent.build_feedback import build_drift_watch, build_feedback
 from runtime.agent.build_models import load_models
 from runtime.agent.build_perception import build_deliberator, build_perception, build_speech
-from runtime.agent.build_publishing import build_publishing
+from runtime.agent.build_publishing import build_agent_card, build_announcer, build_publishing
 from runtime.agent.components import Components
 from runtime.agent.subscriptions import subscribe
 from runtime.config.loader import LoadedConfig
 from runtime.gate.client import GateLink
-from runtime.monitoring.agent_card import AgentCard
-from runtime.monitoring.home_assistant import Announcer, Discovery
 from runtime.process.pacing import MonotonicClock
 
 
@@ -67,14 +64,6 @@ async def build(
         context, perception, feedback, control_loop, storage, drift, models.task_outputs, speech, deliberator
     )
     requests = build_requests(context, publishing, feedback, models, control_loop, drift)
-    announcer = None
-    if config.discovery:
-        discovery = Discovery(config, installed_version("reflexd"))
-        announcer = Announcer(discovery, publishing.control, health, gate)
-    agent_card = None
-    if config.a2a is not None:
-        agent_card = AgentCard(config.a2a, config, installed_version("reflexd"), publishing.control)
-
     parts = Components(
         config=config,
         control=publishing.control,
@@ -105,8 +94,8 @@ async def build(
         write_spec=partial(write_policy_spec, context.state_dir, models.engine.spec),
         health=health,
         requests=requests,
-        announcer=announcer,
-        agent_card=agent_card,
+        announcer=build_announcer(config, publishing, health, gate),
+        agent_card=build_agent_card(config, publishing),
     )
     subscribe(parts, context.topics)
     return parts

@@ -24,8 +24,8 @@ from runtime.drift.watch import DriftWatch
 from runtime.feedback.raw_capture import RawCapture, streams_to_keep
 from runtime.feedback.reward_faults import RewardFaultReporter
 from runtime.gate.client import GateLink
+from runtime.monitoring.disk_budget import StorageMonitor
 from runtime.monitoring.health import Health
-from runtime.monitoring.storage import StorageMonitor
 from runtime.process.pacing import Pacer
 from runtime.requests.explain import Explainer
 from runtime.requests.finetune import FinetuneQueue

@@ -13,6 +13,10 @@ from runtime.config.schema import Config
 from runtime.control.payload_decoder import MAX_PAYLOAD
 from runtime.deploy import promotion_history
 from runtime.deploy.promotion_history import PromotionHistory
+from runtime.gate.client import GateLink
+from runtime.monitoring.agent_card import AgentCard
+from runtime.monitoring.health import Health
+from runtime.monitoring.home_assistant import Announcer, Discovery
 from runtime.monitoring.metrics import Metrics
 from runtime.monitoring.previews import Previews, Viewer
 from runtime.monitoring.reporter import Reporter
@@ -55,6 +59,20 @@ def build_publishing(context: AgentContext) -> Publishing:
     history = PromotionHistory.opened(context.state_dir / promotion_history.FILE, context.decoders, context.wall)
     viewer = Viewer(Previews(), media, context.topics, context.decoders)
     return Publishing(control, media, registry, reporter, history, history.emitting(reporter.event), viewer)
+
+
+def build_announcer(config: Config, publishing: Publishing, health: Health, gate: GateLink) -> Announcer | None:
+    """Build what announces the agent to Home Assistant; None where `discovery` is off."""
+    if not config.discovery:
+        return None
+    return Announcer(Discovery(config, installed_version("reflexd")), publishing.control, health, gate)
+
+
+def build_agent_card(config: Config, publishing: Publishing) -> AgentCard | None:
+    """Build what publishes the agent's card for other agents; None without `a2a`."""
+    if config.a2a is None:
+        return None
+    return AgentCard(config.a2a, config, installed_version("reflexd"), publishing.control)
 
 
 def _connection(config: Config, part: Literal["agent", "media"]) -> Connection:

@@ -27,11 +27,11 @@ from runtime.feedback.source_quarantine import SourceQuarantine
 from runtime.gate.client import GateLink
 from runtime.inference.engine import Engine
 from runtime.monitoring.agent_card import AgentCard
+from runtime.monitoring.disk_budget import StorageMonitor
 from runtime.monitoring.health import Health
 from runtime.monitoring.home_assistant import Announcer
 from runtime.monitoring.previews import Viewer
 from runtime.monitoring.reporter import Reporter
-from runtime.monitoring.storage import StorageMonitor
 from runtime.mqtt import Connection
 from runtime.requests.handlers import Requests
 from sensors.base import Sensor, TopicSensor

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from actuators.config import AnyActuator, ChoiceSettings, ContinuousSettings
 from actuators.expressions import Expression
+from actuators.safety.decisions import MODES
 from learners.files import read_plain_file
 from learners.task_kinds import KINDS
 from runtime.config.errors import Problem, Steps, dotted
@@ -245,7 +246,6 @@ def _modes(loaded: LoadedConfig) -> dict[str, str]:
     return modes
 
 
-MODES = ("shadow", "assist", "autonomous")
 MOST_LATCH_BYTES = 65_536
 
 

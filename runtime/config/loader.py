@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import os
 import re
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -88,6 +89,15 @@ def load(path: Path) -> LoadedConfig:
     if problems:
         raise ConfigError(problems)
     return LoadedConfig(config, reader.secrets | _model_secrets(config), text, reader.lines)
+
+
+def load_argument(arguments: list[str]) -> LoadedConfig | None:
+    """Load the settings file that the first argument of a process names; None, with the reason on stderr, where that fails."""
+    try:
+        return load(Path(arguments[0]))
+    except (IndexError, ConfigError) as error:
+        sys.stderr.write(f"{error if arguments else 'name a settings file'}\n")
+        return None
 
 
 def _read(path: Path) -> str:

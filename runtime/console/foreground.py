@@ -32,7 +32,7 @@ from runtime.mqtt import Connection
 from runtime.mqtt.daemon_messages import EventMessage
 from runtime.mqtt.event_sentences import Sentence
 from runtime.process import child
-from runtime.supervisor.children import environment
+from runtime.supervisor.child_processes import environment
 
 REFRESH_S = 0.25
 ROTATE_S = 10.0

@@ -14,7 +14,7 @@ from pathlib import Path
 import structlog
 
 from learners.files import write_atomically
-from runtime.config.loader import ConfigError, load
+from runtime.config.loader import load_argument
 from runtime.config.schema import Config, DashboardSettings
 from runtime.dashboard.auth import Access, access
 from runtime.dashboard.bridge import MqttBridge
@@ -139,10 +139,8 @@ async def until_signal(config: Config, settings: DashboardSettings, path: Path) 
 
 def main(arguments: list[str]) -> int:
     """The process; 0 after a signal, 2 for settings that cannot be used, 1 where the port or token file cannot."""
-    try:
-        loaded = load(Path(arguments[0]))
-    except (IndexError, ConfigError) as error:
-        sys.stderr.write(f"{error if arguments else 'name a settings file'}\n")
+    loaded = load_argument(arguments)
+    if loaded is None:
         return 2
     config = loaded.config
     if config.dashboard is None:

@@ -42,6 +42,7 @@ from runtime.mqtt.topics import GoalOverride, Refused, decode
 from runtime.process.emit import Emit
 from runtime.process.state_file import StateFile, StateUnreadable
 from sensors.readings import Observation, Telemetry, Text
+from sensors.streams.task_output import TaskOutputSensor
 
 CHECK_S = 0.2
 REPORT_S = 60.0
@@ -77,13 +78,6 @@ class Correction(Protocol):
         """Store that `goal` was right for `text`, as `source` says."""
 
 
-class GoalSink(Protocol):
-    """The stream `goal`."""
-
-    def take(self, values: Mapping[str, float], stamp_s: float) -> None:
-        """Publish a number by goal."""
-
-
 @dataclass(slots=True)
 class Deliberator:
     """Connects streams, model and goal. Create it inside the running loop.
@@ -107,7 +101,7 @@ class Deliberator:
     settings: DeliberatorSettings
     known: Known
     model_of: Callable[[Callable[[GoalAnswer], None], Callable[[int, str], None]], GoalModel]
-    stream: GoalSink
+    stream: TaskOutputSensor
     publish: Callable[[dict[str, Any]], object]
     emit: Emit
     degraded: MutableMapping[str, str]

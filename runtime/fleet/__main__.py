@@ -7,7 +7,6 @@ import signal
 import sys
 from functools import partial
 from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
 
 import structlog
 
@@ -16,7 +15,7 @@ from learners.fleet_data.uplink_queue import UplinkQueue
 from learners.ipc.outbox import Outbox
 from learners.ipc.policy_spec import spec_path
 from runtime.config.fleet_settings import FleetSettings
-from runtime.config.loader import ConfigError, load
+from runtime.config.loader import load_argument
 from runtime.config.schema import Config
 from runtime.fleet.policy_receiver import PolicyReceiver
 from runtime.fleet.topics import FleetTopics
@@ -95,10 +94,8 @@ async def serve(config: Config, settings: FleetSettings) -> None:
 
 def main(arguments: list[str]) -> int:
     """Run the process; return 0 after a signal, 2 for settings that cannot be used, 1 for a folder or certificate that cannot."""
-    try:
-        loaded = load(Path(arguments[0]))
-    except (IndexError, ConfigError) as error:
-        sys.stderr.write(f"{error if arguments else 'name a settings file'}\n")
+    loaded = load_argument(arguments)
+    if loaded is None:
         return 2
     config = loaded.config
     if config.fleet is None:

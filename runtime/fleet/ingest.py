@@ -22,7 +22,7 @@ from typing import TypeVar
 import structlog
 
 from learners.fleet_data.parquet_log import ParquetLog, StoredSegment
-from learners.fleet_data.row_head import MAX_REASON
+from learners.fleet_data.row_limits import MAX_REASON
 from learners.fleet_data.segment import (
     AHEAD_S,
     MAX_BYTES,

@@ -24,7 +24,7 @@ import structlog
 
 from learners.files import BusyError, exclusive_lock, private_folder
 from learners.fleet_data.parquet_log import ParquetLog
-from learners.fleet_data.row_head import MAX_REASON
+from learners.fleet_data.row_limits import MAX_REASON
 from runtime.fleet.ingest import Ingest
 from runtime.fleet.server_settings import FleetServerSettings
 from runtime.fleet.topics import FleetTopics
@@ -32,7 +32,7 @@ from runtime.mqtt import Address
 from runtime.process import child
 from runtime.process import log as process_log
 from runtime.supervisor import broker
-from runtime.supervisor.children import Child, RestartLimitExceeded, Spec
+from runtime.supervisor.child_processes import Child, RestartLimitExceeded, Spec
 
 log = structlog.get_logger(__name__)
 

@@ -1,1 +1,1 @@
-"""The gate side of the supervisor process: host, operator commands, status, latches, IPC with the agent."""
+"""The gate side of the supervisor process: agent, devices, operator commands, status, latches."""

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import time
 import uuid
+from collections.abc import Callable
 from dataclasses import replace
 
 from actuators.safety.gate import Gate
@@ -28,7 +29,14 @@ class SettingsUnusable(Exception):  # noqa: N818 - reads as what happened
     """The settings are valid and cannot be used on this machine; `str` says which."""
 
 
-def build_host(config: Config, notifier: Notifier, info: InfoBuilder) -> GateHost:
+def build_host(
+    config: Config,
+    notifier: Notifier,
+    info: InfoBuilder,
+    *,
+    now: Callable[[], float] = time.monotonic,
+    wall: Callable[[], float] = time.time,
+) -> GateHost:
     """Build the host.
 
     Raises:
@@ -42,7 +50,7 @@ def build_host(config: Config, notifier: Notifier, info: InfoBuilder) -> GateHos
         config.gate,
         config.required_streams,
         period_s=config.tick.period_s,
-        now_s=time.monotonic(),
+        now_s=now(),
         mode=config.mode,
         streams={name: fields for name, stream in config.streams.items() if (fields := fields_of(stream))},
     )
@@ -64,6 +72,8 @@ def build_host(config: Config, notifier: Notifier, info: InfoBuilder) -> GateHos
         Feeder(notifier, config.required_streams),
         info,
         latched,
+        now,
+        wall,
     )
 
 

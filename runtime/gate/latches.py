@@ -15,7 +15,7 @@ import orjson
 import structlog
 
 from learners.files import private_folder, write_atomically
-from runtime.gate.stop_latch import StopLatch
+from runtime.gate.stop.latch import StopLatch
 
 log = structlog.get_logger(__name__)
 

@@ -18,11 +18,11 @@ from typing import Any, Literal
 
 from pydantic import ConfigDict, Field, field_validator
 
-from actuators.safety.gate import MODES
+from actuators.safety.decisions import MODES
 from learners.goal_models.config import GOAL
 from runtime.gate.host import GateHost
 from runtime.gate.latches import Saved
-from runtime.gate.stop_messages import may_mean_stop, read_stop
+from runtime.gate.stop.messages import may_mean_stop, read_stop
 from runtime.mqtt import Limit, Message, rpc
 from runtime.mqtt.topics import Override, Payload, Refused, decode
 

@@ -151,7 +151,7 @@ class ArrayModulationEncoder(ArrayEncoder):
 
 @dataclass(slots=True)
 class ArrayUtteranceEncoder(ArrayEncoder):
-    """`builtin:utterance`: numpy as in `learners.model.encoders.utterance`, with the spectrum of `array_inputs`."""
+    """`builtin:utterance`: numpy as in `learners.model.encoders.utterance_encoder`, with the spectrum of `array_inputs`."""
 
     samples: int = 0
 

@@ -25,7 +25,7 @@ from runtime.deploy.experiments.controller import ExperimentController
 from runtime.drift.watch import DriftWatch
 from runtime.feedback.receiver import Feedback
 from runtime.feedback.source_quarantine import SourceQuarantine
-from runtime.monitoring.storage import StorageMonitor
+from runtime.monitoring.disk_budget import StorageMonitor
 from sensors.base import Sensor, TopicSensor
 
 PROGRESS_STALE_S = 30.0

@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from actuators.safety.decisions import MODES
 from runtime.config.schema import Config
 from runtime.gate.client import GateLink
 from runtime.monitoring.health import Health
@@ -20,7 +21,6 @@ from runtime.mqtt.topics import Status, Topics, decode, encode
 
 BIRTH_TOPIC = "homeassistant/status"
 EVERY_S = 10.0
-MODES = ("shadow", "assist", "autonomous")
 SUPPORT_URL = "https://www.home-assistant.io/integrations/mqtt/"
 
 

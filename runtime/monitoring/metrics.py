@@ -12,9 +12,10 @@ from typing import Any
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Info, ProcessCollector
 
+from actuators.safety.decisions import MODES
+
 TICK_BUCKETS = (0.001, 0.002, 0.005, 0.01, 0.015, 0.02, 0.03, 0.04, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.5, 1.0)
 AGE_BUCKETS = (0.005, 0.01, 0.02, 0.05, 0.1, 0.15, 0.2, 0.3, 0.5, 0.75, 1.0, 2.0, 5.0, 10.0, 30.0, 60.0)
-MODES = ("shadow", "assist", "autonomous")
 TAKEN = frozenset({"", "clipped", "quarantined"})
 """What follows `reward` or `label` in the counts of feedback that was taken after all."""
 

@@ -21,7 +21,7 @@ Tick = tuple[str, float, dict[str, dict[str, Any]]]
 
 @dataclass(slots=True)
 class RecordedReadings:
-    """The pictures and texts in the recordings of a folder; see `learners.experience.episodes.Kept`."""
+    """The pictures and texts in the recordings of a folder; see `learners.experience.episodes`."""
 
     folder: Path
     wanted: frozenset[str]

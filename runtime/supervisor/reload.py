@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from runtime.config.schema import Config
-from runtime.supervisor.children import has_models_process
+from runtime.supervisor.child_processes import has_models_process
 
 RESTART_REQUIRED = ("agent", "state_dir", "tick", "mqtt", "actuators", "gate", "plant", "metrics")
 """Settings that the gate, the broker or the plant were built from."""

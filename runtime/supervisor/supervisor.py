@@ -29,17 +29,18 @@ from learners.files import BusyError, exclusive_lock
 from learners.ipc import settings
 from runtime.config.loader import ConfigError, LoadedConfig, load
 from runtime.config.schema import Config
-from runtime.gate import ipc, stop_channel
+from runtime.gate import ipc
 from runtime.gate.build import SettingsUnusable, build_host
 from runtime.gate.host import GateHost
 from runtime.gate.info import InfoBuilder
 from runtime.gate.operator_commands import OperatorCommands
+from runtime.gate.stop import channel
 from runtime.mqtt.topics import Refused
 from runtime.process import child
 from runtime.process.log import Scrubber, configure
 from runtime.process.systemd import Notifier
 from runtime.supervisor import broker
-from runtime.supervisor.children import Child, RestartLimitExceeded, Spec, table
+from runtime.supervisor.child_processes import Child, RestartLimitExceeded, Spec, table
 from runtime.supervisor.reload import compare
 
 log = structlog.get_logger(__name__)
@@ -130,8 +131,8 @@ class Supervisor:
         prepared = broker.prepare(self.config.mqtt, self.config.state_dir) if self._embedded else None
         self._host = build_host(self.config, self.notifier, self._info())
         self._host.publisher.failing = self._failing
-        gate_end, self._listener_end = stop_channel.pair()
-        self._host.attach_listener(gate_end)
+        gate_end, self._listener_end = channel.pair()
+        self._host.listener.attach(gate_end)
         operators = OperatorCommands(self._host, self.reload)
         self._signals(operators)
         try:
@@ -144,7 +145,7 @@ class Supervisor:
                     start(self._host.connection.run(), "mqtt requests"),
                     start(self._host.run(), "gate"),
                     start(self._host.latches.run(), "latches"),
-                    start(self._host.follow_stop_latch(), "stop latch"),
+                    start(self._host.listener.follow_latch(), "stop latch"),
                     start(operators.serve(), "requests that wait"),
                     start(self._watch(), "watch"),
                 ]
@@ -160,7 +161,7 @@ class Supervisor:
                     await self._broker.stop()
         finally:
             self.force_exit()
-            self._host.detach_listener()
+            self._host.listener.detach()
             self._listener_end.close()
         log.info("supervisor.ended", reason=self._reason, code=self._code)
         return self._code
@@ -234,7 +235,7 @@ class Supervisor:
 
     def _link(self) -> int:
         gate_end, self._agent_end = ipc.pair()
-        self._host.attach(gate_end)
+        self._host.channel.attach(gate_end)
         return int(self._agent_end.fileno())
 
     def _listener_descriptor(self) -> int:
@@ -246,7 +247,7 @@ class Supervisor:
         self._agent_end.close()
 
     def _restarted(self, name: str, code: int, restarts: int) -> None:
-        self._host.restarts[name] = restarts
+        self._host.channel.restarts[name] = restarts
         self._host.publisher.event("child_restarted", {"child": name, "code": code, "restarts": restarts})
 
     def _failing(self) -> list[str]:

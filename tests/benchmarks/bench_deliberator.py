@@ -206,7 +206,7 @@ class House:
 
 
 def run_idle(hours: int) -> None:
-    """Count the questions of a house without orders, whose thermometer changes every second."""
+    """Count the questions of a house without orders and with a thermometer that changes every second."""
     now = [0.0]
     house = House(clock=lambda: now[0], every_s=10.0)
     house.ask = lambda question: house.it.answered(GoalAnswer(question.number))

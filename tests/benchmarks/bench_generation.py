@@ -1,7 +1,7 @@
 """Ask a chat model hostile questions under an output: how many answers follow it, and the time of a token.
 
 The time of a token is compared with that of the same model on the same questions without an output. Answers end at
-`--tokens`, so many are cut. Run `python tests/benchmarks/bench_generation.py --help`.
+`--tokens`, and many are cut. Run `python tests/benchmarks/bench_generation.py --help`.
 """
 
 from __future__ import annotations

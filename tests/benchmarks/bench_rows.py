@@ -28,7 +28,7 @@ def report(rows: int, lives: int) -> None:
 def main() -> None:
     """Compare and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rows", type=int, default=100_000, help="at least so many rows are compared")
+    parser.add_argument("--rows", type=int, default=100_000, help="number of rows to compare at least")
     parser.add_argument("--first-seed", type=int, default=1, help="of the first life; each life has the next one")
     parser.add_argument("--folder", type=Path, default=None, help="for the database; a temporary one by default")
     given = parser.parse_args()

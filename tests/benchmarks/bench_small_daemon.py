@@ -46,7 +46,7 @@ AGENT_MB, LATENESS_MS = 250.0, 1.0
 
 @dataclass
 class Seen:
-    """What the decisions of one round said."""
+    """What the decisions of one round contained."""
 
     ticks: list[int] = field(default_factory=list)
     stamps: list[float] = field(default_factory=list)

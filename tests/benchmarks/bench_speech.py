@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from learners.model.encoders.silero_vad import RATE_HZ
 from learners.speech.transcription import Transcriber
-from learners.speech.utterances import UtteranceCutter, VoiceActivity
+from learners.speech.utterance_cutting import UtteranceCutter, VoiceActivity
 
 NOTES_HZ = (220, 262, 294, 330, 392, 440, 523)
 

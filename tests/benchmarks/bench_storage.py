@@ -14,7 +14,7 @@ import torch
 
 from learners.checkpoints.store import open_checkpoints
 from learners.config import PromotionSettings
-from runtime.monitoring.storage import measure
+from runtime.monitoring.disk_budget import measure
 
 POLICY_BYTES = 8_000_000
 EVERY_S = 20.0

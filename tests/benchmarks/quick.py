@@ -18,7 +18,7 @@ from pathlib import Path
 FOLDER = Path(__file__).parent
 ROOT = FOLDER.parents[1]
 OUT = "OUT"
-"""Stands for a temporary folder in the arguments."""
+"""Replaced by a temporary folder in the arguments."""
 
 SIZES: dict[str, str] = {
     "bench_architectures": "--only ConvNeXT",

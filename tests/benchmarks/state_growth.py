@@ -23,7 +23,7 @@ from end_to_end.demo import Demo, running_demo  # noqa: E402
 from matplotlib import pyplot as plt  # noqa: E402
 
 from runtime.config.loader import load  # noqa: E402
-from runtime.monitoring.storage import measure  # noqa: E402
+from runtime.monitoring.disk_budget import measure  # noqa: E402
 
 EVERY_S = 10.0
 TABLE_EVERY = 30

@@ -234,7 +234,7 @@ async def test_no_secret_is_in_anything_a_whole_daemon_produced(singing: Singing
     assert {f"{base}/{name}" for name in ("info", "status", "health", "decision", "event")} <= topics
 
 
-BROKEN = {
+BROKEN: dict[str, dict[str, Any]] = {
     "a key that is not known": {"mqtt": {"pasword": canaries.MQTT}},
     "a password of the wrong type": {"mqtt": {"password": [canaries.MQTT]}},
     "a secret where a number belongs": {"tick": {"rate_hz": "${env:SINGS_MQTT}"}},

@@ -1,4 +1,4 @@
-"""A whole daemon with a deliberator whose server is the test's: orders, a person's goal, a rule, and a server that is gone."""
+"""A whole daemon with a deliberator that asks the test's server: orders, a person's goal, a rule, and a server that is gone."""
 
 from __future__ import annotations
 
@@ -57,11 +57,11 @@ rewards:
 learner: {enabled: false}
 promotion: {shadow_s: 5}
 """
-"""A room whose heater follows a goal; no device says orders of its own."""
+"""A room with a heater that follows a goal; no device says orders of its own."""
 
 
 class Server(ThreadingHTTPServer):
-    """Answers `/systemone`: the goal whose name is in the newest order, until it is silent."""
+    """Answers `/systemone`: the goal that the newest order names, until it is silent."""
 
     silent = threading.Event()
     states: list[str]

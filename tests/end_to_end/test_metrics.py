@@ -43,7 +43,7 @@ STILL = {
     "reflexd_tick_period_seconds": "a setting",
     "reflexd_sources_quarantined": "takes minutes of contradicting rewards; tests/runtime/feedback/test_source_quarantine.py",
     "reflexd_storage_limit_bytes": "a setting",
-    "reflexd_storage_full_seconds": "-1 until the folder has grown for long enough; tests/runtime/monitoring/test_storage.py",
+    "reflexd_storage_full_seconds": "-1 until the folder has grown for long enough; tests/runtime/monitoring/test_disk_budget.py",
     "reflexd_experience_refused": "takes a disk that fails; tests/runtime/monitoring/test_metrics.py",
     "reflexd_storage_failing": "takes a disk that fails; tests/faults/test_disk_full.py",
 }

@@ -10,7 +10,7 @@ import orjson
 
 from runtime.config.loader import load
 from runtime.process import child, log
-from runtime.supervisor.children import Spec
+from runtime.supervisor.child_processes import Spec
 from runtime.supervisor.supervisor import run
 
 

@@ -118,7 +118,7 @@ class Places:
 
 
 def certificate(folder: Path, name: str) -> tuple[Path, Path]:
-    """Make a certificate of 127.0.0.1 or of another address, signed by itself."""
+    """Make a certificate of 127.0.0.1 or of another address, self-signed."""
     key, cert = folder / "key.pem", folder / "cert.pem"
     address = "127.0.0.1" if name != "other host" else "192.0.2.7"
     subject = ["-subj", f"/CN={address}", "-addext", f"subjectAltName=IP:{address}", "-days", "1", "-nodes"]

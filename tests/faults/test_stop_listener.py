@@ -16,7 +16,7 @@ from disks import small_disk
 from faults.harness import Daemon, Device, agent_row, device_on, end_daemon, start_daemon, write_config
 
 from fakes import Mosquitto, eventually, free_port
-from runtime.gate.stop_latch import StopLatch
+from runtime.gate.stop.latch import StopLatch
 
 STOP = "reflexd/tester/stop"
 DEAF_GATE = """\
@@ -31,7 +31,7 @@ LOGINS = f"gate: {{username: gate, requests: requests, stop: halt, password: {ca
 
 
 def rows(config: Path) -> list[list[Any]]:
-    listener = "import os, sys; from runtime.gate.stop_listener import main; sys.exit(main(sys.argv[1:]))"
+    listener = "import os, sys; from runtime.gate.stop.listener import main; sys.exit(main(sys.argv[1:]))"
     return [
         agent_row(),
         ["stop listener", False, [sys.executable, "-c", listener, "--gate-fd", "{gate_fd}", str(config)]],

@@ -13,9 +13,9 @@ from gate_world import GateWorld
 
 from actuators.actions import ActionSpace, Choice
 from actuators.config import ChoiceSettings, ContinuousSettings, GateSettings
+from actuators.safety.allowed_choices import MOST_EVALUATIONS
 from actuators.safety.decisions import Proposal
 from actuators.safety.forbid_rules import Rule
-from actuators.safety.gate import MOST_EVALUATIONS
 from learners.experience.transition import Transition, decode_head, encode
 from learners.model.features import Features
 from learners.model.policy import Policy

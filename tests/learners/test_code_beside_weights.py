@@ -23,7 +23,7 @@ PICKY = {"AutoModel", "AutoTokenizer", "AutoConfig", "AutoModelForCausalLM", "au
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """A model whose configuration names a module that leaves a mark."""
+    """A model with a configuration that names a module that leaves a mark."""
     source = tmp_path / "model"
     source.mkdir()
     classes = ("AutoConfig", "AutoModel", "AutoModelForImageClassification", "AutoImageProcessor", "AutoTokenizer")

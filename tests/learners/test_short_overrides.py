@@ -24,7 +24,7 @@ from learners.rl.replay_buffer import ReplayBuffer
 from runtime.control.inbox import Inbox
 from runtime.control.tick import ControlLoop, Utterances
 from runtime.gate import ipc
-from runtime.gate.host import outcomes_of
+from runtime.gate.agent_channel import outcomes_of
 from runtime.process.pacing import Pacer
 from sensors.config import TelemetrySettings
 from sensors.readings import Observation, Telemetry

@@ -131,7 +131,7 @@ class Session:
 
     @contextmanager
     def recording(self, name: str, decisions: int = 40) -> Iterator[None]:
-        """Record what is done in the context and so many decisions more, under a name of ours."""
+        """Record what is done in the context and `decisions` more decisions, under a name of ours."""
         self.ask("record", on=True)
         yield
         for _ in range(decisions):

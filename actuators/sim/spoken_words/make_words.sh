@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Speaks the demo's four words in several voices and speeds with espeak-ng, as 16 kHz 16-bit mono wav beside this file.
-# Needs the Debian packages espeak-ng and sox. The wavs are kept in the repository; run this only to change them.
+# Needs the Debian packages espeak-ng and sox. The wavs are in the repository; run this only to change them.
 set -euo pipefail
 cd "$(dirname "$0")"
 rm -f ./*.wav

@@ -26,7 +26,7 @@ from transformers.feature_extraction_utils import FeatureExtractionMixin
 from transformers.image_processing_utils import BaseImageProcessor
 
 from learners.config import EncoderSettings
-from learners.model.encoders import modulation_spectrum, utterance
+from learners.model.encoders import modulation_spectrum, utterance_encoder
 from learners.model.encoders.base import Encoder, Inputs, Run
 from learners.model.encoders.bundled_weights import resolve
 from learners.model.encoders.image_processor import load_image_processor, scaling
@@ -197,7 +197,7 @@ def picture_size(options: Mapping[str, Any], config: Any) -> tuple[int, int]:
 
 BUILT_IN: dict[str, Callable[[int, float], Encoder]] = {
     modulation_spectrum.NAME: modulation_spectrum.ModulationEncoder,
-    utterance.NAME: utterance.UtteranceEncoder,
+    utterance_encoder.NAME: utterance_encoder.UtteranceEncoder,
 }
 """Encoders without weights, made from their number of tokens and the seconds they hear at once."""
 

@@ -1,4 +1,4 @@
-"""Find the newest utterance in a sound and stretch it to a fixed length. Imports no torch; `utterance.py` explains the method.
+"""Find the newest utterance in a sound and stretch it to a fixed length. Imports no torch; `utterance_encoder.py` explains the method.
 
 Shapes: N samples, M mel bands, L frames (100 a second), T tokens, W = M + 2 their width.
 """

@@ -6,7 +6,7 @@
 set -euo pipefail
 root="$(cd "$(dirname "$0")/../../.." && pwd)"
 bin="${BIN:-$root/.venv/bin}"
-gate='"actuators/safety/gate.py", "actuators/safety/actuator_state.py", "actuators/safety/arming.py",
+gate='"actuators/safety/gate.py", "actuators/safety/judge.py", "actuators/safety/allowed_choices.py", "actuators/safety/actuator_state.py", "actuators/safety/arming.py",
 "actuators/safety/forbidden_combinations.py", "actuators/safety/limits.py", "actuators/safety/refusal_counts.py",
 "actuators/safety/forbid_rules.py", "actuators/safety/safe_actions.py"'
 carriers='"actuators/wire.py", "runtime/mqtt/publisher.py"'

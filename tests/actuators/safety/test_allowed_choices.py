@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from actuators.config import AnyActuator, ChoiceSettings, ContinuousSettings, GateSettings
-from actuators.safety import gate as module
+from actuators.safety import allowed_choices as module
 from actuators.safety.decisions import Proposal
 from actuators.safety.gate import Gate
 

@@ -93,7 +93,7 @@ def module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 
 def steps(env: CheckedEnv, count: int = 30) -> list[float]:
-    """The rewards of so many steps."""
+    """The rewards of `count` steps."""
     env.reset(seed=0)
     rewards = []
     for _ in range(count):

@@ -1,4 +1,4 @@
-"""Whose key may have signed an imported policy: never one that merely lies beside it."""
+"""Which key may have signed an imported policy: never one that merely lies beside it."""
 
 from __future__ import annotations
 

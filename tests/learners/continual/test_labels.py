@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import io
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
-import numpy as np
 import pytest
+import smooth_pictures
 from PIL import Image
 
 from learners.config import ExperienceSettings, TaskSettings
@@ -21,16 +22,7 @@ from learners.tasks.base import EncodedMedia
 TASK = TaskSettings(kind="image-classification", model="m", stream="front")
 
 
-def picture(seed: int, noise: int = 0) -> bytes:
-    """A smooth picture of its own for each seed, as a JPEG; noise is what a camera adds from frame to frame."""
-    generator = np.random.default_rng(seed)
-    small = Image.fromarray(generator.integers(0, 256, (6, 8, 3), dtype=np.uint8)).resize(
-        (64, 48), Image.Resampling.BICUBIC
-    )
-    pixels = np.asarray(small, np.int16) + np.random.default_rng(noise).integers(-2, 3, (48, 64, 3))
-    out = io.BytesIO()
-    Image.fromarray(pixels.clip(0, 255).astype(np.uint8)).save(out, "JPEG", quality=90)
-    return out.getvalue()
+picture = partial(smooth_pictures.picture, spread=2)
 
 
 @dataclass

@@ -92,7 +92,7 @@ def test_without_a_file_nothing_is_known_and_a_person_decides(tmp_path: Path, st
     assert verdict.figures["validation_labels"] > 5
     assert not {name for name in verdict.figures if name.endswith(("_after", "_before")) or name == "agreement"}
     assert one.versions.live() is None
-    assert not one.due(), "what was tried is not tried again by itself"
+    assert not one.due(), "what was tried is not tried again automatically"
 
     publish(store, tinymodels.orders(20, 2, INTENTS))
     assert one.due()

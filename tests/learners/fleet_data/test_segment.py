@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from learners.experience.transition import checksum
-from learners.fleet_data.row_head import MAX_REASON
+from learners.fleet_data.row_limits import MAX_REASON
 from learners.fleet_data.segment import MAX_RAW_BYTES, SCHEMA, Segment, SegmentRefused, transition_of, unpack
 
 

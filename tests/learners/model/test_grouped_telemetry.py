@@ -19,7 +19,7 @@ NUMBERS = [StreamSpec(f"s{i}", "telemetry", 1, width) for i, width in enumerate(
 
 
 def policy_of(fusion: Any) -> Policy:
-    """A policy with weights and statistics drawn at random, whose telemetry lies between the other streams."""
+    """A policy with random weights and statistics; its telemetry lies between the other streams."""
     streams = (NUMBERS[0], PICTURE, NUMBERS[1], NUMBERS[2], ORDER, *NUMBERS[3:])
     torch.manual_seed(3)
     policy = Policy(PolicySpec(streams=streams, actions=ACTIONS, fusion=fusion, width=16, latents=3, heads=2)).eval()

@@ -47,7 +47,7 @@ Tokens = dict[str, NDArray[np.float32]]
 
 
 class Blind(Panorama):
-    """Nobody looks or listens: it is much faster."""
+    """No client looks or listens: it is much faster."""
 
     def _hear(self, count: int) -> None:
         del count

@@ -26,6 +26,7 @@ from learners.ipc.settings import LearnerConfig
 from learners.model.encoders.base import Encoder
 from learners.model.policy import Policy
 from learners.model.spec import PolicySpec, StreamSpec
+from learners.promotion.recent_experience import RecentExperience
 from learners.reencoding.encoder_versions import EncoderVersions
 from learners.reencoding.reencoder import Reencoder, encode
 from learners.reencoding.token_store import StoredTokens, TokenStore
@@ -34,7 +35,6 @@ from learners.tasks.task_classes import open_task
 from learners.worker.journal import Journal
 from learners.worker.learner import Learner
 from learners.worker.loop import LearnerLoop
-from learners.worker.policy_candidates import LearnerExperience
 from sensors.codecs.readings import decode_reading
 from sensors.readings import Frame, Sound, Text
 
@@ -219,7 +219,7 @@ def test_an_encoder_that_does_not_act_yet_is_trained_and_judged_with_and_a_crash
     assert present(one) == [True] * 40 + [False] * 8, "what acts meanwhile does not change what is followed"
     one.train(FOREVER, until=10)
 
-    experience = LearnerExperience(one, one.source.reader, again)
+    experience = RecentExperience(lambda: one.replay.versions, one.source.reader, again)
     judged = experience.recent(48)
     assert {t.encoder_versions["orders"] for t in judged} == {new_version}, "the newest are encoded when they are read"
     assert {t.encoder_versions["orders"] for t in experience.as_logged(judged)} == {old_version}

@@ -175,7 +175,7 @@ def test_the_reserve_joins_no_ticks_that_had_others_between_them() -> None:
     held = memory._columns.tick_N[reserve].tolist()
     assert [n for n in held if n > 11] == [12, 13, *range(16, 26)]
     assert memory.change(13, {"reward": 13.0, "done": 0, "demonstration": 1, "intervention": 0, "failure": 0})
-    assert 13 not in [int(n) for n in ticks(memory.batch(memory._special()["demonstrations"]).features)]
+    assert 13 not in [int(n) for n in ticks(memory.batch(memory._sampler.special()["demonstrations"]).features)]
     two = replay(history=1, steps=1, max_rows=100)
     two.refill(memory.held(), {n: tick(n, done=n in {11, 24}, demonstration=n in {12, 13}) for n in range(400)})
     assert two.held() == memory.held()
@@ -335,7 +335,7 @@ def test_reserved_ticks_outlive_the_ring_with_what_led_up_to_them() -> None:
     assert (memory.strata().demonstrations, memory.strata().terminal) == (1, 1)
     held = memory._columns.number_N  # no store here: numbers are not used
     assert (held == -1).all()
-    batch = memory.batch(memory._special()["demonstrations"])
+    batch = memory.batch(memory._sampler.special()["demonstrations"])
     assert ticks(batch.features) == [[499, 500]]
     assert ticks(batch.next_features) == [[501, 502]]
     assert batch.rewards.tolist() == pytest.approx([500 + 0.9 * 501])
@@ -353,10 +353,10 @@ def test_late_changes_reach_the_row_wherever_it_is() -> None:
     for n in range(100, 400):
         memory.append(tick(n), number=n)
     assert memory.strata().terminal == 1
-    batch = memory.batch(memory._special()["endings"])
+    batch = memory.batch(memory._sampler.special()["endings"])
     assert (batch.rewards.tolist(), batch.discounts.tolist()) == ([-5.0], [0.0])
     assert memory.change(50, {**after, "reward": -6.0, "intervention": 1})
-    batch = memory.batch(memory._special()["demonstrations"])
+    batch = memory.batch(memory._sampler.special()["demonstrations"])
     assert batch.rewards.tolist() == [-6.0]
     assert not memory.change(10, after)  # long gone
     assert not memory.change(9_999, after)

@@ -336,7 +336,7 @@ def failing(error: Exception) -> Callable[..., Any]:
 
 
 async def counted(runner: TaskRunner, number: int) -> None:
-    """Wait until a runner has worked on so many readings, and the loop has run what it left there."""
+    """Wait until a runner has worked on `number` readings, and the loop has run what it left there."""
     async with asyncio.timeout(60):
         # no event reports that a reading was counted
         while runner.counts.total() - runner.counts["dropped"] - runner.counts["unasked"] < number:  # noqa: ASYNC110

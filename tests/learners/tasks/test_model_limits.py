@@ -1,4 +1,4 @@
-"""What a model cannot do by itself: no padding token, few positions, a head for other labels, texts that are too long."""
+"""What a model lacks: no padding token, few positions, a head for other labels, texts that are too long."""
 
 from __future__ import annotations
 

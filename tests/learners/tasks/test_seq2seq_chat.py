@@ -77,7 +77,7 @@ def test_chat_learns_an_answer_and_streams_it(tmp_path: Path) -> None:
     tune(task, Splits(rows, rows), TrainerSettings(epochs=30, batch=8, learning_rate=2e-2, patience=30), "full")
     assert task.metrics(rows, task.predict(rows))["perplexity"] < min(1.5, first)
     pieces = list(task.stream(TALK[:1]))
-    assert "".join(pieces).split() == ["stop", "."], "it ends by itself at the end token"
+    assert "".join(pieces).split() == ["stop", "."], "it ends at the end token"
     assert len(pieces) == 2
     long = open_task("text-generation", tinymodels.llama(tmp_path / "l"), system="please", max_length=16)
     prompt = long._prompt(long.turns({"messages": TALK * 5}))

@@ -163,7 +163,7 @@ def test_an_event_that_cannot_be_deleted_is_passed_on_once(disk: SmallDisk) -> N
 def test_a_fine_tune_that_the_disk_refuses_leaves_no_draft_and_is_tried_again(
     tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    """The model, its report and its progress: at each of them the live version stays, and the process ends by itself."""
+    """The model, its report and its progress: at each of them the live version stays, and the process ends without a signal."""
     task = open_task("text-classification", str(tinymodels.bert(tmp_path / "model")), labels=("x", "y"))
     with small_disk(tmp_path / "disk", "size=4m") as disk:
         state = disk.folder / "state"

@@ -12,7 +12,7 @@ HEATING_COSTS = 0.1
 
 
 def comfort(observation: Observation, actions: Mapping[str, Value]) -> float:
-    """Minus the distance from 20 degrees, minus a little for heating; 0 while the room is not known."""
+    """Minus the distance from 20 degrees, minus a little for heating; 0 while the temperature is unknown."""
     room = observation.readings.get("room")
     if not isinstance(room, Telemetry):
         return 0.0

@@ -1,4 +1,4 @@
-"""A sensor that runs by itself: the machine's load averages as telemetry.
+"""A sensor without a topic: the machine's load averages as telemetry.
 
 It shows the whole contract: readings with a capture stamp, `lost` once when the source is gone, `recovered` once when it is
 back, drops counted by cause, and an end within a second of being cancelled.

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import asyncio
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any
 
 import numpy as np
 import pytest
@@ -20,9 +18,9 @@ from learners.experience.store import Store, Transition
 from learners.goal_models.answers import BackendFailed, YesNoAnswer, YesNoQuestion, probability
 from learners.goal_models.config import DeliberatorSettings
 from learners.goal_models.runner import DeliberationRunner
+from learners.promotion.recent_experience import RecentExperience
 from learners.safeguards.reward_ledger import Ledger, LedgerEntry
 from learners.safeguards.source_consistency import Finding, Quarantine, source_rules
-from learners.worker.policy_candidates import LearnerExperience
 from runtime.config.schema import Config
 from runtime.deliberation.reward_judge import LATE_S, RewardJudge
 
@@ -32,7 +30,7 @@ TIDY = DecisionReward(name="tidy", kind="decision", question="Is the room tidy?"
 
 
 class Asked:
-    """A judge whose model answers when the test says so."""
+    """A judge with a model that answers when the test says so."""
 
     def __init__(self, *rewards: DecisionReward) -> None:
         self.clock, self.connected = FakeClock(50.0), True
@@ -167,9 +165,8 @@ def test_training_reads_the_rewards_of_models_and_the_steps_of_a_promotion_do_no
     assert store.flush()
     with Reader(tmp_path) as reader:
         assert [row.transition.reward for row in reader.newest(4)] == [0.5, 5.5, 0.5, 7.5]
-        learner: Any = SimpleNamespace()
-        assert [one.reward for one in LearnerExperience(learner, reader).recent(4)] == [0.5, 3.5, 0.5, 7.5]
-        assert LearnerExperience(learner, reader).recent(0) == []
+        assert [one.reward for one in RecentExperience(dict, reader).recent(4)] == [0.5, 3.5, 0.5, 7.5]
+        assert RecentExperience(dict, reader).recent(0) == []
     store.close()
 
 

@@ -22,7 +22,7 @@ from hypothesis import HealthCheck, Phase, seed, settings  # noqa: E402
 from test_gate_model import GateModel  # noqa: E402
 
 from actuators.safety import gate as gate_module  # noqa: E402
-from actuators.safety import limits  # noqa: E402
+from actuators.safety import judge, limits  # noqa: E402
 from actuators.safety.actuator_state import Actuator, freshness_refusal  # noqa: E402
 from actuators.safety.forbid_rules import Rule, Violation  # noqa: E402
 from actuators.safety.forbidden_combinations import ForbiddenCombinations  # noqa: E402
@@ -32,6 +32,7 @@ from runtime.dashboard.bridge import MqttBridge  # noqa: E402
 from runtime.gate import operator_commands  # noqa: E402
 from runtime.gate.host import GateHost  # noqa: E402
 from runtime.gate.latches import LatchWriter  # noqa: E402
+from runtime.gate.stop.follower import StopListenerFollower  # noqa: E402
 from runtime.mqtt import Connection  # noqa: E402
 from runtime.mqtt.publisher import Sender  # noqa: E402
 from runtime.mqtt.topics import encode  # noqa: E402
@@ -130,7 +131,7 @@ def old_releases() -> Patch:
 
 def listener_without_a_channel() -> Patch:
     """The gate knows what the stop listener received from its file alone."""
-    return lambda: mock.patch.object(GateHost, "listener_states", return_value=None)
+    return lambda: mock.patch.object(StopListenerFollower, "stated", return_value=None)
 
 
 def unjudged_rest() -> Patch:
@@ -165,7 +166,7 @@ def stale_streams_are_harmless() -> Patch:
     def fresh(each: Actuator, proposal: Any, now_s: float) -> Refusal | None:
         return freshness_refusal(each, replace(proposal, stale=()), now_s)
 
-    return lambda: mock.patch.object(gate_module, "freshness_refusal", fresh)
+    return lambda: mock.patch.object(judge, "freshness_refusal", fresh)
 
 
 def dying_last_will() -> Patch:
@@ -257,7 +258,7 @@ def steps_until_noticed(patch: Patch, most: int) -> tuple[int | None, str]:
         taken += 1
         return step(self, *args, **more)
 
-    case = seed(1)(type("Case", (GateModel,), {}))
+    case: Any = seed(1)(type("Case", (GateModel,), {}))
     test = case.TestCase
     test.settings = settings(
         max_examples=max(1, most // STEPS_A_RUN),

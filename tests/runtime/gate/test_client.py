@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 
 import pytest
 
@@ -15,7 +16,7 @@ def _verdict(decision: str) -> bytes:
     return ipc.pack(ipc.GateVerdict(decision, armed=True, stopped=False, mode={"head": "autonomous"}))
 
 
-async def _answer(gate: object, *decisions: str) -> Proposal:
+async def _answer(gate: socket.socket, *decisions: str) -> Proposal:
     loop = asyncio.get_running_loop()
     proposal = ipc.unpack(await loop.sock_recv(gate, ipc.MAX_MESSAGE))
     for decision in decisions:

@@ -55,7 +55,7 @@ def test_the_gate_measures_the_clock_in_reports_and_not_in_retained_ones() -> No
 
         def report(stamp_s: float, *, retain: bool) -> None:
             body = orjson.dumps({"value": "OFF", "stamp": stamp_s})
-            world.host.reported("lamp", Message(topic, body, 1, retain=retain, stamp_s=world.host.now()))
+            world.host.devices.reported("lamp", Message(topic, body, 1, retain=retain, stamp_s=world.host.now()))
 
         for _ in range(REPORTS):
             report(world.host.wall() - 50.0, retain=True)

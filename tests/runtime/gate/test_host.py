@@ -15,9 +15,9 @@ from gate_host import TOPICS, make_host, resumed, world_of
 from wire_helpers import running
 
 from fakes import Mosquitto, disk_full, eventually, free_port
-from runtime.gate import host as host_module
-from runtime.gate import ipc, latches, stop_channel
-from runtime.gate.stop_latch import StopLatch
+from runtime.gate import ipc, latches
+from runtime.gate.stop import channel, follower
+from runtime.gate.stop.latch import StopLatch
 from runtime.mqtt import Address, Connection
 from runtime.mqtt.topics import encode
 
@@ -105,53 +105,53 @@ async def test_a_stop_on_the_second_listeners_channel_is_engaged_at_once_without
     tmp_path: Path, broker: Mosquitto
 ) -> None:
     for data in (b"stop: sent at QoS 0", b"\xff", b"withdrawn?", bytes(10_000)):
-        gate_end, listener_end = stop_channel.pair()
+        gate_end, listener_end = channel.pair()
         async with world_of(tmp_path / str(len(data)), broker) as world:
-            world.host.attach_listener(gate_end)
+            world.host.listener.attach(gate_end)
             await world.armed()
-            listener_end.send(stop_channel.WITHDRAWN)  # releases nothing and engages nothing
+            listener_end.send(channel.WITHDRAWN)  # releases nothing and engages nothing
             listener_end.send(data)
             world.host.on_connection_change(False, "lost")
             world.host.on_connect()  # reads the channel before anything arms
             assert world.host.gate.stopped
             assert not (await world.propose({"head": "left"})).outcomes["head"].sent
-            listener_end.send(stop_channel.WITHDRAWN)
+            listener_end.send(channel.WITHDRAWN)
             await world.propose({})
             assert world.host.gate.stopped
             reason = world.host.publisher.stop_reason
             assert reason.startswith("the stop listener received it")
             assert len(reason) < 400
             listener_end.close()
-            await eventually(lambda: world.host._listener is None, "the end of file")
+            await eventually(lambda: world.host.listener._end is None, "the end of file")
             await world.ask("disarm")
 
 
 async def test_a_connected_gate_waits_for_its_own_stop_before_it_engages_the_second_listeners(
     tmp_path: Path, broker: Mosquitto, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    gate_end, listener_end = stop_channel.pair()
+    gate_end, listener_end = channel.pair()
     async with world_of(tmp_path, broker) as world:
         host = world.host
-        host.attach_listener(gate_end)
+        host.listener.attach(gate_end)
         await world.armed()
-        monkeypatch.setattr(host_module, "OWN_STOP_S", 1e6)
-        host.listener_states("late: the gate has handled the release already")
-        host.listener_states(None)
-        host.listener_states("released by the gate's own connection")
+        monkeypatch.setattr(follower, "OWN_STOP_S", 1e6)
+        host.listener.stated("late: the gate has handled the release already")
+        host.listener.stated(None)
+        host.listener.stated("released by the gate's own connection")
         host.stop(engaged=True)
         host.stop(engaged=False)
-        monkeypatch.setattr(host_module, "OWN_STOP_S", 0.0)
+        monkeypatch.setattr(follower, "OWN_STOP_S", 0.0)
         host.tick()
         assert not host.gate.stopped
-        monkeypatch.setattr(host_module, "OWN_STOP_S", 1e6)
+        monkeypatch.setattr(follower, "OWN_STOP_S", 1e6)
         listener_end.send(b"stop: ")
-        await eventually(lambda: host._listener_stop is not None, "the statement")
+        await eventually(lambda: host.listener._stated is not None, "the statement")
         host.tick()
         assert not host.gate.stopped
-        monkeypatch.setattr(host_module, "OWN_STOP_S", 0.0)
+        monkeypatch.setattr(follower, "OWN_STOP_S", 0.0)
         host.tick()
         assert host.gate.stopped
-        host.detach_listener()
+        host.listener.detach()
         listener_end.close()
 
 
@@ -391,7 +391,7 @@ async def test_devices_are_reconciled_before_anything_moves(tmp_path: Path, brok
 
 async def test_a_safe_action_is_sent_again_until_acknowledged(tmp_path: Path, broker: Mosquitto) -> None:
     async with world_of(tmp_path, broker) as world:
-        boot = world.host.commands.boot
+        boot = world.host.devices.commands.boot
         await eventually(lambda: len(world.commands()) == 1)
         await world.send(TOPICS.state("head"), {"value": "left", "seq": 0, "boot": boot})  # missed it
         await eventually(lambda: len(world.commands()) >= 3, "the safe action again")

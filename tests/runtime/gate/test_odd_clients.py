@@ -21,7 +21,8 @@ from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
 
 from actuators.config import ChoiceSettings, GateSettings
-from actuators.safety.gate import MODES, Gate
+from actuators.safety.decisions import MODES
+from actuators.safety.gate import Gate
 from fakes import Mosquitto, eventually
 from runtime.gate import ipc, latches
 

@@ -59,8 +59,8 @@ def test_no_request_moves_anything_after_the_last_safe_actions(world: World, mon
     answers = list[dict[str, Any]]()
     monkeypatch.setattr(rpc, "respond", lambda _connection, _topics, _message, answer: answers.append(answer))
     host = world.host
-    host.ending = True
-    host.apply(host.gate.end(host.now(), "SIGTERM received"))
+    host.channel.ending = True
+    host.devices.apply(host.gate.end(host.now(), "SIGTERM received"))
     world.wait(0.05)
     world.request("end_override", b'{"actuator": "heater"}')
     world.request("arm", b"")

@@ -187,15 +187,15 @@ async def test_names_that_only_look_like_an_actuator_or_a_verb(tmp_path: Path, b
 async def test_a_report_cannot_acknowledge_what_was_never_sent(tmp_path: Path, broker: Mosquitto) -> None:
     async with world_of(tmp_path, broker) as world:
         await world.armed()
-        boot = world.host.commands.boot
+        boot = world.host.devices.commands.boot
         await publish_raw(world, broker, (state("head"), orjson.dumps({"value": "stay", "boot": boot, "seq": 0})))
         world.host.stop(engaged=True)
         assert "head" in world.host.gate.owed()
-        last = world.host.commands.last("head")
+        last = world.host.devices.commands.last("head")
         for seq in (last + 1, 10**9, 2**63, -1, last - 10_000):
             await publish_raw(world, broker, (state("head"), orjson.dumps({"value": "stay", "boot": boot, "seq": seq})))
             assert "head" in world.host.gate.owed(), seq
-        last = world.host.commands.last("head")
+        last = world.host.devices.commands.last("head")
         await publish_raw(world, broker, (state("head"), orjson.dumps({"value": "stay", "boot": boot, "seq": last})))
         await eventually(lambda: "head" not in world.host.gate.owed())
 
@@ -299,14 +299,14 @@ async def test_a_device_that_never_does_what_it_is_commanded_gets_no_more_comman
         await world.armed()
         await world.outside.publish(TOPICS("override", "arm"), b'{"value": [0.5, 0.5], "hold_s": 60}')
         await eventually(lambda: world.host.gate.holds["arm"] is not None)
-        before = world.host.commands.last("arm")
+        before = world.host.devices.commands.last("arm")
         begun = world.ticks
         for number in range(200):
             await world.outside.publish(state("arm"), orjson.dumps({"value": [(-1) ** number, 1]}), qos=0)
             if number % 20 == 0:
                 await world.propose({"arm": (-1.0, -1.0)})
         assert world.host.gate.holds["arm"] is not None or world.events("agent_lost")
-        assert world.host.commands._seq - before <= 3 * (world.ticks - begun) + 20
+        assert world.host.devices.commands._seq - before <= 3 * (world.ticks - begun) + 20
         arm = [command["value"] for command in world.commands("arm") if command["policy"] == "policy"]
         assert all(abs(part) <= 1 for value in arm for part in value)
 

@@ -44,7 +44,7 @@ from runtime.models.messages import (
     sound_of,
 )
 from runtime.models.speech_client import SpeechClient
-from runtime.supervisor.children import has_models_process, table
+from runtime.supervisor.child_processes import has_models_process, table
 from sensors.config import TextSettings
 from sensors.readings import Frame, Sound, Telemetry, Text
 
@@ -154,7 +154,7 @@ SPEECH = {"orders": TextSettings(kind="text", source="speech:room")}
 
 @dataclass
 class Ears:
-    """Stands for the callbacks of the agent; holds what they receive."""
+    """Replaces the callbacks of the agent; holds what they receive."""
 
     received: list[TranscribedUtterance] = field(default_factory=list)
     refused: list[tuple[str, str]] = field(default_factory=list)

@@ -213,7 +213,7 @@ async def test_the_will_is_published_for_who_vanishes_and_not_for_who_leaves(bro
             assert rude._client is not None
             sock = rude._client._client.socket()
             assert sock is not None
-            sock.shutdown(socket.SHUT_RDWR)  # type: ignore[union-attr]
+            sock.shutdown(socket.SHUT_RDWR)  # type: ignore[attr-defined]
             await status.until(lambda m: len(m) == 1)
     assert [m.topic for m in status.messages] == ["status/rude"]
 

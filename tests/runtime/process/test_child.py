@@ -22,8 +22,8 @@ from learners.checkpoints.signing import REFUSED_EXIT
 from runtime.config.loader import load
 from runtime.config.schema import Config
 from runtime.process import child
-from runtime.supervisor import children
-from runtime.supervisor.children import (
+from runtime.supervisor import child_processes as children
+from runtime.supervisor.child_processes import (
     CANNOT_START,
     Child,
     RestartLimitExceeded,

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import io
 import json
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
-from PIL import Image
 from pydantic import ValidationError
+from smooth_pictures import picture
 
 from learners.config import ExperienceSettings, TaskSettings
 from learners.continual.labels import Labels
@@ -39,18 +37,6 @@ TEXTS = TaskSettings(kind="text-classification", model="m", stream="orders", lab
 JUDGED = TaskSettings(kind="text-classification", model="m", stream="orders", eval_file="held.csv")
 ANSWERS = TaskSettings(kind="question-answering", model="m", stream="orders")
 NOW_S = 1_750_000_000.0
-
-
-def picture(seed: int, noise: int = 0) -> bytes:
-    """A smooth picture of its own for each seed; noise is what a camera adds from frame to frame."""
-    generator = np.random.default_rng(seed)
-    small = Image.fromarray(generator.integers(0, 256, (6, 8, 3), dtype=np.uint8)).resize(
-        (64, 48), Image.Resampling.BICUBIC
-    )
-    pixels = np.asarray(small, np.int16) + np.random.default_rng(noise).integers(-1, 2, (48, 64, 3))
-    out = io.BytesIO()
-    Image.fromarray(pixels.clip(0, 255).astype(np.uint8)).save(out, "JPEG", quality=90)
-    return out.getvalue()
 
 
 class World:

@@ -25,7 +25,7 @@ from runtime.config.mqtt_settings import Credentials
 from runtime.mqtt import Address, Connection, Will
 from runtime.process import child
 from runtime.supervisor import broker, broker_iotcore
-from runtime.supervisor.children import environment
+from runtime.supervisor.child_processes import environment
 
 MEGABYTE = 1_048_576
 

@@ -26,7 +26,7 @@ from runtime.process import child
 from runtime.process.log import Scrubber
 from runtime.process.systemd import Notifier
 from runtime.supervisor import supervisor
-from runtime.supervisor.children import Spec, environment
+from runtime.supervisor.child_processes import Spec, environment
 from runtime.supervisor.supervisor import Supervisor
 
 CONFIG = """\

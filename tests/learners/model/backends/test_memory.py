@@ -14,7 +14,7 @@ from learners.model.policy import Policy
 from learners.model.spec import PolicySpec, StreamSpec
 
 ROUNDS, MEGABYTES = 12, 3.0
-"""Kept traces would cost 12 MB each here."""
+"""Stored traces would cost 12 MB each here."""
 
 
 def test_weights_that_change_leave_nothing_behind() -> None:

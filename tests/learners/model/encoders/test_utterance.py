@@ -15,7 +15,7 @@ from learners.config import EncoderSettings
 from learners.model.encoders import utterance_bounds
 from learners.model.encoders.modulation_spectrum import RATE_HZ
 from learners.model.encoders.pretrained import load
-from learners.model.encoders.utterance import NAME, UtteranceEncoder
+from learners.model.encoders.utterance_encoder import NAME, UtteranceEncoder
 from sensors.readings import Sound, Text
 
 WORDS = Path("actuators/sim/spoken_words")

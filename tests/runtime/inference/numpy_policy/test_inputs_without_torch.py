@@ -12,7 +12,7 @@ from transformers import AutoTokenizer, WhisperFeatureExtractor
 
 from learners.model.encoders import preprocess
 from learners.model.encoders.modulation_spectrum import ModulationEncoder
-from learners.model.encoders.utterance import UtteranceEncoder
+from learners.model.encoders.utterance_encoder import UtteranceEncoder
 from runtime.inference.graph_store import built_in
 from runtime.inference.numpy_policy import encoder_inputs as array_inputs
 from sensors.readings import Sound

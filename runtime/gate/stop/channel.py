@@ -10,7 +10,7 @@ from __future__ import annotations
 import socket
 from contextlib import suppress
 
-from runtime.gate.stop_latch import MAX_REASON
+from runtime.gate.stop.latch import MAX_REASON
 
 WITHDRAWN = b"withdrawn"
 STOP = b"stop: "

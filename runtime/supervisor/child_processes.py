@@ -21,7 +21,7 @@ from pathlib import Path
 import structlog
 
 from runtime.config.schema import Config
-from runtime.gate.stop_listener import has_own_session
+from runtime.gate.stop.listener import has_own_session
 from runtime.process import child
 from sensors.config import transcribed
 
@@ -65,7 +65,7 @@ def table(config: Config, path: Path, *, faults: tuple[str, ...] = (), verbose: 
     agent = [*python, "runtime.agent", str(path), "--gate-fd", "{gate_fd}", *more]
     listener = [
         *python,
-        "runtime.gate.stop_listener",
+        "runtime.gate.stop.listener",
         "--parent",
         str(os.getpid()),
         "--gate-fd",

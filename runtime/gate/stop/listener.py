@@ -1,4 +1,4 @@
-"""Listen to the stop in a process of its own, and latch it on the disk: `python -m runtime.gate.stop_listener CONFIG`.
+"""Listen to the stop in a process of its own, and latch it on the disk: `python -m runtime.gate.stop.listener CONFIG`.
 
 The supervisor starts it. It has a connection of its own and outlives the supervisor, so that a stop counts that is sent while
 the gate restarts, hangs, or has lost its connection. It sends a stop to the gate through the channel that it inherited, and writes
@@ -26,9 +26,9 @@ import structlog
 
 from runtime.config.loader import ConfigError, load
 from runtime.config.schema import Config
-from runtime.gate.stop_channel import StopSender
-from runtime.gate.stop_latch import StopLatch
-from runtime.gate.stop_messages import read_stop
+from runtime.gate.stop.channel import StopSender
+from runtime.gate.stop.latch import StopLatch
+from runtime.gate.stop.messages import read_stop
 from runtime.mqtt import Address, Connection, Message
 from runtime.mqtt.topics import Topics
 from runtime.process import child, log
@@ -206,7 +206,7 @@ async def listen(config: Config, has_parent: Callable[[], bool], gate: StopSende
 
 def main(arguments: list[str]) -> int:
     """Run the process; return 0 after a regular end, 2 for settings that cannot be used, 1 for a file that cannot be read."""
-    parser = argparse.ArgumentParser(prog="runtime.gate.stop_listener")
+    parser = argparse.ArgumentParser(prog="runtime.gate.stop.listener")
     parser.add_argument("--parent", type=int, default=os.getppid())
     parser.add_argument("--gate-fd", type=int, help="the inherited channel to the gate")
     parser.add_argument("config", type=Path)

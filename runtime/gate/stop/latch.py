@@ -1,6 +1,6 @@
 """The file `stop-latch`: a stop that the listener received and that the gate has to engage.
 
-`stop_listener.py` writes it, the gate's host reads it and removes it with the release. It counts as a stop whatever it holds.
+`listener.py` writes it, the gate's host reads it and removes it with the release. It counts as a stop whatever it holds.
 """
 
 from __future__ import annotations

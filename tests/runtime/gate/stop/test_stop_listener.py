@@ -14,10 +14,10 @@ from wire_helpers import running as running_on
 
 from fakes import Mosquitto, eventually
 from runtime.config.schema import Config
-from runtime.gate import stop_channel, stop_listener
-from runtime.gate.stop_channel import StopSender
-from runtime.gate.stop_latch import StopLatch
-from runtime.gate.stop_listener import StopListener, connection_of, has_own_session
+from runtime.gate.stop import channel, listener
+from runtime.gate.stop.channel import StopSender
+from runtime.gate.stop.latch import StopLatch
+from runtime.gate.stop.listener import StopListener, connection_of, has_own_session
 from runtime.mqtt import Connection, Message
 from runtime.mqtt.topics import Refused, Topics
 
@@ -43,7 +43,7 @@ class World:
         self.parent = True
         self.now_s = 0.0
         self.latch = StopLatch.of(folder / "state")
-        self.gate, end = stop_channel.pair()
+        self.gate, end = channel.pair()
         self.sockets += self.gate, end
         self.listener = StopListener(
             Connection(address(port), "listener"),
@@ -58,7 +58,7 @@ class World:
         """What the listener has stated since the last call."""
         found: list[str | None] = []
         while True:
-            is_read, reason = stop_channel.receive(self.gate)
+            is_read, reason = channel.receive(self.gate)
             if not is_read:
                 return found
             found.append(reason)
@@ -73,9 +73,9 @@ def closed_sockets() -> Iterator[None]:
 
 @pytest.fixture
 def quick(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    monkeypatch.setattr(stop_listener, "POLL_S", 0.01)
-    monkeypatch.setattr(stop_listener, "RETRY_S", 0.01)
-    monkeypatch.setattr(stop_listener, "AGAIN_S", 0.02)
+    monkeypatch.setattr(listener, "POLL_S", 0.01)
+    monkeypatch.setattr(listener, "RETRY_S", 0.01)
+    monkeypatch.setattr(listener, "AGAIN_S", 0.02)
     return
 
 
@@ -112,10 +112,10 @@ async def test_nothing_old_releases_and_without_a_supervisor_nothing_does(
     found = world.latch.read()
     assert found is not None
     assert found[1] == "a retained stop message"
-    world.now_s = stop_listener.ORPHAN_S - 1
+    world.now_s = listener.ORPHAN_S - 1
     await asyncio.sleep(0.05)
     assert not running.done()
-    world.now_s = stop_listener.ORPHAN_S
+    world.now_s = listener.ORPHAN_S
     async with asyncio.timeout(60):
         await running
     assert world.latch.read() is not None
@@ -280,5 +280,5 @@ def test_a_latch_that_cannot_be_read_is_a_stop(tmp_path: Path) -> None:
 
 def test_settings_that_cannot_be_used_end_it_at_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "x.yaml").write_text("agent: [")
-    assert stop_listener.main([str(tmp_path / "x.yaml")]) == 2
+    assert listener.main([str(tmp_path / "x.yaml")]) == 2
     assert "x.yaml" in capsys.readouterr().err

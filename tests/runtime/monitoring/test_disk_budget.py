@@ -16,7 +16,7 @@ from learners.checkpoints.experiment_records import EXPERIMENTS_FILE
 from learners.checkpoints.store import Checkpoints, open_checkpoints
 from learners.config import ExperienceSettings, PromotionSettings
 from learners.experience.store import Store
-from runtime.monitoring.storage import StorageMonitor, measure, probe
+from runtime.monitoring.disk_budget import StorageMonitor, measure, probe
 
 MB = 1_000_000
 

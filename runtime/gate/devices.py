@@ -1,0 +1,142 @@
+"""Carry the gate's decisions to the devices, and their acknowledgements and reports to the gate.
+
+Only this module publishes actuator topics. Each actuator has one place in the queue of its connection, so that a newer command
+replaces an older one that has not left. Reports are untrusted: the gate decides whether one fits its actuator.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from functools import partial
+
+from actuators.safety.decisions import ActuatorDecision, Proposal
+from actuators.safety.gate import Gate
+from actuators.wire import SAFE_TTL_MS, CommandWriter, DeviceReport, WireError, parse_state, state_topic
+from runtime.config.schema import Config
+from runtime.gate.event_throttle import EventThrottle
+from runtime.gate.status import StatusPublisher
+from runtime.mqtt import Connection, Delivery, Limit, Message
+from runtime.mqtt.topics import Refused, Topics
+
+REPORTS = Limit(rate_hz=250.0, burst=250)
+"""Reports of one device that are read; between two of them the newest wins."""
+MAX_SERIALS = 64
+"""Newest commands of one actuator for which an acknowledgement by the device is recognised."""
+
+
+@dataclass(slots=True)
+class DeviceTraffic:
+    """Sends commands and takes reports."""
+
+    config: Config
+    gate: Gate
+    commands: CommandWriter
+    safety: Connection
+    """Carries commands out."""
+    connection: Connection
+    """Carries reports in."""
+    topics: Topics
+    publisher: StatusPublisher
+    counts: Counter[str]
+    """`commands` counts those that were handed to the connection."""
+    woken: asyncio.Event
+    """Set where the host's `tick` has something to do."""
+    now: Callable[[], float]
+    wall: Callable[[], float]
+    throttle: EventThrottle = field(default_factory=EventThrottle)
+    _serials: dict[str, dict[int, int]] = field(default_factory=dict)
+    """By actuator: the gate's number of a command by its `seq`."""
+
+    def __post_init__(self) -> None:
+        sources: dict[str, list[str]] = {}
+        for name, each in self.config.actuators.items():
+            sources.setdefault(state_topic(self.topics.base, name, each), []).append(name)
+        for topic, names in sources.items():
+            handler = partial(self._reported_all, names)
+            self.connection.subscribe(topic, handler, retained="send", limit=REPORTS, as_published=False)
+
+    def apply(self, decisions: Iterable[ActuatorDecision], proposal: Proposal | None = None) -> None:
+        """Send the commands among these decisions, and publish the refusals that are new."""
+        for decision in decisions:
+            if decision.cancels:
+                self.safety.discard(f"act/{decision.actuator}")
+            if decision.value is not None:
+                self._send(decision, proposal if decision.by == "policy" else None)
+            refused = self.throttle.event(decision, self.now())
+            if refused is not None:
+                self.publisher.event("action_refused", refused)
+
+    def _send(self, decision: ActuatorDecision, proposal: Proposal | None) -> None:
+        name, is_safe = decision.actuator, decision.by == "gate"
+        assert decision.value is not None
+        out = self.commands.write(
+            name,
+            decision.value,
+            decision=proposal.decision if proposal else None,
+            policy=proposal.policy if proposal else decision.by,
+            stamp_s=self.wall(),
+            ttl_ms=SAFE_TTL_MS if is_safe else None,
+        )
+        serials = self._serials.setdefault(name, {})
+        serials[self.commands.last(name)] = decision.serial
+        if len(serials) > MAX_SERIALS:
+            del serials[next(iter(serials))]
+        self.counts["commands"] += 1
+        delivered = partial(self._delivered, name, decision.serial)
+        self.safety.send_newest(f"act/{name}", out.topic, out.payload, delivered, urgent=is_safe, expiry_s=out.expiry_s)
+
+    def _delivered(self, name: str, serial: int, delivery: Delivery) -> None:
+        {"acknowledged": self.gate.acknowledged, "unsent": self.gate.unsent, "undelivered": self.gate.undelivered}[
+            delivery
+        ](name, serial)
+        if delivery != "acknowledged":
+            self.woken.set()
+
+    def _reported_all(self, names: list[str], message: Message) -> None:
+        """Take a report of every actuator that shares its topic; the last refusal is raised when all have had it."""
+        refusal: Refused | None = None
+        for name in names:
+            try:
+                self.reported(name, message)
+            except Refused as refused:
+                refusal = refused
+        if refusal is not None:
+            raise refusal
+
+    def reported(self, name: str, message: Message) -> None:
+        """Take a device's report of what it does.
+
+        Raises:
+            Refused: it is malformed, or does not fit the actuator.
+        """
+        try:
+            report: DeviceReport = parse_state(self.config.actuators[name], message.payload)
+        except WireError as error:
+            raise Refused(str(error)) from None
+        if report.boot is not None:
+            self.gate.device_answers(name)
+        if report.stamp_s is not None and not message.retain:
+            self._measure_clock(name, report.stamp_s - (self.wall() - (self.now() - message.stamp_s)))
+        if report.boot == self.commands.boot and report.seq is not None:
+            if report.seq > self.commands.last(name):
+                raise Refused(f"seq: command {report.seq} was never sent; the last one is {self.commands.last(name)}")
+            serial = self._serials.get(name, {}).get(report.seq)
+            if serial is not None:
+                self.gate.acknowledged(name, serial, by_device=True)
+        if self.commands.is_older(name, report):
+            return
+        refusal = self.gate.reconciled(name, report.value, self.now(), retained=message.retain)
+        if not self.gate.armed:
+            self.woken.set()
+        if refusal is not None:
+            raise Refused(refusal.reason)
+
+    def _measure_clock(self, name: str, offset_s: float) -> None:
+        """Publish that a device's clock is off, or agrees again; with another clock it drops every command."""
+        event = self.publisher.clocks.measured(name, offset_s, self.config.actuators[name].ttl_ms / 1_000)
+        if event is not None:
+            self.publisher.event(*event)
+            self.woken.set()
