@@ -112,9 +112,14 @@ def yes_no(question: str) -> dict[str, Any]:
     return {"answer": {"type": "noul", "instructions": question}}
 
 
+def still_right(present: str, goals: Mapping[str, str]) -> str:
+    """Return the question whether the present goal is still the right one."""
+    return f"{STILL} It is {present}: {goals[present]}"
+
+
 def questions(present: str, goals: Mapping[str, str]) -> dict[str, Any]:
     """Return the two questions about a state in the form of System One."""
     return {
         "goal": {"type": "choice", "instructions": CHOICE, "criteria": dict(goals)},
-        "still": {"type": "noul", "instructions": f"{STILL} It is {present}: {goals[present]}"},
+        "still": {"type": "noul", "instructions": still_right(present, goals)},
     }

@@ -13,6 +13,7 @@ from typing import Any, Protocol
 
 import torch
 from transformers import AutoModel, AutoTokenizer, pipeline
+from transformers.decision.modeling_utils import DecisionMixin
 
 from learners.goal_models.answers import (
     BackendFailed,
@@ -21,8 +22,10 @@ from learners.goal_models.answers import (
     checked,
     probability,
     questions,
+    still_right,
     yes_no,
 )
+from learners.goal_models.cached_prompts import CachedPrompts
 from learners.goal_models.config import DecisionBackend, EmbeddingBackend
 from learners.goal_models.remembered_orders import MOST, RememberedOrders, described, remember
 from learners.model.encoders.bundled_weights import resolve
@@ -161,6 +164,8 @@ class SentenceSimilarity:
 class DecisionModel:
     """Scores the listed goals by a causal language model, and whether the present goal is still right.
 
+    A model with a decision head or prompt of its own is asked through transformers' pipeline; any other one by `CachedPrompts`.
+
     Args:
         source: of the model.
         name: of the model.
@@ -172,6 +177,10 @@ class DecisionModel:
         self._pipeline: Any = pipeline(
             "decision", model=str(source), device="cpu", trust_remote_code=False, model_kwargs={"use_safetensors": True}
         )
+        own = (
+            isinstance(self._pipeline.model, DecisionMixin) or self._pipeline.decision_config.chat_template is not None
+        )
+        self._prompts = None if own else CachedPrompts(self._pipeline.model, self._pipeline.tokenizer, goals)
 
     def probabilities(self, question: GoalQuestion) -> tuple[dict[str, float], float | None]:
         """Return the probability of each goal, and that the present one is still right.
@@ -179,9 +188,14 @@ class DecisionModel:
         Raises:
             BackendFailed: the model's output is unusable.
         """
-        answers = self._pipeline(
-            {"state": self._cut(question.state), "questions": questions(question.goal, self._goals)}
-        )
+        state = self._cut(question.state)
+        if self._prompts is not None:
+            found, still = (
+                self._prompts.choice(state),
+                self._prompts.yes(state, still_right(question.goal, self._goals)),
+            )
+            return checked(found, self._goals), probability(still)
+        answers = self._pipeline({"state": state, "questions": questions(question.goal, self._goals)})
         return checked(answers["goal"]["probabilities"], self._goals), float(answers["still"]["noul"])
 
     def yes(self, question: YesNoQuestion) -> float:
@@ -190,7 +204,10 @@ class DecisionModel:
         Raises:
             BackendFailed: the model's output is unusable.
         """
-        answers = self._pipeline({"state": self._cut(question.state), "questions": yes_no(question.question)})
+        state = self._cut(question.state)
+        if self._prompts is not None:
+            return probability(self._prompts.yes(state, question.question))
+        answers = self._pipeline({"state": state, "questions": yes_no(question.question)})
         return probability(answers["answer"]["noul"])
 
     def _cut(self, state: str) -> str:

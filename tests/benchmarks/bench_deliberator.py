@@ -24,6 +24,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
+import torch
 from aiohttp import web
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -118,12 +119,17 @@ def show(what: str, found: Mapping[str, float]) -> None:
     print(f"{what:44} " + "  ".join(f"{name} {value:.3f}" for name, value in found.items()), flush=True)
 
 
-def asked(model: LocalModel, held: Sequence[Order]) -> list[Mapping[str, float]]:
-    """Ask a local model about each order."""
+def asked(
+    model: LocalModel, held: Sequence[Order], took: list[tuple[float, float]] | None = None
+) -> list[Mapping[str, float]]:
+    """Ask a local model about each order; `took` gets the seconds of each answer, by the clock and of processor time."""
     found = []
     for number, (_, _, text) in enumerate(held):
         state = f'Orders, newest first:\n- "{text}" (orders, now)\nPresent goal: {DEFAULT}, for 1 min'
+        began = (time.monotonic(), time.process_time())
         found.append(model.probabilities(GoalQuestion(number, state, (text,), DEFAULT))[0])
+        if took is not None:
+            took.append((time.monotonic() - began[0], time.process_time() - began[1]))
     return found
 
 
@@ -159,9 +165,12 @@ def run_orders(seeds: Sequence[int], counts: Sequence[int], *, zero_shot: bool, 
         print(f"seed {seed}: {len(learn)} orders to learn from, {len(held)} held out")
         show("baseline: similarity of sentences", figures(held, asked(encoder, held)))
         if language is not None:
-            began_s = time.monotonic()
-            show("bundled:smollm2-135m, zero-shot", figures(held, asked(language, held)))
-            print(f"  {1e3 * (time.monotonic() - began_s) / len(held):.0f} ms a decision")
+            took: list[tuple[float, float]] = []
+            show("bundled:smollm2-135m, zero-shot", figures(held, asked(language, held, took)))
+            wall_s, busy_s = (np.percentile(column, 95) for column in zip(*took, strict=True))
+            print(
+                f"  p95 of a decision {wall_s:.2f} s, {busy_s:.2f} s of processor time, {torch.get_num_threads()} threads"
+            )
         for count in counts:
             assert isinstance(encoder, SentenceSimilarity)
             encoder.remember([(text, goal) for goal, _, text in learn[:count]])
