@@ -177,9 +177,8 @@ class DecisionModel:
         self._pipeline: Any = pipeline(
             "decision", model=str(source), device="cpu", trust_remote_code=False, model_kwargs={"use_safetensors": True}
         )
-        own = (
-            isinstance(self._pipeline.model, DecisionMixin) or self._pipeline.decision_config.chat_template is not None
-        )
+        template = getattr(self._pipeline.decision_config, "chat_template", None)
+        own = isinstance(self._pipeline.model, DecisionMixin) or template is not None
         self._prompts = None if own else CachedPrompts(self._pipeline.model, self._pipeline.tokenizer, goals)
 
     def probabilities(self, question: GoalQuestion) -> tuple[dict[str, float], float | None]:
