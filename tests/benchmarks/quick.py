@@ -56,6 +56,7 @@ SIZES: dict[str, str] = {
     "bench_rows": "--rows 200",
     "bench_requests": "20",
     "bench_small_daemon": "--seconds 3",
+    "bench_slices": "--only domain --seeds 0",
     "bench_small_worlds": "--seeds 1 --ticks 300 --updates 2 --steps 300 --hours 0.01",
     "bench_speech": "--minutes 1",
     "bench_start": "1",
