@@ -93,11 +93,11 @@ def _makers() -> dict[str, Maker]:
         "RoBERTa": texts(hf.RobertaModel, hf.RobertaConfig(**bert | {"max_position_embeddings": 65})),
         "DeBERTa-v2": texts(
             hf.DebertaV2Model,
-            hf.DebertaV2Config(**bert, relative_attention=True, pos_att_type=["p2c", "c2p"], position_buckets=16),
+            hf.DebertaV2Config(**bert, relative_attention=True, pos_att_type=["p2c", "c2p"], position_buckets=16),  # type: ignore[call-arg]
         ),
         "T5": texts(
             hf.T5ForConditionalGeneration,
-            hf.T5Config(
+            hf.T5Config(  # type: ignore[call-arg]
                 **ids(), d_model=32, d_kv=16, d_ff=64, num_layers=2, num_heads=2, decoder_start_token_id=0
             ),
             first=False, end=True,

@@ -67,7 +67,7 @@ def t5(folder: Path, words: Sequence[str] = WORDS) -> Path:
     torch.manual_seed(0)
     names = {"unk_token": "<unk>", "pad_token": "<pad>", "eos_token": "</s>"}
     made = tokenizer(("<pad>", "</s>", "<unk>"), words, ("$A </s>", "$A </s> $B </s>"), **names)
-    config = T5Config(
+    config = T5Config(  # type: ignore[call-arg]
         vocab_size=len(made), d_model=32, d_kv=8, d_ff=64, num_layers=2, num_decoder_layers=2, num_heads=4,
         dropout_rate=0.0, decoder_start_token_id=0, pad_token_id=0, eos_token_id=1,
     )  # fmt: skip
@@ -108,7 +108,7 @@ def spelling(folder: Path, kind: str, texts: Sequence[str] = ()) -> Path:
         made.train_from_iterator(texts, pairs)
     fast = PreTrainedTokenizerFast(tokenizer_object=made, unk_token="<unk>", pad_token="<pad>", eos_token="</s>")
     if kind == "t5":
-        encoder_decoder = T5Config(
+        encoder_decoder = T5Config(  # type: ignore[call-arg]
             vocab_size=len(fast), d_model=32, d_kv=8, d_ff=64, num_layers=1, num_decoder_layers=1, num_heads=4,
             dropout_rate=0.0, decoder_start_token_id=0, pad_token_id=0, eos_token_id=1,
         )  # fmt: skip

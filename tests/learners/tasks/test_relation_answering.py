@@ -39,7 +39,7 @@ def test_logits_are_the_sum_of_the_three_places(tmp_path: Path) -> None:
     batch = task.collate([feature])
     tokens = task.model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits[0]
     want = tokens[0, :2] + tokens[feature["places"][1], 2:4] + tokens[feature["places"][2], 4:]
-    assert torch.allclose(task.logits(task.model, batch)[0], want, atol=1e-6)
+    assert torch.allclose(task.logits(task.model, batch)[0], want, atol=1e-6)  # type: ignore[attr-defined]
     assert task.model.config.id2label[3] == "e1:Other"
     assert task.predict([{"text": TEXT}])[0].value in task.labels
     task.save(tmp_path / "o")

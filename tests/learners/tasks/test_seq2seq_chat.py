@@ -76,11 +76,11 @@ def test_chat_learns_an_answer_and_streams_it(tmp_path: Path) -> None:
     first = task.metrics(rows, task.predict(rows))["perplexity"]
     tune(task, Splits(rows, rows), TrainerSettings(epochs=30, batch=8, learning_rate=2e-2, patience=30), "full")
     assert task.metrics(rows, task.predict(rows))["perplexity"] < min(1.5, first)
-    pieces = list(task.stream(TALK[:1]))
+    pieces = list(task.stream(TALK[:1]))  # type: ignore[attr-defined]
     assert "".join(pieces).split() == ["stop", "."], "it ends at the end token"
     assert len(pieces) == 2
     long = open_task("text-generation", tinymodels.llama(tmp_path / "l"), system="please", max_length=16)
-    prompt = long._prompt(long.turns({"messages": TALK * 5}))
+    prompt = long._prompt(long.turns({"messages": TALK * 5}))  # type: ignore[attr-defined]
     assert len(prompt) <= 16
     assert long.processor.decode(prompt).startswith("<system> please")
 
@@ -90,4 +90,4 @@ def test_models_without_a_template_get_a_plain_one(tmp_path: Path) -> None:
     (folder / "chat_template.jinja").unlink()
     task = open_task("text-generation", folder)
     assert task.processor.chat_template == PLAIN
-    assert task.processor.decode(task.ids(TALK[:1], generation_prompt=True)).endswith("<unk>")
+    assert task.processor.decode(task.ids(TALK[:1], generation_prompt=True)).endswith("<unk>")  # type: ignore[attr-defined]

@@ -122,5 +122,5 @@ def test_the_saved_folder_loads_by_name_and_says_the_same(tmp_path: Path, task: 
     assert model.config.type_vocab_size == CASES
     assert model.config.id2label[1] == "B-person"
     again = open_task("token-classification", tmp_path / "out")
-    assert again.cased
+    assert again.cased  # type: ignore[attr-defined]
     assert again.predict([ROW])[0].value == task.predict([ROW])[0].value

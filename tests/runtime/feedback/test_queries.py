@@ -136,7 +136,7 @@ def test_a_confirmed_decision_becomes_a_demonstration_and_another_answer_gets_a_
     reported: list[dict[str, Any]] = []
     feedback = Feedback(
         store,
-        SimpleNamespace(),  # type: ignore[arg-type] - no reward comes
+        SimpleNamespace(),  # type: ignore[arg-type]
         SimpleNamespace(names=lambda: frozenset({"label:mallory"})),  # type: ignore[arg-type]
         one,
         lambda _, data: reported.append(data),
