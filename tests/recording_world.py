@@ -99,7 +99,7 @@ class World:
         for number in range(VERSIONS):
             torch.manual_seed(number)
             state = {k: x + 0.3 * torch.randn_like(x) if x.dtype == torch.float32 and x.dim() else x.clone()
-                     for k, x in engine.policy.state_dict().items()}  # fmt: skip  # type: ignore[attr-defined]
+                     for k, x in engine.policy.state_dict().items()}  # type: ignore[attr-defined] # fmt: skip
             state["heads.continuous.epsilon"] = torch.tensor(0.5)
             state["heads.choice.epsilon"] = torch.tensor(0.2)
             self.versions.append(checkpoints.save({"policy": state}, {}))
