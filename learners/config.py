@@ -461,3 +461,10 @@ class PromotionSettings(Settings):
         ("integrity", "latency", "sanity", "held_out", "ope", "shadow"),
         description="the promotion steps, in order; the first failed step rejects the candidate",
     )
+
+    @field_validator("steps")
+    @classmethod
+    def _each_once(cls, steps: tuple[str, ...]) -> tuple[str, ...]:
+        if len(set(steps)) < len(steps):
+            raise ValueError("a step is listed twice; list each step once")
+        return steps

@@ -341,12 +341,23 @@ def _delete(path: Path) -> None:
 def locked(folder: Path) -> Iterator[None]:
     """Hold the folder's lock against other processes; the kernel releases it when the process dies.
 
+    On a read-only disk no process changes the folder, and readers need no lock.
+
     Raises:
         OSError: the lock file cannot be opened.
     """
-    with (folder / ".lock").open("ab") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
+    try:
+        handle = os.open(folder / ".lock", os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o666)
+    except OSError as error:
+        if error.errno != errno.EROFS:
+            raise
         yield
+        return
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(handle)
 
 
 def cache_dir() -> Path:
@@ -370,7 +381,12 @@ def exclusive_lock(folder: Path) -> Iterator[None]:
         OSError: the folder or its lock file cannot be created.
     """
     private_folder(folder)
-    handle = os.open(folder / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        handle = os.open(folder / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    except OSError as error:
+        if error.errno != errno.EROFS or not (folder / "lock").exists():
+            raise
+        handle = os.open(folder / "lock", os.O_RDONLY | os.O_CLOEXEC)  # a lock needs no right to write
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:

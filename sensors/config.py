@@ -137,6 +137,8 @@ class CameraSettings(StreamSettings):
     @classmethod
     def _can_be_opened(cls, source: int | str) -> int | str:
         """Refuse a URL that no driver opens; the text repeats nothing of it, which may hold a password."""
+        if source == "" or (isinstance(source, int) and source < 0):
+            raise ValueError("no camera; write a device number from 0, a file, an address or `topic`")
         if isinstance(source, int) or (match := _LIKE_A_URL.match(source)) is None:
             return source
         scheme = (match[1] or match[3]).lower()

@@ -76,6 +76,27 @@ def unfit_reason(kind: str, source: Path | str) -> str | None:
     return f"{config.model_type} {refusal}" + (f"; it can do {', '.join(fitting)}" if fitting else "")
 
 
+def unreadable_reason(folder: Path | str) -> str | None:
+    """Return why a folder holds no model that can be loaded, in one sentence; None if it seems to.
+
+    Reads the configuration and the names and sizes of the files, not the weights.
+
+    Raises:
+        ValueError: transformers does not know the model.
+        OSError: there is no configuration, or it cannot be read.
+    """
+    with quiet():
+        AutoConfig.from_pretrained(folder, trust_remote_code=False)
+    found = [path for suffix in WEIGHTS for path in Path(folder).glob(suffix)]
+    if not found:
+        return f"no weights in it ({', '.join(WEIGHTS)}); name a folder that transformers or `reflexd finetune` wrote"
+    empty = sorted(path.name for path in found if path.stat().st_size == 0)
+    return f"{empty[0]} is empty; copy the folder again" if empty else None
+
+
+WEIGHTS = ("*.safetensors", "*.bin", "*.gguf", "*.pth", "*.pt", "*.index.json")
+
+
 def _refusal(kind: str, cls: type[Task], config: PreTrainedConfig) -> str | None:
     if type(config) not in cls.auto._model_mapping:
         return f"has no head for {kind}"

@@ -7,11 +7,13 @@ closed at once. Models are looked up, not loaded.
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import ssl
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from importlib.metadata import entry_points
@@ -25,7 +27,6 @@ from actuators.sim.registry import PANORAMA, ROOM, ROOMS, plant_settings
 from actuators.wire import CommandWriter, WireError, check_state_value
 from learners.checkpoints.signing import KeyRefused
 from learners.checkpoints.trusted_keys import read_public
-from learners.config import TaskSettings
 from learners.files import not_plain
 from learners.goal_models.config import DecisionBackend, EmbeddingBackend
 from learners.model.encoders import bundled_packages
@@ -35,9 +36,10 @@ from learners.task_kinds import KINDS
 from runtime.config.errors import Problem, Steps, dotted, split_path
 from runtime.config.lint import lint
 from runtime.config.loader import ConfigError, LoadedConfig, load
+from runtime.config.mqtt_settings import MqttSettings
 from runtime.config.ports import busy_ports
 from runtime.config.schema import Config
-from runtime.supervisor.broker import BrokerError, installed
+from runtime.supervisor.broker import BrokerError, ExposedError, check_exposure, installed
 from sensors.config import MODALITIES, PREFIX, AnyStream, fields_of, policy_fields_of
 from sensors.plugins import PluginError
 from sensors.streams.registry import build as build_sensor
@@ -49,11 +51,11 @@ TASKS_TIMEOUT_S = 180.0
 """It imports transformers, which takes seconds, and longer on a busy machine."""
 _ASK_TASKS = """\
 import json, sys
-from learners.tasks.task_classes import unfit_reason
+from learners.tasks.task_classes import unfit_reason, unreadable_reason
 found = {}
 for name, kind, model in json.loads(sys.argv[1]):
     try:
-        found[name] = unfit_reason(kind, model)
+        found[name] = (unfit_reason(kind, model) if kind else None) or unreadable_reason(model)
     except (OSError, ValueError) as error:
         found[name] = str(error).strip().partition("\\n")[0]
 print(json.dumps({name: reason for name, reason in found.items() if reason}))
@@ -163,6 +165,13 @@ def _encoders(config: Config) -> Found:
             yield ("encoders", name, "model"), problem, ""
         else:
             yield from _modality(config, name, encoder.model)
+    folders = {
+        name: encoder.model
+        for name, encoder in config.encoders.items()
+        if name in used and encoder.plugin is None and (Path(encoder.model) / "config.json").is_file()
+    }
+    for name, reason in _unfit({name: (None, model) for name, model in folders.items()}).items() if folders else ():
+        yield ("encoders", name, "model"), f"{folders[name]}: {reason}", "name another model"
 
 
 def _modality(config: Config, name: str, model: str) -> Found:
@@ -192,7 +201,8 @@ def _tasks(config: Config) -> Found:
         elif (problem := bundled_packages.unfit(task.model, task.kind)) is not None:
             yield ("tasks", name, "kind"), problem, "name another model or kind"
     folders = {name: task for name, task in config.tasks.items() if (Path(task.model) / "config.json").is_file()}
-    for name, reason in _unfit(folders).items() if folders else ():
+    asked = {name: (task.kind, task.model) for name, task in folders.items()}
+    for name, reason in _unfit(asked).items() if folders else ():
         yield ("tasks", name, "kind"), f"{folders[name].model}: {reason}", "name another model or kind"
 
 
@@ -216,9 +226,13 @@ def _deliberator(config: Config) -> Found:
         yield ("deliberator", "backend", "model"), problem, ""
 
 
-def _unfit(tasks: Mapping[str, TaskSettings]) -> dict[str, str]:
-    """Ask a process of its own which architectures cannot do their task: neither `check` nor the supervisor holds torch."""
-    pairs = [[name, task.kind, str(Path(task.model).absolute())] for name, task in tasks.items()]
+def _unfit(models: Mapping[str, tuple[str | None, str]]) -> dict[str, str]:
+    """Ask a process of its own which folders cannot be used: neither `check` nor the supervisor holds torch.
+
+    Args:
+        models: by name, the kind of task, or None for an encoder, and the folder.
+    """
+    pairs = [[name, kind, str(Path(model).absolute())] for name, (kind, model) in models.items()]
     command = [sys.executable, "-c", _ASK_TASKS, json.dumps(pairs)]
     try:
         done = subprocess.run(  # noqa: S603 - this interpreter and a fixed text
@@ -305,13 +319,53 @@ def _plant(config: Config) -> Found:
         )
 
 
+FOLDERS = ("broker", "checkpoints", "experience", "keys", "learner", "prepared", "recordings", "uplink")
+FILES = ("experiments.json", "latches.json", "lock", "promotions.jsonl", "token")
+"""What a daemon makes in its `state_dir`."""
+MAY_PASS = (errno.ENOSPC, errno.EDQUOT)
+"""Errors of a full disk, with which a daemon starts."""
+
+
 def _folder(config: Config) -> Found:
     folder = config.state_dir.absolute()
-    there = next(parent for parent in (folder, *folder.parents) if parent.exists())
-    if not there.is_dir():
+    there = next(parent for parent in (folder, *folder.parents) if os.path.lexists(parent))
+    if there.is_symlink() and not there.exists():
+        yield ("state_dir",), f"{there} is a link to nothing", "make the folder that it names, or name another"
+    elif there == folder and folder.resolve() in (Path.home(), Path("/")):
+        yield ("state_dir",), f"{folder} holds everything else, too", "name a folder of its own, such as .reflexd/NAME"
+    elif not there.is_dir():
         yield ("state_dir",), f"{there} is a file", "name a folder"
-    elif not os.access(there, os.W_OK | os.X_OK):
-        yield ("state_dir",), f"{there} cannot be written", "name a folder that this user can write"
+    elif there != folder:
+        yield from _can_be_made(folder, there)
+    elif _is_read_only(folder) and (folder / "lock").exists():
+        pass  # a daemon that has run there acts on; the page and `status` say that the disk is read-only
+    elif not os.access(folder, os.W_OK | os.X_OK):
+        yield ("state_dir",), f"{folder} cannot be written", "name a folder that this user can write"
+    else:
+        yield from _kinds_in(folder)
+
+
+def _is_read_only(folder: Path) -> bool:
+    return bool(os.statvfs(folder).f_flag & os.ST_RDONLY)
+
+
+def _can_be_made(folder: Path, there: Path) -> Found:
+    """Make a folder beside the one to be, and delete it: some file systems refuse it although their rights permit it."""
+    try:
+        Path(tempfile.mkdtemp(dir=there, prefix=".reflexd-check-")).rmdir()
+    except OSError as error:
+        if error.errno not in MAY_PASS:
+            yield ("state_dir",), f"{folder} cannot be made: {error.strerror}", "name a folder that this user can write"
+
+
+def _kinds_in(folder: Path) -> Found:
+    """Find files where a daemon has folders, and folders where it has files."""
+    for name in FOLDERS:
+        if os.path.lexists(folder / name) and not (folder / name).is_dir():
+            yield ("state_dir",), f"{folder / name} is no folder, and the daemon needs one there", "move it away"
+    for name in FILES:
+        if (folder / name).is_dir():
+            yield ("state_dir",), f"{folder / name} is a folder, and the daemon needs a file there", "move it away"
 
 
 def _key(config: Config) -> Found:
@@ -328,35 +382,41 @@ def _key(config: Config) -> Found:
 
 
 def _tls(config: Config) -> Found:
-    mqtt = config.mqtt
+    yield from _tls_of("mqtt", config.mqtt, "key")
+    if config.fleet is not None:
+        yield from _tls_of("fleet", config.fleet.mqtt(), "cert_key")
+
+
+def _tls_of(section: str, mqtt: MqttSettings, key_name: str) -> Found:
+    names = {"ca": "ca", "cert": "cert", "key": key_name}
     found = False
     for name, file in (("ca", mqtt.ca), ("cert", mqtt.cert), ("key", mqtt.key)):
-        if file is not None and (not os.access(file, os.R_OK) or not_plain(file) is not None):
+        if file is None:
+            continue
+        if not os.access(file, os.R_OK) or not_plain(file) is not None or file.is_dir():
             found = True
-            yield ("mqtt", name), f"{file} cannot be read", "name a readable file in PEM format"
+            reason = "is a folder" if file.is_dir() else "cannot be read"
+            yield (section, names[name]), f"{file} {reason}", "name a readable file in PEM format"
     if mqtt.key is not None and mqtt.cert is None:
-        yield ("mqtt", "key"), "this key has no certificate", "add mqtt.cert"
+        yield (section, key_name), "this key has no certificate", f"add {section}.cert"
     elif not found:
-        yield from _pem(mqtt.ca, mqtt.cert, mqtt.key)
+        for name, message, remedy in _pem(mqtt.ca, mqtt.cert, mqtt.key):
+            yield (section, names[name]), message, remedy
 
 
-def _pem(ca: Path | None, cert: Path | None, key: Path | None) -> Found:
+def _pem(ca: Path | None, cert: Path | None, key: Path | None) -> Iterator[tuple[str, str, str]]:
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     try:
         if ca is not None:
             context.load_verify_locations(ca)
     except (ssl.SSLError, OSError) as error:
-        yield (
-            ("mqtt", "ca"),
-            f"{ca} contains no certificate in PEM format ({error})",
-            "name the authority's certificate",
-        )
+        yield "ca", f"{ca} contains no certificate in PEM format ({error})", "name the authority's certificate"
     try:
         if cert is not None:
             context.load_cert_chain(cert, key, password=lambda: "")
     except (ssl.SSLError, OSError, ValueError) as error:
         yield (
-            ("mqtt", "key" if key is not None else "cert"),
+            "key" if key is not None else "cert",
             f"certificate and key do not match or are not in PEM format ({error})",
             "name the certificate and its unencrypted key",
         )
@@ -367,5 +427,6 @@ def _broker(config: Config) -> Found:
         return
     try:
         installed()
-    except BrokerError as error:
-        yield ("mqtt", "url"), str(error), ""
+        check_exposure(config.mqtt)
+    except (BrokerError, ExposedError) as error:
+        yield ("mqtt", "url"), str(error).removeprefix("mqtt.url: "), ""

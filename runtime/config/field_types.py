@@ -7,6 +7,8 @@ from typing import Annotated
 
 from pydantic import AfterValidator, BeforeValidator, Field
 
+from runtime.config.mqtt_names import host_problem
+
 MOST_NAME, MOST_PATH = 255, 3_000
 """Bytes and characters. Linux has 4,096 for a path; files of the daemon lie below it."""
 
@@ -37,11 +39,14 @@ GivenPath = Annotated[Path, BeforeValidator(_given)]
 """A path that is not empty: an empty one would mean the working directory."""
 
 
-def _port(listen: str) -> str:
-    if int(listen.rpartition(":")[2]) > 65_535:
+def _address(listen: str) -> str:
+    host, _, port = listen.rpartition(":")
+    if int(port) > 65_535:
         raise ValueError("the port must be between 0 and 65535")
+    if (problem := host_problem(host)) is not None:
+        raise ValueError(problem)
     return listen
 
 
-Listen = Annotated[str, Field(pattern=r"^(\[[0-9a-fA-F:]+\]|[^:\s]+):\d{1,5}$"), AfterValidator(_port)]
+Listen = Annotated[str, Field(pattern=r"^(\[[0-9a-fA-F:]+\]|[^:\s]+):\d{1,5}$"), AfterValidator(_address)]
 """HOST:PORT; port 0 is any free one."""

@@ -8,15 +8,19 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator
+from datetime import UTC, datetime
 from pathlib import Path
 
-from actuators.config import AnyActuator, ChoiceSettings, ContinuousSettings
+from actuators.config import AnyActuator, ChoiceSettings, ContinuousSettings, requirements
 from actuators.expressions import Expression
 from actuators.safety.decisions import MODES
+from actuators.safety.forbid_rules import known_names
+from actuators.wire import command_topic
 from learners.files import read_plain_file
 from learners.task_kinds import KINDS
 from runtime.config.errors import Problem, Steps, dotted
-from runtime.config.loader import LoadedConfig
+from runtime.config.forbid_lint import blocked_choices
+from runtime.config.loader import LoadedConfig, enum_fields, known_readings
 from runtime.config.schema import Config
 from sensors.config import AnyStream
 
@@ -28,6 +32,9 @@ def lint(path: Path, loaded: LoadedConfig) -> list[Problem]:
         *_unmeasured(path, loaded),
         *_unjudged(path, loaded),
         *_shared_encoders(path, loaded),
+        *_sources(path, loaded),
+        *_state_dir(path, loaded),
+        *_certificates(path, loaded),
     ]
 
 
@@ -35,11 +42,12 @@ MEASURED_HZ, MEASURED_STREAMS = 50.0, 64
 """Up to here docs/benchmarks.md has figures of ticks that are missed and of their latency."""
 
 
-HEATS_OR_MOVES = frozenset(
+HEATS_OR_DRIVES = frozenset(
     [
         "heat",
         "heater",
         "heating",
+        "heatpump",
         "boiler",
         "oven",
         "kettle",
@@ -49,47 +57,95 @@ HEATS_OR_MOVES = frozenset(
         "thermostat",
         "radiator",
         "iron",
+        "cooker",
+        "grill",
+        "fryer",
+        "toaster",
+        "sauna",
+        "dryer",
+        "immersion",
+        "kiln",
+        "hotplate",
         "motor",
         "drive",
         "wheel",
-        "wheels",
         "throttle",
         "speed",
         "velocity",
+        "vel",
+        "twist",
+        "cmdvel",
         "torque",
         "thrust",
         "thruster",
         "propeller",
         "rotor",
         "pump",
-        "valve",
         "winch",
+        "laser",
+        "saw",
+        "spindle",
+        "drill",
+        "blade",
+        "conveyor",
+        "belt",
+        "mower",
+        "sprinkler",
+        "irrigation",
+        "heizung",
+        "heizer",
+        "ofen",
+        "herd",
+        "pumpe",
+        "antrieb",
+        "chauffage",
+        "chaudiere",
+        "radiateur",
+        "moteur",
+        "pompe",
+        "calefaccion",
+        "caldera",
+        "bomba",
+        "riscaldamento",
+        "caldaia",
+        "pompa",
+        "verwarming",
+        "pomp",
+    ]
+)
+"""Words for what heats, or moves for as long as its value is not zero."""
+HEATS_OR_MOVES = HEATS_OR_DRIVES | frozenset(
+    [
+        "steering",
+        "steer",
+        "rudder",
+        "valve",
         "lift",
         "crane",
         "arm",
         "gripper",
         "servo",
         "joint",
-        "joints",
         "leg",
-        "laser",
-        "saw",
-        "spindle",
-        "drill",
-        "blade",
         "press",
-        "conveyor",
-        "belt",
         "door",
         "gate",
         "shutter",
         "blind",
+        "awning",
+        "curtain",
+        "ventil",
+        "vanne",
+        "valvula",
+        "valvola",
+        "klep",
     ]
 )
-"""Words in the name or a topic of an actuator for which `safe: hold` is doubted."""
-_WORDS = re.compile(r"[A-Z]?[a-z]+")
+"""Words of an actuator for which `safe: hold` is doubted; those that are not in `HEATS_OR_DRIVES` have a position."""
+_WORDS = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+")
 
 
+NAMED = "name, topic, payload or choices"
 Doubt = tuple[tuple[str, ...], str, str]
 """Setting of an actuator, what is doubtful, and the remedy."""
 
@@ -101,14 +157,14 @@ def _of_safe_action(config: Config, name: str, actuator: AnyActuator) -> Iterato
             ("safe",),
             (
                 f"`hold` sends nothing when in doubt, so the device continues with its last value, and {', '.join(words)} in its "
-                "name or topic says that it heats or moves something"
+                f"{NAMED} says that it heats or moves something"
             ),
             "name a value that is safe, such as off or zero",
         )
-    if words and (moves := _moving_safe(actuator)):
+    if words and (moves := _moving_safe(actuator, drives=bool(HEATS_OR_DRIVES.intersection(words)))):
         yield (
             ("safe",),
-            f"the safe action is {moves}, and {', '.join(words)} in its name or topic says that it heats or moves something",
+            f"the safe action is {moves}, and {', '.join(words)} in its {NAMED} says that it heats or moves something",
             "make sure that it is safe, as an opened valve of a cooler may be, or name another value",
         )
     if actuator.requires == () and config.required_streams:
@@ -165,22 +221,79 @@ def _dangerous(path: Path, loaded: LoadedConfig) -> Iterator[Problem]:
                 f"required, and fresh for {age_s / 86_400:.0f} days after its source falls silent: it guards nothing",
                 "lower it to the longest interval between two readings of the source",
             )
+        if (interval_s := _interval_s(stream, config.tick.period_s)) > (age_s := age_of(stream)):
+            yield problem(
+                ("streams", name, "max_age_s"),
+                f"a reading is fresh for {age_s:g} s, and one comes, or is used, every {interval_s:g} s: the stream is missing in between",
+                f"raise it above {interval_s:g}",
+            )
     yield from _rules(path, loaded)
-    guarded = config.required_streams or any(actuator.requires for actuator in config.actuators.values())
-    if config.gate.arm == "auto" and config.mode == "autonomous" and not guarded:
-        yield problem(
+    for setting, message, remedy in _unguarded(config):
+        yield problem(setting, message, remedy)
+
+
+def _unguarded(config: Config) -> Iterator[Doubt]:
+    """Yield what may move although every stream is stale, without a person."""
+    if config.gate.arm != "auto" or config.mode != "autonomous":
+        return
+    needs = {
+        name: requirements(actuator.requires, config.required_streams) for name, actuator in config.actuators.items()
+    }
+    if not any(needs.values()):
+        yield (
             ("gate", "arm"),
             "no stream is required: the gate arms without a person, and the policy may act although every stream is stale",
             "mark a stream with `required: true`, or write `arm: request`",
         )
+        return
+    for name, actuator in config.actuators.items():
+        if not needs[name] and actuator.requires is None and actuator.kind != "text":
+            yield (
+                ("actuators", name),
+                "it requires no stream, as others do: the gate arms without a person, and it may move although every stream is stale",
+                "name streams under `requires`, mark a stream with `required: true`, or write `gate.arm: request`",
+            )
 
 
 LONGEST_AGE_S = 86_400.0
 """A required stream may be silent for a day; beyond that it is doubted."""
 _ACTIVE = frozenset(
-    {"on", "heat", "heating", "open", "start", "run", "go", "forward", "backward", "up", "full", "high", "max"}
+    [
+        "on",
+        "true",
+        "yes",
+        "enable",
+        "enabled",
+        "heat",
+        "heating",
+        "open",
+        "start",
+        "run",
+        "go",
+        "forward",
+        "backward",
+        "up",
+        "full",
+        "high",
+        "max",
+        "an",
+        "ein",
+        "ja",
+        "marche",
+        "oui",
+        "encendido",
+        "si",
+        "aan",
+    ]
 )
 """Words of a safe action with which a device heats or moves."""
+
+
+def _interval_s(stream: AnyStream, period_s: float) -> float:
+    """Return the longest time between two readings that the settings permit, as far as they tell."""
+    if stream.kind == "camera":
+        return max(period_s, 1 / stream.rate_hz)
+    return max(period_s, stream.hop_s) if stream.kind == "microphone" else period_s
 
 
 def age_of(stream: AnyStream) -> float:
@@ -188,19 +301,32 @@ def age_of(stream: AnyStream) -> float:
     return stream.ttl_s if stream.kind == "text" else stream.max_age_s
 
 
-def _moving_safe(actuator: AnyActuator) -> str:
-    """Return a safe action that seems to heat or move; empty for any other."""
+def _moving_safe(actuator: AnyActuator, *, drives: bool) -> str:
+    """Return a safe action that seems to heat or move; empty for any other.
+
+    Args:
+        actuator: the settings.
+        drives: whether it moves for as long as its value is not zero; else it has a position, and a limit of two is doubted.
+    """
     if isinstance(actuator, ChoiceSettings):
-        return actuator.safe if actuator.safe.casefold() in _ACTIVE else ""
-    is_away = (
-        isinstance(actuator, ContinuousSettings)
-        and actuator.safe != "hold"
-        and any(
-            low < 0 < high and value in (low, high)
-            for low, value, high in zip(actuator.low, actuator.safe, actuator.high, strict=True)
-        )
-    )
+        return actuator.safe if actuator.safe.casefold() in _ACTIVE or _is_most(actuator) else ""
+    if not isinstance(actuator, ContinuousSettings) or actuator.safe == "hold":
+        return ""
+    parts = zip(actuator.low, actuator.safe, actuator.high, strict=True)
+    if drives:
+        is_away = any(low <= 0 <= high and value != 0 for low, value, high in parts)
+    else:
+        is_away = any(low < 0 < high and value in (low, high) for low, value, high in parts)
     return str(list(actuator.safe)) if is_away else ""
+
+
+def _is_most(actuator: ChoiceSettings) -> bool:
+    """Return whether the choices are numbers from 0 on, and the safe one is above 0."""
+    try:
+        values = [float(word.strip(" %")) for word in actuator.choices]
+        return min(values) == 0 and float(actuator.safe.strip(" %")) > 0
+    except ValueError:
+        return False
 
 
 def _alike(choices: tuple[str, ...]) -> list[str]:
@@ -213,8 +339,18 @@ def _alike(choices: tuple[str, ...]) -> list[str]:
 
 
 def _rules(path: Path, loaded: LoadedConfig) -> Iterator[Problem]:
-    """Yield a warning for each rule under `forbid` that the policy cannot break, or can break with one of its actuators only."""
+    """Yield a warning for rules under `forbid` that the policy cannot break, or with one of its actuators only, or that leave no choice."""
     config, modes = loaded.config, _modes(loaded)
+    known = {**known_readings(config), **known_names(config.actuators)}
+    for name, words in blocked_choices(config.gate.forbid, config.actuators, known, enum_fields(config)).items():
+        number = next(n for n, text in enumerate(config.gate.forbid) if name in Expression(text).names)
+        yield Problem(
+            path,
+            loaded.line(("gate", "forbid", number)),
+            f"gate.forbid.{number}",
+            f"the rules never allow {' or '.join(f'{name} == {word!r}' for word in words)}: neither the policy nor a person can choose it",
+            "correct the rule, or take the word out of `choices`",
+        )
     for number, text in enumerate(config.gate.forbid):
         names = Expression(text).names & config.actuators.keys()
         shadow = sorted(name for name in names if modes[name] == "shadow")
@@ -291,9 +427,11 @@ LIGHTS = frozenset({"light", "lights", "lamp", "lamps", "led", "leds", "bulb"})
 
 
 def _words(name: str, actuator: AnyActuator) -> set[str]:
-    texts = (name, actuator.topic or "", actuator.state_topic or "")
+    texts = [name, actuator.topic or "", actuator.state_topic or "", actuator.payload or ""]
+    texts += actuator.choices if actuator.kind == "choice" else ()
     found = [{word.lower() for word in _WORDS.findall(text)} for text in texts]
-    return set().union(*(words for words in found if not words & LIGHTS))
+    words = set[str]().union(*(words for words in found if not words & LIGHTS))
+    return words | {word.removesuffix("s") for word in words}
 
 
 def _unjudged(path: Path, loaded: LoadedConfig) -> Iterator[Problem]:
@@ -317,3 +455,88 @@ def _unjudged(path: Path, loaded: LoadedConfig) -> Iterator[Problem]:
                 f"{task.eval_file}: no such file or folder: no version of this task is trained",
                 "name a file that `reflexd finetune` reads; a relative path counts from where the daemon starts",
             )
+
+
+def _sources(path: Path, loaded: LoadedConfig) -> Iterator[Problem]:
+    """Yield a warning for each source that is not there, that skips sound, or that reads the agent's own commands."""
+    config = loaded.config
+    commands = {command_topic(f"reflexd/{config.agent}", name, each): name for name, each in config.actuators.items()}
+    for name, stream in config.streams.items():
+        source = str(getattr(stream, "source", ""))
+        where: Steps = ("streams", name, "source")
+        if (problem := _file_problem(stream.kind, source)) is not None:
+            remedy = "correct the path, unless the file appears later; until then the stream is missing"
+            yield Problem(path, loaded.line(where), dotted(where), problem, remedy)
+        topic = source.removeprefix("topic:")
+        if source.startswith("topic:") and topic in commands:
+            message = f"{topic} is the command topic of actuators.{commands[topic]}: the policy reads what it sends"
+            yield Problem(
+                path, loaded.line(where), dotted(where), message, "name the topic on which the device reports"
+            )
+        if source.startswith("topic:") and topic != topic.strip():
+            message = f"{topic!r} begins or ends with white space, which is a part of a topic"
+            yield Problem(
+                path, loaded.line(where), dotted(where), message, "delete it, unless the sender writes it, too"
+            )
+        if stream.kind == "microphone" and stream.hop_s > stream.window_s:
+            where = ("streams", name, "hop_s")
+            message = f"a window has {stream.window_s:g} s, and one begins every {stream.hop_s:g} s: the sound in between is never heard"
+            yield Problem(path, loaded.line(where), dotted(where), message, "lower it to window_s or less")
+
+
+def _file_problem(kind: str, source: str) -> str | None:
+    """Return why a source that is a file cannot be read now; None for any other source."""
+    if kind == "text":
+        file = source.removeprefix("file:") if source.startswith("file:") else ""
+    elif kind == "camera" and "://" not in source and not source.isdecimal() and source.partition(":")[0] != "topic":
+        file = source.removeprefix("file:")
+    else:
+        return None
+    if not file:
+        return None
+    try:
+        if Path(file).is_dir():
+            return f"{file} is a folder"
+        return None if Path(file).exists() else f"{file}: no such file"
+    except OSError as error:
+        return f"{file}: {error.strerror}"
+
+
+def _state_dir(path: Path, loaded: LoadedConfig) -> Iterator[Problem]:
+    """Yield a warning for a state folder with files of others: its size counts them, and a restore moves them away."""
+    folder = loaded.config.state_dir
+    try:
+        names = {entry.name for entry in folder.iterdir()}
+    except OSError:
+        return
+    if names and not names & {"lock", "keys", "learner", "experience", "checkpoints", "latches.json"}:
+        yield Problem(
+            path,
+            loaded.line(("state_dir",)),
+            "state_dir",
+            f"{folder} has files of something else, such as {min(names)}: they count in `storage.max_gb`, and a restore replaces them",
+            "name a folder of its own, such as .reflexd/NAME",
+        )
+
+
+def _certificates(path: Path, loaded: LoadedConfig) -> Iterator[Problem]:
+    """Yield a warning for each certificate that is not valid today; a clock may be wrong, so it is no reason not to start."""
+    from cryptography import x509  # noqa: PLC0415 - few settings have certificates
+
+    config = loaded.config
+    given = [(("mqtt", name), getattr(config.mqtt, name)) for name in ("ca", "cert")]
+    given += [(("fleet", name), getattr(config.fleet, name)) for name in ("ca", "cert")] if config.fleet else []
+    now = datetime.now(UTC)
+    for where, file in given:
+        if file is None:
+            continue
+        try:
+            certificates = x509.load_pem_x509_certificates(Path(file).read_bytes())
+        except (OSError, ValueError):  # reported elsewhere
+            continue
+        for certificate in certificates[:1]:
+            begin, end = certificate.not_valid_before_utc, certificate.not_valid_after_utc
+            if begin <= now <= end:
+                continue
+            message = f"{file} is valid from {begin:%Y-%m-%d} to {end:%Y-%m-%d}, and today is {now:%Y-%m-%d}"
+            yield Problem(path, loaded.line(where), dotted(where), message, "renew it, or set the clock")

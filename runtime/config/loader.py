@@ -28,7 +28,7 @@ from runtime.config import forbid_lint
 from runtime.config.errors import Problem, Steps, dotted, explain
 from runtime.config.schema import Config
 from runtime.config.yaml_core import CoreLoader
-from sensors.config import fields_of, stream_secrets
+from sensors.config import field_kinds_of, fields_of, stream_secrets
 
 MAX_BYTES = 1_048_576
 MAX_NODES = 50_000
@@ -37,6 +37,11 @@ PATH_KEYS = frozenset({"state_dir", "ca", "cert", "key", "cert_key", "model", "e
 """Settings in which `~/` at the begin means the home directory."""
 _MAP, _SEQUENCE = "tag:yaml.org,2002:map", "tag:yaml.org,2002:seq"
 _REFERENCE = re.compile(r"\$\{(env|file):([^}]+)\}")
+_NO_REFERENCE = re.compile(r"\$\{(?:(?:env|file):[^}]*(?:\}|$)|[A-Za-z_]\w*(?::[^}]*)?(?:\}|$))", re.IGNORECASE)
+"""What its writer took for a reference: `${NAME}`, `${ENV:NAME}`, `${env:NAME` without its end."""
+TEMPLATES = frozenset({"payload"})
+"""Settings with placeholders of their own."""
+_UNSEEN = re.compile(r"[\u00a0\u00ad\u1680\u2000-\u200f\u2028-\u202f\u205f\u2060\u3000\ufeff]")
 
 
 class ConfigError(Exception):
@@ -109,6 +114,8 @@ def _read(path: Path) -> str:
         ) from None
     if len(data) > MAX_BYTES:
         raise ConfigError([Problem(path, 1, "", "too large", f"a settings file has at most {MAX_BYTES} bytes")])
+    if b"\0" in data:
+        raise ConfigError([Problem(path, 1, "", "zero bytes, as UTF-16 has them", "save the file as UTF-8")])
     try:
         return data.decode()
     except UnicodeDecodeError as error:
@@ -122,6 +129,14 @@ def _compose(path: Path, text: str) -> yaml.Node:
     except yaml.MarkedYAMLError as error:
         mark = error.context_mark or error.problem_mark  # an unclosed bracket is wrong where it opens
         line = mark.line + 1 if mark else 1
+        remedy = (
+            "write spaces instead of tabs in indentation"
+            if "\\t" in str(error.problem)
+            else "check indentation, colons and quotes here"
+        )
+        before = "\n".join(text.splitlines()[max(0, line - 2) : line])
+        if (unseen := _UNSEEN.search(before)) is not None:
+            remedy = f"replace the invisible {_named(unseen)} in this line or the one before by a plain space"
         raise ConfigError(
             [
                 Problem(
@@ -129,9 +144,7 @@ def _compose(path: Path, text: str) -> yaml.Node:
                     line,
                     "",
                     f"not YAML: {error.problem or error}",
-                    "write spaces instead of tabs in indentation"
-                    if "\\t" in str(error.problem)
-                    else "check indentation, colons and quotes here",
+                    remedy,
                 )
             ]
         ) from None
@@ -207,6 +220,9 @@ class _Reader:
             if key in seen:
                 self._problem(key_node, (*where, key), "written twice", "keep one of the two")
                 continue
+            if (unseen := _UNSEEN.search(key)) is not None:
+                self._problem(key_node, (*where, key), f"the key contains the invisible {_named(unseen)}", "delete it")
+                continue
             seen.add(key)
             yield key, self.value(child, (*where, key))
             self.lines[(*where, key)] = key_node.start_mark.line + 1
@@ -258,10 +274,17 @@ class _Reader:
                 self.secrets.add(secret)
             return secret
 
+        left = _NO_REFERENCE.search(_REFERENCE.sub("", text))
+        if left is not None and (where[-1] if where else "") not in TEMPLATES:
+            self._problem(node, where, f"{left[0][:80]} is not replaced", "write ${env:NAME} or ${file:PATH}")
         return _REFERENCE.sub(one, text)
 
     def _problem(self, node: yaml.Node, where: Steps, message: str, remedy: str) -> None:
         self.problems.append(Problem(self.path, node.start_mark.line + 1, dotted(where), message, remedy))
+
+
+def _named(character: re.Match[str]) -> str:
+    return f"character U+{ord(character[0]):04X}"
 
 
 def _one_line(error: Exception) -> str:
@@ -284,30 +307,35 @@ def _truth_values(written: Any, read: Any, where: Steps = ()) -> Iterator[tuple[
 def _bad_expressions(config: Config) -> Iterator[tuple[Steps, ExpressionError]]:
     actions = known_names(config.actuators)
     readings = known_readings(config)
+    enums = enum_fields(config)
     broken = False
     for n, text in enumerate(config.gate.forbid):
         try:
-            forbid_lint.check_rule(Rule(text, actions, readings).expression, config.actuators)
+            forbid_lint.check_rule(Rule(text, actions, readings).expression, config.actuators, enums)
         except ExpressionError as error:
             broken = True
             yield ("gate", "forbid", n), error
-    yield from _bad_conditions(config, readings)
+    yield from _bad_conditions(config, readings, enums)
     for n, reward in enumerate(config.rewards):
         if reward.kind == "expression":
             try:
-                forbid_lint.check_words(Expression(reward.value, {**readings, **actions}).text, config.actuators)
+                expression = Expression(reward.value, {**readings, **actions})
+                forbid_lint.check_words(expression.text, config.actuators, enums)
+                forbid_lint.check_value(expression, config.actuators, enums)
             except ExpressionError as error:
                 yield ("rewards", n, "value"), error
     for n, problem in ({} if broken else unsafe_rests(config.actuators, config.gate, readings)).items():
         yield ("gate", "forbid", n), ExpressionError(problem)
 
 
-def _bad_conditions(config: Config, readings: Known) -> Iterator[tuple[Steps, ExpressionError]]:
+def _bad_conditions(
+    config: Config, readings: Known, enums: forbid_lint.Enums
+) -> Iterator[tuple[Steps, ExpressionError]]:
     for name, actuator in config.actuators.items():
         for n, entry in enumerate(actuator.requires or ()):
             try:
                 if entry in conditions_of(actuator.requires):
-                    forbid_lint.check_condition(Expression(entry, readings))
+                    forbid_lint.check_condition(Expression(entry, readings), enums)
             except ExpressionError as error:
                 yield ("actuators", name, "requires", n), error
 
@@ -315,6 +343,16 @@ def _bad_conditions(config: Config, readings: Known) -> Iterator[tuple[Steps, Ex
 def known_readings(config: Config) -> Known:
     """Return what expressions may use of streams: the fields of telemetry."""
     return {name: fields_of(stream) for name, stream in config.streams.items() if fields_of(stream)}
+
+
+def enum_fields(config: Config) -> dict[tuple[str, str], tuple[str, ...]]:
+    """Return the words of the fields that are enums, by stream and field."""
+    return {
+        (name, field): kind.words
+        for name, stream in config.streams.items()
+        for field, kind in field_kinds_of(stream).items()
+        if kind.kind == "enum"
+    }
 
 
 def _model_secrets(config: Config) -> set[str]:

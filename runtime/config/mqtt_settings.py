@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Literal, Self
+from typing import Annotated, Literal, Self
 from urllib.parse import urlsplit
 
-from pydantic import Field, SecretStr, field_validator, model_validator
+from pydantic import AfterValidator, Field, SecretStr, field_validator, model_validator
 
 from runtime.config.field_types import GivenPath
+from runtime.config.mqtt_names import MOST_BYTES, host_problem, text_problem
 from sensors.config import Settings
 
 SCHEMES = {"mqtt": 1883, "mqtts": 8883, "embedded": 1883}
@@ -16,24 +17,40 @@ Client = Literal["gate", "agent", "dashboard", "status", "top", "request", "mcp"
 """The clients of the broker; each may have its own login."""
 
 
+def _user(name: str) -> str:
+    if (problem := text_problem(name)) is not None:
+        raise ValueError(f"the user name {problem}")
+    return name
+
+
+def _password(password: SecretStr) -> SecretStr:
+    if (length := len(password.get_secret_value().encode(errors="surrogatepass"))) > MOST_BYTES:
+        raise ValueError(f"the password has {length} bytes; MQTT has at most {MOST_BYTES}")
+    return password
+
+
+UserName = Annotated[str, Field(min_length=1), AfterValidator(_user)]
+Password = Annotated[SecretStr, AfterValidator(_password)]
+
+
 class Credentials(Settings):
     """The login of one client of the broker."""
 
-    username: str = Field(description="user name")
-    password: SecretStr | None = Field(None, description="password; default: none")
-    media: str | None = Field(
+    username: UserName = Field(description="user name")
+    password: Password | None = Field(None, description="password; default: none")
+    media: UserName | None = Field(
         None,
         description="user of the second connection, for images and sound, with the same password. It is needed if the broker "
         "uses the user name as client id (`use_username_as_clientid`)",
     )
 
-    requests: str | None = Field(
+    requests: UserName | None = Field(
         None,
         description="user of the gate's second connection, for requests and reports, with the same password. It is needed if "
         "the broker uses the user name as client id",
     )
 
-    stop: str | None = Field(
+    stop: UserName | None = Field(
         None,
         description="user of the connection for the stop alone, with the same password: of the gate's stop listener, of the "
         "dashboard or of `reflexd mcp`. Without it, the gate has no stop listener where `requests` is set, and the other two "
@@ -71,8 +88,8 @@ def broker_url(url: str) -> str:
         raise ValueError("write embedded://HOST:PORT, mqtt://HOST:PORT or mqtts://HOST:PORT")
     if "@" in url:
         raise ValueError("put the user under username: and password:, not into the URL")
-    if not parts.hostname.isprintable() or " " in parts.hostname:
-        raise ValueError(f"{parts.hostname!r} is not a host; write its name or address")
+    if (problem := host_problem(parts.hostname)) is not None:
+        raise ValueError(problem)
     if parts.path.strip("/") or parts.query or parts.fragment:
         raise ValueError("nothing may follow the port; topics and options have settings of their own")
     if port is not None and not 0 < port < 65_536:
@@ -87,8 +104,8 @@ class MqttSettings(Settings):
         "embedded://127.0.0.1:1883",
         description="`mqtt://HOST:PORT`, `mqtts://HOST:PORT` (TLS), or `embedded://HOST:PORT` for a broker that the daemon starts",
     )
-    username: str | None = Field(None, description="user of every client without a login below")
-    password: SecretStr | None = Field(None, description="password of that user")
+    username: UserName | None = Field(None, description="user of every client without a login below")
+    password: Password | None = Field(None, description="password of that user")
     ca: GivenPath | None = Field(
         None, description="file of the certificate authority that signed the broker's certificate"
     )
@@ -126,7 +143,26 @@ class MqttSettings(Settings):
             raise ValueError(
                 f"mqtt.{given[0]}: {self.scheme}:// is not encrypted and does not use it; write mqtts://, or leave it out"
             )
+        if self.scheme == "embedded":
+            self._check_users()
         return self
+
+    def _check_users(self) -> None:
+        """Refuse users that a password file cannot hold: one with a colon, or with two passwords."""
+        passwords: dict[str, SecretStr | None] = {}
+        given = [("mqtt", self.username, self.password)]
+        given += [(f"mqtt.{client}", login.username, login.password) for client, login in self.logins.items()]
+        for where, name, password in given:
+            if name is None:
+                continue
+            if ":" in name:
+                raise ValueError(
+                    f"{where}.username: the embedded broker has no user names with a colon; choose another"
+                )
+            if passwords.setdefault(name, password) != password:
+                raise ValueError(
+                    f"{where}.password: {name!r} has another password elsewhere under mqtt; write the same one"
+                )
 
     @property
     def scheme(self) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import socket
 from pathlib import Path
 
@@ -23,13 +24,24 @@ def busy_ports(path: Path, loaded: LoadedConfig) -> list[Problem]:
             host, _, port = part.listen.rpartition(":")
             ports.append(((name, "listen"), host.strip("[]"), int(port)))
     return [
-        Problem(path, loaded.line(where), dotted(where), f"cannot listen on {host}:{port}: {reason}", _OTHER_PORT)
+        Problem(
+            path,
+            loaded.line(where),
+            dotted(where),
+            f"cannot listen on {host}:{port}: {error.strerror or error}",
+            _remedy(error),
+        )
         for where, host, port in ports
-        if (reason := _cannot_bind(host, port)) is not None
+        if (error := _cannot_bind(host, port)) is not None
     ]
 
 
-_OTHER_PORT = "end the program that listens there, or choose another port"
+def _remedy(error: OSError) -> str:
+    if error.errno == errno.EADDRNOTAVAIL or isinstance(error, socket.gaierror):
+        return "name an address of this machine (127.0.0.1 for itself alone, 0.0.0.0 for every one)"
+    if error.errno == errno.EACCES:
+        return "choose a port above 1023, or give the service the right to use this one"
+    return "end the program that listens there, or choose another port"
 
 
 def _runs(state_dir: Path) -> bool:
@@ -43,7 +55,7 @@ def _runs(state_dir: Path) -> bool:
         return True
 
 
-def _cannot_bind(host: str, port: int) -> str | None:
+def _cannot_bind(host: str, port: int) -> OSError | None:
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     with socket.socket(family, socket.SOCK_STREAM) as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -51,5 +63,5 @@ def _cannot_bind(host: str, port: int) -> str | None:
             probe.bind((host, port))
             probe.listen(1)
         except OSError as error:
-            return error.strerror or str(error)
+            return error
     return None

@@ -27,6 +27,7 @@ from learners.goal_models.config import DeliberatorSettings
 from runtime.config.field_types import GivenPath, Listen
 from runtime.config.fleet_settings import FleetSettings
 from runtime.config.frame_size import check_frames
+from runtime.config.mqtt_names import topic_problem
 from runtime.config.mqtt_settings import Client, MqttSettings
 from runtime.config.task_streams import (
     check_corrections,
@@ -104,6 +105,12 @@ class DashboardSettings(Settings):
         description="operators may read and edit this file on the page; default: only if the page listens on loopback",
     )
 
+    @model_validator(mode="after")
+    def _two_tokens(self) -> Self:
+        if self.token is not None and self.token == self.viewer_token:
+            raise ValueError("viewer_token: it equals `token`, so every viewer would be an operator; choose another")
+        return self
+
 
 CardName = Annotated[str, Field(min_length=1, max_length=64, pattern=r"^[A-Za-z0-9_.-]+$")]
 
@@ -174,7 +181,7 @@ class PlantSettings(Settings):
     environment: str = Field(
         description="`panorama` (the world of the demo), `room` (a room with a heater), `rooms` (a corridor with three rooms) or a gymnasium id"
     )
-    seed: int = Field(0, description="seed of the environment")
+    seed: int = Field(0, ge=0, le=2**31 - 1, description="seed of the environment")
     simulated_overrides: bool = Field(
         False, description="override the policy at random during the first two minutes, as a person would"
     )
@@ -320,15 +327,35 @@ class Config(Settings):
             topic = command_topic(base, name, each)
             if topic != f"{base}/act/{name}/set" and topic.startswith(("reflexd/", "$")):
                 raise ValueError(f"actuators.{name}.topic: {topic} is reserved; leave it out, or name the device's own")
+            reports = state_topic(base, name, each)
+            if reports.startswith(f"{base}/") and not reports.startswith(f"{base}/act/"):
+                raise ValueError(f"actuators.{name}.state_topic: {reports} is reserved; name the device's own")
+            for setting, given in (("topic", topic), ("state_topic", reports)):
+                if (problem := topic_problem(given)) is not None:
+                    raise ValueError(f"actuators.{name}.{setting}: {problem}")
+            for number, word in enumerate(each.choices if each.kind == "choice" else ()):
+                if any("\ud800" <= character <= "\udfff" for character in word):
+                    raise ValueError(f"actuators.{name}.choices.{number}: half of a character; write the whole one")
             uses = (
                 ("topic", topic, each.payload or ""),
-                ("state_topic", state_topic(base, name, each), each.state_value),
+                ("state_topic", reports, each.state_value),
             )
             for use in uses:
                 if use in taken:
                     what, where, _ = use
                     raise ValueError(f"actuators.{name}.{what}: {taken[use]} has the same topic {where} and content")
                 taken[use] = name
+
+    def _check_source(self, name: str, stream: AnyStream) -> None:
+        source = str(getattr(stream, "source", ""))
+        if source.startswith("topic:") and (problem := topic_problem(source.removeprefix("topic:"))) is not None:
+            raise ValueError(f"streams.{name}.source: {problem}")
+        if source == "stdin" and stream.kind == "text":
+            first = next(other for other, each in self.streams.items() if getattr(each, "source", "") == "stdin")
+            if first != name:
+                raise ValueError(
+                    f"streams.{name}.source: streams.{first} reads stdin already; each line has one reader"
+                )
 
     def _check_speech(self, name: str, source: str) -> None:
         source_stream = self.streams.get(source)
@@ -344,6 +371,7 @@ class Config(Settings):
             if name == RESERVED:
                 raise ValueError(f"streams.{name}: the topic preview/{name} has another use; choose another name")
             self._check_encoder(name, stream)
+            self._check_source(name, stream)
             if stream.kind == "text" and stream.microphone:
                 self._check_speech(name, stream.microphone)
         for name, actuator in self.actuators.items():

@@ -7,6 +7,9 @@ from typing import ClassVar
 
 import yaml
 
+MOST_DIGITS = 400
+"""Of a whole number: beyond, not even a decimal number can hold it."""
+
 
 class CoreLoader(yaml.SafeLoader):
     """Resolves plain values by the core schema of YAML 1.2.2, where PyYAML follows YAML 1.1."""
@@ -16,6 +19,8 @@ class CoreLoader(yaml.SafeLoader):
     def integer(self, node: yaml.ScalarNode) -> int:
         """Read a decimal, octal (`0o17`) or hexadecimal number."""
         text = str(self.construct_scalar(node))
+        if len(text) > MOST_DIGITS:
+            raise ValueError(f"a number of {len(text)} digits")
         return int(text, 0 if text.lstrip("+-")[:2].lower() in ("0o", "0x") else 10)
 
     def decimal(self, node: yaml.ScalarNode) -> float:

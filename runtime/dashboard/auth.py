@@ -252,20 +252,22 @@ def token_file(path: Path) -> str:
         ValueError: the token is too short to be a secret, or another user may have written it.
     """
     token = secrets.token_urlsafe(32)
-    try:
-        write_atomically(path, f"{token}\n".encode(), mode=0o600, overwrite=False)
-    except FileExistsError:
-        about = path.stat()
-        if about.st_mode & 0o022 or about.st_uid not in {0, os.geteuid()}:
-            raise ValueError(
-                f"{path} may have been written by another user (mode {about.st_mode & 0o777:04o}, owner {about.st_uid}); "
-                "remove it and a new token is made"
-            ) from None
-        token = path.read_text().strip()
-        if len(token) < MIN_TOKEN:
-            raise ValueError(
-                f"{path} holds fewer than {MIN_TOKEN} characters; remove it and a new token is made"
-            ) from None
+    if not path.exists():  # a full or read-only disk refuses to write, and lets the file be read
+        try:
+            write_atomically(path, f"{token}\n".encode(), mode=0o600, overwrite=False)
+        except FileExistsError:
+            pass
+        else:
+            return token
+    about = path.stat()
+    if about.st_mode & 0o022 or about.st_uid not in {0, os.geteuid()}:
+        raise ValueError(
+            f"{path} may have been written by another user (mode {about.st_mode & 0o777:04o}, owner {about.st_uid}); "
+            "remove it and a new token is made"
+        )
+    token = path.read_text().strip()
+    if len(token) < MIN_TOKEN:
+        raise ValueError(f"{path} holds fewer than {MIN_TOKEN} characters; remove it and a new token is made")
     return token
 
 

@@ -12,11 +12,14 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from functools import partial
 
+from actuators.actions import Value
+from actuators.safety.actuator_state import report_of
 from actuators.safety.decisions import ActuatorDecision, Proposal
 from actuators.safety.gate import Gate
+from actuators.safety.limits import Refusal
 from actuators.wire import SAFE_TTL_MS, CommandWriter, DeviceReport, WireError, parse_state, state_topic
 from runtime.config.schema import Config
-from runtime.gate.event_throttle import EventThrottle
+from runtime.gate.event_throttle import EventThrottle, RefusedReports
 from runtime.gate.status import StatusPublisher
 from runtime.mqtt import Connection, Delivery, Limit, Message
 from runtime.mqtt.topics import Refused, Topics
@@ -47,6 +50,7 @@ class DeviceTraffic:
     now: Callable[[], float]
     wall: Callable[[], float]
     throttle: EventThrottle = field(default_factory=EventThrottle)
+    refused_reports: RefusedReports = field(default_factory=RefusedReports)
     _serials: dict[str, dict[int, int]] = field(default_factory=dict)
     """By actuator: the gate's number of a command by its `seq`."""
 
@@ -85,10 +89,12 @@ class DeviceTraffic:
         if len(serials) > MAX_SERIALS:
             del serials[next(iter(serials))]
         self.counts["commands"] += 1
-        delivered = partial(self._delivered, name, decision.serial)
+        delivered = partial(self._delivered, name, decision.serial, decision.value)
         self.safety.send_newest(f"act/{name}", out.topic, out.payload, delivered, urgent=is_safe, expiry_s=out.expiry_s)
 
-    def _delivered(self, name: str, serial: int, delivery: Delivery) -> None:
+    def _delivered(self, name: str, serial: int, value: Value, delivery: Delivery) -> None:
+        if delivery == "acknowledged":
+            self.publisher.following.commanded(name, value)
         {"acknowledged": self.gate.acknowledged, "unsent": self.gate.unsent, "undelivered": self.gate.undelivered}[
             delivery
         ](name, serial)
@@ -103,6 +109,9 @@ class DeviceTraffic:
                 self.reported(name, message)
             except Refused as refused:
                 refusal = refused
+                event = self.refused_reports.event(name, str(refused), self.now())
+                if event is not None:
+                    self.publisher.event("report_refused", event)
         if refusal is not None:
             raise refusal
 
@@ -126,6 +135,7 @@ class DeviceTraffic:
             serial = self._serials.get(name, {}).get(report.seq)
             if serial is not None:
                 self.gate.acknowledged(name, serial, by_device=True)
+        self._compare(name, report)
         if self.commands.is_older(name, report):
             return
         refusal = self.gate.reconciled(name, report.value, self.now(), retained=message.retain)
@@ -133,6 +143,13 @@ class DeviceTraffic:
             self.woken.set()
         if refusal is not None:
             raise Refused(refusal.reason)
+
+    def _compare(self, name: str, report: DeviceReport) -> None:
+        """Note whether a report follows the commands."""
+        value = report_of(self.config.actuators[name], report.value)
+        if not isinstance(value, Refusal):
+            own = report.seq if report.boot == self.commands.boot else None
+            self.publisher.following.reported(name, value, seq=own, names_command=report.seq is not None)
 
     def _measure_clock(self, name: str, offset_s: float) -> None:
         """Publish that a device's clock is off, or agrees again; with another clock it drops every command."""

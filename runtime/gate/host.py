@@ -75,6 +75,8 @@ class GateHost:
     _woken: asyncio.Event = field(default_factory=asyncio.Event)
     """Something happened that the next `tick` publishes, or that changes when it is due."""
     _stalled_s: float = float("-inf")
+    _losses: int = 0
+    """Sessions that ended since the broker was lost; 0 while it responds."""
     _dropped: int = 0
     """Messages on the connection of the stop that nothing has read."""
     topics: Topics = field(init=False)
@@ -285,6 +287,9 @@ class GateHost:
                 engaged=True, reason="too many messages on `stop` at once: one that was dropped may have been a stop"
             )
         self.listener.tick()
+        self._notice_recovery()
+        for change in self.publisher.following.changes():
+            self.publisher.event(*change)
         self.devices.apply(self.gate.tick(now_s))
         self.publisher.publish_changes()
         self.holds.publish_changes(now_s)
@@ -314,9 +319,16 @@ class GateHost:
         self.wake()
         if not up:
             self.devices.apply(self.gate.disconnected(self.now()))
-            self.publisher.event("broker_lost", {"reason": reason})
-        elif self.safety.connects > 1:
-            self.publisher.event("broker_recovered", {"connects": self.safety.connects})
+            self.publisher.following.disconnected()
+            self._losses += 1
+            if self._losses == 1:  # a session that does not last is no recovery
+                self.publisher.event("broker_lost", {"reason": reason})
+
+    def _notice_recovery(self) -> None:
+        """Publish that the broker responds again, once its session is in order."""
+        if self._losses and self.safety.connected and self.safety.trouble is None:
+            self.publisher.event("broker_recovered", {"connects": self.safety.connects, "losses": self._losses})
+            self._losses = 0
 
     # --- the end
 

@@ -20,7 +20,7 @@ import structlog
 
 from actuators.safety.decisions import Proposal
 from actuators.safety.gate import Gate
-from runtime.gate.device_clocks import DeviceClocks
+from runtime.gate.device_clocks import DeviceClocks, FollowedCommands
 from runtime.gate.info import InfoBuilder
 from runtime.gate.latches import LatchWriter
 from runtime.mqtt import Connection, Delivery, MqttLost
@@ -95,6 +95,7 @@ class StatusPublisher:
     failing: Callable[[], Iterable[str]] = tuple
     """Returns the processes of the daemon that failed too often and are tried again now and then."""
     clocks: DeviceClocks = field(default_factory=DeviceClocks)
+    following: FollowedCommands = field(default_factory=FollowedCommands)
     _published: tuple[str, tuple[str, ...]] | None = None
     _published_info: tuple[InfoBuilder, str, str] | None = None
     _armed: bool = False
@@ -135,6 +136,7 @@ class StatusPublisher:
         if self.latches.error is not None:
             reasons.append(f"the latches are not saved: {self.latches.error}; the gate tries again")
         reasons.extend(self.clocks.problems())
+        reasons.extend(self.following.problems())
         reasons.extend(f"the process {name} fails repeatedly" for name in self.failing())
         if not agent.was_ready:
             return "starting", ("the agent is not ready yet", *reasons)

@@ -421,3 +421,5 @@ class Connection:
                     raise BrokerSilent(
                         f"the broker does not respond ({error}); check the network and the broker"
                     ) from None
+            else:
+                self._trouble.answered()

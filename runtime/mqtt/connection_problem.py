@@ -70,6 +70,8 @@ class ConnectionProblem:
     _reason: str | None = None
     was_silent: bool = False
     """The newest session ended because the broker was silent: no other client of this name ended it."""
+    _is_unproved: bool = False
+    """The last session ended in silence, and the broker has not answered in this one."""
     _short: int = 0
     """Sessions in a row that the broker ended within `STEADY_S`."""
     _began_s: float | None = None
@@ -83,7 +85,8 @@ class ConnectionProblem:
         """What is wrong and what helps; None while the connection is in order."""
         if self._began_s is not None and self.clock() - self._began_s >= STEADY_S:
             self._reset()
-        return None if self._began_s is not None and self._short < SHORT_SESSIONS else self._reason
+        is_in_order = self._began_s is not None and self._short < SHORT_SESSIONS and not self._is_unproved
+        return None if is_in_order else self._reason
 
     @property
     def is_short_lived(self) -> bool:
@@ -91,8 +94,13 @@ class ConnectionProblem:
         return self._short >= SHORT_SESSIONS
 
     def connected(self) -> None:
-        """Note the begin of a session."""
+        """Note the begin of a session; after one in which the broker was silent, it is in order once the broker has answered in it."""
         self._began_s = self.clock()
+        self._is_unproved = self.was_silent
+
+    def answered(self) -> None:
+        """Note that the broker has acknowledged an echo in this session."""
+        self._is_unproved = False
 
     def ended(self, error: BaseException) -> bool:
         """Note the end of a session, or of an attempt; return whether a warning is due."""
@@ -119,6 +127,7 @@ class ConnectionProblem:
 
     def _reset(self) -> None:
         self._reason, self._short, self._warned, self._next_s = None, 0, 0, float("-inf")
+        self._is_unproved = False
         self._logged.clear()
 
 

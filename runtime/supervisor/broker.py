@@ -16,14 +16,19 @@ import shutil
 import signal
 import socket
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Literal
 
-from learners.files import private_folder, write_atomically
+import structlog
+
+from learners.files import private_folder, storage_problem, write_atomically
 from runtime.config.mqtt_settings import Credentials, MqttSettings
 from runtime.process import child
+
+log = structlog.get_logger(__name__)
 
 MAX_PACKET = 16_777_216
 LARGEST_PACKET = 67_108_864
@@ -58,17 +63,13 @@ def prepare(settings: MqttSettings, state_dir: Path, kind: Kind | None = None) -
         BrokerError: none is installed, or the port is taken.
         ExposedError: it would listen beyond loopback for everybody.
     """
+    check_exposure(settings)
     users = _users(settings)
-    if not users and not _is_loopback(settings.host):
-        raise ExposedError(
-            f"mqtt.url: {settings.url} would admit every client on the network; set mqtt.username and mqtt.password, or use embedded://127.0.0.1"
-        )
     _check_free(settings.host, settings.port)
     folder = state_dir / "broker"
-    private_folder(folder)
     chosen = kind or installed()
     if chosen == "mosquitto":
-        config = _mosquitto(settings, folder, users)
+        config = _written(_mosquitto, settings, folder, users, "mosquitto.conf")
         command = [str(_mosquitto_binary()), "-c", str(config)]
         # SIGTERM at the parent's death: mosquitto then saves what is retained
         return Broker(
@@ -77,7 +78,7 @@ def prepare(settings: MqttSettings, state_dir: Path, kind: Kind | None = None) -
             settings.host,
             settings.port,
         )
-    config = _iotcore(settings, folder, users)
+    config = _written(_iotcore, settings, folder, users, "iotcore.toml")
     return Broker(
         chosen,
         child.with_parent_death(
@@ -86,6 +87,41 @@ def prepare(settings: MqttSettings, state_dir: Path, kind: Kind | None = None) -
         settings.host,
         settings.port,
     )
+
+
+def _written(
+    write: Callable[[MqttSettings, Path, list[Credentials]], Path],
+    settings: MqttSettings,
+    folder: Path,
+    users: list[Credentials],
+    name: str,
+) -> Path:
+    """Write the configuration; where the disk refuses it, that of the last start is used, so that the policy acts all the same.
+
+    Raises:
+        OSError: the file cannot be written, and there is none.
+    """
+    try:
+        private_folder(folder)
+        return write(settings, folder, users)
+    except OSError as error:
+        reason = storage_problem(error, folder)
+        if reason is None or not (folder / name).is_file():
+            raise
+        log.warning("supervisor.broker_settings_not_written", reason=reason, remedy="free the disk, then restart")
+        return folder / name
+
+
+def check_exposure(settings: MqttSettings) -> None:
+    """Refuse a broker without logins that listens beyond this machine.
+
+    Raises:
+        ExposedError: with the remedy.
+    """
+    if not _users(settings) and not _is_loopback(settings.host):
+        raise ExposedError(
+            f"mqtt.url: {settings.url} would admit every client on the network; set mqtt.username and mqtt.password, or use embedded://127.0.0.1"
+        )
 
 
 def installed() -> Kind:

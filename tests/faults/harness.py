@@ -125,14 +125,20 @@ def agent_row(*arguments: str) -> list[Any]:
     return ["agent", True, [sys.executable, str(HERE / "fake_agent.py"), "--gate-fd", "{gate_fd}", *arguments]]
 
 
-def start_daemon(folder: Path, config: Path, rows: list[list[Any]] | None = None, **environment: str) -> Daemon:
-    """Start `supervised.py`."""
+def start_daemon(
+    folder: Path,
+    config: Path,
+    rows: list[list[Any]] | None = None,
+    within: tuple[str, ...] = (),
+    **environment: str,
+) -> Daemon:
+    """Start `supervised.py`, if need be by a command that becomes it, such as `ip netns exec NAME`."""
     children = folder / "children.json"
     children.write_bytes(orjson.dumps(rows if rows is not None else [agent_row()]))
     log = folder / "daemon.log"
     with log.open("ab") as out:
         process = subprocess.Popen(
-            [sys.executable, str(HERE / "supervised.py"), str(config), str(children)],
+            [*within, sys.executable, str(HERE / "supervised.py"), str(config), str(children)],
             stdout=out,
             stderr=out,
             env=os.environ | {"PYTHONPATH": str(ROOT)} | environment,

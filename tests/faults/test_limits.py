@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import resource
+import subprocess
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import psutil
+import pytest
 from faults.harness import agent_row, device_on, end_daemon, start_daemon, under_test, write_config
 
 from fakes import Mosquitto, eventually, free_port
@@ -47,6 +50,7 @@ class Wire:
         self.port = free_port()
         self.swallows = False
         self.delay_s = 0.0
+        self.connections = 0
         self._to = broker_port
         self._tasks: set[asyncio.Task[None]] = set()
         self._writers: list[asyncio.StreamWriter] = []
@@ -63,6 +67,7 @@ class Wire:
             writer.transport.abort()
 
     async def _connected(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.connections += 1
         there_reader, there_writer = await asyncio.open_connection("127.0.0.1", self._to)
         self._writers += [writer, there_writer]
         for pair in ((reader, there_writer), (there_reader, writer)):
@@ -83,6 +88,81 @@ class Wire:
             await asyncio.gather(*self._tasks, return_exceptions=True)
             for writer in self._writers:
                 writer.transport.abort()
+
+
+OPEN_BROKER = "listener {port} 0.0.0.0\nallow_anonymous true\nset_tcp_nodelay true\n"
+HERE_IP, THERE_IP, NO_STATION = "10.219.19.1", "10.219.19.2", "02:00:00:00:00:99"
+
+
+class Namespace:
+    """A network of its own on one cable, of which the ends can be made to miss each other while both are up."""
+
+    def __init__(self, name: str) -> None:
+        self.name, self.here, self.there = name, f"{name}a", f"{name}b"
+
+    def ip(self, *arguments: str, inside: bool = False) -> None:
+        subprocess.run(["ip", *(("-n", self.name) if inside else ()), *arguments], check=True, capture_output=True)
+
+    def cut(self) -> None:
+        """Send every packet to a station that does not exist: nothing arrives, and no end is told."""
+        self.ip("neigh", "replace", THERE_IP, "lladdr", NO_STATION, "dev", self.here, "nud", "permanent")
+        self.ip("neigh", "replace", HERE_IP, "lladdr", NO_STATION, "dev", self.there, "nud", "permanent", inside=True)
+
+    def mend(self) -> None:
+        """Let the ends find each other again."""
+        self.ip("neigh", "del", THERE_IP, "dev", self.here)
+        self.ip("neigh", "del", HERE_IP, "dev", self.there, inside=True)
+
+
+@contextlib.contextmanager
+def namespace() -> Iterator[Namespace]:
+    """Make a network namespace; skip the test where this user may not."""
+    one = Namespace(f"rx{os.getpid() % 100_000}")
+    try:
+        one.ip("netns", "add", one.name)
+    except (OSError, subprocess.CalledProcessError) as error:
+        pytest.skip(f"no network namespace can be made here: {error}")
+    try:
+        one.ip("link", "add", one.here, "type", "veth", "peer", "name", one.there, "netns", one.name)
+        one.ip("addr", "add", f"{HERE_IP}/30", "dev", one.here)
+        one.ip("addr", "add", f"{THERE_IP}/30", "dev", one.there, inside=True)
+        for device, inside in ((one.here, False), (one.there, True), ("lo", True)):
+            one.ip("link", "set", device, "up", inside=inside)
+        yield one
+    finally:
+        one.ip("netns", "del", one.name)  # takes the cable with it
+
+
+async def test_a_connection_that_is_half_open_in_the_network_is_noticed_and_replaced(tmp_path: Path) -> None:
+    """The daemon is in a network of its own; both ends keep their socket, and no packet arrives."""
+    port = free_port()
+    broker = Mosquitto(tmp_path, port, OPEN_BROKER.format(port=port)).start()
+    try:
+        with namespace() as network:
+            config = write_config(tmp_path, f"mqtt://{HERE_IP}:{port}")
+            async with device_on(port) as device:
+                daemon = start_daemon(tmp_path, config, [agent_row()], ("ip", "netns", "exec", network.name))
+                try:
+                    await device.moving()
+                    network.cut()
+                    begun_s, moves = time.monotonic(), device.moves()
+                    await eventually(lambda: '"type":"broker_lost"' in daemon.log.read_text(), "the loss", 60)
+                    lost_s, after = time.monotonic() - begun_s, device.moves()
+                    await eventually(lambda: "does not answer" in daemon.log.read_text(), "an attempt that fails", 60)
+                    network.mend()
+                    mended_s = time.monotonic()
+                    await device.moving()
+                    back_s = time.monotonic() - mended_s
+                finally:
+                    await asyncio.to_thread(end_daemon, daemon)
+    finally:
+        broker.stop()
+    print(
+        f"half-open in the network: noticed after {lost_s:.1f} s, {after - moves} movements meanwhile, moving again "
+        f"{back_s:.1f} s after it was mended"
+    )
+    assert after - moves <= 4, "what was under way"
+    assert max(device.ages_s) <= 0.3, "no command is carried out late"
 
 
 async def test_a_half_open_connection_is_noticed_and_replaced(tmp_path: Path, broker: Mosquitto) -> None:
@@ -121,11 +201,23 @@ async def test_a_broker_that_is_slow_counts_as_lost_and_nothing_is_carried_out_l
             await eventually(lambda: "the broker does not respond" in daemon.log.read_text(), "the reason", 60)
             lost_s = time.monotonic() - begun_s
             await eventually(lambda: '"type":"disarmed"' in daemon.log.read_text(), "disarmed", 60)
+            before = wire.connections
+            await eventually(lambda: wire.connections >= before + 5, "sessions that do not last", 60)
+            assert '"type":"broker_recovered"' not in daemon.log.read_text(), (
+                "a session that does not last is no recovery"
+            )
             wire.delay_s = 0.0
             await device.moving()
+            assert daemon.log.read_text().count('"type":"broker_lost"') == 1
+            await eventually(lambda: '"type":"broker_recovered"' in daemon.log.read_text(), "the recovery", 60)
             expired = device.inbox.drops["expired"]
             print(f"slow broker: named and disarmed after {lost_s:.1f} s; {expired} commands expired on the way")
-            assert max(device.ages_s) <= 0.3, "no command is carried out late"
+            moves = [
+                age_s
+                for age_s, (_, command) in zip(device.ages_s, device.done, strict=True)
+                if command.policy != "gate"
+            ]
+            assert max(moves) <= 0.3, "no movement is carried out late; a safe action is right whenever it arrives"
         finally:
             await asyncio.to_thread(end_daemon, daemon)
 

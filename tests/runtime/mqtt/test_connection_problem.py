@@ -204,3 +204,19 @@ def test_every_error_has_the_address_in_its_text(error: Exception) -> None:
     assert trouble.ended(error)
     assert trouble.reason is not None
     assert "127.0.0.1:1883" in trouble.reason
+
+
+def test_a_session_after_silence_is_in_order_once_the_broker_answers_in_it() -> None:
+    """A broker with a round trip beyond the patience accepts each connection, and never answers an echo in time."""
+    now = [0.0]
+    problem = ConnectionProblem(ADDRESS, "x", lambda: now[0])
+    silent = BrokerSilent("the broker does not respond; check the network and the broker")
+    problem.connected()
+    assert problem.reason is None, "nothing is known against the first session"
+    for _ in range(10):
+        now[0] += 0.8
+        problem.ended(silent)
+        problem.connected()
+        assert "does not respond" in str(problem.reason)
+    problem.answered()
+    assert problem.reason is None
