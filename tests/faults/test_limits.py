@@ -104,7 +104,7 @@ class Namespace:
         subprocess.run(["ip", *(("-n", self.name) if inside else ()), *arguments], check=True, capture_output=True)
 
     def cut(self) -> None:
-        """Send every packet to a station that does not exist: nothing arrives, and no end is told."""
+        """Send every packet to a station that does not exist: nothing arrives, and no end learns of it."""
         self.ip("neigh", "replace", THERE_IP, "lladdr", NO_STATION, "dev", self.here, "nud", "permanent")
         self.ip("neigh", "replace", HERE_IP, "lladdr", NO_STATION, "dev", self.there, "nud", "permanent", inside=True)
 
