@@ -109,7 +109,6 @@ def make(
     client._client.connect_timeout = max(1.0, a.keepalive_s / 2)  # aiomqtt leaves paho's 5 s
     if sys.platform == "linux":
         acknowledge_at_once(client._client)
-    remember_reads(client)
     write_at_once(client)
     return client
 
@@ -156,6 +155,7 @@ async def publish(client: aiomqtt.Client, out: PublishMessage, timeout_s: float 
         aiomqtt.MqttError: no connection, or no acknowledgement in time.
         ValueError: a topic or payload that cannot be written.
     """
+    sent_s = time.monotonic()
     info = client._client.publish(out.topic, out.payload, out.qos, out.retain, out.properties)
     if info.rc != paho.MQTT_ERR_SUCCESS:
         raise aiomqtt.MqttCodeError(info.rc, "Could not publish message")
@@ -163,6 +163,8 @@ async def publish(client: aiomqtt.Client, out: PublishMessage, timeout_s: float 
         confirmation = asyncio.Event()
         with client._pending_call(info.mid, confirmation, client._pending_publishes):
             await faithful(client._wait_for(confirmation.wait(), timeout=timeout_s))
+    if out.qos:
+        client._answer = sent_s, time.monotonic()  # type: ignore[attr-defined]
     reason = client._refusals.pop(info.mid, None)  # type: ignore[attr-defined]
     if reason is not None:
         raise PublishRefused(reason)
@@ -183,22 +185,10 @@ def acknowledge_at_once(client: paho.Client) -> None:
     client.loop_read = read_and_acknowledge  # type: ignore[method-assign]
 
 
-def heard_s(client: aiomqtt.Client) -> float:
-    """Return the monotonic seconds at which something was last read from the broker; minus infinity before that."""
-    return float(getattr(client, "_heard_s", float("-inf")))
-
-
-def remember_reads(client: aiomqtt.Client) -> None:
-    """Note when something was read: the broker lives, whatever it sent."""
-    read = client._client.loop_read
-
-    def read_and_note(max_packets: int = 1) -> MQTTErrorCode:
-        code = read(max_packets)
-        if code == paho.MQTT_ERR_SUCCESS:
-            client._heard_s = time.monotonic()  # type: ignore[attr-defined]
-        return code
-
-    client._client.loop_read = read_and_note  # type: ignore[method-assign]
+def answered_s(client: aiomqtt.Client, patience_s: float) -> float:
+    """Return the monotonic seconds of the newest acknowledgement that came within `patience_s`; minus infinity before the first."""
+    sent_s, acknowledged_s = getattr(client, "_answer", (0.0, float("-inf")))
+    return float(acknowledged_s) if acknowledged_s - sent_s <= patience_s else float("-inf")
 
 
 def write_at_once(client: aiomqtt.Client) -> None:

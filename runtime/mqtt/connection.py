@@ -14,6 +14,7 @@ accepts the new one. A late will can never overwrite a newer status. This module
 from __future__ import annotations
 
 import asyncio
+import math
 import random
 import time
 from collections import Counter
@@ -28,11 +29,11 @@ import structlog
 from runtime.mqtt import handshake
 from runtime.mqtt.client import (
     Newest,
+    answered_s,
     cancelled,
     connect,
     error_text,
     faithful,
-    heard_s,
     make,
     publish,
     shut,
@@ -401,25 +402,31 @@ class Connection:
         self._inbound.dispatch(message)
 
     async def _watch(self, client: aiomqtt.Client) -> None:
-        """The echo, where the broker sends nothing else. Its topic has no readers; the acknowledgement is the answer."""
+        """The echo, where no other acknowledgement shows that the broker responds. Its topic has no readers.
+
+        What the broker sends of itself shows nothing: a slow one still delivers what is late.
+        """
         topic = f"reflexd/echo/{self.identifier}"
         patience_s = self.address.keepalive_s / 4
         quiet_s = self.address.keepalive_s * 0.15  # with the patience: 0.4 of the keepalive at most
-        asked_s = time.monotonic()
+        asked_s, good_s = time.monotonic(), -math.inf  # each session begins with an echo
         while True:
-            left_s = max(heard_s(client), asked_s) + quiet_s - time.monotonic()
+            left_s = max(good_s, asked_s) + quiet_s - time.monotonic()
             if left_s > 0:
                 await asyncio.sleep(left_s)
+                if good_s > -math.inf:
+                    good_s = max(good_s, answered_s(client, patience_s))
                 continue
             asked_s = time.monotonic()
             try:
                 await faithful(client.publish(topic, b"", 1, timeout=patience_s))
             except aiomqtt.MqttError as error:
                 stalled = time.monotonic() - asked_s > patience_s * 1.4  # this loop was late, not the broker
-                if max(self._inbound.last_message_s, heard_s(client)) < asked_s and not stalled:
+                if self._inbound.last_message_s < asked_s and not stalled:
                     self._leave()
                     raise BrokerSilent(
                         f"the broker does not respond ({error}); check the network and the broker"
                     ) from None
             else:
+                good_s = time.monotonic()
                 self._trouble.answered()
