@@ -1,10 +1,12 @@
 """Judge the rows of each agent of a group by those of the others: an agent that lies is one source, and is named.
 
-Two faults are found:
+Three faults are found:
 
 - `flipped`: the rewards have the opposite sign. One ridge regression per other agent predicts the rewards from tokens, success
   and failure. Each of these models has one vote. It votes against an agent if its predictions correlate negatively with the
   rewards in most parts of the window. The agent is named by more than half of the votes.
+- `rare rewards flipped`: most ticks earn one value, and the others contradict those of the other agents: by their sign at a success or a
+  failure, else by the regressions over these ticks alone. They are remembered for longer than a window (`rare_rewards.py`).
 - `rate`: more rows a second of their own stamps than `MOST_RATE` times the rate of the group's ticks.
 
 The check of flips uses ranks of rewards without their mean. So neither scale nor offset nor a few huge values count. A place that
@@ -23,7 +25,7 @@ Shapes: N rows, F features, W agents of the group.
 from __future__ import annotations
 
 from collections import Counter, deque
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 from statistics import median
 
@@ -31,11 +33,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from learners.experience.transition import Transition
+from learners.fleet_data.rare_rewards import LEAST_EVENTS, RewardEvent, contradicts, rare
 
 WINDOW = 512
 """Rows of an agent in one look; another agent needs half of them to be compared with."""
 NEWEST = 512
 """Rows of an agent that the others are compared with."""
+EVENTS = 256
+"""Ticks with rare rewards that are remembered of an agent; a regression needs half of them, and of another agent a quarter."""
 AGENTS = 3
 """Agents with rows below which flips are not looked for."""
 CONFIRMED = 2
@@ -71,6 +76,11 @@ class _Row:
     end: int
     """How the tick ended: rewards are compared within rows of one kind only."""
     reward: float
+    outcome: str
+
+    def event(self, base: float) -> RewardEvent:
+        """Return the row as an event, by the base of its agent's rewards."""
+        return RewardEvent(self.outcome, self.reward - base)
 
 
 @dataclass(slots=True)
@@ -78,6 +88,10 @@ class _Agent:
     """What is remembered of one agent."""
 
     rows: deque[_Row] = field(default_factory=lambda: deque(maxlen=NEWEST))
+    events: deque[tuple[_Row, RewardEvent]] = field(default_factory=lambda: deque(maxlen=EVENTS))
+    """Ticks with rare rewards."""
+    new_events: int = 0
+    """Since their last look."""
     since_look: int = 0
     first_s: float = float("inf")
     last_s: float = -float("inf")
@@ -86,6 +100,14 @@ class _Agent:
     """Windows in a row with each fault."""
     reason: str = ""
     looks: int = 0
+
+    def newest(self) -> list[_Row]:
+        """Return the newest rows."""
+        return list(self.rows)
+
+    def at_events(self) -> list[_Row]:
+        """Return the rows with rare rewards."""
+        return [row for row, _ in self.events]
 
 
 @dataclass(frozen=True, slots=True)
@@ -172,23 +194,51 @@ class AgentTrust:
             "rate": f"{rate:.0f} rows a second of its own stamps, its ticks have {self.rate_hz:g}"
             if rate > MOST_RATE * self.rate_hz
             else "",
-            "flipped": self._flipped(name, agent),
+            "flipped": self._flipped(name, agent, _Agent.newest, self.window),
         }
+        if self._note_events(agent) >= LEAST_EVENTS:
+            faults["rare rewards flipped"] = self._rare_flipped(name, agent)
+            agent.new_events = 0
         for fault, reason in faults.items():
             agent.found[fault] = agent.found.get(fault, 0) + 1 if reason else 0
             if agent.found[fault] >= CONFIRMED and not agent.reason:
                 agent.reason = f"{fault}: {reason}"
 
-    def _flipped(self, name: str, agent: _Agent) -> str:
-        """Return why the rewards of an agent look flipped; empty if they do not, or this cannot be decided."""
+    def _note_events(self, agent: _Agent) -> int:
+        """Remember the ticks of the window with rare rewards; return how many are new since their last look."""
+        rows = agent.newest()[-self.window :]
+        found = rare(np.array([row.reward for row in rows], np.float64))
+        if found is not None:
+            base, is_event_N = found
+            events = [(row, row.event(base)) for row, is_event in zip(rows, is_event_N, strict=True) if is_event]
+            agent.events.extend(events)
+            agent.new_events += len(events)
+        return agent.new_events
+
+    def _rare_flipped(self, name: str, agent: _Agent) -> str:
+        """Return why the rare rewards of an agent look flipped; empty if they do not, or this cannot be decided."""
+        others = [one for other, one in self._agents.items() if other != name and one.events and not one.reason]
+        newest = [event for _, event in agent.events][-agent.new_events :]
+        signs = [[event for _, event in one.events] for one in others[-MOST_OTHERS:]]
+        return contradicts(newest, signs, AGENTS - 1) or self._flipped(name, agent, _Agent.at_events, EVENTS // 2)
+
+    def _flipped(self, name: str, agent: _Agent, rows: Callable[[_Agent], list[_Row]], window: int) -> str:
+        """Return why the rewards of an agent look flipped; empty if they do not, or this cannot be decided.
+
+        Args:
+            name: of the agent.
+            agent: what is remembered of it.
+            rows: returns the rows of an agent that are looked at.
+            window: how many of the newest.
+        """
         others = [
             one
             for other, one in self._agents.items()
-            if other != name and len(one.rows) >= self.window / 2 and not one.reason
+            if other != name and len(rows(one)) >= window / 2 and not one.reason
         ][-MOST_OTHERS:]
-        width = _commonest(_commonest(len(row.features) for row in one.rows) for one in (*others, agent) if one.rows)
-        own = _table(list(agent.rows)[-self.window :], width, self.window / 2)
-        tables = [table for one in others if (table := _table(one.rows, width, self.window / 2)) is not None]
+        width = _commonest(_commonest(len(row.features) for row in rows(one)) for one in (*others, agent) if rows(one))
+        own = _table(rows(agent)[-window:], width, window / 2)
+        tables = [table for one in others if (table := _table(rows(one), width, window / 2)) is not None]
         if own is None or len(tables) < AGENTS - 1 or _is_elsewhere(own, tables):
             return ""
         models = [_fitted(table) for table in tables]
@@ -216,7 +266,8 @@ def _row(transition: Transition) -> _Row:
     tokens = np.concatenate(parts)[: FEATURES - 2] if parts else np.zeros(0)
     outcome = (float(transition.success), float(transition.failure))
     end = transition.done + 2 * transition.truncated
-    return _Row(np.concatenate((tokens, outcome)), end, transition.reward)
+    name = "success" if transition.success else "failure" if transition.failure else ""
+    return _Row(np.concatenate((tokens, outcome)), end, transition.reward, name)
 
 
 def _commonest(widths: Iterable[int]) -> int:

@@ -5,6 +5,9 @@ agent in their order, under sessions that name the agent. An agent's turn ends a
 neighbours is long and no agent holds up the others. Lanes are merged as they are on disk: the successor of a block's last row is
 unknown where the next block is in the other lane and came later. `learners/rl` draws no transition without a successor.
 
+An agent has at most its share of the newest rows (`agent_shares.py`); further ones wait, and the oldest beyond `MOST_WAITING` are passed
+over.
+
 Only rows with the group's spec and encoder versions are merged (`reference.json`). Rows of excluded agents are not.
 The Parquet files are the source: a broken store is set aside and merged again. Boots are those that the names of the files have, also
 such as the positions of an agent have forgotten. An agent with a file that cannot be read now waits, and the others go on. Knows no MQTT.
@@ -29,6 +32,7 @@ from learners.config import ExperienceSettings
 from learners.experience.recovery import damaged
 from learners.experience.transition import Transition
 from learners.files import private_folder
+from learners.fleet_data.agent_shares import WINDOW, AgentShares
 from learners.fleet_data.agent_trust import AgentTrust
 from learners.fleet_data.merged_database import MergedDatabase, session_name
 from learners.fleet_data.parquet_log import FleetReference, file_header, read_positions
@@ -41,6 +45,13 @@ RUN_ROWS = 1_024
 MAX_ROWS = 8_192
 """Of all agents in one call of `merge`: training goes on in between."""
 TRIM_S = 5.0
+ABSENT_S = 3_600.0
+"""An agent that brought no rows for so long does not count when shares are computed."""
+LEAST_TURN = 128
+"""Rows below which an agent with a full share waits for a longer run."""
+MOST_WAITING = 262_144
+"""Rows of a boot that wait for room; older ones are passed over, so that an agent that sends too much does not train on its past alone."""
+OVER_SHARE = "it has its share of the newest rows; further ones wait for those of the other agents"
 FIRST_DIGITS = 12
 """Of the number of the first row in the name of a file."""
 _ALL = 1 << 62
@@ -91,15 +102,17 @@ class ExperienceMerger:
         self.group, self.folder, self.trust, self._wall = group, store, trust, wall
         self._limits, self._shapes = rows, shapes
         self.counts: Counter[str] = Counter()
-        """Rows by what became of them: `merged`, `repeated` by a restored device, `other` spec or encoders, `unreadable`, `excluded`; `unreadable_files`, and `waits` of an agent."""
+        """Rows by what became of them: `merged`, `repeated` by a restored device, `other` spec or encoders, `unreadable`, `excluded`, `passed_over` beyond its share; `unreadable_files`, and `waits` of an agent."""
         self.waiting: dict[str, str] = {}
-        """Agents with files that cannot be read now, with the reason; the next call tries them again."""
+        """Agents with rows that wait, with the reason: files that cannot be read now, or a full share. The next call tries again."""
         self.newly_excluded: list[tuple[str, str]] = []
         """Agents that were excluded since the caller last emptied this list, with the reasons."""
         limits = settings or ExperienceSettings.model_validate({})
         private_folder(store)
         self._set_aside_broken()
         self.database = MergedDatabase(store, max_bytes=int(limits.max_gb * 1e9), reserve=limits.reserved_fraction)
+        self.shares = AgentShares(self.database.newest_runs(WINDOW))
+        """Of each agent in the newest rows."""
         self._unchanged: dict[str, int] = {}
         """By agent, the time of its position file when all of its rows were merged."""
         self._forgotten: set[tuple[str, str]] = set()
@@ -124,12 +137,15 @@ class ExperienceMerger:
         if reference is None:
             return 0
         excluded, merged = self.database.excluded(), 0
-        for agent in self._agents():
-            if agent in excluded:
-                continue
+        agents = [agent for agent in self._agents() if agent not in excluded]
+        present = self._present(agents)
+        for agent in agents:
             try:
-                merged += self._merge_agent(agent, reference)
+                came, is_held_back = self._merge_agent(agent, reference, self.shares.room(agent, present))
+                merged += came
                 self.waiting.pop(agent, None)
+                if is_held_back:
+                    self.waiting[agent] = OVER_SHARE
             except OSError as error:
                 self._wait(agent, str(error))
             self._last_agent = agent
@@ -152,6 +168,7 @@ class ExperienceMerger:
         """
         with self.database:
             self.counts["excluded"] += self.database.exclude(agent, reason)
+        self.shares.forget(agent)
         self.newly_excluded.append((agent, reason))
 
     def readmit(self, agent: str) -> None:
@@ -188,20 +205,33 @@ class ExperienceMerger:
         names = sorted(path.name for path in folder.iterdir() if path.is_dir()) if folder.is_dir() else []
         return [name for name in names if name > self._last_agent] + [n for n in names if n <= self._last_agent]
 
+    def _present(self, agents: Iterable[str]) -> list[str]:
+        """Return the agents that brought rows lately, by the server's clock."""
+        present = []
+        for agent in agents:
+            try:
+                changed_s = (self.group / "agents" / agent / "position.json").stat().st_mtime
+            except OSError:
+                continue
+            if self._wall() - changed_s < ABSENT_S:
+                present.append(agent)
+        return present
+
     def _reference(self) -> FleetReference | None:
         try:
             return FleetReference.model_validate_json((self.group / "reference.json").read_bytes())
         except FileNotFoundError:
             return None
 
-    def _merge_agent(self, agent: str, reference: FleetReference) -> int:
+    def _merge_agent(self, agent: str, reference: FleetReference, room: int) -> tuple[int, bool]:
+        """Merge at most `RUN_ROWS` rows of an agent and at most `room`; return how many, and whether some wait for room."""
         path = self.group / "agents" / agent / "position.json"
         try:
             changed_ns = path.stat().st_mtime_ns
         except FileNotFoundError:
-            return 0
+            return 0, False
         if self._unchanged.get(agent) == changed_ns:
-            return 0
+            return 0, False
         try:
             positions = read_positions(path)
         except ValueError as error:
@@ -216,20 +246,31 @@ class ExperienceMerger:
         for boot, stored in {**forgotten, **positions}.items():
             if (agent, boot) in self._forgotten:
                 continue
-            if merged >= RUN_ROWS:
-                return merged
-            rows, is_whole = self._merge_boot(agent, boot, stored, files, reference)
+            limit = min(RUN_ROWS, room) - merged
+            if limit <= 0 or limit < LEAST_TURN <= RUN_ROWS - merged:
+                return merged, room < RUN_ROWS and self._pass_over(agent, boot, stored)
+            rows, is_whole = self._merge_boot(agent, boot, stored, files, reference, limit)
             merged, is_complete = merged + rows, is_complete and is_whole
             if is_whole and boot in forgotten:
                 self._forgotten.add((agent, boot))
         if is_complete:
             self._unchanged[agent] = changed_ns
-        return merged
+        return merged, False
+
+    def _pass_over(self, agent: str, boot: str, stored: Mapping[str, int]) -> bool:
+        """Pass over the oldest rows beyond `MOST_WAITING`; return whether rows wait."""
+        read, last = self.database.positions(agent, boot), stored.get("rest", 0)
+        passed = last - MOST_WAITING - read["rest"]
+        if passed > 0 and last < _ALL:
+            with self.database:
+                self.database.set_position(agent, boot, "rest", last - MOST_WAITING)
+            self.counts["passed_over"] += passed
+        return any(stored.get(lane, 0) > read[lane] for lane in LANES)
 
     def _merge_boot(
-        self, agent: str, boot: str, stored: Mapping[str, int], files: Files, reference: FleetReference
+        self, agent: str, boot: str, stored: Mapping[str, int], files: Files, reference: FleetReference, limit: int
     ) -> tuple[int, bool]:
-        """Merge at most `RUN_ROWS` rows of a boot; return how many, and whether nothing is left."""
+        """Merge at most `limit` rows of a boot; return how many, and whether nothing is left."""
         read = self.database.positions(agent, boot)
         lanes = {lane: _Lane(read[lane], stored.get(lane, 0)) for lane in LANES if stored.get(lane, 0) > read[lane]}
         for lane, found in lanes.items():
@@ -238,8 +279,8 @@ class ExperienceMerger:
             return 0, True
         rows, is_whole = self._rows(lanes, reference)
         rows.sort(key=lambda each: each[0])
-        is_whole = is_whole and len(rows) <= RUN_ROWS
-        taken = rows[:RUN_ROWS]
+        is_whole = is_whole and len(rows) <= limit
+        taken = rows[:limit]
         transitions = [_of_group(agent, transition) for _, _, transition in taken if transition is not None]
         with self.database:
             new = [each for each in transitions if not self.database.has(each)]
@@ -249,6 +290,7 @@ class ExperienceMerger:
                 passed = max((row for row, its_lane, _ in taken if its_lane == lane), default=found.read)
                 is_passed = is_whole and found.stored < _ALL
                 self.database.set_position(agent, boot, lane, found.stored if is_passed else passed)
+        self.shares.add(agent, len(new))
         self.counts["merged"] += len(new)
         self.counts["repeated"] += len(transitions) - len(new)
         if self.trust is not None:

@@ -7,6 +7,7 @@ row nor stores it twice. `experience_merger.py` uses it.
 from __future__ import annotations
 
 from collections.abc import Collection
+from itertools import groupby
 from pathlib import Path
 
 from learners.experience.database import Database
@@ -61,6 +62,13 @@ class MergedDatabase(Database):
             (transition.decision, transition.session, transition.tick),
         )
         return found.fetchone() is not None
+
+    def newest_runs(self, count: int) -> list[tuple[str, int]]:
+        """Return the agents of the newest `count` rows, oldest first, each with how many neighbours it has."""
+        found = self._db.execute(
+            "SELECT substr(session, 1, instr(session, '/') - 1) FROM transitions ORDER BY row DESC LIMIT ?", (count,)
+        )
+        return [(agent, len(list(rows))) for agent, rows in groupby(agent for (agent,) in reversed(found.fetchall()))]
 
     def excluded(self) -> dict[str, str]:
         """Return the agents with rows that do not train, with the reason."""

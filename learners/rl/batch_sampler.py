@@ -23,6 +23,9 @@ FAILURES = 1 / 16
 """Share of a batch that terminal transitions and outcomes get, once there are enough."""
 MOST_DRAWS = 8
 """No transition of a stratum is drawn more than this many times as often as any other: a single override is no half of a batch."""
+MOST_OF_AGENT = 1 / 8
+"""Of a batch that demonstrations and interventions of one agent of a fleet get: one device that calls all of its rows corrections does not
+teach all others."""
 TRIES_REMEMBERED = 65_536
 """Draws after which earlier ones count half in the estimate of how many rows can be drawn."""
 
@@ -90,18 +93,49 @@ class BatchSampler:
             _pick(lists["demonstrations"], demonstrations, generator),
             _pick(lists["endings"], endings, generator),
         ]
+        parts[1] = self._limited(parts[1], count)
+        if len(parts[1]) < demonstrations:
+            parts.append(self._uniform(demonstrations - len(parts[1]), generator))
         at_B = np.concatenate(parts)
         if not endings:
             return at_B, None
         sizes = (len(lists["demonstrations"]), len(lists["endings"]), self._drawable_share() * self._main.held)
-        return at_B, self._weights(at_B, (demonstrations, endings), sizes)
+        density = demonstrations / max(1, len(lists["demonstrations"]))
+        density_B = self._limited_density(at_B, density, lists["demonstrations"], count)
+        return at_B, self._weights(at_B, (len(parts[1]), endings), sizes, density_B)
+
+    def _limited(self, drawn: NDArray[np.int64], count: int) -> NDArray[np.int64]:
+        """Return demonstrations of a batch of `count` without those of an agent beyond `MOST_OF_AGENT`."""
+        agent = self._columns.agents(drawn)
+        kept = np.ones(len(drawn), bool)
+        for number in np.unique(agent[agent >= 0]):
+            kept[np.flatnonzero(agent == number)[max(1, int(MOST_OF_AGENT * count)) :]] = False
+        return drawn[kept]
+
+    def _limited_density(
+        self, at_B: NDArray[np.int64], density: float, demonstrations: NDArray[np.int64], count: int
+    ) -> NDArray[np.float64]:
+        """Return how often a demonstration of the agent of each position is drawn from their stratum."""
+        density_B = np.full(len(at_B), density)
+        agent_B = self._columns.agents(at_B)
+        if not (agent_B >= 0).any():
+            return density_B
+        agent_N = self._columns.agents(demonstrations)
+        for number in np.unique(agent_N[agent_N >= 0]):
+            rows = int((agent_N == number).sum())
+            density_B[agent_B == number] = min(density, max(1, int(MOST_OF_AGENT * count)) / rows)
+        return density_B
 
     def _share(self, count: int, wanted: float, rows: int) -> int:
         """Return how many of `count` come from a stratum: the wanted share, but no row more than `MOST_DRAWS` times as often as others."""
         return round(count * min(wanted, MOST_DRAWS * rows / max(1, self._main.held)))
 
     def _weights(
-        self, at_B: NDArray[np.int64], drawn: tuple[int, int], sizes: tuple[int, int, float]
+        self,
+        at_B: NDArray[np.int64],
+        drawn: tuple[int, int],
+        sizes: tuple[int, int, float],
+        density_B: NDArray[np.float64],
     ) -> NDArray[np.float32]:
         """Return importance weights B: endings count as often as they happened, not as often as they are sampled.
 
@@ -111,10 +145,11 @@ class BatchSampler:
             at_B: the sampled positions.
             drawn: how many of them come from the strata of demonstrations and of endings.
             sizes: rows in these strata, and about how many rows of the main ring can be sampled.
+            density_B: how often each demonstration is drawn from their stratum.
         """
-        (demonstrations, endings), uniform = drawn, len(at_B) - sum(drawn)
+        endings, uniform = drawn[1], len(at_B) - sum(drawn)
         each = 1 / max(1.0, sizes[2])
-        is_expert_B = self._columns.is_expert_NU[at_B].any(-1) * (demonstrations / max(1, sizes[0]))
+        is_expert_B = self._columns.is_expert_NU[at_B].any(-1) * density_B
         is_ending_B = self._columns.ends(at_B) * (endings / max(1, sizes[1]))
         wanted_B = (uniform + endings) * each + is_expert_B
         found_B = np.where(at_B < self._main.stop, uniform * each, 0.0) + is_expert_B + is_ending_B

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -34,6 +35,27 @@ def row_bytes(spec: PolicySpec) -> int:
     actuators = len(spec.actions.choices) + len(spec.actions.continuous)
     choices = sum(len(choice.choices) for choice in spec.actions.choices)
     return int(numbers + 8 * len(spec.streams) + 64 + 16 * actuators + choices)
+
+
+class AgentNumbers:
+    """Numbers of the agents of a fleet, by session: a merged session is named `AGENT/SESSION`."""
+
+    def __init__(self) -> None:
+        self._by_session: list[int] = []
+        self._by_name: dict[str, int] = {}
+
+    def of(self, session_B: NDArray[np.int64], sessions: Mapping[str, int]) -> NDArray[np.int64]:
+        """Return the number of the agent of each session; -1 where its name has no agent.
+
+        Args:
+            session_B: numbers of sessions.
+            sessions: numbers of sessions by name, in their order; further ones since the last call are at the end.
+        """
+        for name in islice(sessions, len(self._by_session), None):
+            agent, slash, _ = name.partition("/")
+            self._by_session.append(self._by_name.setdefault(agent, len(self._by_name)) if slash else -1)
+        found: NDArray[np.int64] = np.array(self._by_session or [-1], np.int64)[session_B]
+        return found
 
 
 class ReplayStorage:
@@ -74,6 +96,7 @@ class ReplayStorage:
         self._where: dict[int, int] = {}  # row number -> position
         self._version_ids: dict[str, int] = {}
         self._session_ids: dict[str, int] = {}
+        self._agents = AgentNumbers()
         self.arrays: list[NDArray[Any]] = [
             *(*self.tokens.values(), *self.value.values(), *self.allowed.values()),
             *(self.version_NS, self.ages_NS, self.index_NC),
@@ -134,6 +157,10 @@ class ReplayStorage:
             self.is_expert_NU[at] = self.acted_NU[at] & self.executed_NU[at]
         self.intervention_N[at] = bool(after["intervention"])
         return True
+
+    def agents(self, at: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Return a number of the fleet's agent that each position came from; -1 for a device's own rows."""
+        return self._agents.of(self.session_N[at], self._session_ids)
 
     def find(self, number: int) -> int | None:
         """Return the position of a row of the store; None if it is not held."""
@@ -202,6 +229,7 @@ class ReplayStorage:
         self.versions, self.any_masked = dict(rest["versions"]), rest["any_masked"]
         self.skipped = Counter(rest["skipped"])
         self._version_ids, self._session_ids = dict(rest["version_ids"]), dict(rest["session_ids"])
+        self._agents = AgentNumbers()
 
     def detach(self) -> None:
         """Discard the row numbers, because the store was recreated and will use them again."""

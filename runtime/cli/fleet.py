@@ -145,12 +145,19 @@ def publish(settings: Path, directory: Path | None, key: str | None, share: floa
 @SHARE
 @refusing
 def rollback(settings: Path, share: float) -> None:
-    """Take the published version out for good, and publish the one before it again. Repeat it where the broker did not answer."""
+    """Take the published version out for good, and publish the newest earlier one that passed. Repeat it where the broker did not answer.
+
+    Passed are versions that went through all of their waves, and those that a person published. Without one, no agent tries any.
+    """
     from runtime.fleet.policy_publisher import PolicyPublisher
     from runtime.fleet.server_settings import load_fleet
 
     publisher = PolicyPublisher(load_fleet(settings))
-    _say(checked(lambda: asyncio.run(publisher.roll_back(share))))
+    policy = checked(lambda: asyncio.run(publisher.roll_back(share)))
+    if policy.version in policy.withdrawn:
+        click.echo(f"{policy.version} is withdrawn from {policy.group}; no earlier version passed its waves")
+    else:
+        _say(policy)
 
 
 @fleet.command("pause-wave")

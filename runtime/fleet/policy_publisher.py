@@ -1,8 +1,8 @@
 """Publish a version to a group: the blob in retained parts, then the signed manifest.
 
 `<data>/<group>/policies` has every version that was published, under the fleet's own key, and says which one is in force. A
-rollback publishes the one before it again, with a higher counter. `passed.json` names the versions that passed all of their waves, or
-that a person published: a withdrawal returns to no other one. A rollback takes a version out only while the broker answers, and notes
+rollback publishes an earlier one again, with a higher counter. `passed.json` names the versions that passed all of their waves, or
+that a person published: a withdrawal and a rollback return to no other one. A rollback takes a version out only while the broker answers, and notes
 it, so that a rollback that was interrupted publishes the same version when it is repeated. The verbs `reflexd fleet publish` and
 `rollback` use it.
 """
@@ -118,38 +118,50 @@ class PolicyPublisher:
         return self.folder / "rollback-pending.json"
 
     def go_back(self) -> str:
-        """Take the version in force out for good; return the one before it.
+        """Take the version in force out for good; return the version in force then: the newest one before it that passed.
 
-        A repeated call takes out no further version before the broker has that one.
+        Without one, the version in force stays so and is only withdrawn: no agent tries any. A repeated call takes out no further
+        version before the broker has that one.
 
         Raises:
-            CheckpointRefused: there is none.
+            CheckpointRefused: no version was published yet.
         """
-        checkpoints = self._checkpoints()
-        version = checkpoints.live().version
+        version = self._checkpoints().live().version
+        if version is None:
+            raise CheckpointRefused("none", "missing", "no version was published, so there is nothing to roll back")
         if self._pending.exists():
             failing = str(orjson.loads(self._pending.read_bytes()))
         else:
-            failing = str(version)
+            failing = version
             write_atomically(self._pending, orjson.dumps(failing), mode=0o600)
-        if version is None or version == failing:
-            try:
-                version = checkpoints.rollback(failing=version).version
-            except CheckpointRefused:
-                self._pending.unlink()
-                raise
-        assert version is not None
-        return version
+        return self._take_out(failing)
+
+    def _take_out(self, version: str) -> str:
+        """Withdraw a version, and return the version in force then: where it was in force, the newest one before it that passed."""
+        self._note_name("withdrawn.json", version)
+        checkpoints, passed = self._checkpoints(), set(self.passed())
+        for earlier in reversed(checkpoints.live().promoted):
+            live = checkpoints.live()
+            if (
+                live.version == version
+                and earlier in passed
+                and earlier not in {version, *live.failed, *self.withdrawn()}
+            ):
+                with suppress(CheckpointRefused):  # it cannot be loaded any more
+                    checkpoints.rollback(failing=version, to=earlier)
+        return str(checkpoints.live().version)
 
     async def roll_back(self, share: float) -> FleetPolicy:
-        """Take the version in force out for good, once the broker answers, and publish the one before it.
+        """Take the version in force out for good, once the broker answers, and publish the newest one before it that passed.
+
+        Without one, the manifest only withdraws.
 
         Args:
             share: of the agents that try it.
 
         Raises:
             MqttLost: the broker does not answer; where it had answered before, a repetition publishes the same version.
-            CheckpointRefused: there is no version before it, or it cannot be read.
+            CheckpointRefused: no version was published yet, or it cannot be read.
             ValueError: it names no spec.
         """
         return await self.publish(share, before=self.go_back)
@@ -164,17 +176,7 @@ class PolicyPublisher:
             MqttLost: the broker does not answer; a repetition publishes the same.
             CheckpointRefused: the version in force cannot be read.
         """
-
-        def before() -> None:
-            self._note_name("withdrawn.json", version)
-            checkpoints, passed = self._checkpoints(), set(self.passed())
-            for earlier in reversed(checkpoints.live().promoted):
-                live = checkpoints.live()
-                if live.version == version and earlier in passed and earlier not in {version, *live.failed}:
-                    with suppress(CheckpointRefused):  # it cannot be loaded any more
-                        checkpoints.rollback(failing=version, to=earlier)
-
-        return await self.publish(1.0, before=before, wave="all")
+        return await self.publish(1.0, before=lambda: self._take_out(version), wave="all")
 
     def _note_name(self, file: str, version: str) -> None:
         private_folder(self.folder)
@@ -187,8 +189,8 @@ class PolicyPublisher:
         path = self.folder / file
         return [str(name) for name in orjson.loads(path.read_bytes())] if path.exists() else []
 
-    def _withdrawn(self) -> list[str]:
-        """Return the versions that `withdraw` took out."""
+    def withdrawn(self) -> list[str]:
+        """Return the versions that a wave or a person took out, the newest last."""
         return self._names("withdrawn.json")
 
     async def publish(
@@ -248,7 +250,7 @@ class PolicyPublisher:
             size=len(blob),
             spec=spec_digest_of(loaded),
             encoder_versions=dict(loaded.manifest.encoder_versions),
-            withdrawn=list(dict.fromkeys([*checkpoints.live().failed, *self._withdrawn()]))[-MAX_NAMES:],
+            withdrawn=list(dict.fromkeys([*checkpoints.live().failed, *self.withdrawn()]))[-MAX_NAMES:],
             share=share,
             wave=wave,
             min_daemon=self.settings.min_daemon,

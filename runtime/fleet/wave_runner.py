@@ -147,6 +147,9 @@ class WaveRunner:
             reason = f"{in_force} was published meanwhile"
             self._note(wave.model_copy(update={"state": "ended", "reason": reason}))
             return
+        if version in self.publisher.withdrawn():
+            self._note(wave.model_copy(update={"state": "ended", "reason": f"{version} was withdrawn meanwhile"}))
+            return
         wave = self._lasting(wave)
         online = self.agents_in(wave)
         group = self.publisher.settings.group

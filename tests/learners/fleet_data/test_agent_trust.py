@@ -130,3 +130,53 @@ def test_no_more_than_a_third_is_excluded_automatically() -> None:
     trust.forget("arm-1")
     assert list(trust.untrusted()) == ["arm-0"]
     assert not trust.alert
+
+
+def rarely(*, flip: bool, length: int = 40, base: float = 0.0, rate: float = 0.6, has_outcome: bool = True) -> Sender:
+    """One reward at the end of each episode: 1 or -1, by chance and with an outcome, or by the tokens and without one."""
+
+    def sent(rng: np.random.Generator, at: int) -> Transition:
+        made, is_end = row(rng, at), at % length == length - 1
+        is_good = bool(rng.random() < rate) if has_outcome else made.reward > 0
+        earned = base + (0.0 if not is_end else 1.0 if is_good else -1.0)
+        is_known = is_end and has_outcome
+        return replace(
+            made, reward=-earned if flip else earned, done=is_end, success=is_known and is_good, failure=is_known and not is_good
+        )  # fmt: skip
+
+    return sent
+
+
+def judged_longer(senders: dict[str, Sender], windows: int) -> list[str]:
+    """Names after some windows of 512 ticks."""
+    trust = AgentTrust(10.0)
+    rngs = {name: np.random.default_rng([8, at]) for at, name in enumerate(senders)}
+    for part in range(windows):
+        for name, sent in senders.items():
+            trust.add(name, [sent(rngs[name], at) for at in range(part * 512, (part + 1) * 512)])
+    return list(trust.untrusted())
+
+
+@pytest.mark.parametrize("base", [0.0, -0.01, 3.0])
+def test_flipped_rewards_at_the_ends_of_episodes_are_found(base: float) -> None:
+    senders = {**{f"arm-{at}": rarely(flip=False, base=base) for at in range(3)}, "liar": rarely(flip=True, base=base)}
+    assert judged_longer(senders, 4) == ["liar"]
+
+
+def test_flipped_rare_rewards_without_an_outcome_are_found_where_the_tokens_tell_them() -> None:
+    def sent(flip: bool) -> Sender:
+        return rarely(flip=flip, length=8, has_outcome=False)
+
+    assert judged_longer({**{f"arm-{at}": sent(False) for at in range(3)}, "liar": sent(True)}, 6) == ["liar"]
+
+
+@pytest.mark.parametrize("rate", [0.0, 0.05])
+def test_an_agent_that_nearly_always_fails_or_succeeds_is_not_named(rate: float) -> None:
+    senders = {**{f"arm-{at}": rarely(flip=False, rate=0.9) for at in range(3)}, "hard": rarely(flip=False, rate=rate)}
+    assert judged_longer(senders, 4) == []
+    mixed = {name: rarely(flip=False, rate=0.9 if name != "hard" else rate) for name in senders}
+    hidden = {
+        name: (lambda rng, at, sent=sent: replace(sent(rng, at), success=False, failure=False))
+        for name, sent in mixed.items()
+    }
+    assert judged_longer(hidden, 4) == []

@@ -14,12 +14,12 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from fleet_world import fill, queue, ticks
+from fleet_world import BEGUN_S, fill, queue, ticks
 
 from learners.experience.reader import Reader, Row
 from learners.experience.transition import Transition
 from learners.fleet_data.agent_trust import AgentTrust
-from learners.fleet_data.experience_merger import RUN_ROWS, ExperienceMerger
+from learners.fleet_data.experience_merger import ABSENT_S, OVER_SHARE, RUN_ROWS, ExperienceMerger
 from learners.fleet_data.parquet_log import MAX_BOOTS, FleetReference, ParquetLog
 from learners.fleet_data.segment import SegmentHeader, SentRow, pack, unpack
 from learners.fleet_data.uplink_queue import UplinkIdentity
@@ -291,3 +291,34 @@ def test_an_agent_with_too_many_rows_a_second_is_named(tmp_path: Path) -> None:
     assert trust.untrusted() == {"fast": "rate: 50 rows a second of its own stamps, its ticks have 10"}
     trust.forget("fast")
     assert not trust.untrusted()
+
+
+def test_further_rows_of_a_chatty_agent_wait_until_the_others_bring_theirs(tmp_path: Path) -> None:
+    names = ("chatty", "arm-1", "arm-2", "arm-3")
+    log, now_s = ParquetLog(tmp_path, "arms"), [BEGUN_S]
+    for name in names:
+        send(log, ticks(0, 100, session=name), agent=name)
+    for start in range(100, 1_900, 300):
+        send(log, ticks(start, start + 300, session="chatty"), agent="chatty", first=start + 1)
+    for name in names:
+        os.utime(tmp_path / "arms" / "agents" / name / "position.json", (BEGUN_S, BEGUN_S))
+
+    def opened() -> ExperienceMerger:
+        return ExperienceMerger(tmp_path / "arms", tmp_path / "store", wall=lambda: now_s[0])
+
+    merger = opened()
+    while merger.merge():
+        pass
+    merger.close()
+    merger = opened()  # shares are those of the stored rows
+    assert merger.merge() == 0
+    assert merger.waiting == {"chatty": OVER_SHARE}
+    assert merger.shares.held == {"chatty": RUN_ROWS, "arm-1": 100, "arm-2": 100, "arm-3": 100}
+    now_s[0] += ABSENT_S
+    os.utime(tmp_path / "arms" / "agents" / "chatty" / "position.json", (now_s[0], now_s[0]))
+    while merger.merge():
+        pass
+    assert not merger.waiting
+    merger.close()
+    own = [row.tick for row in merged_rows(tmp_path / "store") if row.session == "chatty/chatty"]
+    assert own == list(range(1_900))

@@ -521,3 +521,28 @@ def test_a_state_without_links_joins_no_rows_of_the_reserve_that_are_far_apart()
     assert all(max(history) - min(history) < 4 for history in histories)
     assert again.held().linked is not None
     assert again.held().linked[-1] is False
+
+
+def test_demonstrations_of_one_agent_of_a_fleet_are_at_most_an_eighth_of_a_batch() -> None:
+    def drawn(agents: list[str], *, teachers: int) -> dict[str, int]:
+        """How many of 800 draws are demonstrations, by agent; tick numbers name the agent."""
+        memory = replay(failure_share=0.1)
+        for at, agent in enumerate(agents):
+            for n in range(at * 100, at * 100 + 100):
+                memory.append(tick(n, f"{agent}s", done=n % 100 == 99, demonstration=at < teachers))
+        batch = memory.sample(800, torch.Generator().manual_seed(3))
+        expert = [
+            int(n) for n, is_expert in zip(ticks(batch.features), batch.is_expert["head"], strict=True) if is_expert
+        ]
+        assert batch.weights is not None
+        assert bool((batch.weights > 0).all())
+        return {agent: sum(n // 100 == at for n in expert) for at, agent in enumerate(agents)}
+
+    one = drawn(["liar/", "b/", "c/", "d/", "e/", "f/", "g/", "h/"], teachers=1)
+    assert 100 <= one["liar/"] <= 100 + 800 / 8  # an eighth, and what the uniform part has
+    assert not one["b/"]
+    several = drawn(["a/", "b/", "c/", "d/", "e/", "f/", "g/", "h/"], teachers=4)
+    assert sum(several.values()) > 400
+    assert (
+        drawn(["own", "b", "c", "d", "e", "f", "g", "h"], teachers=1)["own"] > 350
+    )  # a device of its own has no such limit

@@ -137,6 +137,17 @@ async def test_a_rollback_that_did_not_reach_the_broker_can_be_repeated(
     assert (policy.version, policy.withdrawn) == (names[1], [names[2]])
     policy = await server.roll_back(1.0)
     assert (policy.version, policy.withdrawn) == (names[0], [names[2], names[1]])
-    for _ in range(2):
-        with pytest.raises(CheckpointRefused, match="no earlier version"):
-            await server.roll_back(1.0)
+    for _ in range(2):  # none is left that passed: it is only withdrawn
+        policy = await server.roll_back(1.0)
+        assert (policy.version, set(policy.withdrawn)) == (names[0], set(names))
+
+
+async def test_a_rollback_by_hand_returns_to_no_version_that_did_not_pass(tmp_path: Path, broker: Mosquitto) -> None:
+    server, names = publisher(tmp_path, broker), []
+    with pytest.raises(CheckpointRefused, match="no version was published"):
+        await server.roll_back(1.0)
+    for scale, by in ((1.0, "person"), (2.0, "wave"), (3.0, "wave")):
+        directory, known = trained(tmp_path, scale)
+        names.append(server.add(directory, known, lambda _: False, by=by))
+    policy = await server.roll_back(1.0)
+    assert (policy.version, policy.withdrawn) == (names[0], [names[2]])

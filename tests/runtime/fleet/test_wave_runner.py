@@ -45,7 +45,7 @@ class NotedPublisher(PolicyPublisher):
         if self.is_lost:
             raise MqttLost("down")
         before()
-        self.sent.append((self.in_force(), share, self._withdrawn()))
+        self.sent.append((self.in_force(), share, self.withdrawn()))
         if self.dies:
             raise Killed
         return None  # type: ignore[return-value]  # no caller reads it
