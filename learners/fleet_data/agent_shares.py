@@ -12,7 +12,7 @@ from collections.abc import Collection, Iterable
 WINDOW = 16_384
 """Newest merged rows of the group that shares are of."""
 FAIR = 1.5
-"""An agent may have so many times the rows of an equal part."""
+"""Times the rows of an equal part that an agent may have."""
 LEAST_ROWS = 1_024
 """That an agent may always have: a run of neighbours."""
 

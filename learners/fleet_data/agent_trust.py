@@ -5,8 +5,8 @@ Three faults are found:
 - `flipped`: the rewards have the opposite sign. One ridge regression per other agent predicts the rewards from tokens, success
   and failure. Each of these models has one vote. It votes against an agent if its predictions correlate negatively with the
   rewards in most parts of the window. The agent is named by more than half of the votes.
-- `rare rewards flipped`: most ticks earn one value, and the others contradict those of the other agents: by their sign at a success or a
-  failure, else by the regressions over these ticks alone. They are remembered for longer than a window (`rare_rewards.py`).
+- `rare rewards flipped`: most ticks earn one value, and the other rewards contradict those of the other agents. Their sign at a success
+  or a failure tells, else the regressions over these ticks. They are remembered for longer than a window (`rare_rewards.py`).
 - `rate`: more rows a second of their own stamps than `MOST_RATE` times the rate of the group's ticks.
 
 The check of flips uses ranks of rewards without their mean. So neither scale nor offset nor a few huge values count. A place that

@@ -107,10 +107,10 @@ class BatchSampler:
     def _limited(self, drawn: NDArray[np.int64], count: int) -> NDArray[np.int64]:
         """Return demonstrations of a batch of `count` without those of an agent beyond `MOST_OF_AGENT`."""
         agent = self._columns.agents(drawn)
-        kept = np.ones(len(drawn), bool)
+        is_taken = np.ones(len(drawn), bool)
         for number in np.unique(agent[agent >= 0]):
-            kept[np.flatnonzero(agent == number)[max(1, int(MOST_OF_AGENT * count)) :]] = False
-        return drawn[kept]
+            is_taken[np.flatnonzero(agent == number)[max(1, int(MOST_OF_AGENT * count)) :]] = False
+        return drawn[is_taken]
 
     def _limited_density(
         self, at_B: NDArray[np.int64], density: float, demonstrations: NDArray[np.int64], count: int
