@@ -341,9 +341,11 @@ class Gate:
         """The broker, or the device, has this command: the gate's idea of the device follows it."""
         self._actuators[actuator].acknowledge(serial, by_device=by_device)
 
-    def device_answers(self, actuator: str) -> None:
-        """The device says which command it answers: a safe action is owed until it does."""
-        self._actuators[actuator].answers = True
+    def device_answers(self, actuator: str) -> bool:
+        """The device says which command it answers: a safe action is owed until it does. Returns whether that is new."""
+        each = self._actuators[actuator]
+        known, each.answers = each.answers, True
+        return not known
 
     def unsent(self, actuator: str, serial: int) -> None:
         """This command never left: a newer one replaced it, or there was no connection."""

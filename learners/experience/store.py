@@ -225,4 +225,5 @@ class Store:
             self._hurried.clear()
             while len(batch) < _BATCH:
                 batch.append(self._items.get_nowait())
+            self._hurried.set()  # more is queued, and perhaps a flush with it
         return batch

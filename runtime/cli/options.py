@@ -6,7 +6,10 @@ import errno
 import functools
 import os
 import re
+import signal
 import sys
+import tempfile
+import time
 import traceback
 from collections.abc import Callable, Sequence
 from importlib.resources import as_file, files
@@ -26,6 +29,9 @@ REFUSED = 2
 """Exit code for settings or arguments that cannot be used."""
 MAY_PASS = 1
 """Exit code for what may pass without an edit, such as a port in use."""
+
+CHECK_S = 240.0
+"""For the check of the settings at a start; its own parts have limits of 60 and 180 s."""
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -196,14 +202,14 @@ def checked_beside(path: Path, loaded: LoadedConfig) -> Callable[[], str]:
     """Begin to look for what would keep a daemon with these settings from starting; return what waits for it, one problem a line.
 
     A forked process does that: it has what this one has imported, and what the check imports stays out of the supervisor's memory.
-    It shows nothing that the plug-ins print which it builds. Call this while the process has one thread.
+    It shows nothing that the plug-ins print which it builds. Call this while the process has one thread. A check that crashes, or
+    takes longer than `CHECK_S`, is named on standard error and finds nothing.
     """
-    reading, writing = os.pipe()
+    answer = tempfile.TemporaryFile()  # noqa: SIM115 - no pipe: a process that a plug-in has left behind would keep it open
     checker = os.fork()
     if checker == 0:
         code = 1
         try:
-            os.close(reading)
             shown, null = os.dup(2), os.open(os.devnull, os.O_RDWR)
             for standard in range(3):
                 os.dup2(null, standard)
@@ -211,23 +217,40 @@ def checked_beside(path: Path, loaded: LoadedConfig) -> Callable[[], str]:
                 from runtime.cli.preflight import preflight
 
                 text = "".join(f"{problem}\n" for problem in preflight(path, loaded))
-                with os.fdopen(writing, "w") as out:
-                    out.write(text)
+                answer.write(text.encode("utf-8", "surrogateescape"))
+                answer.flush()
                 code = 0
             except BaseException:  # noqa: BLE001 - the daemon starts, and what a check cannot do is seen
-                with os.fdopen(shown, "w") as out:
+                with os.fdopen(shown, "w", errors="backslashreplace") as out:
                     traceback.print_exc(file=out)
         finally:
             os._exit(code)
-    os.close(writing)
 
     def found() -> str:
-        with os.fdopen(reading) as answer:
-            text = answer.read()
-        os.waitpid(checker, 0)
-        return text
+        status = _ended(checker, CHECK_S)
+        if status is None:
+            click.echo(f"{path}: the check of the settings took longer than {CHECK_S:g} s and was ended", err=True)
+        elif status < 0:
+            click.echo(f"{path}: the check of the settings ended with signal {-status}", err=True)
+        with answer:
+            answer.seek(0)
+            return answer.read().decode("utf-8", "surrogateescape")
 
     return found
+
+
+def _ended(child: int, limit_s: float) -> int | None:
+    """Wait for a child process and return its exit code; None after `limit_s`, when it is killed."""
+    until_s = time.monotonic() + limit_s
+    while True:
+        pid, status = os.waitpid(child, os.WNOHANG)
+        if pid:
+            return os.waitstatus_to_exitcode(status)
+        if time.monotonic() >= until_s:
+            os.kill(child, signal.SIGKILL)
+            os.waitpid(child, 0)
+            return None
+        time.sleep(0.005)
 
 
 def refuse(problems: Sequence[Problem]) -> None:

@@ -125,8 +125,8 @@ class DeviceTraffic:
             report: DeviceReport = parse_state(self.config.actuators[name], message.payload)
         except WireError as error:
             raise Refused(str(error)) from None
-        if report.boot is not None:
-            self.gate.device_answers(name)
+        if report.boot is not None and self.gate.device_answers(name):
+            self.woken.set()  # an old safe action may be owed again
         if report.stamp_s is not None and not message.retain:
             self._measure_clock(name, report.stamp_s - (self.wall() - (self.now() - message.stamp_s)))
         if report.boot == self.commands.boot and report.seq is not None:

@@ -193,6 +193,7 @@ class GateHost:
         """Let the policy act again at once."""
         self.devices.apply(self.gate.end_hold(actuator, self.now()))
         self.holds.publish_changes(self.now())
+        self.wake()
 
     def arm(self, saved: Saved | None = None, asked_s: float = math.inf) -> Refusal | None:
         """Allow movement, as asked at a time of the monotonic clock; returns why it is refused, or None."""
@@ -257,9 +258,9 @@ class GateHost:
         return min(min(self._ticked_s, self.now()) + LONGEST_S, self.gate.due_s(), self.listener.due_s())
 
     async def run(self) -> None:
-        """Give the gate the time whenever something is due or has happened, until cancelled."""
+        """Give the gate the time whenever something is due or has happened, until cancelled or until the end has begun."""
         loop, ticked_s = asyncio.get_running_loop(), -math.inf
-        while True:
+        while not self.ending:
             timer = loop.call_later(max(0.0, self.due_s() - self.now()), self.wake)
             try:
                 await self._woken.wait()

@@ -211,7 +211,7 @@ def write_at_once(client: aiomqtt.Client) -> None:
                 if not client._disconnected.done():
                     client._disconnected.set_exception(error)
                 return
-        if not is_free or inner.want_write():
+        if paho_client.socket() is sock and (not is_free or inner.want_write()):  # a failed write has closed it
             wait_until_writable(paho_client, userdata, sock)
 
     inner.on_socket_register_write = write

@@ -134,9 +134,12 @@ def test_rows_that_come_one_by_one_are_committed_together_and_a_flush_does_not_w
     for n in range(5, 5 + 2 * BATCH):  # a queue that fills is not left to wait
         store.append(tick(n))
     wait_for(lambda: store.committed >= 5 + BATCH, "a full batch", 10.0)
-    store.append(tick(1_000))
+    for n in range(BATCH + 40):  # what a flush waits for may not fit into one batch
+        store.append(tick(1_000 + n))
+    assert store.flush(5.0)
+    store.append(tick(5_000))
     assert store.close(10.0)
-    assert store.committed == 6 + 2 * BATCH
+    assert store.committed == 46 + 3 * BATCH
 
 
 def test_an_outcome_and_a_time_limit_are_stored_as_they_were_sent(tmp_path: Path, store: Store) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 GOOD = """\
@@ -63,3 +64,41 @@ def test_a_check_that_fails_itself_is_seen_and_the_daemon_starts(tmp_path: Path)
     assert "RuntimeError: the check itself failed" in done.stderr
     assert "a plug-in prints" not in done.stdout + done.stderr
     assert done.stdout.splitlines() == ["meanwhile", "box True"]
+
+
+DIE = """\
+def preflight(path, loaded):
+    {body}
+broken = types.ModuleType("runtime.cli.preflight")
+broken.preflight = preflight
+sys.modules["runtime.cli.preflight"] = broken
+"""
+
+
+def test_a_check_that_a_signal_ends_is_named(tmp_path: Path) -> None:
+    done = asked(tmp_path, GOOD, DIE.format(body="import os; os.kill(os.getpid(), 11)"))
+    assert (done.returncode, done.stdout.splitlines()) == (0, ["meanwhile", "box True"])
+    assert "the check of the settings ended with signal 11" in done.stderr
+
+
+def test_a_check_that_takes_too_long_is_ended_and_named(tmp_path: Path) -> None:
+    short = "import runtime.cli.options as options\noptions.CHECK_S = 0.2\n"
+    done = asked(tmp_path, GOOD, short + DIE.format(body="import time; time.sleep(600)"))
+    assert (done.returncode, done.stdout.splitlines()) == (0, ["meanwhile", "box True"])
+    assert "took longer than 0.2 s and was ended" in done.stderr
+
+
+def test_a_process_that_a_plugin_leaves_behind_does_not_hold_up_the_start(tmp_path: Path) -> None:
+    """It has every open file of the check."""
+    body = "import multiprocessing as m, time; m.get_context('fork').Process(target=time.sleep, args=(3,), daemon=True).start(); return ['box.yaml:1: wrong']"
+    begun_s = time.monotonic()
+    done = asked(tmp_path, GOOD, DIE.format(body=body))
+    assert (done.returncode, done.stderr) == (2, "box.yaml:1: wrong\n")
+    assert time.monotonic() - begun_s < 60
+
+
+def test_a_problem_is_found_whatever_characters_it_contains(tmp_path: Path) -> None:
+    done = asked(tmp_path, GOOD, DIE.format(body="return ['b\\udcff \u2192 wrong']"))
+    assert done.returncode == 2
+    assert "wrong" in done.stderr
+    assert "Traceback" not in done.stderr

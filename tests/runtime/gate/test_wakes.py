@@ -9,6 +9,8 @@ from dataclasses import dataclass, field
 import pytest
 from gate_model import World
 
+from runtime.mqtt import Message
+
 STEP_S = 0.001
 DEADMAN_S = 0.15
 PERIOD_S = 0.1
@@ -155,3 +157,28 @@ def test_the_host_ends_when_it_is_cancelled(clocked: Clocked) -> None:
     clocked.advance(0.01)
     assert clocked.running.cancelled()
     assert isinstance(clocked.running, asyncio.Task)
+
+
+def test_nothing_spins_while_the_daemon_ends(clocked: Clocked) -> None:
+    clocked.world.host.channel.ending = True
+    clocked.ticks.clear()
+    clocked.advance(2.0)
+    assert len(clocked.ticks) <= 1
+    assert clocked.running.done()
+
+
+def test_a_safe_action_is_owed_at_once_when_a_device_first_says_which_command_it_answers(clocked: Clocked) -> None:
+    host, report = clocked.world.host, Message("act/lamp/state", b'{"value": "ON", "boot": "b7"}', 1, False)
+    for is_new in (True, False):
+        host.devices.woken.clear()
+        host.devices.reported("lamp", report)
+        assert host.is_woken is is_new
+
+
+def test_the_end_of_an_override_is_seen_at_once(clocked: Clocked) -> None:
+    host = clocked.world.host
+    host.override("lamp", "ON", 5.0)
+    clocked.advance(0.1)
+    host.devices.woken.clear()
+    host.end_override("lamp")
+    assert host.is_woken
