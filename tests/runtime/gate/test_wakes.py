@@ -168,7 +168,7 @@ def test_nothing_spins_while_the_daemon_ends(clocked: Clocked) -> None:
 
 
 def test_a_safe_action_is_owed_at_once_when_a_device_first_says_which_command_it_answers(clocked: Clocked) -> None:
-    host, report = clocked.world.host, Message("act/lamp/state", b'{"value": "ON", "boot": "b7"}', 1, False)
+    host, report = clocked.world.host, Message("act/lamp/state", b'{"value": "ON", "boot": "b7", "seq": 3}', 1, False)
     host.gate._actuators["lamp"].answers = False
     for is_new in (True, False):
         host.devices.woken.clear()
