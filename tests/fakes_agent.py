@@ -50,6 +50,8 @@ VERDICTS: tuple[dict[str, Any], ...] = (
     },
 )
 """Verdicts of an earlier run of the daemon."""
+DRIFTING = -7.0
+"""A reward that makes the camera and the policy drift."""
 ORDERS = ("find the cat", "look at the coffee", "where is the rocket", "show me the astronaut")
 
 
@@ -113,6 +115,8 @@ class FakeAgent:
     override_until_s: float = 0.0
     override_value: Any = None
     watch_until_s: float = 0.0
+    drift: dict[str, Any] = field(default_factory=dict)
+    """As in `health.drift`; a reward of `DRIFTING` makes stream and policy drift."""
     order: str = ORDERS[0]
     device: dict[str, Any] = field(default_factory=lambda: {"head": "stay", "arm": [0.0, 0.0]})
     history: list[dict[str, Any]] = field(default_factory=lambda: [dict(each) for each in VERDICTS])
@@ -171,6 +175,10 @@ class FakeAgent:
             self.watch_until_s = time.monotonic() + 5
         elif kind == "in":
             self.order = body["text"]
+        elif kind == "reward" and body.get("value") == DRIFTING:
+            since = {"since_unix_s": time.time(), "words": "darker"}
+            self.drift = {"front": since, "policy": {**since, "words": "value higher"}}
+            self._health()
         elif kind == "override":
             self._respond(message, self._override(rest, body))
         elif kind == "stop":
@@ -227,6 +235,7 @@ class FakeAgent:
             "rollback": self._rollback,
             "checkpoints": self._checkpoints,
             "explain": lambda: self._explanation(body["decision"]),
+            "accept_drift": lambda: self._accept_drift(body["stream"]),
         }
         return {"status": "ok", "data": answers[verb]() if verb in answers else {}}
 
@@ -241,6 +250,11 @@ class FakeAgent:
         self.mode = mode
         self._hello()
         return {"modes": dict.fromkeys(self.device, mode)}
+
+    def _accept_drift(self, stream: str) -> dict[str, Any]:
+        del self.drift[stream]
+        self._health()
+        return {"stream": stream, "state": "accepted"}
 
     def _promote(self, version: str) -> dict[str, Any]:
         before, self.live = self.live, version
@@ -361,6 +375,7 @@ class FakeAgent:
             "mode": self.mode,
             "armed": self.armed,
             "stopped": self.stopped,
+            "drift": self.drift,
             "gate": {"refusals": {"rate": self.tick // 90}},
         }
         self.link.enqueue(self.topics("health"), encode(body))

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 from rich.console import Console
@@ -24,9 +25,10 @@ T = TypeVar("T")
 @click.group(invoke_without_command=True)
 @click.option("--config", type=FILE, help="The daemon's settings; default: the demo.")
 @click.option("--task", help="Use the versions of this task instead of the policy's.")
+@click.option("--json", "as_json", is_flag=True, help="Print the list as JSON.")
 @click.pass_context
 @refusing
-def checkpoints(context: click.Context, config: Path | None, task: str | None) -> None:
+def checkpoints(context: click.Context, config: Path | None, task: str | None, *, as_json: bool) -> None:
     """List the policy versions; promote one, or roll back to the version before. A running agent follows within a second.
 
     With --task NAME, do the same for a task that is fine-tuned from labels.
@@ -39,6 +41,9 @@ def checkpoints(context: click.Context, config: Path | None, task: str | None) -
         open_checkpoints(loaded.state_dir, loaded.promotion) if task is None else (TaskVersions.of(loaded), task)
     )
     if context.invoked_subcommand is None:
+        if as_json:
+            click.echo(json.dumps(checked(lambda: rows(context.obj) if task is None else context.obj[0].rows(task))))
+            return
         checked(lambda: show(context.obj) if task is None else show_task(*context.obj))
 
 
@@ -114,6 +119,25 @@ def show_task(versions: TaskVersions, task: str) -> None:
         ]
         table.add_row(row["version"], "live" if row["version"] == body["live"] else "", made, ", ".join(figures))
     Console().print(table)
+
+
+def rows(checkpoints: Checkpoints) -> dict[str, Any]:
+    """Return the live version, and every version, oldest first, with the reason why it is live or not."""
+    from learners.checkpoints.experiment_records import notes_of_experiments
+
+    live, notes = checkpoints.live(), notes_of_experiments(checkpoints.folder.parent)
+    found = [
+        {
+            "version": each.version,
+            "state": _state(each, live.version, live.failed),
+            "created": each.created_s,
+            "parent": each.parent,
+            "metrics": dict(each.metrics),
+            "why": notes.get(each.version, ""),
+        }
+        for each in checkpoints.list()
+    ]
+    return {"live": live.version, "versions": found}
 
 
 def show(checkpoints: Checkpoints) -> None:

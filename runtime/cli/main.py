@@ -131,7 +131,7 @@ def _run(path: Path, *, faults: tuple[str, ...], verbose: bool) -> int:
 
 
 @main.command(cls=CommandWithExamples, epilog="reflexd check robot.yaml\nreflexd check --schema > reflexd.schema.json")
-@takes_settings()
+@takes_settings("none")
 @click.option("--schema", is_flag=True, help="Print the JSON Schema of the settings file instead.")
 @click.option("--json", "as_json", is_flag=True, help="Print problems and warnings as JSON.")
 @click.option("--no-ports", is_flag=True, help="Skip the check that the ports are free.")
@@ -167,7 +167,8 @@ def counted(number: int, noun: str) -> str:
 
 
 @main.command()
-def devices() -> None:
+@click.option("--json", "as_json", is_flag=True, help="Print the devices as JSON.")
+def devices(*, as_json: bool) -> None:
     """List the cameras and microphones of this machine, with the value for `source`."""
     from rich.console import Console
     from rich.table import Table
@@ -175,6 +176,9 @@ def devices() -> None:
     from sensors.drivers.device_list import devices as find
 
     found = find()
+    if as_json:
+        click.echo(json.dumps(asdict(found), default=str))
+        return
     table = Table("kind", "source", "name", "detail")
     for camera in found.cameras:
         table.add_row(

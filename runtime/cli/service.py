@@ -19,6 +19,7 @@ from pathlib import Path
 import click
 
 from learners.files import write_atomically
+from runtime.cli.options import takes_settings
 from runtime.config.loader import ConfigError, load
 
 UNIT = "reflexd.service"
@@ -177,7 +178,7 @@ def service() -> None:
 
 
 @service.command("install")
-@click.argument("config", type=click.Path(dir_okay=False, path_type=Path))
+@takes_settings("none", required=True)
 @click.option(
     "--credential",
     "credentials",

@@ -26,6 +26,8 @@ RESUMED_S = 1.0
 """After a session was resumed, messages that the broker stored arrive within this time."""
 MAX_SENDERS = 64
 """Senders of one filter that are limited apart; further ones share one limit of each topic, and of all topics at the end."""
+MAX_ROUTES = 1_024
+"""Topics whose filters are remembered; then they are forgotten and looked up again."""
 SHARED = "#"
 """In place of a topic; no topic of a message has this name."""
 Sender = tuple[str, str]
@@ -78,6 +80,10 @@ class Receiver:
     _answers: dict[bytes, asyncio.Future[Message]] = field(default_factory=dict)
     _buckets: dict[str, dict[Sender, Bucket]] = field(default_factory=dict)
     """By filter and sender."""
+    _filters: tuple[str, ...] = ()
+    """For which `_known_routes` holds."""
+    _known_routes: dict[str, list[str]] = field(default_factory=dict)
+    """Matching filters by topic."""
 
     def await_answers(self, topic: str) -> Subscription:
         """Treat messages on this topic as answers to requests from now on."""
@@ -176,8 +182,15 @@ class Receiver:
             log.info("mqtt.refused", topic=message.topic, reason=str(refusal))
 
     def _routes(self, topic: aiomqtt.Topic) -> list[str]:
-        exact = topic.value
-        return [name for name in self.subscriptions if name == exact or (wild(name) and topic.matches(name))]
+        """Return the filters that match a topic; those of the newest `MAX_ROUTES` topics are remembered."""
+        filters, exact = tuple(self.subscriptions), topic.value
+        if filters != self._filters or len(self._known_routes) > MAX_ROUTES:
+            self._filters, self._known_routes = filters, {}
+        found = self._known_routes.get(exact)
+        if found is None:
+            found = [name for name in filters if name == exact or (wild(name) and topic.matches(name))]
+            self._known_routes[exact] = found
+        return found
 
     def _answered(self, message: Message) -> None:
         future = self._answers.get(message.correlation or b"")

@@ -37,9 +37,12 @@ def parse_json(payload: bytes, limit: int = MAX_JSON_BYTES) -> Any:
         if (place := _not_finite(payload)) is not None:
             raise PayloadRefused("not_finite", f"{place}; JSON has no such number, send null") from None
         raise PayloadRefused("not_json", f"not JSON: {error}") from None
-    if _deeper_than(value, MAX_DEPTH):
+    keys = _count_keys(value, MAX_DEPTH)
+    if keys is None:
         raise PayloadRefused("too_deep", f"nested deeper than {MAX_DEPTH} levels")
-    json.loads(payload, object_pairs_hook=_distinct)
+    # each pair has a colon, so as many colons as keys leave none for a repeated key; more of them may be inside texts
+    if payload.count(b":") != keys:
+        json.loads(payload, object_pairs_hook=_distinct)
     return value
 
 
@@ -97,13 +100,15 @@ def _distinct(pairs: list[tuple[str, Any]]) -> None:
         seen.add(key)
 
 
-def _deeper_than(value: object, limit: int) -> bool:
-    level = [value]
+def _count_keys(value: object, limit: int) -> int | None:
+    """Return the number of keys of all objects; None for a value that is nested deeper than `limit`."""
+    level, count = [value], 0
     for _ in range(limit):
-        level = [child for item in level for child in _children(item)]
+        count += sum(len(item) for item in level if isinstance(item, dict))
+        level = [child for item in level if isinstance(item, dict | list) for child in _children(item)]
         if not level:
-            return False
-    return any(isinstance(item, dict | list) for item in level)
+            return count
+    return None if any(isinstance(item, dict | list) for item in level) else count
 
 
 def _children(item: object) -> list[object]:

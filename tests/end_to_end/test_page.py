@@ -26,6 +26,7 @@ from end_to_end.browser import (
 from playwright.sync_api import Browser, Page, expect
 
 from fakes import Contention, Mosquitto
+from fakes_agent import DRIFTING
 
 pytestmark = pytest.mark.skipif(not Path(CHROMIUM).exists(), reason="chromium is missing: apt-get install chromium")
 
@@ -302,6 +303,19 @@ def test_a_recording_is_seen_and_ended(page: Page) -> None:
     page.get_by_role("button", name="End the recording").click()
     expect(page.locator("#recording")).to_be_hidden()
     expect(page.locator("#toasts")).to_contain_text("12 records")
+
+
+def test_a_drift_of_the_policy_and_of_a_stream_is_named_and_accepted(
+    page: Page, world: tuple[str, str, Mosquitto]
+) -> None:
+    drifting = ["-t", "reflexd/demo/reward", "-m", json.dumps({"value": DRIFTING})]
+    subprocess.run(["mosquitto_pub", "-p", str(world[2].port), *drifting], check=True)
+    expect(page.locator("#well .drift")).to_contain_text("have differed from their reference since")
+    expect(page.locator("#well .drift")).to_contain_text("value higher")
+    for name in ("Accept as the policy's new reference", "Accept as the new reference"):
+        page.get_by_role("button", name=name).click()
+        expect(page.get_by_role("button", name=name)).to_be_hidden()
+    expect(page.locator("#toasts")).to_contain_text("The present figures of the policy are its new reference")
 
 
 def test_reward_is_rising_only_where_its_interval_says_so(page: Page) -> None:

@@ -10,6 +10,8 @@ let ages;
 let losses;
 let recordButton;
 let recordNote;
+let drift;
+let accept;
 
 export function mount() {
   latency = chart("Tick latency", { unit: " ms", from: 0, goal: "Time of one tick, from its deadline to the proposal. It should stay below the budget." });
@@ -18,7 +20,10 @@ export function mount() {
   losses = h("ul", { class: "lines small" });
   recordButton = h("button", { type: "button", class: "button", onclick: record }, "Record a session");
   recordNote = h("p", { class: "muted small" });
-  document.getElementById("well").append(latency.element, figures, h("h3", {}, "Age of each stream"), ages, h("h3", {}, "Dropped and refused"), losses,
+  drift = h("p", { class: "drift", hidden: true });
+  accept = h("button", { type: "button", class: "button small operator", hidden: true,
+    onclick: () => send({ do: "request", verb: "accept_drift", data: { stream: "policy" } }, "The present figures of the policy are its new reference") }, "Accept as the policy's new reference");
+  document.getElementById("well").append(drift, accept, latency.element, figures, h("h3", {}, "Age of each stream"), ages, h("h3", {}, "Dropped and refused"), losses,
     h("div", { class: "row operator wrap" }, h("button", { type: "button", class: "button", onclick: () => send({ do: "request", verb: "reload", data: {} }, reloaded) }, "Reload settings"), recordButton), recordNote);
 }
 
@@ -54,6 +59,9 @@ export function render(changed) {
     view.element.classList.toggle("over", missing(name));
     setText(view.figure, old === undefined ? "nothing received yet" : `${seconds(old)} of ${seconds(limit)}`);
   });
+  const drifted = health().drift?.policy;
+  drift.hidden = accept.hidden = !drifted;
+  if (drifted) setText(drift, `The policy's value and certainty have differed from their reference since ${clock(drifted.since_unix_s)}: ${shown(drifted.words)}`);
   listLosses();
 }
 
@@ -78,8 +86,6 @@ function listLosses() {
     for (const [cause, n] of Object.entries(stream.drops ?? {})) lines[`${name}: ${cause}`] = n;
     if (typeof stream.last_refusal === "string") lines[`${name}: last refusal: ${stream.last_refusal}`] = undefined;
   }
-  const drift = health().drift?.policy;
-  if (drift) lines[`policy: has differed from its reference since ${clock(drift.since_unix_s)}: ${shown(drift.words)}`] = undefined;
   for (const [rule, n] of Object.entries(health().gate?.refusals ?? {})) lines[`gate refused: ${rule}`] = n;
   for (const [cause, n] of Object.entries(section("refused") ?? {})) lines[`malformed message: ${cause}`] = n;
   const keys = Object.keys(lines).length ? Object.keys(lines) : ["nothing"];
