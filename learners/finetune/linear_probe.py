@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from learners.tasks.base import Example, to_device
@@ -27,16 +27,16 @@ ITERATIONS = 300
 """Largest number of iterations of L-BFGS; it stops earlier when it has converged."""
 
 
-def fit_head(task: Classifier, examples: Sequence[Example], *, batch: int = 32) -> bool:
-    """Fit the output layer in place to the task's own criterion, with a penalty on its weights; nothing else changes.
+def fit_head(task: Classifier, examples: Sequence[Example], *, batch: int = 32) -> float | None:
+    """Fit the output layer in place to the task's own criterion, with a penalty on its weights; return the loss with that penalty.
 
-    Rows of labels that no example has stay as they are: nothing speaks for them, so everything would speak against them. False,
-    and nothing done, where the layer reads every token of a text, as behind a decoder.
+    Nothing else changes. Rows of labels that no example has stay as they are: nothing speaks for them, so everything would speak
+    against them. None, and nothing done, where the layer reads every token of a text, as behind a decoder.
     """
     layer: Any = task.model.get_submodule(output_layer(task.model))
     read, targets = _inputs(task, layer, examples, batch)
     if read[0].dim() != 2:
-        return False
+        return None
     read_NX, targets_N = torch.cat(read), torch.cat(targets)
     rows_NL = targets_N if targets_N.dim() == 2 else F.one_hot(targets_N, len(task.labels))
     absent_L = ~rows_NL.bool().any(0)
@@ -55,7 +55,15 @@ def fit_head(task: Classifier, examples: Sequence[Example], *, batch: int = 32) 
 
     search.step(closure)
     layer.load_state_dict(fitted.state_dict())
-    return True
+    with torch.no_grad():
+        return float(task.criterion(layer(read_NX), targets_N) + penalty * layer.weight.square().sum())
+
+
+def trains_alone(task: Classifier, model: nn.Module) -> bool:
+    """Return whether the output layer is all that `model` trains: once it is fitted, no step improves it on the same examples."""
+    layer = task.model.get_submodule(output_layer(task.model))
+    own = {id(parameter) for parameter in layer.parameters()}
+    return all(id(each) in own for each in model.parameters() if each.requires_grad)
 
 
 @torch.no_grad()

@@ -26,7 +26,7 @@ from learners.finetune.error_analysis.scores import each
 from learners.finetune.error_analysis.slices import check_slice, shown
 from learners.finetune.error_analysis.slices import measure as slice_metrics
 from learners.finetune.example_fields import check, check_features
-from learners.finetune.linear_probe import fit_head
+from learners.finetune.linear_probe import fit_head, trains_alone
 from learners.finetune.progress import Bar, plot
 from learners.finetune.trainer import OnProgress, RunState, Trainer, TrainerSettings
 from learners.finetune.trainer_state import State
@@ -436,8 +436,8 @@ def tune(
     """
     torch.set_flush_denormal(True)
     task.model.to(memory_format=torch.channels_last)  # convolutions on a processor take less time so
-    fitted = settings.probe and isinstance(task, Classifier) and fit_head(task, splits.train)
-    if not fitted and task.new_head and (prior := task.prior(splits.train)) is not None:
+    loss = fit_head(task, splits.train) if settings.probe and isinstance(task, Classifier) else None
+    if loss is None and task.new_head and (prior := task.prior(splits.train)) is not None:
         set_prior(task.model, prior)
     if keep is not None:
         with new_files(keep / "adapter") as draft:
@@ -445,9 +445,13 @@ def tune(
     torch.manual_seed(settings.seed)  # the adapters
     model = trainable_layers.prepare(task.model, mode, rank=rank, extra=task.extra_trainable)
     trained, total = trainable_layers.counts(model)
-    run = Trainer(
+    trainer = Trainer(
         task, model, splits.train, splits.validation, settings, state=state, on_progress=on_progress, stop=stop
-    ).run()
+    )
+    if loss is not None and isinstance(task, Classifier) and not task.options.augment and trains_alone(task, model):
+        run = trainer.measure_fitted(loss)
+    else:
+        run = trainer.run()
     if keep is not None:
         with new_files(keep / "adapter") as draft:
             trainable_layers.save_adapter(model, draft, keep / "adapter" / "base")

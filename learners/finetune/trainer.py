@@ -141,6 +141,19 @@ class Trainer:
             self._save(best=improved)
         if self.best:
             trainer_state.restore(self.model, self.best)
+        return self._ended(run)
+
+    def measure_fitted(self, loss: float) -> RunState:
+        """Measure a model that was fitted as a whole, by `linear_probe`, as the only epoch of the run; no weight changes.
+
+        Args:
+            loss: of its training examples.
+        """
+        self.run_state.losses.append(loss)
+        self._validate(self.run_state)
+        return self._ended(self.run_state)
+
+    def _ended(self, run: RunState) -> RunState:
         if run.threshold is not None:
             self.task.options = replace(self.task.options, threshold=run.threshold)
         self.model.eval()

@@ -127,7 +127,10 @@ class SettingsFile:
         try:
             await asyncio.to_thread(self._write, self._with_secrets(text))
         except OSError as error:
-            raise SettingsRefused(f"not saved: {error.filename or self.path}: {error.strerror}") from None
+            raise SettingsRefused(
+                f"not saved: {error.filename or self.path}: {error.strerror}; edit the file on the machine, or let the daemon's "
+                "user write it"
+            ) from None
         return {"digest": self._digest(), "previous": str(self._previous)}
 
     async def edit_task(self, edit: Callable[[str, Config], str]) -> dict[str, Any]:
@@ -170,7 +173,9 @@ class SettingsFile:
         try:
             return hashlib.sha256(self.path.read_bytes()).hexdigest()
         except OSError as error:
-            raise SettingsRefused(f"{self.path} cannot be read: {error.strerror}") from None
+            raise SettingsRefused(
+                f"{self.path} cannot be read: {error.strerror}; let the daemon's user read it"
+            ) from None
 
     def _with_secrets(self, text: str) -> str:
         def one(mark: re.Match[str]) -> str:

@@ -454,3 +454,51 @@ def test_sign_in_says_where_the_token_is_on_this_machine(
     expect(page.locator("#hint")).to_contain_text(str(settings_of_the_page.parent / "state" / "token"))
     expect(page.locator("#hint")).to_contain_text("reflexd link")
     page.context.close()
+
+
+def test_each_trouble_says_on_the_page_what_to_do(browser: Browser, tmp_path: Path) -> None:
+    """No broker, no agent, an agent that hangs, a full disk, an older page, no permission, a daemon that is gone, a bad token."""
+    broker = Mosquitto(tmp_path)
+    alert = browser.new_page().get_by_role("alert")
+    with page_process(tmp_path, broker.url) as (address, token):
+        page = alert.page
+        page.goto(f"{address}/login#token={token}")
+        expect(alert).to_contain_text("no broker listens there; start it, or correct mqtt.url")
+        broker.start()
+        expect(alert).to_contain_text("The agent has not published anything yet: start it with `reflexd run FILE`")
+        publish(broker, "status", {"state": "online", "reasons": []})
+        expect(alert).to_contain_text("run `reflexd status` and read the log for the reason")
+        publish(
+            broker, "event", {"type": "storage_degraded", "stamp": 1.0, "data": {"reason": "No space left on device"}}
+        )
+        expect(page.locator("#events")).to_contain_text("Free or repair the disk")
+        publish(broker, "status", {"state": "offline", "reasons": []})
+        expect(alert).to_contain_text("The agent is offline: start it with `reflexd run FILE`")
+        page.evaluate("import('/static/socket.js').then((socket) => { socket.send({ do: 'of an older page' }); })")
+        expect(page.locator("#toasts")).to_contain_text("reload the page")
+        page.goto(f"{address}/login#token={VIEWER}")
+        page.wait_for_selector("body.viewer")
+        assert "sign in with the operator's token" in refusal(page, {"do": "settings", "what": "read"})
+        other = browser.new_page()
+        other.goto(f"{address}/login")
+        other.get_by_label("Token").fill("wrong")
+        other.keyboard.press("Enter")
+        expect(other.get_by_role("alert")).to_contain_text("`reflexd link` prints a link that signs you in")
+    expect(alert).to_contain_text("start the daemon with `reflexd run FILE`")
+    other.keyboard.press("Enter")
+    expect(other.get_by_role("alert")).to_contain_text("start the daemon with `reflexd run FILE`")
+    broker.stop()
+    page.context.close()
+    other.context.close()
+
+
+def publish(broker: Mosquitto, topic: str, body: dict[str, object]) -> None:
+    """Publish what the agent would."""
+    words = ["mosquitto_pub", "-p", str(broker.port), "-q", "1", "-t", f"reflexd/demo/{topic}", "-m", json.dumps(body)]
+    subprocess.run(words, check=True)
+
+
+def refusal(page: Page, command: dict[str, object]) -> str:
+    """Send a command from the page's own scripts; return the reason why it was refused."""
+    source = "async (body) => (await import('/static/socket.js')).command(body).catch((e) => e.message)"
+    return str(page.evaluate(source, command))

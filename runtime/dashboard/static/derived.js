@@ -62,7 +62,7 @@ export function trouble() {
   if (!status) return "The agent has not published anything yet: start it with `reflexd run FILE`.";
   if (status.state === "offline") return "The agent is offline: start it with `reflexd run FILE`. The page shows old values.";
   const decision = lastDecision();
-  if (status.state !== "starting" && (!decision || now() - decision.stamp > 3)) return "The agent has made no decision for over 3 s. The page shows old values.";
+  if (status.state !== "starting" && (!decision || now() - decision.stamp > 3)) return "The agent has made no decision for over 3 s: run `reflexd status` and read the log for the reason. The page shows old values.";
   return null;
 }
 

@@ -7,7 +7,7 @@ async function signIn(token) {
   error.textContent = "";
   const answer = await fetch("/login", { method: "POST", body: new URLSearchParams({ token }) }).catch(() => null);
   if (answer?.ok) return location.replace("/");
-  const reason = answer ? (await answer.json().catch(() => ({}))).error : "the page's server does not answer";
+  const reason = answer ? (await answer.json().catch(() => ({}))).error : "the page's server does not answer; start the daemon with `reflexd run FILE`";
   error.textContent = `Sign-in failed: ${reason ?? "refused"}.`;
 }
 

@@ -115,3 +115,21 @@ def test_labels_of_people_are_learned_head_first_and_as_they_were_given(
     assert trained.task.options.label_smoothing == 0.0
     assert trained.tuned.run.best > 0.9, "chance is a third"
     assert orjson.dumps(trained.figures)
+
+
+def test_a_head_alone_is_fitted_and_trains_no_further(tmp_path: Path) -> None:
+    """The fit is the optimum, so steps with a learning rate could only leave it; augmentations that a person names still train."""
+    model = str(tinymodels.bert(tmp_path / "m"))
+    settings = TaskSettings(kind="text-classification", stream="orders", model=model, train="frozen")
+    parts = LabelSplits(new=ROWS, known=[], tried=[], known_validation=[], uncovered=[])
+    trained = CandidateTrainer(settings, FinetuneSettings(), 0, {"epochs": 5}).train(None, parts, 0, None, None)
+    run = trained.tuned.run
+    assert (len(run.history), len(run.losses), run.best_epoch) == (1, 1, 1)
+    assert run.history[0]["accuracy"] == run.best > 0.9
+    fitted = trained.task.model.classifier.weight.detach().clone()
+    assert isinstance(trained.task, Classifier)
+    linear_probe.fit_head(trained.task, ROWS)
+    assert torch.allclose(fitted, trained.task.model.classifier.weight, atol=0.05)
+    augmented = FinetuneSettings(augment=("token_dropout",))
+    again = CandidateTrainer(settings, augmented, 0, {"epochs": 2}).train(None, parts, 0, None, None)
+    assert len(again.tuned.run.history) == 2
