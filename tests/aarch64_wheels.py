@@ -1,6 +1,6 @@
 """Ask the package index whether every locked package has a wheel for 64-bit ARM with the Python and glibc of Debian 12.
 
-A package whose installed wheel is for any platform is in order without a question; pip is asked about the others. It downloads
+A package with an installed wheel for any platform is in order without a question; pip is asked about the others. It downloads
 nothing. The exit code is 1 if a wheel is missing. `python tests/aarch64_wheels.py [--constraints FILE]`
 """
 

@@ -27,7 +27,7 @@ RESUMED_S = 1.0
 MAX_SENDERS = 64
 """Senders of one filter that are limited apart; further ones share one limit of each topic, and of all topics at the end."""
 MAX_ROUTES = 1_024
-"""Topics whose filters are remembered; then they are forgotten and looked up again."""
+"""Number of topics for which the filters are remembered; beyond it they are looked up again."""
 SHARED = "#"
 """In place of a topic; no topic of a message has this name."""
 Sender = tuple[str, str]
