@@ -238,3 +238,33 @@ def test_numbers_among_the_words_of_a_field_are_words() -> None:
     for payload in (b"3", b"true", b"1.0"):
         with pytest.raises(PayloadRefused, match="is not one of"):
             telemetry.decode(payload, 0.0)
+
+
+def test_a_repeated_key_is_found_wherever_it_is_and_however_many_colons_there_are() -> None:
+    """Random objects with colons inside texts and keys: the verdict is that of a parser that looks at every pair."""
+    chance, refused = random.Random(0), 0
+
+    def value(depth: int) -> str:
+        if depth > 4 or chance.random() < 0.3:
+            return chance.choice(("1", '"a:b"', '":"', '"\\u003a"', "[]", "{}"))
+        if chance.random() < 0.2:
+            return f"[{value(depth + 1)},{value(depth + 1)}]"
+        keys = (chance.choice(('"a"', '"b"', '"c:"', '"\\u0061"')) for _ in range(chance.randrange(4)))
+        return "{" + ",".join(f"{key}: {value(depth + 1)}" for key in keys) + "}"
+
+    def distinct(pairs: list[tuple[str, object]]) -> dict[str, object]:
+        if len(dict(pairs)) < len(pairs):
+            raise KeyError
+        return dict(pairs)
+
+    for _ in range(3_000):
+        text = value(0)
+        try:
+            expected: object = json.loads(text, object_pairs_hook=distinct)
+        except KeyError:
+            refused += 1
+            with pytest.raises(PayloadRefused, match="twice"):
+                parse_json(text.encode())
+        else:
+            assert parse_json(text.encode()) == expected
+    assert refused > 300
