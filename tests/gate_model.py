@@ -139,6 +139,12 @@ class Latch:
     def exists(self) -> bool:
         return self.found is not None
 
+    def is_on_disk_of_this_machine(self) -> bool:
+        return True
+
+    def is_absent(self) -> bool:
+        return self.found is None
+
     def remove(self) -> None:
         if self.found is not None:
             self._must_work()

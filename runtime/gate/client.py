@@ -77,13 +77,30 @@ class GateLink:
             GateGone: always, at end-of-file.
         """
         loop = asyncio.get_running_loop()
-        while True:
-            data = await loop.sock_recv(self._end, ipc.MAX_MESSAGE + 1)
+        ended: asyncio.Future[None] = loop.create_future()
+        loop.add_reader(
+            self._end.fileno(), self._readable, ended
+        )  # a task that receives would cost three calls more each
+        try:
+            await ended
+        finally:
+            loop.remove_reader(self._end.fileno())
+
+    def _readable(self, ended: asyncio.Future[None]) -> None:
+        """Take what has arrived; at end-of-file, or an error, `ended` raises it."""
+        try:
+            data = self._end.recv(ipc.MAX_MESSAGE + 1)
             if not data:
                 raise GateGone("the gate closed its end of the socket")
             message = ipc.unpack(data)
-            if isinstance(message, ipc.GateVerdict):
-                self._take(message)
+        except BlockingIOError:
+            return
+        except (OSError, ValueError) as error:
+            if not ended.done():
+                ended.set_exception(error)
+            return
+        if isinstance(message, ipc.GateVerdict):
+            self._take(message)
 
     def _take(self, verdict: ipc.GateVerdict) -> None:
         self.latest = verdict

@@ -120,12 +120,13 @@ class StopListenerFollower:
         """Engage a stop that the listener has latched, until cancelled.
 
         While the gate is connected, it must find the file twice. Otherwise the late file of a stop that was just released
-        would engage it again.
+        would engage it again. A thread reads the file where there may be one; that there is none, a look from here shows.
         """
         before: int | None = None
+        look_here = await asyncio.to_thread(self.latch.is_on_disk_of_this_machine)
         while True:
             await asyncio.sleep(LATCH_POLL_S)
-            found = await asyncio.to_thread(self.latch.read)
+            found = None if look_here and self.latch.is_absent() else await asyncio.to_thread(self.latch.read)
             written, reason = found or (None, "")
             is_newer = written is not None and written == before and written > self._released_ns
             if written is not None and not self.gate.stopped and (is_newer or not self.connection.connected):

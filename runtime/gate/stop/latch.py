@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -46,6 +47,23 @@ class StopLatch:
         except OSError as error:
             return 0, f"{self.path}: {error.strerror}"
         return written, reason
+
+    def is_on_disk_of_this_machine(self) -> bool:
+        """Return whether a look at the file cannot hang: the file system of a network has no block device."""
+        try:
+            return os.major(self.path.parent.stat().st_dev) != 0
+        except OSError:
+            return False
+
+    def is_absent(self) -> bool:
+        """Return whether there is certainly no stop; takes some microseconds on a disk of this machine."""
+        try:
+            self.path.stat()
+        except FileNotFoundError:
+            return True
+        except OSError:
+            return False
+        return False
 
     def exists(self) -> bool:
         """Return whether the file is there.

@@ -33,8 +33,10 @@ def normalised(
     if count <= 0:
         return x
     deviation_W = np.sqrt(scatter_W / np.float32(max(count, 1.0)) + EPS)
-    normal: NDArray[np.float32] = np.clip((x - mean_W) / deviation_W, np.float32(-CLIP), np.float32(CLIP))
-    return normal
+    normal: NDArray[np.float32] = np.minimum(
+        np.maximum((x - mean_W) / deviation_W, np.float32(-CLIP)), np.float32(CLIP)
+    )
+    return normal  # `np.clip` takes five times as long
 
 
 @dataclass(slots=True)

@@ -12,7 +12,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from types import MappingProxyType
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -45,10 +45,14 @@ CLIP = np.float32(2.0)
 """Of a bandit's features."""
 BINS, LIMIT = 101, 5.0
 """Bins of a categorical critic, and the magnitude of the outermost ones, as in `learners.model.return_bins`."""
+CENTRES = np.linspace(-LIMIT, LIMIT, BINS, dtype=np.float32)
+ZERO = np.float32(0)
 WIDTH, TEMPERATURE = 0.15, 0.02
 """How far above the mean a bandit judges a choice, in deviations, and the temperature of its softmax."""
 
 Weights = Mapping[str, NDArray[Any]]
+Layer = Literal["linear", "batch", "layer"]
+"""A linear map, or batch or layer normalisation."""
 
 
 class Network:
@@ -66,19 +70,35 @@ class Network:
         if any("bias" not in layer for layer in self._layers):
             self._layers = without_normalisation(self._layers)
         self._out = _group(weights, out)
+        self._steps = self._prepared()
+
+    def _prepared(self) -> list[tuple[Layer, tuple[NDArray[Any], ...], bool]]:
+        """Return for each layer its kind, its arrays, and whether a ReLU follows: nothing is looked up at a tick."""
+        steps: list[tuple[Layer, tuple[NDArray[Any], ...], bool]] = []
+        for layer, following in zip(self._layers, [*self._layers[1:], None], strict=True):
+            weight, bias = layer["weight"], layer["bias"]
+            if "mean" in layer:
+                steps.append(("batch", (layer["mean"], weight / np.sqrt(layer["var"] + RENORM_EPS), bias), False))
+            elif weight.ndim == 2:
+                is_cut = following is None or "mean" in following or following["weight"].ndim == 2
+                steps.append(("linear", (weight, bias), is_cut))
+            else:
+                steps.append(("layer", (weight, bias), True))
+        return steps
 
     def __call__(self, x_BI: Floats) -> Floats:
         """Return B,O."""
-        for layer, following in zip(self._layers, [*self._layers[1:], None], strict=True):
-            if "mean" in layer:
-                scale = layer["weight"] / np.sqrt(layer["var"] + RENORM_EPS)
-                x_BI = (x_BI - layer["mean"]) * scale + layer["bias"]
-            elif layer["weight"].ndim == 2:
-                x_BI = linear(x_BI, layer)
-                if following is None or "mean" in following or following["weight"].ndim == 2:
-                    x_BI = np.maximum(x_BI, np.float32(0))
+        for kind, arrays, is_cut in self._steps:
+            if kind == "linear":
+                weight_OI, bias_O = arrays
+                x_BI = np.einsum("bi,oi->bo", x_BI, weight_OI) + bias_O
+            elif kind == "batch":
+                mean_I, scale_I, bias_I = arrays
+                x_BI = (x_BI - mean_I) * scale_I + bias_I
             else:
-                x_BI = np.maximum(layer_norm(x_BI, layer), np.float32(0))
+                x_BI = layer_norm(x_BI, *arrays)
+            if is_cut:
+                x_BI = np.maximum(x_BI, ZERO)
         return linear(x_BI, self._out)
 
 
@@ -107,7 +127,7 @@ def expected_return(logits: Floats) -> Floats:
     """Return the mean of categorical distributions with logits ...,K."""
     power = np.exp(logits - logits.max(-1, keepdims=True))
     power /= power.sum(-1, keepdims=True)
-    mean: Floats = np.einsum("...k,k->...", power, np.linspace(-LIMIT, LIMIT, BINS, dtype=np.float32))
+    mean: Floats = np.einsum("...k,k->...", power, CENTRES)
     return mean
 
 
@@ -117,12 +137,20 @@ def linear(x_BI: Floats, layer: Weights) -> Floats:
     return out_BO
 
 
-def layer_norm(x_BI: Floats, layer: Weights) -> Floats:
+def layer_norm(x_BI: Floats, weight_I: Floats, bias_I: Floats) -> Floats:
     """Normalise each row."""
-    centred_BI = x_BI - x_BI.mean(-1, keepdims=True)
-    deviation_B1 = np.sqrt(np.square(centred_BI).mean(-1, keepdims=True) + LAYER_EPS)
-    out_BI: Floats = centred_BI / deviation_B1 * layer["weight"] + layer["bias"]
+    centred_BI = x_BI - mean_of(x_BI, -1)
+    deviation_B1 = np.sqrt(mean_of(np.square(centred_BI), -1) + LAYER_EPS)
+    out_BI: Floats = centred_BI / deviation_B1 * weight_I + bias_I
     return out_BI
+
+
+def mean_of(x: Floats, axis: int) -> Floats:
+    """Return the mean along an axis, which stays with length 1: exactly `x.mean`, in a third of its time."""
+    mean: Floats = (np.add.reduce(x, axis=axis, keepdims=True) / np.float32(x.shape[axis])).astype(
+        np.float32, copy=False
+    )
+    return mean
 
 
 def _group(weights: Weights, prefix: str) -> dict[str, NDArray[Any]]:
@@ -211,15 +239,17 @@ class ArrayPolicy:
         parts_BxK = out_BxK.reshape(len(out_BxK), 1 + sum(self._sizes), -1)
         value_B1K = parts_BxK[:, :1]
         advantages = np.split(parts_BxK[:, 1:], np.cumsum(self._sizes)[:-1], axis=1)
-        rows = [value_B1K + (a_BnK - a_BnK.mean(1, keepdims=True)) for a_BnK in advantages]
+        rows = [value_B1K + (a_BnK - mean_of(a_BnK, 1)) for a_BnK in advantages]
         if self._choice_scale is not None:
             return [self._choice_scale * expected_return(row_BnK) for row_BnK in rows]
-        return [row_BnK.mean(-1) for row_BnK in rows]
+        return [mean_of(row_BnK, -1)[..., 0] for row_BnK in rows]
 
     def actor(self, context_BC: Floats) -> tuple[Floats, Floats]:
         """Return mean and log standard deviation of the motion before squashing, B,A each."""
         assert self._actor is not None
-        mean_BA, raw_BA = np.split(self._actor(context_BC), 2, axis=-1)
+        both_B2A = self._actor(context_BC)
+        width = both_B2A.shape[-1] // 2
+        mean_BA, raw_BA = both_B2A[:, :width], both_B2A[:, width:]
         log_std_BA = np.float32(LOW_STD) + np.float32(0.5 * (HIGH_STD - LOW_STD)) * (np.tanh(raw_BA) + np.float32(1))
         return mean_BA, log_std_BA
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -30,13 +31,30 @@ EDGE = 0.999
 MAX_LOG_DENSITY = 700.0
 """Of one actuator's motion; its exponential is just below the largest float64."""
 
+_ANY = np.random.SeedSequence(0)
+"""Its numbers are never drawn: the state of the tick replaces it. With `key=` numpy would ask the system for chance first."""
+
 Floats = NDArray[np.float32]
 Doubles = NDArray[np.float64]
 
 
 def generator_of(seed: int, tick: int) -> np.random.Generator:
     """Return the generator of a tick; those of different ticks or seeds share no number."""
-    return np.random.Generator(np.random.Philox(key=seed & (2**128 - 1), counter=tick << 64))
+    key, counter, word = seed & (2**128 - 1), tick << 64, 2**64 - 1
+    bits = np.random.Philox(_ANY)
+    state: Any = {
+        "bit_generator": "Philox",
+        "state": {
+            "counter": (counter & word, counter >> 64 & word, counter >> 128 & word, counter >> 192),
+            "key": (key & word, key >> 64),
+        },
+        "buffer": (0, 0, 0, 0),
+        "buffer_pos": 4,
+        "has_uint32": 0,
+        "uinteger": 0,
+    }
+    bits.state = state
+    return np.random.Generator(bits)
 
 
 @dataclass(slots=True)
@@ -143,6 +161,20 @@ class Exploration:
         self._free = None if free is None else bool(free[0])
 
 
+def bounded(x: Floats, low: Floats | np.float32, high: Floats | np.float32) -> Floats:
+    """Return `np.clip` of the arguments, in a fifth of its time."""
+    inside: Floats = np.minimum(np.maximum(x, low), high)
+    return inside
+
+
+@lru_cache(maxsize=8)
+def log_shares(epsilon: float) -> tuple[float, float]:
+    """Return the logs of the shares of the policy's own motion and of excursions; minus infinity for none."""
+    with np.errstate(divide="ignore"):
+        own, free = np.log(np.array([1 - epsilon, epsilon]))
+    return float(own), float(free)
+
+
 def squashed_log_density(raw_A: Doubles, noise_A: Doubles, log_std_A: Doubles) -> Doubles:
     """Log density of tanh(raw): Gaussian minus the log of tanh's slope, 2 (log 2 - raw - softplus(-2 raw)), stable."""
     gaussian_A = -0.5 * np.square(noise_A) - log_std_A - 0.5 * math.log(2 * math.pi)
@@ -151,9 +183,12 @@ def squashed_log_density(raw_A: Doubles, noise_A: Doubles, log_std_A: Doubles) -
 
 
 def unit_log_density(unit_A: Floats, mean_A: Floats, log_std_A: Floats) -> Doubles:
-    """Return the log density A of actions in [-1, 1]; beyond +-`EDGE` it is constant, with the probability of that end."""
-    unit, mean, log_std = (x.astype(np.float64) for x in (unit_A, mean_A, log_std_A))
-    raw_A, edge, width = np.arctanh(np.clip(unit, -EDGE, EDGE)), math.atanh(EDGE), math.log(1 - EDGE)
+    """Return the log density A of actions in [-1, 1]; beyond +-`EDGE` it is constant, with the probability of that end.
+
+    Means and deviations of several distributions give one row for each.
+    """
+    unit, mean, log_std = unit_A.astype(np.float64), mean_A.astype(np.float64), log_std_A.astype(np.float64)
+    raw_A, edge, width = np.arctanh(np.minimum(np.maximum(unit, -EDGE), EDGE)), math.atanh(EDGE), math.log(1 - EDGE)
     std_A = np.exp(log_std)
     high_A, low_A = log_ndtr((mean - edge) / std_A) - width, log_ndtr((-mean - edge) / std_A) - width
     inside_A = squashed_log_density(raw_A, (raw_A - mean) / std_A, log_std)
@@ -170,27 +205,38 @@ class Motion:
     """
 
     actuators: tuple[Continuous, ...]
+    _parts: tuple[slice, ...] = field(init=False, repr=False, compare=False)
+    """The components of each actuator among A."""
+    _centre_A: Floats = field(init=False, repr=False, compare=False)
+    _reach_A: Floats = field(init=False, repr=False, compare=False)
+    _low_A: Floats = field(init=False, repr=False, compare=False)
+    _high_A: Floats = field(init=False, repr=False, compare=False)
+    _log_reach_a: Doubles = field(init=False, repr=False, compare=False)
+    """Of all components of each actuator together."""
 
-    @property
-    def widths(self) -> list[int]:
-        """Components of each actuator."""
-        return [len(one.low) for one in self.actuators]
-
-    def _ranges(self) -> tuple[Floats, Floats]:
+    def __post_init__(self) -> None:
+        ends = np.cumsum([len(one.low) for one in self.actuators]).tolist()
         low_A = np.array([x for one in self.actuators for x in one.low], np.float32)
         high_A = np.array([x for one in self.actuators for x in one.high], np.float32)
-        return (high_A + low_A) / np.float32(2), (high_A - low_A) / np.float32(2)
+        centre_A, reach_A = (high_A + low_A) / np.float32(2), (high_A - low_A) / np.float32(2)
+        found = {
+            "_parts": tuple(slice(start, end) for start, end in zip((0, *ends), ends, strict=False)),
+            "_centre_A": centre_A,
+            "_reach_A": reach_A,
+            "_low_A": centre_A - reach_A,
+            "_high_A": centre_A + reach_A,
+        }
+        for name, value in found.items():
+            object.__setattr__(self, name, value)
+        object.__setattr__(self, "_log_reach_a", self._by_actuator(np.log(reach_A.astype(np.float64))))
 
     def to_units(self, unit_A: Floats) -> Floats:
         """Convert (-1, 1) to actuator units, never outside the limits by rounding."""
-        centre_A, reach_A = self._ranges()
-        return np.clip(centre_A + reach_A * unit_A, centre_A - reach_A, centre_A + reach_A)
+        return bounded(self._centre_A + self._reach_A * unit_A, self._low_A, self._high_A)
 
     def from_units(self, value_A: Floats) -> Floats:
         """Convert actuator units to [-1, 1]."""
-        centre_A, reach_A = self._ranges()
-        unit_A: Floats = np.clip((value_A - centre_A) / reach_A, np.float32(-1), np.float32(1))
-        return unit_A
+        return bounded((value_A - self._centre_A) / self._reach_A, np.float32(-1), np.float32(1))
 
     def draw(
         self,
@@ -211,14 +257,13 @@ class Motion:
             memory: of exploration.
             chance: the only source of chance.
         """
-        reach_a = self._by_actuator(np.log(self._ranges()[1].astype(np.float64)))
         if explore is not True:
             if float(explore) == 0.0:
                 return np.tanh(mean_A), np.zeros(len(self.actuators))
             widened_A = log_std_A + np.float32(math.log(float(explore)))
             unit_A = np.tanh(mean_A + np.exp(widened_A) * memory.noise(chance))
             own_A = unit_log_density(self.from_units(self.to_units(unit_A)), mean_A, widened_A)
-            return unit_A, self._by_actuator(own_A) - reach_a
+            return unit_A, self._by_actuator(own_A) - self._log_reach_a
         wander_A, free = memory.wander(chance), memory.is_free(epsilon, chance)
         raw_A = mean_A + np.exp(log_std_A) * memory.noise(chance)
         unit_A = np.tanh(wander_A if free else raw_A)
@@ -227,21 +272,19 @@ class Motion:
 
     def mixture(self, unit_A: Floats, mean_A: Floats, log_std_A: Floats, epsilon: float) -> Doubles:
         """Return the log density a of each actuator's part of a motion in [-1, 1], in its units, excursions included."""
-        own_a = self._by_actuator(unit_log_density(unit_A, mean_A, log_std_A))
         standard_A = np.zeros_like(mean_A)
-        free_a = self._by_actuator(unit_log_density(unit_A, standard_A, standard_A))
-        with np.errstate(divide="ignore"):  # the log of a share of 0
-            shares = np.log(np.array([1 - epsilon, epsilon]))
-        reach_a = self._by_actuator(np.log(self._ranges()[1].astype(np.float64)))
-        both_a: Doubles = np.logaddexp(own_a + shares[0], free_a + shares[1]) - reach_a
+        means_2A, log_stds_2A = np.stack((mean_A, standard_A)), np.stack((log_std_A, standard_A))
+        own_A, free_A = unit_log_density(unit_A, means_2A, log_stds_2A)
+        own_a, free_a, shares = self._by_actuator(own_A), self._by_actuator(free_A), log_shares(epsilon)
+        both_a: Doubles = np.logaddexp(own_a + shares[0], free_a + shares[1]) - self._log_reach_a
         return both_a
 
     def fill(self, out: ArrayOutput, unit_A: Floats, log_density_a: Doubles) -> None:
         """Write values and densities of each actuator."""
-        parts = np.split(self.to_units(unit_A), np.cumsum(self.widths)[:-1])
-        for one, value_A, log_density in zip(self.actuators, parts, log_density_a, strict=True):
-            out.values[one.name] = value_A[None]
+        values_A = self.to_units(unit_A)
+        for one, part, log_density in zip(self.actuators, self._parts, log_density_a, strict=True):
+            out.values[one.name] = values_A[None, part]
             out.probabilities[one.name] = np.exp(np.minimum(log_density, MAX_LOG_DENSITY))[None]
 
     def _by_actuator(self, x_A: Doubles) -> Doubles:
-        return np.array([part.sum() for part in np.split(x_A, np.cumsum(self.widths)[:-1])])
+        return np.array([np.add.reduce(x_A[part]) for part in self._parts])

@@ -263,19 +263,27 @@ async def test_the_listener_never_takes_the_session_of_the_gate(
 def test_a_latch_that_cannot_be_read_is_a_stop(tmp_path: Path) -> None:
     latch = StopLatch.of(tmp_path)
     assert latch.read() is None
+    assert latch.is_absent()
     latch.remove()
     latch.path.mkdir()
     found = latch.read()
     assert found is not None
+    assert not latch.is_absent()
     assert "stop-latch" in found[1]
     latch.path.rmdir()
     latch.write("\ud800 odd" + "x" * 1_000)
+    assert not latch.is_absent()
     found = latch.read()
     assert found is not None
     assert len(found[1]) <= 256
     assert latch.path.stat().st_mode & 0o077 == 0
     latch.remove()
     assert latch.read() is None
+    (tmp_path / "file").write_text("no folder")
+    nowhere = StopLatch.of(tmp_path / "file")
+    assert nowhere.read() is not None
+    assert not nowhere.is_absent(), "what cannot be known is no permission to go on"
+    assert not StopLatch.of(tmp_path / "missing").is_on_disk_of_this_machine()
 
 
 def test_settings_that_cannot_be_used_end_it_at_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

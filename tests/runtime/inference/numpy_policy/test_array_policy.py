@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from pathlib import Path
 from typing import Any
 
@@ -25,8 +26,15 @@ from learners.model.shapley import explain
 from learners.model.spec import PolicySpec, StreamSpec
 from runtime.inference.compiled_engine import graph_run
 from runtime.inference.numpy_policy import sampling
-from runtime.inference.numpy_policy.policy import ArrayPolicy
-from runtime.inference.numpy_policy.sampling import Exploration, draw_index, epsilon_greedy, generator_of
+from runtime.inference.numpy_policy.policy import ArrayPolicy, mean_of
+from runtime.inference.numpy_policy.sampling import (
+    Exploration,
+    bounded,
+    draw_index,
+    epsilon_greedy,
+    generator_of,
+    log_shares,
+)
 
 JOINTS = StreamSpec("joints", "telemetry", 1, 3)
 PLACES = StreamSpec("front", "image", 4, 8, 2)
@@ -262,3 +270,23 @@ def test_nothing_is_drawn_from_damaged_weights(damaged: float) -> None:
     if damaged > 0 or damaged != damaged:  # noqa: PLR0124 - NaN
         with pytest.raises(ValueError, match="not finite"):
             epsilon_greedy(np.array([0.5, damaged], np.float32), 0.1)
+
+
+@pytest.mark.parametrize(("seed", "tick"), [(0, 0), (5, 7), (-3, 2**40), (2**70 + 9, 2**63)])
+def test_the_generator_of_a_tick_is_philox_with_the_seed_as_key_and_the_tick_as_counter(seed: int, tick: int) -> None:
+    want = np.random.Generator(np.random.Philox(key=seed & (2**128 - 1), counter=tick << 64))
+    have = generator_of(seed, tick)
+    for draw in (lambda g: g.random(5), lambda g: g.standard_normal(9, np.float32), lambda g: g.random(3, np.float32)):
+        assert draw(have).tobytes() == draw(want).tobytes()
+
+
+def test_shorter_ways_to_a_number_give_it_to_the_last_bit() -> None:
+    chance = np.random.default_rng(2)
+    for width in (1, 3, 8, 64, 101, 256):
+        x = (chance.standard_normal((2, width)) * 10.0 ** chance.integers(-3, 4)).astype(np.float32)
+        assert mean_of(x, -1).tobytes() == x.mean(-1, keepdims=True).tobytes()
+        low, high = np.full(width, -0.5, np.float32), np.full(width, 0.0, np.float32)
+        np.testing.assert_array_equal(bounded(x, low, high), np.clip(x, low, high))
+    assert np.isnan(bounded(np.full(2, np.nan, np.float32), np.float32(-1), np.float32(1))).all(), "damage still shows"
+    assert log_shares(0.0) == (0.0, -math.inf)
+    assert log_shares(0.25) == (float(np.log(0.75)), float(np.log(0.25)))
