@@ -8,6 +8,8 @@ otherwise is not saved. Where an environment ends no episode, its training is ne
 
 from __future__ import annotations
 
+import hashlib
+import re
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -24,6 +26,10 @@ from learners.gym.results_file import NAME
 
 FOLDER = "training"
 FORMAT = 1
+_OURS = re.compile(r"\d{6,12}-[0-9a-f]{8}|LIVE|\.lock|\.(draft|gone)-.*")
+"""Names in the folder of a saved training."""
+MOST_SHOWN = 60
+"""Characters of a value that a message shows."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,8 +57,28 @@ class SavedTraining:
         self.out, self.folder = out, out / FOLDER
         self.training: dict[str, Any] = orjson.loads(orjson.dumps(training))
 
+    def check_folder(self) -> None:
+        """Check that the folder of the saved state contains nothing else, because `discard` deletes it.
+
+        Raises:
+            ValueError: it is no folder, or has files that this program did not write there.
+        """
+        if self.folder.is_symlink() or (self.folder.exists() and not self.folder.is_dir()):
+            raise ValueError(f"{self.folder} is not a folder; the training is saved there, so choose another --out")
+        if self.folder.is_dir():
+            others = sorted(path.name for path in self.folder.iterdir() if not _OURS.fullmatch(path.name))
+            if others:
+                raise ValueError(
+                    f"{self.folder} contains {others[0]}, which is no saved training; choose another --out"
+                )
+
     def discard(self) -> None:
-        """Delete the saved state, if there is one."""
+        """Delete the saved state, if there is one.
+
+        Raises:
+            ValueError: as `check_folder`.
+        """
+        self.check_folder()
         shutil.rmtree(self.folder, ignore_errors=True)
 
     def save(self, state: SavedState) -> None:
@@ -91,8 +117,9 @@ class SavedTraining:
             raise ValueError(
                 f"{self.folder} has the format {body.get('format')!r}, not {FORMAT}; train without --resume"
             )
-        if body["training"] != self.training:
-            raise ValueError(f"{self.folder} is of another training: {difference(body['training'], self.training)}")
+        found = {"demonstrations": 0} | body["training"]
+        if found != self.training:
+            raise ValueError(f"{self.folder} is of another training: {difference(found, self.training)}")
         return SavedState(loaded.tensors, body["trainer"], body["elapsed_s"], body["demonstrated"])
 
     def finished(self, steps: int) -> dict[str, Any] | None:
@@ -110,10 +137,12 @@ class SavedTraining:
             return None
         except orjson.JSONDecodeError:
             raise ValueError(f"{self.out / NAME} is not JSON; train without --resume") from None
+        if not isinstance(results, dict):
+            raise ValueError(f"{self.out / NAME} has no results of a training; train without --resume")
         if results.get("stopped") is not None or results.get("final") is None:
             return None
         wanted = {**self.training, "steps": steps}
-        found = {name: results.get(name) for name in wanted}
+        found = {name: results.get(name, 0 if name == "demonstrations" else None) for name in wanted}
         if found != wanted:
             raise ValueError(f"{self.out} contains another training, which has ended: {difference(found, wanted)}")
         return results
@@ -130,5 +159,17 @@ def difference(found: Mapping[str, Any], wanted: Mapping[str, Any]) -> str:
         if isinstance(one, dict) and isinstance(other, dict):
             texts += [difference(one, other)] if one != other else []
         elif one != other:
-            texts.append(f"{name} is {one!r}, not {other!r}")
+            texts.append(f"{name} is {repr(one)[:MOST_SHOWN]}, not {repr(other)[:MOST_SHOWN]}")
     return ", ".join(texts)
+
+
+def named(demonstrations: int | Path) -> int | str:
+    """Return what tells demonstrations from others: the number of scripted episodes, or the hash of a file.
+
+    Raises:
+        OSError: the file cannot be read.
+    """
+    if isinstance(demonstrations, int):
+        return demonstrations
+    with demonstrations.open("rb") as file:
+        return f"sha256:{hashlib.file_digest(file, 'sha256').hexdigest()}"

@@ -29,7 +29,7 @@ from learners.gym.demonstrations import episodes_of
 from learners.gym.greedy_episodes import ReturnSummary
 from learners.gym.lock_step import GymTrainer, TrainSettings
 from learners.gym.results_file import settings_values, write_failed, write_not_ended, write_results
-from learners.gym.saved_training import SavedState, SavedTraining
+from learners.gym.saved_training import SavedState, SavedTraining, named
 from learners.model.spec import Algorithm as Name
 
 
@@ -65,8 +65,13 @@ def train(
     """
     torch.set_flush_denormal(True)
     used = with_algorithm(settings or TrainSettings(), algorithm)
-    saved = SavedTraining(out, {"environment": environment, "seed": seed, "settings": settings_values(used)})
+    given = named(demonstrations)
+    saved = SavedTraining(
+        out, {"environment": environment, "seed": seed, "settings": settings_values(used), "demonstrations": given}
+    )
+    saved.check_folder()
     if resume and (finished := saved.finished(steps)) is not None:
+        saved.discard()  # a kill may have come before that
         return finished
     state = saved.load() if resume else None
     trainer = GymTrainer(_maker(environment), seed=seed, settings=used)
@@ -85,7 +90,10 @@ def train(
     write_not_ended(out, environment, steps, seed, trainer.settings, trainer.algorithm_name)
 
     def save() -> None:
-        saved.save(SavedState(*trainer.snapshot(), time.monotonic() - began_s, demonstrated))
+        try:
+            saved.save(SavedState(*trainer.snapshot(), time.monotonic() - began_s, demonstrated))
+        except OSError as error:  # as on a full disk: the training itself needs no saved state
+            warnings.warn(f"{saved.folder}: not saved for --resume, the training goes on: {error}", stacklevel=1)
 
     ended = _run(trainer, environment, steps, out, save, began_s, progress=progress)
     step_count = steps if ended.fault is None else ended.step
@@ -94,6 +102,7 @@ def train(
         "algorithm": trainer.algorithm_name,
         "steps": steps,
         "seed": seed,
+        "demonstrations": given,
         "updates": trainer.algorithm.updates,
         "wall_s": time.monotonic() - began_s,
         "env_steps_per_s": step_count / ended.trained_s,

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from learners.gym.lock_step import GymTrainer, TrainSettings
+from learners.checkpoints import manifest
 from learners.gym.saved_training import FOLDER
 from learners.gym.train import train
 
@@ -87,3 +88,55 @@ def test_another_training_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyP
         train("CartPole-v1", 200, 5, tmp_path, settings=TINY, progress=False, resume=True)
     results = train("CartPole-v1", 60, 5, tmp_path, settings=TINY, progress=False)
     assert results["resumed_at"] is None, "without --resume it begins again"
+
+
+@pytest.mark.parametrize("resume", [False, True])
+def test_a_folder_of_someone_else_is_never_deleted(tmp_path: Path, *, resume: bool) -> None:
+    thesis = tmp_path / FOLDER / "thesis.txt"
+    thesis.parent.mkdir()
+    thesis.write_text("years of work")
+    with pytest.raises(ValueError, match=r"contains thesis.txt, which is no saved training; choose another --out"):
+        train("CartPole-v1", 60, 5, tmp_path, settings=TINY, progress=False, resume=resume)
+    assert thesis.read_text() == "years of work"
+    elsewhere = tmp_path / "out"
+    elsewhere.mkdir()
+    (elsewhere / FOLDER).symlink_to(thesis.parent)
+    with pytest.raises(ValueError, match="is not a folder"):
+        train("CartPole-v1", 60, 5, elsewhere, settings=TINY, progress=False, resume=resume)
+
+
+def test_a_full_disk_ends_no_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write = manifest.write_synced
+
+    def full(path: Path, content: bytes) -> None:
+        if FOLDER in path.parts:
+            raise OSError(28, "No space left on device")
+        write(path, content)
+
+    monkeypatch.setattr(manifest, "write_synced", full)
+    with pytest.warns(UserWarning, match="not saved for --resume, the training goes on: .*No space left"):
+        results = train("CartPole-v1", 90, 5, tmp_path, settings=TINY, progress=False)
+    assert results["stopped"] is None
+
+
+def test_other_demonstrations_are_another_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    killed_at(85, monkeypatch, "CartPole-v1", 90, out=tmp_path, settings=TINY, demonstrations=1)
+    options: dict[str, Any] = {"settings": TINY, "progress": False, "resume": True}
+    with pytest.raises(ValueError, match="of another training: demonstrations is 1, not 0"):
+        train("CartPole-v1", 90, 5, tmp_path, **options)
+    saved = {path: path.read_bytes() for path in (tmp_path / FOLDER).rglob("*") if path.is_file()}
+    train("CartPole-v1", 90, 5, tmp_path, demonstrations=1, **options)
+    with pytest.raises(ValueError, match="has ended: demonstrations is 1, not 2"):
+        train("CartPole-v1", 90, 5, tmp_path, demonstrations=2, **options)
+    for path, content in saved.items():  # as after a kill between the results and the end
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content)
+    train("CartPole-v1", 90, 5, tmp_path, demonstrations=1, **options)
+    assert not (tmp_path / FOLDER).exists()
+
+
+def test_results_of_another_form_are_refused(tmp_path: Path) -> None:
+    for text in ("[]", "null", "3", ""):
+        (tmp_path / "results.json").write_text(text)
+        with pytest.raises(ValueError, match="train without --resume"):
+            train("CartPole-v1", 60, 5, tmp_path, settings=TINY, progress=False, resume=True)
