@@ -1,8 +1,9 @@
 """Compare an order with the goals' descriptions, and with earlier orders for which a person set the goal. Pure.
 
-Every description, each of its clauses, and every remembered order is an example of its goal. A goal's score is the logarithm of the sum
-of `exp(SHARPNESS * similarity)` over its examples. So one correction counts at once, for orders like it, and needs no training. The
-remembered orders also tell how much to trust a score. Each is answered from the others, and the mean probability of these answers is
+Every description, each of its clauses, and every remembered order is an example of its goal. Each has the weight
+`exp(SHARPNESS * (similarity - 1))`. A goal's score is the logarithm of the mean weight of its examples and of the square of the largest
+one. So one correction counts at once, for orders like it, and needs no training. It is a mean, because a goal with hundreds of
+corrections would win orders that are like none of them. The remembered orders also tell how much to trust a score. Each is answered from the others, and the mean probability of these answers is
 scaled to the share that was right.
 
 Shapes: N examples, M of them remembered orders, W width of a sentence, G goals, B orders.
@@ -73,7 +74,10 @@ def remember(
 
 
 def _scores(similar_BN: Tensor, goals_NG: Tensor) -> Tensor:
-    return (torch.exp(SHARPNESS * (similar_BN - 1.0)) @ goals_NG).clamp(min=1e-12).log()
+    weights_BN = torch.exp(SHARPNESS * (similar_BN - 1.0))
+    mean_BG = weights_BN @ goals_NG / goals_NG.sum(0)
+    largest_BG = torch.stack([weights_BN[:, of_N].amax(-1) for of_N in goals_NG.T > 0], -1)
+    return (mean_BG + largest_BG.square()).clamp(min=1e-12).log()
 
 
 def _trust(sentences_NW: Tensor, goals_NG: Tensor, count: int) -> float:

@@ -13,6 +13,7 @@ import time
 from collections import Counter, deque
 from collections.abc import Callable, Collection, Mapping, MutableMapping
 from dataclasses import asdict, dataclass, field
+from itertools import takewhile
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -23,7 +24,7 @@ from learners.rewards import expression_values
 from learners.task_serving.results import Result
 from runtime.control.tick import TickResult
 from runtime.deliberation.goal_in_force import GoalInForce
-from runtime.deliberation.order_steps import OrderSteps, steps_of
+from runtime.deliberation.order_steps import OrderSteps, restored, same_order, steps_of
 from runtime.deliberation.question_schedule import LONGEST_S, QuestionSchedule
 from runtime.deliberation.reward_judge import RewardJudge
 from runtime.deliberation.state_text import (
@@ -57,6 +58,8 @@ MOST_RESULTS = 32
 MOST_LEARNED = 2_000
 """Characters of a text that a person's goal labels."""
 FILE = "goal.json"
+OBEYED = frozenset({"changed", "confirmed", "close"})
+"""What an answer leads to that the goal in force follows."""
 SAVE_EVERY_S = 30.0
 
 
@@ -124,6 +127,8 @@ class Deliberator:
     """Newest first."""
     _steps: OrderSteps | None = field(init=False, default=None)
     """Of the newest order; None where it has one step."""
+    _obeyed: Text | None = field(init=False, default=None)
+    """The newest order of the question whose answer put the goal in force, or confirmed it."""
     _results: dict[str, tuple[TaskResult, float]] = field(init=False, default_factory=dict)
     """By task: the newest result, and when it was received."""
     _numbers: dict[str, float] = field(init=False, default_factory=dict)
@@ -139,6 +144,10 @@ class Deliberator:
     """Words and drifts of the newest question; they are dealt with when it is answered."""
     _asked_step: tuple[int, int] | None = field(init=False, default=None)
     """The step of the newest question, as `OrderSteps.now`."""
+    _asked_order: Text | None = field(init=False, default=None)
+    """The newest order of the newest question."""
+    _withdrawn: int = field(init=False, default=-1)
+    """The number of a question whose orders a person's goal has replaced."""
     _done: set[str] = field(init=False, default_factory=set)
     """Goals that are done while their condition holds and no other order came: they are not chosen again."""
     _failure_reported: bool = field(init=False, default=False)
@@ -163,11 +172,20 @@ class Deliberator:
             self.emit("goal_state_unreadable", {"reason": str(error)})
 
     def _dump(self) -> dict[str, Any]:
-        return self.goal.dump(self.clock(), self.wall())
+        now_s, unix_s = self.clock(), self.wall()
+        order = None if self._steps is None else self._steps.dump(now_s, unix_s)
+        return self.goal.dump(now_s, unix_s) | {"order": order}
 
     def _restore(self, body: dict[str, Any]) -> None:
-        if self.goal.restore(body, self.clock(), self.wall()):
-            self._again_s = max(self.clock(), self.goal.held_until_s)
+        now_s, unix_s, order = self.clock(), self.wall(), body.get("order")
+        by_task = isinstance(self.model, TaskGoals)  # it reads whole texts
+        steps = None if order is None or by_task else restored(order, self.settings.then, now_s, unix_s)
+        if self.goal.restore(body, now_s, unix_s):
+            self._again_s = max(now_s, self.goal.held_until_s)
+        if steps is not None:
+            self._steps, self._obeyed = steps, steps.order
+            self._orders.appendleft(steps.order)
+            steps.goal = steps.goal if steps.goal == self.goal.goal else ""
 
     # --- what is known
 
@@ -197,18 +215,28 @@ class Deliberator:
         if self._steps is not None and self._steps.repeats(text):
             self._orders[0] = self._steps.order = text
             return
+        had_steps = self._steps is not None
         self._orders.appendleft(text)
         by_task = isinstance(self.model, TaskGoals)  # it reads whole texts
         self._steps = None if by_task else steps_of(text, self.settings.then)
         self._done.clear()
+        if had_steps or self._steps is not None:
+            self.file.changed(urgent=True)
 
     def _carried_out(self, goal: str) -> None:
-        """Go on to the next step of the newest order where `goal` was its step; without one, all orders are carried out."""
-        if self._steps is not None and self._steps.goal != goal:
-            return  # the goal of an earlier order
-        if self._steps is None or not self._steps.finish():
-            self._steps = None
-            self._orders.clear()
+        """Go on to the next step of the newest order where `goal` was its step; else the orders that led to it are carried out.
+
+        An order that came later, and to which no answer was obeyed yet, goes on.
+        """
+        if self._steps is not None:
+            if self._steps.goal != goal:
+                return  # the goal of an earlier order
+            if self._steps.finish():
+                return
+            self._steps, self._obeyed = None, self._steps.order
+        newer = takewhile(lambda text: text is not self._obeyed, self._orders)
+        left = [text for text in newer if self._obeyed is None or not same_order(text, self._obeyed)]
+        self._orders = deque(left, MOST_ORDERS)
 
     def result(self, result: Result) -> None:
         """Note the newest result of a task."""
@@ -265,7 +293,8 @@ class Deliberator:
         if self.goal.expire(now_s):
             self._announce("expired")
         if self._asked is not None:
-            limit_s = (self.settings.timeout_s if self._answered else OPEN_S) + LATE_S
+            turns = 1 if self.judge is None else 2  # a question for a reward may be under way at the same model
+            limit_s = (turns * self.settings.timeout_s if self._answered else OPEN_S) + LATE_S
             if now_s - self._asked[1] > limit_s:
                 self.failed(self._asked[0].number, f"no answer within {limit_s:g} s")
         if (
@@ -297,6 +326,7 @@ class Deliberator:
         question = GoalQuestion(self._number, state_text(state), orders, self.goal.goal, stamp_s)
         self._asked_about = (state.words, drifting)
         self._asked_step = None if self._steps is None else self._steps.now
+        self._asked_order = self._orders[0] if self._orders else None
         self._asked = (question, now_s)
         self.model.ask_goal(question)
 
@@ -313,9 +343,16 @@ class Deliberator:
             self.emit("deliberation_recovered", {"failures": self.schedule.failures})
         self.schedule.answered()
         self.degraded.pop("deliberator", None)
+        if answer.number == self._withdrawn:
+            self.counts["stale"] += 1
+            return
         best = max(answer.probabilities, key=lambda goal: answer.probabilities[goal], default="")
         verdict = "nothing" if best in self._done else self.goal.take(answer, self.clock())
+        if verdict in OBEYED:
+            self._obeyed = self._asked_order
         if self._steps is not None and self._steps.now == self._asked_step:
+            if best in self._done and answer.probabilities[best] < self.settings.confidence:
+                verdict = "unsure"  # a guess ends no step
             self._answer_step(self._steps, best, verdict)
         self.counts[verdict] += 1
         if verdict == "held":
@@ -327,12 +364,13 @@ class Deliberator:
 
     def _answer_step(self, steps: OrderSteps, best: str, verdict: str) -> None:
         """Note the goal of the step that is due; one that is done already ends its step."""
-        if verdict in {"changed", "confirmed", "close"}:
+        if verdict in OBEYED:
             steps.goal = self.goal.goal
-        elif best in self._done:
+        elif best in self._done and verdict == "nothing":
             steps.goal = best
             self._carried_out(best)
             self._ended = True
+            self.file.changed(urgent=True)
 
     def failed(self, number: int, reason: str) -> None:
         """Note that a question has no answer; the goal in force goes on until its `ttl_s`."""
@@ -366,7 +404,8 @@ class Deliberator:
             raise Refused(str(error)) from None
         self._learn(wanted)
         self._orders.clear()  # an order of before must not end it
-        self._steps = None
+        self._steps = self._obeyed = None
+        self._withdrawn = self._number
         self._again_s = self.goal.held_until_s
         self.emit("goal_set", {"goal": wanted.value, "hold_s": wanted.hold_s, "source": wanted.source})
         self._announce("changed" if is_other else "confirmed")

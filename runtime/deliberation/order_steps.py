@@ -6,15 +6,19 @@ order can carry out several. A step ends when its goal is done.
 
 from __future__ import annotations
 
+import math
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import count
+from typing import Any
 
 from sensors.readings import Text
 
 MOST_STEPS = 12
 """Further ones stay in the last step."""
+MOST_READ = 4_000
+"""Characters of an order that are divided; what comes after them is no step."""
 _EDGES = " \t\r\n,;.:!-"
 
 
@@ -50,7 +54,39 @@ class OrderSteps:
 
     def repeats(self, text: Text) -> bool:
         """Return whether a text is this order again, as a device sends it that repeats what is in force."""
-        return text.stream == self.order.stream and text.text == self.order.text
+        return same_order(text, self.order)
+
+    def dump(self, now_s: float, unix_s: float) -> dict[str, Any]:
+        """Return the order and its step that is due, with the time in Unix seconds, for `restored`."""
+        return {
+            "stream": self.order.stream,
+            "text": self.order.text[:MOST_READ],
+            "at": unix_s - (now_s - self.order.stamp_s),
+            "due": self.due,
+            "goal": self.goal,
+        }
+
+
+def same_order(one: Text, other: Text) -> bool:
+    """Return whether two texts are the same words of the same stream."""
+    return one.stream == other.stream and (one.text == other.text or one.text.split() == other.text.split())
+
+
+def restored(body: Mapping[str, Any], separators: Sequence[str], now_s: float, unix_s: float) -> OrderSteps | None:
+    """Return the order of an earlier process; None where today's separators leave no such step, or it is from the future.
+
+    Raises:
+        KeyError, TypeError, ValueError: `body` is not what `OrderSteps.dump` returned.
+    """
+    age_s, due = unix_s - float(body["at"]), int(body["due"])
+    if not math.isfinite(age_s) or due < 0:
+        raise ValueError("an order has no finite time, or a step below 0")
+    text = Text(str(body["stream"]), now_s - age_s, 0, str(body["text"])[:MOST_READ])
+    found = steps_of(text, separators)
+    if found is None or due >= len(found.steps) or age_s < 0:
+        return None
+    found.due, found.goal = due, str(body["goal"])
+    return found
 
 
 def steps_of(text: Text, separators: Sequence[str]) -> OrderSteps | None:
@@ -64,7 +100,7 @@ def steps_of(text: Text, separators: Sequence[str]) -> OrderSteps | None:
         return None
     longest_first = sorted((" ".join(one.split()) for one in separators), key=len, reverse=True)
     pattern = "|".join(_whole(one) for one in longest_first)
-    found = [part.strip(_EDGES) for part in re.split(pattern, text.text, flags=re.IGNORECASE, maxsplit=4 * MOST_STEPS)]
+    found = [part.strip(_EDGES) for part in re.split(pattern, text.text[:MOST_READ], flags=re.IGNORECASE, maxsplit=4 * MOST_STEPS)]
     steps = [part for part in found if any(map(str.isalnum, part))]
     if len(steps) < 2:
         return None

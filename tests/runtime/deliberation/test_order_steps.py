@@ -59,9 +59,9 @@ def test_a_hostile_order_has_few_steps_and_no_separators_mean_one_step() -> None
 class Walk:
     """A deliberator for a robot between two rooms; the test answers for the model."""
 
-    def __init__(self, **more: Any) -> None:
+    def __init__(self, state_dir: Path = Path("/nonexistent"), *, clock: FakeClock | None = None, **more: Any) -> None:
         chosen = {"goals": GOALS, "default": "rest", "min_hold_s": 0, "then": THEN} | more
-        self.clock = FakeClock(1_000.0)
+        self.clock = clock or FakeClock(1_000.0)
         self.questions: list[GoalQuestion] = []
         self.published: list[dict[str, Any]] = []
         self.labels: list[dict[str, str]] = []
@@ -69,7 +69,7 @@ class Walk:
         self.it = Deliberator(
             DeliberatorSettings.model_validate(chosen), {"robot": ("at",)}, lambda *_: self, self, self.published.append,
             lambda _kind, _data: None, {}, ttl_s={"orders": 60.0}, clock=self.clock.now, wall=self.clock.now,
-            correct=lambda **label: self.labels.append(label), state_dir=Path("/nonexistent"),
+            correct=lambda **label: self.labels.append(label), state_dir=state_dir,
         )  # fmt: skip
 
     def ask_goal(self, question: GoalQuestion) -> None:
@@ -94,8 +94,8 @@ class Walk:
             self.clock.advance(0.2)
             self.it.step()
 
-    def answer(self, goal: str) -> None:
-        found = {name: float(name == goal) for name in GOALS}
+    def answer(self, goal: str, **weak: float) -> None:
+        found = weak or {name: float(name == goal) for name in GOALS}
         self.it.answered(GoalAnswer(self.questions[-1].number, found, None, "m@1", 0.1))
 
     @property
@@ -175,3 +175,99 @@ def test_a_person_ends_the_steps_and_labels_the_one_that_was_due() -> None:
     walk.wait(6)
     assert walk.questions[-1].orders == ()
     assert walk.published[-1]["step"] is None
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "asked"),
+    [
+        ("the kitchen", "the study", "the study"),
+        ("the kitchen then the study", "rest please", "rest please"),
+        ("the kitchen", "the study then the kitchen", "the study"),
+    ],
+)
+def test_an_order_that_no_answer_followed_yet_outlives_the_goal_before_it(first: str, second: str, asked: str) -> None:
+    walk = Walk()
+    walk.at(0)
+    walk.hear(first)
+    walk.wait()
+    walk.answer("kitchen")
+    walk.hear(second)
+    walk.at(3)
+    assert walk.it.goal.goal == "rest"
+    walk.wait()
+    assert walk.questions[-1].orders[0] == asked
+    walk.answer("study")
+    walk.at(-3)
+    walk.wait()
+    assert walk.it.goal.goal == "rest"
+    assert (walk.it._steps is None) == ("then" not in second)
+    if "then" not in second:
+        assert not walk.it._orders, "both orders are carried out"
+
+
+def test_a_guess_ends_no_step() -> None:
+    walk = Walk(confidence=0.8)
+    walk.at(0)
+    walk.hear("the kitchen then the study then rest")
+    walk.wait()
+    walk.answer("kitchen")
+    walk.at(3)
+    walk.wait()
+    walk.answer("", rest=0.3, kitchen=0.36, study=0.34)
+    assert walk.it._steps is not None
+    assert walk.it._steps.step == "the study"
+    assert walk.it.counts["unsure"] == 1
+
+
+def test_the_same_words_with_other_spaces_begin_no_second_time_and_only_the_begin_is_read() -> None:
+    walk = Walk()
+    walk.at(0)
+    walk.hear("the kitchen then the study")
+    walk.wait()
+    walk.answer("kitchen")
+    walk.at(3)
+    walk.hear(" the kitchen  then the study\n")
+    assert walk.it._steps is not None
+    assert walk.it._steps.step == "the study"
+    assert len(divided("a then b" + " x" * 50_000 + " then c")) == 2
+
+
+def test_an_answer_to_an_order_that_a_person_replaced_is_not_used() -> None:
+    walk = Walk()
+    walk.at(0)
+    walk.hear("the kitchen then the study")
+    walk.wait()
+    walk.it.set_goal(Message("override/goal", orjson.dumps({"value": "rest", "hold_s": 0.0}), 0, retain=False))
+    walk.answer("kitchen")
+    assert (walk.it.goal.goal, walk.it.counts["stale"]) == ("rest", 1)
+
+
+def test_a_restart_goes_on_with_the_step_that_was_due(tmp_path: Path) -> None:
+    walk = Walk(tmp_path)
+    walk.at(0)
+    walk.hear("the kitchen then the study then the kitchen")
+    walk.wait()
+    walk.answer("kitchen")
+    walk.at(3)
+    walk.wait()
+    walk.answer("study")
+    walk.it.file.write()
+    walk.clock.advance(5)
+    again = Walk(tmp_path, clock=walk.clock)
+    assert (again.it.goal.goal, again.it._steps and again.it._steps.step) == ("study", "the study")
+    again.hear("the kitchen then the study then the kitchen")
+    again.at(-3)
+    again.wait()
+    assert again.questions[-1].orders[0] == "the kitchen"
+    walk.clock.advance(60)
+    late = Walk(tmp_path, clock=walk.clock)
+    late.wait()
+    assert (late.it._steps, late.questions[-1].orders) == (None, ()), "the order has expired"
+    stored = orjson.loads((tmp_path / "goal.json").read_bytes())
+    for wrong in ({"due": -1}, {"at": float("inf")}, {"due": "x"}, {}):
+        order = stored["order"] | wrong if wrong else {}
+        content = orjson.dumps(stored | {"order": order}).replace(b'"at":null', b'"at":1e999')
+        (tmp_path / "goal.json").write_bytes(content)
+        assert Walk(tmp_path, clock=walk.clock).it._steps is None
+    fewer = Walk(tmp_path, clock=walk.clock, then=("after that",))
+    assert fewer.it._steps is None
