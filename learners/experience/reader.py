@@ -9,7 +9,7 @@ from __future__ import annotations
 import sqlite3
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol, Self
 
@@ -196,14 +196,26 @@ class Reader:
         query = "SELECT id, row, value, source, stamp_s FROM rewards WHERE id > ? ORDER BY id LIMIT ?"
         return [Rewarded(*found) for found in self._all(query, (since, limit))]
 
-    def by_models(self, first: int, last: int) -> dict[int, float]:
-        """Return by row, from `first` to `last`, the sum of the rewards that models gave and that count in it."""
+    def without_models(self, rows: Sequence[Row]) -> list[Row]:
+        """Return rows without the rewards that models gave: these train the policy of this device, and judge nothing.
+
+        Args:
+            rows: with rising numbers.
+        """
+        if not rows:
+            return []
         found = self._all(
-            "SELECT row, sum(value) FROM rewards WHERE row BETWEEN ? AND ? AND source LIKE ?"
+            "SELECT row, sum(value) FROM rewards WHERE row BETWEEN ? AND ? AND substr(source, 1, ?) = ?"
             " AND source NOT IN (SELECT source FROM sources WHERE quarantined) GROUP BY row",
-            (first, last, f"{BY_MODEL}%"),
+            (rows[0].row, rows[-1].row, len(BY_MODEL), BY_MODEL),
         )
-        return {int(row): float(value) for row, value in found}
+        given = {int(row): float(value) for row, value in found}
+        return [
+            replace(row, transition=replace(row.transition, reward=row.transition.reward - given[row.row]))
+            if row.row in given
+            else row
+            for row in rows
+        ]
 
     def quarantined(self) -> list[str]:
         """Return the sources of quarantined rewards."""

@@ -281,7 +281,11 @@ class UplinkQueue:
         """Encode blocks; fewer rows where the result is too large, or where encoder versions change within."""
         passed = self.position.passed[lane]
         found = [
-            row for block in blocks for row in self.reader.rows(max(passed + 1, block.number * BLOCK), _end(block) + 1)
+            row
+            for block in blocks
+            for row in self.reader.without_models(
+                self.reader.rows(max(passed + 1, block.number * BLOCK), _end(block) + 1)
+            )  # the learner of the fleet could not tell them from others, and would judge versions by them
         ]
         before_spec = [row.row for row in found if self.position.spec_at(row.transition.stamp_s) is None]
         too_large = [row.row for row in found if not self._fits(row)]

@@ -7,6 +7,8 @@ listed options in one forward pass (`transformers.pipeline("decision")`).
 from __future__ import annotations
 
 import hashlib
+import math
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
@@ -35,6 +37,8 @@ SHARPNESS = 12.0
 """Of the softmax over cosine similarities, which lie close together."""
 MOST_TOKENS = 500
 """Of a state in words."""
+TOGETHER = 16
+"""Remembered orders that are read together; those of like length, because a long one pads all others."""
 
 
 class LocalModel(Protocol):
@@ -128,29 +132,48 @@ class SentenceSimilarity:
             found = torch.softmax(SHARPNESS * (order_1W @ self._meanings_GW.T)[0], -1).tolist()
         return checked(dict(zip(self._goals, found, strict=True)), self._goals), None
 
-    def remember(self, labelled: Sequence[tuple[str, str]]) -> None:
+    def remember(self, labelled: Sequence[tuple[str, str]], limit_s: float = math.inf) -> bool:
         """Compare orders with these too, each with the goal that a person set; they replace the ones before.
 
         The newest `remembered_orders.MOST` count, and of two with the same text the newer one; a goal that is not listed is left out.
+
+        Args:
+            labelled: orders and goals, oldest first.
+            limit_s: seconds after which no further order is read, except for the first ones. The newest are read first, and the next call reads on.
+
+        Returns:
+            Whether all have been read.
         """
         newest = {text: goal for text, goal in labelled[-MOST:] if goal in self._goals}
-        if newest == self._labelled:
-            return
-        self._labelled = newest
-        self._sentences = {text: vector for text, vector in self._sentences.items() if text in newest}
-        for text in newest:
-            if text not in self._sentences:  # one at a time: a long one would pad all others
-                self._sentences[text] = self._embed([text])[0]
-        if not newest:
+        known = {text: vector for text, vector in self._sentences.items() if text in newest}
+        unread = [text for text in reversed(newest) if text not in known]
+        if not unread and newest == self._labelled:
+            return True
+        began_s = time.monotonic()
+        while unread:
+            batch, unread = sorted(unread[: 4 * TOGETHER], key=len), unread[4 * TOGETHER :]
+            for first in range(0, len(batch), TOGETHER):
+                texts = batch[first : first + TOGETHER]
+                known |= zip(texts, self._embed(texts), strict=True)
+            if time.monotonic() - began_s >= limit_s:
+                break
+        self._sentences = known
+        self._labelled = {text: goal for text, goal in newest.items() if text in known}
+        if not self._labelled:
             self._remembered = None
-            return
+            return not unread
         examples = described(self._goals)
         if self._described_NW is None:
             self._described_NW = torch.cat([self._embed([text]) for text, _ in examples])
-        orders_MW = torch.stack([self._sentences[text] for text in newest])
+        orders_MW = torch.stack([known[text] for text in self._labelled])
         self._remembered = remember(
-            list(self._goals), [goal for _, goal in examples], self._described_NW, list(newest.values()), orders_MW
+            list(self._goals),
+            [goal for _, goal in examples],
+            self._described_NW,
+            list(self._labelled.values()),
+            orders_MW,
         )
+        return not unread
 
     def yes(self, question: YesNoQuestion) -> float:
         """Refuse.

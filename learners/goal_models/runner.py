@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 
 NICE = 15
 """Of the local model's thread, above that of its process: everything else comes first."""
+REMEMBER_S = 1.0
+"""For orders with a person's goal to be read before a question is answered; the rest is read while no question waits."""
 LOAD_S = 120.0
 """For a local model to load, before the question that waits for it fails."""
 
@@ -65,6 +67,8 @@ class DeliberationRunner:
         self._late: asyncio.Future[Any] | None = None
         """The work of the local model on a question that has failed already."""
         self._late_s = 0.0
+        self._all_remembered = True
+        """Whether the model has read all orders with a person's goal."""
 
     def busy_s(self) -> float:
         """Return for how long the local model has worked on a question that has failed already; 0 where it does not."""
@@ -86,8 +90,17 @@ class DeliberationRunner:
                 while self._waiting:
                     first: type[AnyQuestion] = GoalQuestion if GoalQuestion in self._waiting else YesNoQuestion
                     await self._answer(pool, self._waiting.pop(first))
+                    await self._read_on(pool)
         finally:
             pool.shutdown(wait=False, cancel_futures=True)
+
+    async def _read_on(self, pool: ThreadPoolExecutor) -> None:
+        """Read further orders with a person's goal until all are read, or a question waits."""
+        while not self._all_remembered and not self._waiting and self._late is None:
+            try:
+                await asyncio.get_running_loop().run_in_executor(pool, self._remember)
+            except Exception:  # noqa: BLE001 - as in `_work`; the next question meets it, and reports it
+                return
 
     async def _answer(self, pool: ThreadPoolExecutor, question: AnyQuestion) -> None:
         try:
@@ -140,7 +153,7 @@ class DeliberationRunner:
                 self._model = open_model(backend, self._settings.meanings)
             name = self._model.name
             if isinstance(self._settings.backend, EmbeddingBackend):
-                self._model.remember(self._labelled())  # type: ignore[attr-defined]
+                self._remember()
             if isinstance(question, YesNoQuestion):
                 yes = self._model.yes(question)
                 return YesNoAnswer(question.number, yes, name, time.monotonic() - began_s)
@@ -150,6 +163,10 @@ class DeliberationRunner:
             raise
         except Exception as error:  # noqa: BLE001 - a model makes the libraries raise anything; the question fails, by name
             raise BackendFailed(f"{type(error).__name__}: {str(error)[:300]}") from None
+
+    def _remember(self) -> None:
+        """Let the model read orders with a person's goal for a while, in its thread."""
+        self._all_remembered = self._model.remember(self._labelled(), REMEMBER_S)  # type: ignore[union-attr]
 
 
 def _low_priority() -> None:

@@ -35,16 +35,7 @@ class RecentExperience:
         Rewards that models gave are taken out: they train, and judge no version.
         """
         self._logged.clear()
-        return [row.transition for row in self._renewed(self._without_models(self.reader.newest(count)))]
-
-    def _without_models(self, rows: list[Row]) -> list[Row]:
-        given = self.reader.by_models(rows[0].row, rows[-1].row) if rows else {}
-        return [
-            replace(row, transition=replace(row.transition, reward=row.transition.reward - given[row.row]))
-            if row.row in given
-            else row
-            for row in rows
-        ]
+        return [row.transition for row in self._renewed(self.reader.without_models(self.reader.newest(count)))]
 
     def after(self, row: int) -> list[Row]:
         """Return rows with a number above the given one, at most `ROWS_PER_READ`, with the same tokens."""

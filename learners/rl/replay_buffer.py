@@ -233,7 +233,9 @@ class ReplayBuffer:
             raise ValueError(f"a replay of {rings['size']} transitions does not fit one of {self._main.size}")
         self._main.added, self._reserve.added = rings["main"], rings["reserve"]
         at = self._held_positions()
-        *columns, follows, preceded, linked = (arrays[name] for name in sorted(arrays, key=lambda name: (len(name), name)))
+        *columns, follows, preceded, linked = (
+            arrays[name] for name in sorted(arrays, key=lambda name: (len(name), name))
+        )
         self._columns.restore(at, columns, rest["columns"])
         self._follows_N[at], self._preceded_N[at], self._linked_N[at] = follows, preceded, linked
         self._trail, self._moved_last = rest["trail"], rest["moved_last"]

@@ -100,7 +100,10 @@ def steps_of(text: Text, separators: Sequence[str]) -> OrderSteps | None:
         return None
     longest_first = sorted((" ".join(one.split()) for one in separators), key=len, reverse=True)
     pattern = "|".join(_whole(one) for one in longest_first)
-    found = [part.strip(_EDGES) for part in re.split(pattern, text.text[:MOST_READ], flags=re.IGNORECASE, maxsplit=4 * MOST_STEPS)]
+    found = [
+        part.strip(_EDGES)
+        for part in re.split(pattern, text.text[:MOST_READ], flags=re.IGNORECASE, maxsplit=4 * MOST_STEPS)
+    ]
     steps = [part for part in found if any(map(str.isalnum, part))]
     if len(steps) < 2:
         return None

@@ -12,7 +12,10 @@ from pathlib import Path
 from fleet_world import BEGUN_S, FAILURES, IDENTITY, closed_rows, fill, queue, rows_on_disk, ticks
 
 from fakes import FakeClock
+from learners.config import ExperienceSettings
+from learners.experience.reader import Reader
 from learners.experience.records import Mark
+from learners.experience.store import Store
 from learners.fleet_data.parquet_log import ParquetLog
 from learners.fleet_data.segment import MAX_BYTES, unpack
 from learners.fleet_data.uplink_queue import UplinkQueue
@@ -47,6 +50,26 @@ def test_failures_go_first_and_every_closed_row_arrives_once(tmp_path: Path) -> 
     assert all(row["probabilities"] == [("head", 0.25)] for row in found)
     assert uplink.backlog_rows() < 64
     uplink.close()
+
+
+def test_rewards_that_a_model_gave_stay_on_the_device(tmp_path: Path) -> None:
+    """The learner of the fleet could not tell them from other rewards, and would judge versions by them."""
+    fill(tmp_path / "state", ticks(0, 200))
+    with Reader(tmp_path / "state" / "experience") as reader:
+        before = {row.row: row.transition.reward for row in reader.newest(200)}
+        rewarded = reader.newest(150)[0]
+    store = Store(tmp_path / "state" / "experience", ExperienceSettings())
+    store.credit(5.0, decision=rewarded.transition.decision, source="model:content")
+    assert store.flush()
+    store.close()
+    with Reader(tmp_path / "state" / "experience") as reader:
+        assert reader.rows(rewarded.row, rewarded.row + 1)[0].transition.reward == before[rewarded.row] + 5.0
+    uplink, log = queue(tmp_path / "state"), ParquetLog(tmp_path / "data", "arms")
+    drain(uplink, log)
+    uplink.close()
+    found = {row["row"]: row["reward"] for row in rows_on_disk(tmp_path / "data" / "arms")}
+    assert rewarded.row in found
+    assert found == {number: before[number] for number in found}
 
 
 def test_killed_devices_and_ingests_lose_and_repeat_no_row(tmp_path: Path) -> None:

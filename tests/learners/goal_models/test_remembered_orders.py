@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import asyncio
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 import torch
 
+from fakes import eventually
 from learners.config import ExperienceSettings
 from learners.experience.store import Label, Store
-from learners.goal_models.answers import GoalQuestion
+from learners.goal_models.answers import GoalAnswer, GoalQuestion
 from learners.goal_models.config import DeliberatorSettings, EmbeddingBackend
-from learners.goal_models.local_models import SentenceSimilarity, open_model
+from learners.goal_models.local_models import TOGETHER, SentenceSimilarity, open_model
 from learners.goal_models.remembered_orders import LEAST, MOST, described, remember
+from learners.goal_models.runner import REMEMBER_S, DeliberationRunner
 from runtime.config.schema import Config
 from runtime.models.__main__ import _labelled
 
@@ -55,6 +59,25 @@ def test_answers_are_as_sure_as_they_are_right(noise: float) -> None:
     assert few.scale == 1.0
 
 
+def test_a_goal_with_hundreds_of_corrections_takes_no_order_from_the_others() -> None:
+    """Three goals with one example each, and one of them with many around its own; the orders of the others stay theirs."""
+    generator = torch.Generator().manual_seed(0)
+    names, centres = list(GOALS), unit(torch.randn(3, 16, generator=generator))
+
+    def around(goal: int, count: int) -> torch.Tensor:
+        return unit(centres[goal] + torch.randn(count, 16, generator=generator) / 5)
+
+    memory = remember(names, names, centres, ["idle"] * 1_000, around(0, 1_000))
+    for goal in (1, 2):
+        found = memory.probabilities(around(goal, 200)).argmax(-1)
+        assert float((found == goal).float().mean()) > 0.95, names[goal]
+    outlier = unit(centres[1] + centres[2])[None]
+    corrected = remember(names, names, centres, ["idle"] * 1_001, torch.cat([around(0, 1_000), outlier]))
+    assert int(corrected.probabilities(outlier).argmax()) == 0, (
+        "one correction among a thousand still counts for its order"
+    )
+
+
 @pytest.fixture(scope="module")
 def sentences() -> SentenceSimilarity:
     model = open_model(EmbeddingBackend(), GOALS)
@@ -81,6 +104,61 @@ def test_one_correction_counts_at_once_for_orders_like_it_and_can_be_taken_back(
     sentences.remember([("old", "warm")] * 2 + [(f"order {number}", "guard") for number in range(MOST - 1)][:3])
     assert len(sentences._labelled) == 4
     sentences.remember([])
+
+
+def test_orders_are_read_for_a_limited_time_newest_first_and_then_on(sentences: SentenceSimilarity) -> None:
+    labelled = [(f"order number {number}", "warm") for number in range(70)] + [("the owl has landed", "guard")]
+    assert not sentences.remember(labelled, 0.0)
+    assert len(sentences._labelled) == 4 * TOGETHER
+    assert best(sentences, "the owl landed already") == "guard"
+    assert sentences.remember(labelled, 0.0)
+    assert len(sentences._labelled) == 71
+    alone = sentences._embed(["the owl has landed"])[0]
+    assert torch.allclose(sentences._sentences["the owl has landed"], alone, atol=1e-5), "others do not change it"
+    assert sentences.remember([], 0.0)
+    assert sentences._remembered is None
+
+
+class SlowReader:
+    """A model that reads the remembered orders in several parts."""
+
+    name = "m@1"
+
+    def __init__(self) -> None:
+        self.parts = 0
+
+    def remember(self, labelled: Sequence[tuple[str, str]], limit_s: float) -> bool:
+        assert (len(labelled), limit_s) == (200, REMEMBER_S)
+        self.parts += 1
+        return self.parts >= 5
+
+    def probabilities(self, question: GoalQuestion) -> tuple[dict[str, float], None]:
+        del question
+        return dict.fromkeys(GOALS, 1 / 3), None
+
+
+def test_a_question_is_answered_before_all_orders_are_read_and_the_rest_is_read_after_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    model = SlowReader()
+    monkeypatch.setattr("learners.goal_models.local_models.open_model", lambda *_: model)
+    settings = DeliberatorSettings.model_validate({"goals": GOALS, "default": "idle"})
+    parts: list[int] = []
+
+    async def asked() -> None:
+        labelled = [(f"order number {number}", "warm") for number in range(200)]
+        runner = DeliberationRunner(
+            settings, lambda _: parts.append(model.parts), lambda *_: None, labelled=lambda: labelled
+        )
+        task = asyncio.create_task(runner.run())
+        runner.ask(GoalQuestion(1, "", ("order number 7",), "idle"))
+        await eventually(lambda: model.parts == 5)
+        runner.ask(GoalQuestion(2, "", ("order number 7",), "idle"))
+        await eventually(lambda: len(parts) == 2)
+        task.cancel()
+
+    asyncio.run(asked())
+    assert parts == [1, 6]
 
 
 def test_the_models_process_reads_what_counts_of_the_labels(tmp_path: Path) -> None:

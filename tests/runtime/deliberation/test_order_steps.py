@@ -13,7 +13,7 @@ import pytest
 from fakes import FakeClock
 from learners.goal_models.answers import GoalAnswer, GoalQuestion
 from learners.goal_models.config import DeliberatorSettings
-from runtime.deliberation.deliberator import Deliberator
+from runtime.deliberation.deliberator import LATE_S, Deliberator
 from runtime.deliberation.order_steps import MOST_STEPS, steps_of
 from runtime.mqtt import Message
 from sensors.readings import Observation, Reading, Telemetry, Text
@@ -271,3 +271,21 @@ def test_a_restart_goes_on_with_the_step_that_was_due(tmp_path: Path) -> None:
         assert Walk(tmp_path, clock=walk.clock).it._steps is None
     fewer = Walk(tmp_path, clock=walk.clock, then=("after that",))
     assert fewer.it._steps is None
+
+
+def test_a_goal_may_wait_for_the_answer_to_a_question_about_a_reward() -> None:
+    walk = Walk()
+    walk.at(0)
+    walk.hear("the kitchen")
+    walk.wait()
+    walk.answer("kitchen")
+    walk.hear("the study")
+    walk.wait()
+    walk.it.judge = SimpleNamespace(step=lambda: None)  # type: ignore[assignment]
+    walk.wait(2 * walk.it.settings.timeout_s)
+    assert walk.it.counts["failed"] == 0
+    walk.answer("study")
+    assert walk.it.goal.goal == "study"
+    walk.hear("the kitchen")
+    walk.wait(2 * walk.it.settings.timeout_s + LATE_S + 2)
+    assert walk.it.counts["failed"] == 1

@@ -160,7 +160,8 @@ def test_training_reads_the_rewards_of_models_and_the_steps_of_a_promotion_do_no
     store.credit(2.0, decision="s-1", source="model:content")
     store.credit(3.0, decision="s-1", source="anna")
     store.credit(-1.0, decision="s-2", source="model:tidy")
-    store.credit(7.0, decision="s-3", source="models")
+    store.credit(4.0, decision="s-3", source="models")
+    store.credit(3.0, decision="s-3", source="MODEL:content")  # a person may use that name
     store.quarantine("model:tidy")
     assert store.flush()
     with Reader(tmp_path) as reader:
