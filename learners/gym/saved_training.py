@@ -138,7 +138,7 @@ class SavedTraining:
         except orjson.JSONDecodeError:
             raise ValueError(f"{self.out / NAME} is not JSON; train without --resume") from None
         if not isinstance(results, dict):
-            raise ValueError(f"{self.out / NAME} has no results of a training; train without --resume")
+            raise ValueError(f"{self.out / NAME} has no results of a training; train without --resume")  # noqa: TRY004 - as every refusal here
         if results.get("stopped") is not None or results.get("final") is None:
             return None
         wanted = {**self.training, "steps": steps}

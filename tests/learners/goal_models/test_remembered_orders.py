@@ -12,7 +12,7 @@ import torch
 from fakes import eventually
 from learners.config import ExperienceSettings
 from learners.experience.store import Label, Store
-from learners.goal_models.answers import GoalAnswer, GoalQuestion
+from learners.goal_models.answers import GoalQuestion
 from learners.goal_models.config import DeliberatorSettings, EmbeddingBackend
 from learners.goal_models.local_models import TOGETHER, SentenceSimilarity, open_model
 from learners.goal_models.remembered_orders import LEAST, MOST, described, remember

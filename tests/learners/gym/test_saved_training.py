@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from learners.gym.lock_step import GymTrainer, TrainSettings
 from learners.checkpoints import manifest
+from learners.gym.lock_step import GymTrainer, TrainSettings
 from learners.gym.saved_training import FOLDER
 from learners.gym.train import train
 
