@@ -233,7 +233,8 @@ class Deliberator:
                 return  # the goal of an earlier order
             if self._steps.finish():
                 return
-            self._steps, self._obeyed = None, self._steps.order
+            self._obeyed = self._steps.order
+            self._steps = None
         newer = takewhile(lambda text: text is not self._obeyed, self._orders)
         left = [text for text in newer if self._obeyed is None or not same_order(text, self._obeyed)]
         self._orders = deque(left, MOST_ORDERS)
