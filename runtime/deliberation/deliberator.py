@@ -128,7 +128,7 @@ class Deliberator:
     _steps: OrderSteps | None = field(init=False, default=None)
     """Of the newest order; None where it has one step."""
     _obeyed: Text | None = field(init=False, default=None)
-    """The newest order of the question whose answer put the goal in force, or confirmed it."""
+    """The newest order in the question that put the goal in force, or confirmed it."""
     _results: dict[str, tuple[TaskResult, float]] = field(init=False, default_factory=dict)
     """By task: the newest result, and when it was received."""
     _numbers: dict[str, float] = field(init=False, default_factory=dict)
@@ -147,7 +147,7 @@ class Deliberator:
     _asked_order: Text | None = field(init=False, default=None)
     """The newest order of the newest question."""
     _withdrawn: int = field(init=False, default=-1)
-    """The number of a question whose orders a person's goal has replaced."""
+    """The number of a question about orders that a person replaced by a goal."""
     _done: set[str] = field(init=False, default_factory=set)
     """Goals that are done while their condition holds and no other order came: they are not chosen again."""
     _failure_reported: bool = field(init=False, default=False)
