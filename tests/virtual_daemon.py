@@ -148,6 +148,7 @@ class VirtualDaemon:
             self._deliver(self.plant.step(self.clock.wall() + period_s / 4))
             if self.learner is not None and index % every == 0:
                 self.parts.store.flush()
+                self.parts.experiments.file.write()  # by it, the learner's checkpoint store knows which versions are needed
                 self.learner.step()
             if index % poll == 0:
                 await self.parts.learner_events.forward()

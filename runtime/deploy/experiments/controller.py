@@ -433,7 +433,9 @@ class ExperimentController:
         requested, passed = phase.acts_in_plain == "challenger", verdict.outcome == "live"
         if passed and not requested:
             by = "better" if verdict.better else "as good"
-            await self._promote(challenger, f"{by}: {sentence}", by="experiment", figures=look_figures(phase))
+            if not await self._promote(challenger, f"{by}: {sentence}", by="experiment", figures=look_figures(phase)):
+                self.state.alpha.record(promoted=False, alpha=plan.alpha)
+                return
         moved: Live | CheckpointRefused | None = None
         if requested and verdict.outcome == "out":
             moved = await asyncio.to_thread(self.moves.take_back, challenger, plan.champion)
@@ -454,12 +456,13 @@ class ExperimentController:
         if passed or moved is not None:
             self.state.renew_guard()
 
-    async def _promote(self, version: str, note: str, *, by: str, figures: Mapping[str, Any] | None = None) -> None:
-        """Move LIVE to a version; give it up where it cannot be loaded."""
+    async def _promote(self, version: str, note: str, *, by: str, figures: Mapping[str, Any] | None = None) -> bool:
+        """Move LIVE to a version; give it up and return False where it cannot be loaded."""
         refusal = await self.moves.promote(version, note, by=by, figures=figures)
         if refusal is not None:
             self.unloadable(version, refusal.reason)
             self.emit("checkpoint_refused", {"version": version, "reason": refusal.reason, "detail": refusal.detail})
+        return refusal is None
 
     async def _first_proof(self) -> None:
         """Trust the best version so far, and let it act again if a later one acts."""
@@ -469,8 +472,7 @@ class ExperimentController:
         version, sentence = found
         if version != self.state.live:
             before = self.state.live
-            await self._promote(version, sentence, by="experiment")
-            if version in self.state.trust.judged and version not in self.checkpoints.live().promoted:
+            if not await self._promote(version, sentence, by="experiment"):
                 self.state.proof.versions.pop(version, None)  # it cannot be loaded any more
                 return
             self.state.trust.note(before, f"not live: {version} earned more")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -272,6 +273,22 @@ async def test_a_challenger_that_cannot_be_loaded_is_given_up(tmp_path: Path) ->
     assert stage.kinds() == ["checkpoint_refused"]
     assert stage.experiments.state.phase is None
     assert set(stage.acted[-20:]) == {"good"}
+
+
+async def test_a_challenger_that_is_better_and_cannot_be_loaded_any_more_becomes_no_anchor(tmp_path: Path) -> None:
+    """Its files are lost while it acts from memory."""
+    stage = await trusted(tmp_path, 11, "poor")
+    before = stage.experiments.live
+    stage.propose("good")
+    await stage.run(20.0)
+    shutil.rmtree(stage.checkpoints.folder / stage.version["good"])
+    await stage.run(1_500.0, until=lambda: "experiment_ended" in stage.kinds())
+    ended = stage.event("experiment_ended")
+    assert (ended["outcome"], ended["reason"]) == ("cap", f"{stage.version['good']} cannot be loaded")
+    assert stage.kinds().count("experiment_ended") == 1
+    assert stage.kinds().count("checkpoint_refused") == 1
+    state = stage.experiments.state
+    assert (state.live, state.trust.anchor, state.phase) == (before, before, None)
 
 
 async def test_late_rewards_count_for_the_block_of_their_decision(tmp_path: Path) -> None:
