@@ -100,6 +100,8 @@ class _Agent:
     """Windows in a row with each fault."""
     reason: str = ""
     looks: int = 0
+    reward: float = 0.0
+    """Mean of the newest rows at the last look."""
 
     def newest(self) -> list[_Row]:
         """Return the newest rows."""
@@ -182,13 +184,15 @@ class AgentTrust:
         self._agents.pop(agent, None)
 
     def figures(self) -> dict[str, dict[str, float | str]]:
-        """Return for each agent how often it was looked at, how often each fault was found last, and the reason."""
+        """Return for each agent how often it was looked at, its mean reward then, how often each fault was found last, and the reason."""
         return {
-            name: {"looks": agent.looks, **agent.found, "reason": agent.reason} for name, agent in self._agents.items()
+            name: {"looks": agent.looks, "reward": agent.reward, **agent.found, "reason": agent.reason}
+            for name, agent in self._agents.items()
         }
 
     def _look(self, name: str, agent: _Agent) -> None:
         agent.looks += 1
+        agent.reward = sum(row.reward for row in agent.rows) / max(1, len(agent.rows))
         rate = (self.window - 1) / max(1e-6, agent.last_s - agent.first_s)
         faults = {
             "rate": f"{rate:.0f} rows a second of its own stamps, its ticks have {self.rate_hz:g}"

@@ -96,6 +96,24 @@ def agents(settings: Path, *, as_json: bool) -> None:
 
 @fleet.command()
 @FLEET_FILE
+@click.option("--listen", default="127.0.0.1:8090", show_default=True, metavar="HOST:PORT", help="Address of the page.")
+@click.option("--metrics", metavar="HOST:PORT", help="Address of Prometheus metrics, without a login; default: none.")
+@click.option("--host", "hosts", multiple=True, metavar="NAME", help="Further host name under which the page answers.")
+@refusing
+def page(settings: Path, listen: str, metrics: str | None, hosts: tuple[str, ...]) -> None:
+    """Serve a page with every agent of FLEET.yaml, from the broker's retained reports, until Ctrl-C.
+
+    The token to sign in is in `page-token` of the data folder. Operators may roll back and pause waves.
+    """
+    from runtime.fleet.group_page import run_page
+    from runtime.fleet.server_settings import load_fleet
+
+    names = frozenset(("localhost", "127.0.0.1", "[::1]", listen.rpartition(":")[0], *hosts))
+    asyncio.run(run_page(load_fleet(settings), listen, metrics, names))
+
+
+@fleet.command()
+@FLEET_FILE
 @click.argument("name", type=AgentName())
 @refusing
 def enroll(settings: Path, name: str) -> None:

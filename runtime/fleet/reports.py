@@ -1,17 +1,20 @@
-"""Collect the retained reports of a group from the fleet's broker, for `reflexd fleet status` and `reflexd fleet agents`."""
+"""Collect the retained reports of a group from the fleet's broker, for `reflexd fleet status`, `agents` and `page`."""
 
 from __future__ import annotations
 
 import asyncio
 import secrets
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from runtime.fleet.server_settings import FleetServerSettings
 from runtime.fleet.topics import AgentReport, FleetTopics, GroupLearnerReport, IngestReport
 from runtime.mqtt import Address, Connection, Message, MqttLost
-from runtime.mqtt.topics import decode
+from runtime.mqtt.topics import Refused, decode
 
 CONNECT_S = 5.0
+MAX_AGENTS = 10_000
+"""Names that are remembered of agents and of ingests."""
 
 
 @dataclass(slots=True)
@@ -23,30 +26,57 @@ class GroupReport:
     learner: GroupLearnerReport | None = None
 
 
+class GroupWatch:
+    """Receives the retained reports of a group; run its `link`.
+
+    Args:
+        settings: of the server.
+
+    Raises:
+        OSError: a certificate cannot be read.
+    """
+
+    def __init__(self, settings: FleetServerSettings) -> None:
+        self.topics, self.found = FleetTopics(settings.group), GroupReport()
+        self.link = Connection(Address.of(settings.mqtt, "agent"), f"reflexd-fleet-status-{secrets.token_hex(4)}")
+        self.link.subscribe(self.topics.learner, self._learner, retained="send")
+        self.link.subscribe(self.topics.report("+"), self._agent, retained="send")
+        self.link.subscribe(self.topics.ingest("+"), self._ingest, retained="send")
+
+    def _agent(self, message: Message) -> None:
+        report = decode(AgentReport, message.payload)
+        if message.topic != self.topics.report(report.agent):
+            raise Refused(f"{report.agent} wrote on {message.topic}")
+        _require_room(self.found.agents, report.agent)
+        self.found.agents[report.agent] = report
+
+    def _ingest(self, message: Message) -> None:
+        report = decode(IngestReport, message.payload)
+        _require_room(self.found.ingests, report.name)
+        self.found.ingests[report.name] = report
+
+    def _learner(self, message: Message) -> None:
+        self.found.learner = decode(GroupLearnerReport, message.payload)
+
+
+def _require_room(known: Mapping[str, object], name: str) -> None:
+    """Refuse further names than are remembered.
+
+    Raises:
+        Refused: there are too many.
+    """
+    if name not in known and len(known) >= MAX_AGENTS:
+        raise Refused(f"more than {MAX_AGENTS} names")
+
+
 async def collect(settings: FleetServerSettings, timeout_s: float = CONNECT_S) -> GroupReport:
     """Return what is retained at the broker.
 
     Raises:
         MqttLost: the broker does not answer in time.
     """
-    topics, found = FleetTopics(settings.group), GroupReport()
-    link = Connection(Address.of(settings.mqtt, "agent"), f"reflexd-fleet-status-{secrets.token_hex(4)}")
-
-    def agent(message: Message) -> None:
-        report = decode(AgentReport, message.payload)
-        if message.topic == topics.report(report.agent):
-            found.agents[report.agent] = report
-
-    def ingest(message: Message) -> None:
-        report = decode(IngestReport, message.payload)
-        found.ingests[report.name] = report
-
-    def learner(message: Message) -> None:
-        found.learner = decode(GroupLearnerReport, message.payload)
-
-    link.subscribe(topics.learner, learner, retained="send")
-    link.subscribe(topics.report("+"), agent, retained="send")
-    link.subscribe(topics.ingest("+"), ingest, retained="send")
+    watch = GroupWatch(settings)
+    link = watch.link
     running = asyncio.create_task(link.run(), name="fleet status")
     try:
         async with asyncio.timeout(timeout_s):
@@ -61,4 +91,4 @@ async def collect(settings: FleetServerSettings, timeout_s: float = CONNECT_S) -
     finally:
         running.cancel()
         await asyncio.wait([running])
-    return found
+    return watch.found
