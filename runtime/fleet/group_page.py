@@ -100,11 +100,11 @@ class FleetPage(SignIn):
         except ValidationError:
             raise web.HTTPBadRequest(text="the page's server does not know this action: reload the page") from None
         try:
-            said = await self.act(wanted.action)
+            outcome = await self.act(wanted.action)
         except (MqttLost, CheckpointRefused, OSError, ValueError) as error:
             raise web.HTTPServiceUnavailable(text=str(error)) from None
         log.info("fleet.page_action", action=wanted.action)
-        return web.json_response({"said": said})
+        return web.json_response({"outcome": outcome})
 
 
 def group_state(group: str, watch: GroupWatch) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""The page of a fleet shows what is retained at a real broker, as text, and lets nobody act without signing in here."""
+"""The page of a fleet shows what is retained at a real broker, as text, and acts only for operators who signed in here."""
 
 from __future__ import annotations
 
