@@ -132,6 +132,8 @@ def forgetting_reason(figures: Mapping[str, Any], settings: FinetuneSettings) ->
         return f"forgetting: metric on known classes fell from {before:.3f} to {after:.3f}{new}"
     if confused > settings.max_confusion:
         return f"confusion: {confused:.1%} of the known classes are taken for new ones; among known classes the metric is {after:.3f}"
+    if (low := figures.get("confused_class_low", 0.0)) > settings.max_confusion:
+        return f"confusion: at least {low:.1%} of the known class {figures['confused_class']} are taken for new ones"
     return None
 
 

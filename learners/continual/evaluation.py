@@ -7,9 +7,12 @@ assumption about the metric. Ties say nothing and are left out.
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
+
+from scipy.special import betaincinv
 
 from learners.continual.acceptance import CONFIDENCE, agreement, below_chance, by_chance, more_needed, paired_bounds
 from learners.continual.chance_agreement import FEWEST, compare_with_chance
@@ -86,7 +89,7 @@ def evaluate_candidate(
 
 def apart_from_new(
     task: Task, examples: Sequence[Example], found: Sequence[Prediction], known: Collection[str]
-) -> dict[str, float]:
+) -> dict[str, Any]:
     """Return how well known classes are distinguished among themselves, and how often they are taken for new ones.
 
     Args:
@@ -96,8 +99,9 @@ def apart_from_new(
         known: the classes of the version before.
 
     Returns:
-        `known_among_after`, the metric where the most probable known class is the answer, and `confused_with_new`, the share of answers
-        that are new classes. Empty for kinds without one label.
+        `known_among_after`, the metric where the most probable known class is the answer; `confused_with_new`, the share of answers that
+        are new classes; `confused_class`, the known class for which the lower bound of this share is highest, with that bound,
+        `confused_class_low` (Clopper and Pearson 1934, 95 % for all classes together). Empty for kinds without one label.
     """
     if KINDS[task.kind].output != "label" or task.options.multi_label:
         return {}
@@ -107,8 +111,20 @@ def apart_from_new(
         )
         for one in found
     ]
-    new = sum(str(one.value) not in known for one in found)
-    return {"known_among_after": metric(task, examples, among), "confused_with_new": new / len(found)}
+    rows, new = Counter[str](), Counter[str]()
+    for example, one in zip(examples, found, strict=True):
+        name = str(example["label"])
+        rows[name] += 1
+        new[name] += str(one.value) not in known
+    alpha = 0.05 / len(rows)
+    lows = {n: float(betaincinv(new[n], rows[n] - new[n] + 1, alpha)) if new[n] else 0.0 for n in rows}
+    worst = max(lows, key=lows.__getitem__)
+    return {
+        "known_among_after": metric(task, examples, among),
+        "confused_with_new": new.total() / len(found),
+        "confused_class": worst,
+        "confused_class_low": lows[worst],
+    }
 
 
 def compare_slices(

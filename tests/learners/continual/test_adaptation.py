@@ -122,7 +122,10 @@ def test_confusion_with_new_classes_is_counted_apart_from_forgetting(tmp_path: P
     found = [Prediction("ab+"[max(range(3), key=c.__getitem__)].replace("+", "new"), 1.0, dict(zip(("a", "b", "new"), c, strict=True)))
              for c in chances]  # fmt: skip
     figures = apart_from_new(task, rows, found, {"a", "b"})
-    assert figures == {"known_among_after": pytest.approx(5 / 6), "confused_with_new": pytest.approx(2 / 6)}
+    assert figures == {
+        "known_among_after": pytest.approx(5 / 6), "confused_with_new": pytest.approx(2 / 6),
+        "confused_class": "a", "confused_class_low": pytest.approx(1 - 0.975 ** (1 / 3)),
+    }  # fmt: skip
     settings = FinetuneSettings(max_forgetting=0.05, max_confusion=0.4)
     assert forgetting_reason({"known_before": 0.85, "known_after": 0.5, **figures}, settings) is None
     strict = settings.model_copy(update={"max_confusion": 0.3})
@@ -133,3 +136,23 @@ def test_confusion_with_new_classes_is_counted_apart_from_forgetting(tmp_path: P
     )
     worse = forgetting_reason({"known_before": 0.95, "known_after": 0.5, **figures}, settings)
     assert worse == "forgetting: metric on known classes fell from 0.950 to 0.833; 33.3% are taken for new classes"
+
+
+def test_a_known_class_that_goes_to_a_new_one_rejects_the_version_though_it_is_a_small_share(tmp_path: Path) -> None:
+    known = [f"k{n}" for n in range(12)]
+    task = open_task("text-classification", tinymodels.bert(tmp_path / "m"), labels=(*known, "new"))
+    rows = [{"text": "x", "label": name} for name in known for _ in range(10)]
+
+    def figures(taken: dict[str, int]) -> dict[str, Any]:
+        left, found = dict(taken), []
+        for row in rows:
+            left[row["label"]] = left.get(row["label"], 0) - 1
+            answer = "new" if left[row["label"]] >= 0 else row["label"]
+            chances = dict.fromkeys((*known, "new"), 0.0) | {row["label"]: 0.4, answer: 0.6}
+            found.append(Prediction(answer, 0.6, chances))
+        return {"known_before": 1.0, "known_after": 0.9, **apart_from_new(task, rows, found, set(known))}
+
+    settings = FinetuneSettings(max_confusion=0.1)
+    assert "of the known class k3 are taken for new ones" in str(forgetting_reason(figures({"k3": 10}), settings))
+    assert forgetting_reason(figures({"k3": 3}), settings) is None
+    assert forgetting_reason(figures(dict.fromkeys(known, 1)), settings) is None
