@@ -99,9 +99,9 @@ def apart_from_new(
         known: the classes of the version before.
 
     Returns:
-        `known_among_after`, the metric where the most probable known class is the answer; `confused_with_new`, the share of answers that
-        are new classes; `confused_class`, the known class for which the lower bound of this share is highest, with that bound,
-        `confused_class_low` (Clopper and Pearson 1934, 95 % for all classes together). Empty for kinds without one label.
+        `known_among_after` is the metric where the most probable known class is the answer. `confused_with_new` is the share of answers that
+        are new classes. `confused_class` is the known class with the highest lower bound of this share, and `confused_class_low` is that
+        bound (Clopper and Pearson 1934, 95 % for all classes together). Empty for kinds without one label.
     """
     if KINDS[task.kind].output != "label" or task.options.multi_label:
         return {}
