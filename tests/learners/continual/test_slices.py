@@ -52,7 +52,9 @@ def test_labels_that_are_wrong_for_one_speaker_are_found_by_her_slice(tmp_path: 
         train="full",
         eval_file=str(tmp_path / "held.jsonl"),
     )
-    finetune = FinetuneSettings(min_labels=20, batch=8, max_forgetting=1.0, rehearsal_ratio=0.0, slices=(RULE,))
+    finetune = FinetuneSettings(
+        min_labels=20, batch=8, max_forgetting=1.0, max_confusion=1.0, rehearsal_ratio=0.0, slices=(RULE,)
+    )
     options = {"epochs": 20, "learning_rate": 2e-3, "patience": 8}
     tuner = ContinualTrainer(
         "intents", settings, finetune, tmp_path / "tasks", Reader(tmp_path / "experience"), options=options

@@ -155,7 +155,10 @@ async def test_a_graph_that_is_missing_is_compiled_in_a_process_and_an_event_say
     loading = asyncio.create_task(engine.switch(version))
     count = 0
     while not loading.done():
-        assert (await engine.decide(seen(count))).policy == "untrained"
+        acts = (await engine.decide(seen(count))).policy
+        if acts == version:  # the task that loaded has made it live and ends in the next turn of the loop
+            break
+        assert acts == "untrained"
         count += 1
         await asyncio.sleep(0.05)
     await loading
