@@ -38,12 +38,14 @@ unexport PYTHONDONTWRITEBYTECODE
 export PYTHONHASHSEED := 0
 
 # `make structure` runs tests/test_docs_style.py; what `rm` finds is the coverage of a child that a test killed while it wrote: no database
+RESULTS := .test-results
 unit: $(VENV)/.test
-	rm -f .coverage .coverage.*
+	rm -rf .coverage .coverage.* $(RESULTS)
 	failed=0; \
-	$(UNIT) -n 2 --dist loadfile --cov-report= --ignore=tests/end_to_end --ignore=tests/faults --ignore=tests/test_docs_style.py || failed=1; rm -f .coverage.*; \
-	$(UNIT) -n 2 --dist loadfile --cov-append --cov-report= tests/end_to_end $(LEARNING) || failed=1; rm -f .coverage.*; \
-	$(UNIT) --cov-append --cov-report=term --cov-fail-under=90 tests/faults $(LEARNING:%=--ignore=%) || failed=1; \
+	$(UNIT) -n 2 --dist loadfile --cov-report= --junitxml=$(RESULTS)/1.xml --ignore=tests/end_to_end --ignore=tests/faults --ignore=tests/test_docs_style.py || failed=1; rm -f .coverage.*; \
+	$(UNIT) -n 2 --dist loadfile --cov-append --cov-report= --junitxml=$(RESULTS)/2.xml tests/end_to_end $(LEARNING) || failed=1; rm -f .coverage.*; \
+	$(UNIT) --cov-append --cov-report=term --cov-fail-under=90 --junitxml=$(RESULTS)/3.xml tests/faults $(LEARNING:%=--ignore=%) || failed=1; \
+	$(BIN)/python tests/failures.py $(RESULTS)/1.xml $(RESULTS)/2.xml $(RESULTS)/3.xml; \
 	exit $$failed
 
 bench: $(VENV)/.test ## every benchmark: prints tables of ratios; the fine-tuning ones take hours
@@ -80,7 +82,7 @@ deb: wheel ## dist/*.deb: the wheel, the hashes of its packages, the systemd uni
 	bash configs/deb.sh "$$(ls -t dist/reflexd-*.whl | head -1)" dist
 
 clean: ## remove the virtual environment and every build product
-	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .coverage* mutants runs
+	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .coverage* .test-results mutants runs
 
 $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)
