@@ -19,6 +19,7 @@ from actuators.safety.decisions import ActuatorDecision, Proposal
 from actuators.safety.gate import Gate
 from runtime.config.schema import Config
 from runtime.gate import ipc
+from runtime.gate.datagram_reader import DatagramReader
 from runtime.gate.devices import DeviceTraffic
 from runtime.gate.status import AgentLiveness, StatusPublisher
 from runtime.mqtt import Connection
@@ -31,8 +32,6 @@ EARLIEST = 0.8
 """Periods from an answer to the next proposal, at least; what is not allowed by then is left out."""
 PROPOSE_EVERY = 10
 """Ticks after which an unchanged proposal is published again: a late subscriber sees it too."""
-AT_ONCE = 16
-"""Proposals handled in one turn of the loop."""
 COUNTED = ("agent_lost", "disarmed", "stopped", "broker_lost")
 """Events of the gate that the agent counts in its metrics."""
 
@@ -61,42 +60,24 @@ class AgentChannel:
     """How often each child was restarted; the agent, which has the metrics, may be among them."""
     ending: bool = False
     """Whether the daemon ends: then nothing is judged, and the end of the agent is no loss."""
-    _end: socket.socket | None = None
     _proposals: dict[str, Any] = field(default_factory=dict)
     """By actuator: the proposal that was last published."""
     _shadow: bool = False
     """The newest proposal asked for mode shadow; each such request acts once, so that an operator can change the mode."""
+    _reader: DatagramReader = field(init=False)
+
+    def __post_init__(self) -> None:
+        self._reader = DatagramReader(self.receive, lambda: self.lost("closed"), ipc.MAX_MESSAGE + 1)
 
     def attach(self, end: socket.socket) -> None:
         """Listen to a new agent."""
-        self.detach()
-        self._end = end
         self._shadow = False
         self.agent.spoke_s = None
-        asyncio.get_running_loop().add_reader(end.fileno(), self._readable)
+        self._reader.attach(end)
 
     def detach(self) -> None:
         """Stop reading from the agent, without reporting its loss to the gate."""
-        if self._end is not None:
-            asyncio.get_running_loop().remove_reader(self._end.fileno())
-            self._end.close()
-            self._end = None
-
-    def _readable(self) -> None:
-        for _ in range(AT_ONCE):
-            if self._end is None:
-                return
-            try:
-                data = self._end.recv(ipc.MAX_MESSAGE + 1)  # a longer one is cut
-            except BlockingIOError:
-                return
-            except OSError:
-                data = b""
-            if not data:
-                self.detach()
-                self.lost("closed")
-                return
-            self.receive(data)
+        self._reader.detach()
 
     def receive(self, data: bytes) -> None:
         """Judge one message of the agent, and answer it; a malformed one is counted."""
@@ -156,8 +137,8 @@ class AgentChannel:
             gate.allowed_choices(self.now() + EARLIEST * self.config.tick.period_s),
         )
         try:
-            assert self._end is not None
-            self._end.send(ipc.pack(verdict))
+            assert self._reader.end is not None
+            self._reader.end.send(ipc.pack(verdict))
         except (OSError, ValueError) as error:  # full: the agent is stuck; closed: end-of-file follows; or too large
             self.counts["unsent verdict"] += 1
             if isinstance(error, ValueError) and self.counts["oversized verdict"] == 0:

@@ -58,18 +58,10 @@ class StopSender:
         return True
 
 
-def receive(end: socket.socket) -> tuple[bool, str | None]:
-    """Return whether a statement was read, and its reason: None for a release that the listener received.
+LONGEST = len(STOP) + MAX_REASON
+"""Bytes of the longest statement."""
 
-    Raises:
-        EOFError: no process has the other end.
-    """
-    try:
-        data = end.recv(len(STOP) + MAX_REASON)  # a longer one is cut
-    except BlockingIOError:
-        return False, None
-    except OSError:
-        data = b""
-    if not data:
-        raise EOFError
-    return True, None if data == WITHDRAWN else data.removeprefix(STOP).decode(errors="replace")
+
+def reason_of(data: bytes) -> str | None:
+    """Return the reason of a statement; None for a release that the listener received."""
+    return None if data == WITHDRAWN else data.removeprefix(STOP).decode(errors="replace")

@@ -11,15 +11,14 @@ import math
 import socket
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from actuators.safety.gate import Gate
+from runtime.gate.datagram_reader import DatagramReader
 from runtime.gate.stop import channel
 from runtime.gate.stop.latch import StopLatch
 from runtime.mqtt import Connection
 
-AT_ONCE = 16
-"""Statements read in one turn of the loop."""
 LATCH_POLL_S = 0.25
 """How often the latch of the stop listener is read."""
 OWN_STOP_S = 0.5
@@ -40,36 +39,22 @@ class StopListenerFollower:
     engage: Callable[[str], None]
     """Engages the stop, with its reason."""
     now: Callable[[], float]
-    _end: socket.socket | None = None
     _stated: tuple[float, str] | None = None
     """When the listener's stop was read, and its reason, while the gate is not stopped."""
     _released_ns: int = 0
     """When the newest release was executed, Unix nanoseconds: a file of the listener from before it is late."""
+    _reader: DatagramReader = field(init=False)
+
+    def __post_init__(self) -> None:
+        self._reader = DatagramReader(lambda data: self.stated(channel.reason_of(data)), lambda: None, channel.LONGEST)
 
     def attach(self, end: socket.socket) -> None:
         """Read the listener's channel; its end stays open here, so that each new listener can inherit it."""
-        self._end = end
-        asyncio.get_running_loop().add_reader(end.fileno(), self._readable)
+        self._reader.attach(end)
 
     def detach(self) -> None:
         """Stop reading from the listener."""
-        if self._end is not None:
-            asyncio.get_running_loop().remove_reader(self._end.fileno())
-            self._end.close()
-            self._end = None
-
-    def _readable(self) -> None:
-        for _ in range(AT_ONCE):
-            if self._end is None:
-                return
-            try:
-                is_read, reason = channel.receive(self._end)
-            except EOFError:
-                self.detach()
-                return
-            if not is_read:
-                return
-            self.stated(reason)
+        self._reader.detach()
 
     def stated(self, reason: str | None) -> None:
         """Take a stop that the listener received, with its reason, or None once it received a release.
@@ -100,7 +85,7 @@ class StopListenerFollower:
 
     def catch_up(self) -> None:
         """Engage what the channel and the file contain; called at a connect, before anything arms."""
-        self._readable()
+        self._reader.read()
         self.tick(at_once=True)
         if not self.gate.stopped:
             self.read_latch()

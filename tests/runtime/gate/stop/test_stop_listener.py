@@ -58,10 +58,10 @@ class World:
         """What the listener has stated since the last call."""
         found: list[str | None] = []
         while True:
-            is_read, reason = channel.receive(self.gate)
-            if not is_read:
+            try:
+                found.append(channel.reason_of(self.gate.recv(channel.LONGEST)))
+            except BlockingIOError:
                 return found
-            found.append(reason)
 
 
 @pytest.fixture(autouse=True)
