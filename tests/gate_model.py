@@ -645,7 +645,7 @@ class World:
 
     def frame(self, data: bytes) -> None:
         """Any bytes from the agent."""
-        self.host.channel._end = SimpleNamespace(send=lambda _data: None)  # type: ignore[assignment]
+        self.host.channel._reader.end = SimpleNamespace(send=lambda _data: None)  # type: ignore[assignment]
         self.host.channel.receive(data)
         self.settle_loop()
 

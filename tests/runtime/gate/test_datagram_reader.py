@@ -1,10 +1,10 @@
 """Reading the datagrams of the agent and of the stop listener."""
 
-import asyncio
 import socket
 
 import pytest
 
+from fakes import eventually
 from runtime.gate.datagram_reader import AT_ONCE, DatagramReader
 
 
@@ -24,8 +24,7 @@ async def test_datagrams_are_passed_on_until_the_other_end_is_gone() -> None:
     for data in (b"one", b"longer"):
         theirs.send(data)
     theirs.close()
-    while not closed:
-        await asyncio.sleep(0)
+    await eventually(lambda: bool(closed), "the end of the other side")
     assert received == [b"one", b"long"]
     assert closed == [2]
     assert reader.end is None

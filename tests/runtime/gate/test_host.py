@@ -122,7 +122,7 @@ async def test_a_stop_on_the_second_listeners_channel_is_engaged_at_once_without
             assert reason.startswith("the stop listener received it")
             assert len(reason) < 400
             listener_end.close()
-            await eventually(lambda: world.host.listener._end is None, "the end of file")
+            await eventually(lambda: world.host.listener._reader.end is None, "the end of file")
             await world.ask("disarm")
 
 
