@@ -19,11 +19,11 @@ from actuators.safety.decisions import ActuatorDecision, Proposal
 from actuators.safety.gate import Gate
 from runtime.config.schema import Config
 from runtime.gate import ipc
-from runtime.gate.datagram_reader import DatagramReader
 from runtime.gate.devices import DeviceTraffic
 from runtime.gate.status import AgentLiveness, StatusPublisher
 from runtime.mqtt import Connection
 from runtime.mqtt.topics import Topics, encode
+from runtime.process.datagram_reader import DatagramReader
 from runtime.process.systemd import Feeder
 
 log = structlog.get_logger(__name__)

@@ -14,10 +14,10 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from actuators.safety.gate import Gate
-from runtime.gate.datagram_reader import DatagramReader
 from runtime.gate.stop import channel
 from runtime.gate.stop.latch import StopLatch
 from runtime.mqtt import Connection
+from runtime.process.datagram_reader import DatagramReader
 
 LATCH_POLL_S = 0.25
 """How often the latch of the stop listener is read."""

@@ -5,7 +5,7 @@ import socket
 import pytest
 
 from fakes import eventually
-from runtime.gate.datagram_reader import AT_ONCE, DatagramReader
+from runtime.process.datagram_reader import AT_ONCE, DatagramReader
 
 
 def pair() -> tuple[socket.socket, socket.socket]:
