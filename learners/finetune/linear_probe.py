@@ -4,7 +4,9 @@ A head drawn at random, or one with new rows beside trained ones, is wrong at fi
 what it knew. Fitted before, it sends down only what the encoder itself is to change. With the few labels a person gives that
 decides: see docs/benchmarks.md, orders in waves.
 
-Shapes: N examples, X width of what the output layer reads, L labels.
+An example that is read in several windows counts once: each of its N windows has the same share.
+
+Shapes: N windows, X width of what the output layer reads, L labels.
 """
 
 from __future__ import annotations
@@ -17,7 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from learners.tasks.base import Example, to_device
+from learners.tasks.base import Example, Feature, to_device
 from learners.tasks.layers.heads import output_layer
 from learners.tasks.text_classification import Classifier
 
@@ -34,20 +36,27 @@ def fit_head(task: Classifier, examples: Sequence[Example], *, batch: int = 32) 
     against them. None, and nothing done, where the layer reads every token of a text, as behind a decoder.
     """
     layer: Any = task.model.get_submodule(output_layer(task.model))
-    read, targets = _inputs(task, layer, examples, batch)
-    if read[0].dim() != 2:
+    windows = [task.features(example) for example in examples]
+    found = _inputs(task, layer, windows, batch)
+    if found is None:
         return None
-    read_NX, targets_N = torch.cat(read), torch.cat(targets)
+    read_NX, targets_N = found
     rows_NL = targets_N if targets_N.dim() == 2 else F.one_hot(targets_N, len(task.labels))
     absent_L = ~rows_NL.bool().any(0)
-    penalty = float(read_NX.square().mean()) / (2 * STRENGTH * len(read_NX))
+    penalty = float(read_NX.square().mean()) / (2 * STRENGTH * len(examples))
+    parts = _parts([len(some) for some in windows], read_NX.device)
     # a copy without gradients
     fitted = copy.deepcopy(layer).requires_grad_(requires_grad=True)
     search: Any = torch.optim.LBFGS(fitted.parameters(), max_iter=ITERATIONS, line_search_fn="strong_wolfe")
 
+    def loss(of: Any) -> Any:
+        logits_NL = of(read_NX)
+        means = [share * task.criterion(logits_NL[at], targets_N[at]) for at, share in parts]
+        return sum(means) + penalty * of.weight.square().sum()
+
     def closure() -> Any:
         search.zero_grad()
-        whole: Any = task.criterion(fitted(read_NX), targets_N) + penalty * fitted.weight.square().sum()
+        whole: Any = loss(fitted)
         whole.backward()
         for parameter in fitted.parameters():
             parameter.grad[absent_L] = 0
@@ -56,7 +65,16 @@ def fit_head(task: Classifier, examples: Sequence[Example], *, batch: int = 32) 
     search.step(closure)
     layer.load_state_dict(fitted.state_dict())
     with torch.no_grad():
-        return float(task.criterion(layer(read_NX), targets_N) + penalty * layer.weight.square().sum())
+        return float(loss(layer))
+
+
+def _parts(counts: Sequence[int], device: torch.device) -> list[tuple[Tensor, float]]:
+    """Group windows by how many their example has: return the places of each group, and its share of the examples."""
+    of_window = torch.tensor([count for count in counts for _ in range(count)], device=device)
+    return [
+        ((of_window == count).nonzero().flatten(), sum(one == count for one in counts) / len(counts))
+        for count in sorted(set(counts))
+    ]
 
 
 def trains_alone(task: Classifier, model: nn.Module) -> bool:
@@ -67,18 +85,27 @@ def trains_alone(task: Classifier, model: nn.Module) -> bool:
 
 
 @torch.no_grad()
-def _inputs(task: Classifier, layer: Any, examples: Sequence[Example], batch: int) -> tuple[list[Tensor], list[Tensor]]:
-    """Return the inputs [B, X] of the output layer for every batch, and the targets: classes [B], or 0/1 rows [B, L]."""
-    features = sorted((task.features(example)[0] for example in examples), key=task.length)
+def _inputs(
+    task: Classifier, layer: Any, windows: Sequence[Sequence[Feature]], batch: int
+) -> tuple[Tensor, Tensor] | None:
+    """Return the inputs [N, X] of the output layer for every window, in order, and the targets: classes [N], or 0/1 rows [N, L].
+
+    None where the layer reads every token of a text.
+    """
     read: list[Tensor] = []
+    places: list[tuple[int, int]] = []
     targets: list[Tensor] = []
     hook = layer.register_forward_pre_hook(lambda _, given: read.append(given[0].float()))
     try:
         task.model.eval()
-        for at in range(0, len(features), batch):
-            inputs = to_device(task.collate(features[at : at + batch]), task.device)
+        for ats in task.batches_of(windows, batch):
+            inputs = to_device(task.collate([windows[i][j] for i, j in ats]), task.device)
             task.loss(task.model, inputs)
+            if read[-1].dim() != 2:
+                return None
             targets.append(inputs["labels"])
+            places += ats
     finally:
         hook.remove()
-    return read, targets
+    order = sorted(range(len(places)), key=places.__getitem__)
+    return torch.cat(read)[order], torch.cat(targets)[order]

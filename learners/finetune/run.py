@@ -371,11 +371,8 @@ def build(
     torch.manual_seed(settings.seed)  # the new head
     with _opening(model):
         source = resolve(model)
-        record = saved(source).get("options", {})
         if isinstance(source, Path) and (reason := unfit_reason(kind, source)) is not None:
             raise ModelError(f"{model}: {reason}")
-    if hasattr(cls, "fitting_window_s") and "window_s" not in options and "window_s" not in record:
-        options = {**options, "window_s": cls.fitting_window_s(train)}
     if "threshold" in options:
         options = {"tune_threshold": False, **options}
     with _opening(model):
@@ -399,7 +396,7 @@ def check_writing(kind: TaskKind, options: Mapping[str, Any]) -> None:
 
 
 def fitting_options(cls: type[Task], source: Path | str, examples: Sequence[Example]) -> dict[str, Any]:
-    """Return the options that examples need: room for the longest text to generate, and whether a context may hold no answer.
+    """Return the options that examples need: room for the longest text to generate, the length of sounds, contexts without answer.
 
     Args:
         cls: the class of the task.
@@ -410,6 +407,8 @@ def fitting_options(cls: type[Task], source: Path | str, examples: Sequence[Exam
     if (count := cls.fitting_new_tokens(source, examples)) is not None:
         before = saved(source).get("options", {}).get("max_new_tokens", Options().max_new_tokens)
         found["max_new_tokens"] = max(count, before)
+    if "window_s" not in saved(source).get("options", {}) and (window_s := cls.fitting_window_s(examples)) is not None:
+        found["window_s"] = window_s
     if any(not example["answers"] for example in examples if "answers" in example):
         found["unanswerable"] = True
     return found

@@ -85,7 +85,7 @@ class ClassifySounds(Classifier):
         return bool(set(self.augmentations) - {"mixup"})
 
     def features(self, example: Example, *, rng: np.random.Generator | None = None) -> list[Feature]:
-        """Return log mels for Whisper, samples for models that read them: of one part in training, of all windows otherwise."""
+        """Return log mels for Whisper, samples for models that read them, of all windows; of a random one where epochs differ."""
         sound = example.get("sound")
         if isinstance(sound, EncodedMedia):
             example = dict(example) | sound.decode()
@@ -99,8 +99,10 @@ class ClassifySounds(Classifier):
             samples = changed(samples, rng, window, self.augmentations)
         target = {"labels": self.target(example)} if "label" in example else {}
         last = max(0, len(samples) - window)
-        # training hears another part in each epoch; prediction hears all, the newest whole, and takes the mean
-        starts = [int(rng.integers(0, last + 1))] if rng is not None else [*range(last, -1, -max(1, window // 2))][::-1]
+        # prediction hears all, the newest whole, and takes the mean; training hears another part in each epoch, or all in each
+        starts = [*range(last, -1, -max(1, window // 2))][::-1]
+        if rng is not None and self.varying:
+            starts = [int(rng.integers(0, last + 1))]
         features = [self._feature(samples[max(0, at) : at + window]) for at in starts[-MOST_WINDOWS:]]
         if rng is not None and "spec_augment" in self.augmentations:
             features = [{name: masked(made, rng) for name, made in feature.items()} for feature in features]

@@ -11,6 +11,7 @@ Shapes: B batch, T tokens, L labels.
 from __future__ import annotations
 
 import itertools
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
@@ -284,6 +285,12 @@ class Task(ABC):
         del source, examples
         return None
 
+    @classmethod
+    def fitting_window_s(cls, examples: Sequence[Example]) -> float | None:
+        """Return the seconds of sound that one input of the model should hold; None for kinds without such a length."""
+        del examples
+        return None
+
     @property
     def varying(self) -> bool:
         """Whether features of an example differ from epoch to epoch."""
@@ -302,26 +309,31 @@ class Task(ABC):
     def predict(
         self, examples: Sequence[Example], *, batch: int = 32, model: torch.nn.Module | None = None
     ) -> list[Prediction]:
-        """Return predictions in order; features of similar length share a batch."""
+        """Return predictions in order; features of similar length share a batch.
+
+        Raises:
+            FloatingPointError: the model computes values that are no numbers.
+        """
         model = self.model if model is None else model
         features = [self.features(example) for example in examples]
-        flat = [(i, j) for i, some in enumerate(features) for j in range(len(some))]
-        flat.sort(key=lambda at: self.length(features[at[0]][at[1]]))
         found: dict[tuple[int, int], Any] = {}
-        for ats in self._batches(flat, features, batch):
+        for ats in self.batches_of(features, batch):
             inputs = to_device(self.collate([features[i][j] for i, j in ats]), self.device)
             found.update(zip(ats, self.outputs(model, inputs), strict=True))
-        return [
+        made = [
             self.prediction(example, some, [found[i, j] for j in range(len(some))])
             for i, (example, some) in enumerate(zip(examples, features, strict=True))
         ]
+        if any(one.confidence is not None and math.isnan(one.confidence) for one in made):
+            raise FloatingPointError("the model computes values that are no numbers; its weights or the input are damaged")
+        return made
 
-    def _batches(
-        self, flat: Sequence[tuple[int, int]], features: Sequence[Sequence[Feature]], size: int
-    ) -> list[list[tuple[int, int]]]:
-        """Split features that are sorted by length; those of a model that cannot mask padding share a batch by equal length."""
+    def batches_of(self, features: Sequence[Sequence[Feature]], size: int) -> list[list[tuple[int, int]]]:
+        """Return batches of example and window, by length; windows of a model that cannot mask padding share one by equal length."""
+        flat = [(i, j) for i, some in enumerate(features) for j in range(len(some))]
+        flat.sort(key=lambda at: self.length(features[at[0]][at[1]]))
         if not self.pads_change_outputs:
-            return [list(flat[at : at + size]) for at in range(0, len(flat), size)]
+            return [flat[at : at + size] for at in range(0, len(flat), size)]
         groups = itertools.groupby(flat, lambda at: self.length(features[at[0]][at[1]]))
         equal = [list(group) for _, group in groups]
         return [group[at : at + size] for group in equal for at in range(0, len(group), size)]

@@ -13,6 +13,7 @@ import signal
 import sys
 import threading
 import time
+import traceback
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
@@ -34,6 +35,8 @@ from learners.worker.torch_limits import limit_torch
 from sensors.drivers.parent_death import die_with
 
 WRITE_EVERY_S = 1.0
+MAX_REASON = 500
+"""Characters of the reason in an event."""
 
 
 def main(arguments: list[str]) -> int:
@@ -100,19 +103,24 @@ def finetune(task: str, run: Callable[..., AcceptanceVerdict], state_dir: Path, 
 def _posted(
     task: str, run: Callable[..., Any], post: Callable[[Outbox, Any], None], state_dir: Path, stop: threading.Event
 ) -> int:
-    """Run something and post its outcome, or why it was skipped; return the exit code."""
+    """Run something and post its outcome, or why it was skipped; return the exit code.
+
+    Models, tokenizers and labels make libraries raise anything, and an operator needs the reason; the stack is in the log.
+    """
     outbox = Outbox(state_dir / "learner" / "outbox")
     try:
         verdict = run(on_progress=ProgressFile(task, progress_path(state_dir)), stop=stop.is_set)
     except (DataError, Stopped) as reason:
         outbox.post("finetune_skipped", {"task": task, "reason": str(reason)})
         return 0
-    except OSError as error:
-        problem = storage_problem(error, state_dir)
-        if problem is None:
-            raise
-        sys.stderr.write(f"fine-tuning of {task}: {problem}\n")
-        return STORAGE  # the learner posts it, once the disk accepts events
+    except Exception as error:  # noqa: BLE001 - as above
+        problem = storage_problem(error, state_dir) if isinstance(error, OSError) else None
+        if problem is not None:
+            sys.stderr.write(f"fine-tuning of {task}: {problem}\n")
+            return STORAGE  # the learner posts it, once the disk accepts events
+        traceback.print_exc()
+        outbox.post("finetune_skipped", {"task": task, "reason": f"{type(error).__name__}: {error}"[:MAX_REASON]})
+        return 0
     post(outbox, verdict)
     return 0
 

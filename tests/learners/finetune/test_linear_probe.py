@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from pathlib import Path
 from typing import Any
 
@@ -42,8 +43,9 @@ def opened(folder: Path, **options: Any) -> Classifier:
 
 def read_by(task: Classifier) -> tuple[np.ndarray, np.ndarray]:
     layer: Any = task.model.get_submodule(output_layer(task.model))
-    read, targets = linear_probe._inputs(task, layer, ROWS, 4)
-    return torch.cat(read).numpy(), torch.cat(targets).numpy()
+    found = linear_probe._inputs(task, layer, [task.features(row) for row in ROWS], 4)
+    assert found is not None
+    return found[0].numpy(), found[1].numpy()
 
 
 def test_the_head_is_that_of_logistic_regression(tmp_path: Path) -> None:
@@ -78,6 +80,42 @@ def test_rows_of_labels_without_an_example_stay_as_they_are(tmp_path: Path) -> N
     assert torch.equal(now.weight[1], weight_LX[1])
     assert torch.equal(now.bias[1], bias_L[1])
     assert task.metrics(rows, task.predict(rows))["accuracy"] > 0.8
+
+
+def long_texts(count: int, at: int) -> list[dict[str, str]]:
+    """Texts of three windows; only the words around one place decide."""
+    rng = random.Random(at)
+    rows = []
+    for i in range(count):
+        words = rng.choices(["the", "a", "now", "please", "is", "in"], k=150)
+        words[at : at + 7] = [("go", "stop")[i % 2]] * 7
+        rows.append({"text": " ".join(words), "label": "ab"[i % 2]})
+    return rows
+
+
+def test_a_head_is_fitted_to_every_window_of_a_long_text(tmp_path: Path) -> None:
+    """By the first window alone, a word near the end says nothing, and a frozen encoder answers at chance."""
+    task = opened(tmp_path / "m", max_length=62)
+    rows = long_texts(60, 140)
+    assert len(task.features(rows[0])) == 3
+    assert linear_probe.fit_head(task, rows)
+    assert task.metrics(rows, task.predict(rows))["accuracy"] > 0.8, "chance is 0.5"
+
+
+def test_an_example_of_many_windows_counts_once(tmp_path: Path) -> None:
+    """The fit of one long text of equal windows is that of one short text: windows share the weight of their example."""
+    found = []
+    for length in (50, 400):  # one window, and several of the same words
+        task = opened(tmp_path / f"m{length}", max_length=52)
+        with torch.no_grad():
+            task.model.classifier.weight.zero_()
+        rows = [
+            {"text": "go " * length, "label": "a"},
+            *({"text": "stop " * 50, "label": "b"} for _ in range(4)),
+        ]
+        assert linear_probe.fit_head(task, rows)
+        found.append(task.predict([{"text": "go " * 50}])[0].probabilities["a"])
+    assert found[0] == pytest.approx(found[1], abs=0.02)
 
 
 def test_several_labels_are_fitted_to_their_own_criterion(tmp_path: Path) -> None:

@@ -11,6 +11,9 @@ import pytest
 import tinymodels
 import torch
 
+from learners.config import FinetuneSettings, TaskSettings
+from learners.continual.candidate_training import CandidateTrainer
+from learners.continual.splits import LabelSplits
 from learners.finetune.example_fields import to_row
 from learners.finetune.run import Splits, build, tune
 from learners.finetune.trainer import Trainer, TrainerSettings
@@ -118,6 +121,35 @@ def test_a_sound_longer_than_the_window_is_heard_to_its_end(tmp_path: Path) -> N
         for i in range(4)
     }
     assert len(parts) == 4, "training hears another part each time"
+
+
+def test_a_long_sound_that_nothing_changes_trains_in_all_its_windows(tmp_path: Path) -> None:
+    """Without augmentation the features are made once: a random part would be the only one that ever trains."""
+    model = tinymodels.wav2vec2(tmp_path / "model")
+    task = open_task("audio-classification", model, labels=("a", "b"), window_s=2.0, augment=())
+    row = {"sound": np.arange(64_000, dtype=np.float32) / 64_000, "rate_hz": 16_000, "label": "a"}
+    trainer = Trainer(task, task.model, [row], [], TrainerSettings())
+    assert sorted(trainer._units) == [(0, 0), (0, 1), (0, 2)], "windows of 2 s that overlap by half"
+    made = task.features(row, rng=np.random.default_rng(0))
+    assert all(torch.equal(one["input_values"], two["input_values"]) for one, two in zip(made, task.features(row), strict=True))
+
+
+def test_a_label_about_a_long_sound_sets_the_window_of_its_task(tmp_path: Path) -> None:
+    settings = TaskSettings(
+        kind="audio-classification", stream="room", model=str(tinymodels.wav2vec2(tmp_path / "m")), train="frozen"
+    )
+    rows = [{"sound": np.full(64_000, 0.01 * i, np.float32), "rate_hz": 16_000, "label": "ab"[i % 2]} for i in range(4)]
+    lesson = CandidateTrainer(settings, FinetuneSettings(), 0, {})
+    parts = LabelSplits(new=rows, known=[], tried=[], known_validation=[], uncovered=())
+    assert lesson.train(None, parts, 0, None, None).task.options.window_s == 4.0
+
+
+def test_values_that_are_no_numbers_are_no_prediction(tmp_path: Path) -> None:
+    task = open_task("text-classification", tinymodels.bert(tmp_path / "m"), labels=("a", "b"))
+    with torch.no_grad():
+        task.model.classifier.weight[0, 0] = torch.nan
+    with pytest.raises(FloatingPointError, match="no numbers"):
+        task.predict([{"text": "go"}])
 
 
 def test_several_labels_are_learned_with_the_default_recipe(tmp_path: Path) -> None:

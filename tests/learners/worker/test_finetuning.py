@@ -208,6 +208,21 @@ def test_a_process_that_crashes_ends_alone(tmp_path: Path) -> None:
     assert bench.tasks["one"].started == 1, "and is not repeated at once"
 
 
+def test_whatever_ends_a_fine_tune_is_named_in_the_event(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """An exit code alone says nothing of a loss that is no number, or of a model that cannot be opened."""
+
+    def run(**_: Any) -> Any:
+        raise FloatingPointError("the loss is nan in epoch 1; lower the learning rate or use float32")
+
+    assert finetune_process.finetune("one", run, tmp_path, threading.Event()) == 0
+    reason = "FloatingPointError: the loss is nan in epoch 1; lower the learning rate or use float32"
+    (event,) = Outbox(tmp_path / "learner" / "outbox").collect()
+    assert (event.kind, event.fields) == ("finetune_skipped", {"task": "one", "reason": reason})
+    assert "Traceback" in capfd.readouterr().err, "the log has the stack"
+
+
 def test_the_end_of_the_learner_ends_it(tmp_path: Path) -> None:
     bench = Bench(tmp_path, SLOW, {"one": FakeTask(is_due=True)})
     bench.runner.step()
