@@ -96,24 +96,13 @@ def train(
             warnings.warn(f"{saved.folder}: not saved for --resume, the training goes on: {error}", stacklevel=1)
 
     ended = _run(trainer, environment, steps, out, save, began_s, progress=progress)
-    step_count = steps if ended.fault is None else ended.step
-    results = {
+    results = _results(trainer, ended, time.monotonic() - began_s) | {
         "environment": environment,
-        "algorithm": trainer.algorithm_name,
         "steps": steps,
         "seed": seed,
         "demonstrations": given,
-        "updates": trainer.algorithm.updates,
-        "wall_s": time.monotonic() - began_s,
-        "env_steps_per_s": step_count / ended.trained_s,
-        "updates_per_s": trainer.algorithm.updates / ended.trained_s,
-        "evaluations": trainer.evaluations,
-        "final": ended.final.as_dict() if ended.final is not None else None,
-        "cut_episodes": trainer.cut_episodes,
         "resumed_at": resumed_at,
-        "stopped": str(ended.fault) if ended.fault is not None else None,
         "delivered": {"step": ended.step, "chosen_by": SELECTION, "demonstrated_transitions": demonstrated},
-        "settings": settings_values(trainer.settings),
     }
     _write(out, trainer, results)
     if ended.fault is not None:
@@ -133,6 +122,23 @@ class TrainingEnd:
     """Its returns in the final episodes; None where the environment failed before them."""
     trained_s: float
     fault: EnvironmentFault | None = None
+
+
+def _results(trainer: GymTrainer, ended: TrainingEnd, wall_s: float) -> dict[str, Any]:
+    """Return what `results.json` says of the training itself."""
+    step_count = trainer.step if ended.fault is None else ended.step
+    return {
+        "algorithm": trainer.algorithm_name,
+        "updates": trainer.algorithm.updates,
+        "wall_s": wall_s,
+        "env_steps_per_s": step_count / ended.trained_s,
+        "updates_per_s": trainer.algorithm.updates / ended.trained_s,
+        "evaluations": trainer.evaluations,
+        "final": ended.final.as_dict() if ended.final is not None else None,
+        "cut_episodes": trainer.cut_episodes,
+        "stopped": str(ended.fault) if ended.fault is not None else None,
+        "settings": settings_values(trainer.settings),
+    }
 
 
 def _run(
