@@ -48,14 +48,14 @@ def checkpoints(context: click.Context, config: Path | None, task: str | None, *
 
 
 def checked(work: Callable[[], T]) -> T:
-    """Return the result of `work`; turn a refusal into an error of the command line."""
+    """Return the result of `work`; turn a refusal into one line and exit code 2."""
     from learners.checkpoints.manifest import CheckpointRefused
     from runtime.deploy.task_versions import TaskRefused
 
     try:
         return work()
     except (CheckpointRefused, TaskRefused) as refusal:
-        raise click.ClickException(str(refusal)) from None
+        raise InvalidInput(str(refusal)) from None
 
 
 @checkpoints.command()

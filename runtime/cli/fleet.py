@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import click
 
 from runtime.cli.checkpoints import ask_to_trust, checked
-from runtime.cli.options import FILE, FOLDER, AgentName, refusing
+from runtime.cli.options import FILE, FOLDER, AgentName, InvalidInput, refusing
 
 if TYPE_CHECKING:
     from learners.fleet_data.policy_manifest import FleetPolicy
@@ -209,7 +209,7 @@ def readmit(settings: Path, name: str) -> None:
     loaded = load_fleet(settings)
     folder = loaded.data / loaded.group / "agents" / name
     if not folder.is_dir():
-        raise click.ClickException(f"{name} has sent no rows to {loaded.group}")
+        raise InvalidInput(f"{name} has sent no rows to {loaded.group}")
     (folder / "readmit").touch()
     click.echo(f"the learner of {loaded.group} takes the rows of {name} again in its next round")
 

@@ -276,6 +276,13 @@ def test_a_signed_version_with_weights_of_another_shape(tmp_path: Path) -> None:
     assert "its weights do not fit its spec" in reported
 
 
+def test_a_version_that_is_not_there(tmp_path: Path) -> None:
+    config = state_of(tmp_path)
+    for version in ("000001-00000000", "live"):
+        assert version in refused("checkpoints", "--config", config, "promote", version)
+    assert refused("checkpoints", "--config", config, "rollback").count("\n") == 1
+
+
 def test_numbers_and_names_that_no_verb_can_use(tmp_path: Path) -> None:
     out = ("--out", tmp_path / "o")
     for given in (("--steps", "0"), ("--steps", "-5"), ("--seed", "-1"), ("--seed", "9" * 20)):
