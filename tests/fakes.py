@@ -19,6 +19,7 @@ from typing import Any, Self
 
 import canaries
 import paho.mqtt.client as mqtt
+from free_ports import free_port
 from paho.mqtt.enums import CallbackAPIVersion
 
 DEADLINE_S = 60.0
@@ -27,13 +28,6 @@ DEADLINE_S = 60.0
 def disk_full(*_: object) -> None:
     """Stand in for `os.fsync` on a full disk."""
     raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-
-
-def free_port() -> int:
-    """A loopback port without a listener."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def connect_when_up(client: mqtt.Client, port: int, timeout_s: float) -> None:

@@ -16,9 +16,10 @@ from typing import Any, Self
 import canaries
 import paho.mqtt.client as mqtt
 import yaml
+from free_ports import free_port
 from paho.mqtt.enums import CallbackAPIVersion
 
-from fakes import connect_when_up, end, free_port
+from fakes import connect_when_up, end
 
 __all__ = ["Daemon", "free_port", "settings"]
 

@@ -325,7 +325,9 @@ class Task(ABC):
             for i, (example, some) in enumerate(zip(examples, features, strict=True))
         ]
         if any(one.confidence is not None and math.isnan(one.confidence) for one in made):
-            raise FloatingPointError("the model computes values that are no numbers; its weights or the input are damaged")
+            raise FloatingPointError(
+                "the model computes values that are no numbers; its weights or the input are damaged"
+            )
         return made
 
     def batches_of(self, features: Sequence[Sequence[Feature]], size: int) -> list[list[tuple[int, int]]]:

@@ -26,7 +26,8 @@ from rich.table import Table
 ROOT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
-from fakes import free_port  # noqa: E402 - after the path
+from free_ports import free_port  # noqa: E402 - after the path
+
 from runtime.control.sender_stamps import SenderClock, SenderStamps  # noqa: E402
 from runtime.mqtt import Message  # noqa: E402
 from sensors.base import Sensor  # noqa: E402

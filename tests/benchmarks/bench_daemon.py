@@ -43,7 +43,9 @@ from paho.mqtt.enums import CallbackAPIVersion
 ROOT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
-from fakes import Mosquitto, free_port  # noqa: E402 - after the path
+from free_ports import free_port  # noqa: E402 - after the path
+
+from fakes import Mosquitto  # noqa: E402 - after the path
 from learners.checkpoints.store import open_checkpoints  # noqa: E402 - after the path
 from learners.config import PromotionSettings  # noqa: E402 - after the path
 from learners.ipc.policy_spec import read_policy_spec  # noqa: E402 - after the path

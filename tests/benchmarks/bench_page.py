@@ -27,7 +27,9 @@ import yaml
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
-from fakes import Mosquitto, free_port, listening, wait_for  # noqa: E402 - after the path
+from free_ports import free_port  # noqa: E402 - after the path
+
+from fakes import Mosquitto, listening, wait_for  # noqa: E402 - after the path
 from runtime.config.schema import Config  # noqa: E402 - after the path
 from runtime.gate.info import describe  # noqa: E402 - after the path
 from runtime.mqtt import Address, Connection  # noqa: E402 - after the path

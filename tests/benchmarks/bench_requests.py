@@ -33,8 +33,9 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
 import canaries  # noqa: E402 - after the path
+from free_ports import free_port  # noqa: E402 - after the path
 
-from fakes import connect_when_up, end, free_port, wait_for  # noqa: E402 - after the path
+from fakes import connect_when_up, end, wait_for  # noqa: E402 - after the path
 from learners.checkpoints.store import open_checkpoints  # noqa: E402 - after the path
 from runtime.config.loader import load  # noqa: E402 - after the path
 from runtime.inference.build import build_engine  # noqa: E402 - after the path

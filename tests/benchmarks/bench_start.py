@@ -31,7 +31,7 @@ import yaml
 ROOT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
-from fakes import free_port  # noqa: E402 - after the path
+from free_ports import free_port  # noqa: E402 - after the path
 
 DEADLINE_S = 120.0
 

@@ -35,9 +35,10 @@ import orjson  # noqa: E402
 import paho.mqtt.client as paho  # noqa: E402
 import psutil  # noqa: E402
 from faults.harness import Daemon, end_daemon, start_daemon  # noqa: E402
+from free_ports import free_port  # noqa: E402
 
 from actuators.safety.decisions import Proposal  # noqa: E402
-from fakes import Mosquitto, eventually, free_port, listening, wait_for  # noqa: E402
+from fakes import Mosquitto, eventually, listening, wait_for  # noqa: E402
 from runtime.gate import ipc  # noqa: E402
 from runtime.mqtt import Address, Connection, Message, MqttLost  # noqa: E402
 

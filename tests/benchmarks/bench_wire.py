@@ -22,9 +22,10 @@ import numpy as np
 ROOT = Path(__file__).parents[2]
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
+from free_ports import free_port  # noqa: E402 - the path comes first
 from wire_helpers import address, running  # noqa: E402 - the path comes first
 
-from fakes import Mosquitto, free_port  # noqa: E402 - the path comes first
+from fakes import Mosquitto  # noqa: E402 - the path comes first
 from runtime.mqtt import (  # noqa: E402
     Connection,
     Message,

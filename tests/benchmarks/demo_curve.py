@@ -11,7 +11,6 @@ import json
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import threading
@@ -27,15 +26,12 @@ from paho.mqtt.enums import CallbackAPIVersion
 mpl.use("Agg")
 from matplotlib import pyplot as plt
 
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from free_ports import free_port
+
 MARKS = (1, 2, 5, 8, 9, 10)
 SLACK = 0.05
 """Minutes: the world speaks once a second, and a run of ten minutes ends a little before its tenth."""
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def settings(seed: int, folder: Path, port: int, *, simulated_overrides: bool) -> Path:

@@ -29,7 +29,9 @@ from paho.mqtt.enums import CallbackAPIVersion
 ROOT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
-from fakes import Mosquitto, connect_when_up, free_port  # noqa: E402 - after the path
+from free_ports import free_port  # noqa: E402 - after the path
+
+from fakes import Mosquitto, connect_when_up  # noqa: E402 - after the path
 
 EPISODES = 20
 SHOWN = ("policy_promoted", "policy_rejected", "policy_rolled_back")

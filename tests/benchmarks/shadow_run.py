@@ -39,8 +39,10 @@ from rich.table import Table
 ROOT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
+from free_ports import free_port  # noqa: E402 - after the path
+
 from actuators.sim import panorama_plant  # noqa: E402 - after the path
-from fakes import connect_when_up, free_port  # noqa: E402 - after the path
+from fakes import connect_when_up  # noqa: E402 - after the path
 from runtime.config.mqtt_settings import MqttSettings  # noqa: E402 - after the path
 from runtime.plant import serve  # noqa: E402 - after the path
 

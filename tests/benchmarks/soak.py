@@ -33,7 +33,9 @@ import yaml
 from paho.mqtt.enums import CallbackAPIVersion
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from fakes import Mosquitto, free_port
+from free_ports import free_port
+
+from fakes import Mosquitto
 
 mpl.use("Agg")
 from matplotlib import pyplot as plt

@@ -12,9 +12,10 @@ from pathlib import Path
 
 import canaries
 from canary_watch import WATCH
+from free_ports import free_port
 from playwright.sync_api import Browser, Page, expect, sync_playwright
 
-from fakes import free_port, listening, wait_for
+from fakes import listening, wait_for
 
 ROOT = Path(__file__).parents[2]
 CHROMIUM = "/usr/bin/chromium"

@@ -12,8 +12,9 @@ from typing import Any
 
 import canaries
 import yaml
+from free_ports import free_port
 
-from fakes import end, free_port, listening, wait_for
+from fakes import end, listening, wait_for
 
 ROOT = Path(__file__).parents[2]
 START_S = 150.0

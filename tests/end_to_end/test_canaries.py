@@ -27,9 +27,10 @@ import psutil
 import pytest
 import yaml
 from aiohttp import ClientSession
+from free_ports import free_port
 from paho.mqtt.enums import CallbackAPIVersion
 
-from fakes import Mosquitto, end, free_port, listening, wait_for
+from fakes import Mosquitto, end, listening, wait_for
 
 ROOT = Path(__file__).parents[2]
 SONG = re.compile(rb"c4nary-[a-z-]+-[0-9a-f]{4}")

@@ -17,9 +17,10 @@ import canaries
 import paho.mqtt.client as mqtt
 import pytest
 import yaml
+from free_ports import free_port
 from paho.mqtt.enums import CallbackAPIVersion
 
-from fakes import connect_when_up, end, free_port
+from fakes import connect_when_up, end
 
 START_S = 150.0
 """For the first start on a busy machine: models are converted and backends calibrated."""

@@ -15,9 +15,10 @@ from typing import Any
 import paho.mqtt.client as mqtt
 import pytest
 import yaml
+from free_ports import free_port
 from paho.mqtt.enums import CallbackAPIVersion
 
-from fakes import connect_when_up, end, free_port, wait_for
+from fakes import connect_when_up, end, wait_for
 
 ROOT = Path(__file__).parents[2]
 START_S = 120.0

@@ -12,9 +12,10 @@ from typing import Any
 import paho.mqtt.client as mqtt
 import pytest
 import yaml
+from free_ports import free_port
 from paho.mqtt.enums import CallbackAPIVersion
 
-from fakes import Mosquitto, connect_when_up, end, free_port, wait_for
+from fakes import Mosquitto, connect_when_up, end, wait_for
 
 START_S = 150.0
 """For the first start on a busy machine: the language model is converted."""

@@ -28,11 +28,12 @@ import paho.mqtt.client as mqtt
 import psutil
 import pytest
 import yaml
+from free_ports import free_port
 from paho.mqtt.enums import CallbackAPIVersion
 from prometheus_client import CollectorRegistry
 from prometheus_client.parser import text_string_to_metric_families
 
-from fakes import Mosquitto, end, free_port
+from fakes import Mosquitto, end
 from runtime.monitoring.metrics import Metrics
 
 BASE = "reflexd/driven"

@@ -12,8 +12,9 @@ from typing import Any
 
 import aiohttp
 import pytest
+from free_ports import free_port
 
-from fakes import Mosquitto, eventually, free_port, listening, wait_for
+from fakes import Mosquitto, eventually, listening, wait_for
 from fakes_agent import running
 
 ROOT = Path(__file__).parents[2]

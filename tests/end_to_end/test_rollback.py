@@ -19,9 +19,10 @@ import orjson
 import paho.mqtt.client as mqtt
 import pytest
 import yaml
+from free_ports import free_port
 from paho.mqtt.enums import CallbackAPIVersion
 
-from fakes import end, free_port
+from fakes import end
 from learners.checkpoints.store import open_checkpoints
 from runtime.config.loader import load
 from runtime.inference.build import build_engine

@@ -11,8 +11,9 @@ from pathlib import Path
 
 import pytest
 import yaml
+from free_ports import free_port
 
-from fakes import end, free_port, wait_for
+from fakes import end, wait_for
 from runtime.config.loader import load
 
 ROOT = Path(__file__).parents[2]

@@ -14,10 +14,11 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from free_ports import free_port
 from structlog.testing import capture_logs
 
 from actuators.wire import DeviceMessage
-from fakes import Mosquitto, eventually, free_port
+from fakes import Mosquitto, eventually
 from runtime.agent.jobs import unready
 from runtime.config.loader import LoadedConfig, load
 from runtime.console import client

@@ -23,9 +23,10 @@ import paho.mqtt.client as mqtt
 import psutil
 import pytest
 import yaml
+from free_ports import free_port
 from paho.mqtt.enums import CallbackAPIVersion
 
-from fakes import Mosquitto, connect_when_up, free_port
+from fakes import Mosquitto, connect_when_up
 from learners.experience.reader import Reader
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -14,8 +14,9 @@ from pathlib import Path
 import psutil
 import pytest
 from faults.harness import agent_row, device_on, end_daemon, start_daemon, under_test, write_config
+from free_ports import free_port
 
-from fakes import Mosquitto, eventually, free_port
+from fakes import Mosquitto, eventually
 
 
 async def test_descriptors_that_run_out_stop_no_movement_and_the_broker_is_found_again(

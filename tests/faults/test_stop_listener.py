@@ -14,8 +14,9 @@ import canaries
 import psutil
 from disks import small_disk
 from faults.harness import Daemon, Device, agent_row, device_on, end_daemon, start_daemon, write_config
+from free_ports import free_port
 
-from fakes import Mosquitto, eventually, free_port
+from fakes import Mosquitto, eventually
 from runtime.gate.stop.latch import StopLatch
 
 STOP = "reflexd/tester/stop"

@@ -13,9 +13,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 from faults.harness import under_test
+from free_ports import free_port
 from sensing import Witness
 
-from fakes import Contention, Mosquitto, eventually, free_port
+from fakes import Contention, Mosquitto, eventually
 from sensors.config import CameraSettings
 from sensors.drivers import opencv
 from sensors.streams.camera import CameraSensor

@@ -5,13 +5,13 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import select
-import socket
 import subprocess
 import time
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import pytest
+from free_ports import free_port
 from sensing import Running, Start, Witness
 
 from sensors.base import Sensor
@@ -39,9 +39,7 @@ def running() -> Running:
 
 @pytest.fixture
 def port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    return free_port()
 
 
 @pytest.fixture

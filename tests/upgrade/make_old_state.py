@@ -61,7 +61,9 @@ class Session:
     """One run of the old daemon, with somebody who sends telemetry, orders and rewards."""
 
     def __init__(self, tree: Path, folder: Path, changed: Mapping[str, Mapping[str, Any]]) -> None:
-        from fakes import connect_when_up, free_port
+        from free_ports import free_port
+
+        from fakes import connect_when_up
 
         port = free_port()
         self.config = write_config(HERE / "config_0_1_0.yaml", folder / "config.yaml", port, changed)

@@ -20,10 +20,11 @@ import paho.mqtt.client as mqtt
 import pytest
 import yaml
 from click.testing import CliRunner, Result
+from free_ports import free_port
 from paho.mqtt.enums import CallbackAPIVersion
 from upgrade.make_old_state import machine, row_facts, write_config
 
-from fakes import connect_when_up, end, free_port, wait_for
+from fakes import connect_when_up, end, wait_for
 from learners.experience.reader import Reader
 from runtime.cli.main import main
 

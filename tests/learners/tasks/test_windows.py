@@ -131,7 +131,9 @@ def test_a_long_sound_that_nothing_changes_trains_in_all_its_windows(tmp_path: P
     trainer = Trainer(task, task.model, [row], [], TrainerSettings())
     assert sorted(trainer._units) == [(0, 0), (0, 1), (0, 2)], "windows of 2 s that overlap by half"
     made = task.features(row, rng=np.random.default_rng(0))
-    assert all(torch.equal(one["input_values"], two["input_values"]) for one, two in zip(made, task.features(row), strict=True))
+    assert all(
+        torch.equal(one["input_values"], two["input_values"]) for one, two in zip(made, task.features(row), strict=True)
+    )
 
 
 def test_a_label_about_a_long_sound_sets_the_window_of_its_task(tmp_path: Path) -> None:

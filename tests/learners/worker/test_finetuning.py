@@ -208,9 +208,7 @@ def test_a_process_that_crashes_ends_alone(tmp_path: Path) -> None:
     assert bench.tasks["one"].started == 1, "and is not repeated at once"
 
 
-def test_whatever_ends_a_fine_tune_is_named_in_the_event(
-    tmp_path: Path, capfd: pytest.CaptureFixture[str]
-) -> None:
+def test_whatever_ends_a_fine_tune_is_named_in_the_event(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     """An exit code alone says nothing of a loss that is no number, or of a model that cannot be opened."""
 
     def run(**_: Any) -> Any:

@@ -15,9 +15,10 @@ import numpy as np
 import orjson
 import pytest
 import yaml
+from free_ports import free_port
 
 from actuators.safety.decisions import Proposal
-from fakes import eventually, free_port
+from fakes import eventually
 from learners.experience.reader import Reader
 from learners.model.spec import fields_version
 from runtime.agent.build import build

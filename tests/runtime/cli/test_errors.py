@@ -13,8 +13,9 @@ import pytest
 from canaries import OPERATOR
 from click.testing import CliRunner, Result
 from doors import reply, site
+from free_ports import free_port
 
-from fakes import Contention, Mosquitto, free_port
+from fakes import Contention, Mosquitto
 from learners.files import exclusive_lock
 from runtime.cli.main import main
 from runtime.mqtt.event_sentences import sentence

@@ -14,8 +14,8 @@ from pathlib import Path
 import orjson
 import pytest
 from click.testing import CliRunner
+from free_ports import free_port
 
-from fakes import free_port
 from runtime.cli.main import main
 from runtime.config.loader import load
 from runtime.console.banner import LiveSeen, banner, event_line, line

@@ -13,10 +13,11 @@ from pathlib import Path
 
 import canaries
 import pytest
+from free_ports import free_port
 from rich.console import Console
 from wire_helpers import running
 
-from fakes import Mosquitto, eventually, free_port
+from fakes import Mosquitto, eventually
 from fakes_agent import running as fake_agent
 from runtime.config.loader import LoadedConfig, load
 from runtime.config.schema import Config

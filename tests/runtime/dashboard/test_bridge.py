@@ -12,10 +12,11 @@ from pathlib import Path
 import aiohttp
 import canaries
 import pytest
+from free_ports import free_port
 from wire_helpers import address
 from wire_helpers import running as connected
 
-from fakes import Contention, Mosquitto, free_port, listening
+from fakes import Contention, Mosquitto, listening
 from fakes_agent import FakeAgent, running
 from runtime.config.loader import load
 from runtime.config.mqtt_settings import Credentials

@@ -11,10 +11,11 @@ from pathlib import Path
 import paho.mqtt.client as mqtt
 import pytest
 from click.testing import CliRunner
+from free_ports import free_port
 from homes import HOMES, tree_of
 
 from actuators.wire import parse_state
-from fakes import Mosquitto, free_port
+from fakes import Mosquitto
 from runtime.cli.main import main
 from runtime.cli.preflight import problems_and_warnings
 from runtime.config.loader import load

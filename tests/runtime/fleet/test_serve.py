@@ -14,8 +14,9 @@ import pytest
 from click.testing import CliRunner, Result
 from fleet_parts import covered, device, ingest_on, running, started, uplink_of
 from fleet_world import closed_rows, fill, rows_on_disk, ticks
+from free_ports import free_port
 
-from fakes import Mosquitto, free_port, wait_for
+from fakes import Mosquitto, wait_for
 from learners.files import exclusive_lock
 from runtime.cli.main import main
 from runtime.fleet.reports import GroupReport

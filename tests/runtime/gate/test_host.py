@@ -11,10 +11,11 @@ from typing import Any
 
 import orjson
 import pytest
+from free_ports import free_port
 from gate_host import TOPICS, make_host, resumed, world_of
 from wire_helpers import running
 
-from fakes import Mosquitto, disk_full, eventually, free_port
+from fakes import Mosquitto, disk_full, eventually
 from runtime.gate import ipc, latches
 from runtime.gate.stop import channel, follower
 from runtime.gate.stop.latch import StopLatch

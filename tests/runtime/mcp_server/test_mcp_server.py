@@ -14,11 +14,12 @@ from typing import Any
 import httpx2
 import pytest
 import yaml
+from free_ports import free_port
 from mcp import Client, StdioServerParameters
 from mcp.client.streamable_http import streamable_http_client
 from mcp_types import CallToolResult
 
-from fakes import Mosquitto, eventually, free_port, listening
+from fakes import Mosquitto, eventually, listening
 from fakes_agent import FakeAgent, running
 from runtime.config.loader import load
 from runtime.mcp_server.bounded_connection import MAX_CONNECTIONS

@@ -13,9 +13,10 @@ from pathlib import Path
 
 import pytest
 from aiohttp import ClientSession
+from free_ports import free_port
 from prometheus_client import CollectorRegistry, generate_latest
 
-from fakes import free_port, listening, wait_for
+from fakes import listening, wait_for
 from runtime.monitoring.metrics import Metrics, Total
 from runtime.process.http_server import address, application, serve
 

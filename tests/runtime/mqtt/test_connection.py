@@ -12,9 +12,10 @@ from pathlib import Path
 import aiomqtt
 import canaries
 import pytest
+from free_ports import free_port
 from wire_helpers import Collector, address, running
 
-from fakes import Contention, Mosquitto, eventually, free_port
+from fakes import Contention, Mosquitto, eventually
 from runtime.config.mqtt_settings import MqttSettings
 from runtime.mqtt import Address, Connection, Message, MqttLost, Will
 from runtime.mqtt import client as own

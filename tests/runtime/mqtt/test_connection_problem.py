@@ -12,9 +12,10 @@ from pathlib import Path
 
 import pytest
 import structlog
+from free_ports import free_port
 from structlog.testing import capture_logs
 
-from fakes import Mosquitto, eventually, free_port
+from fakes import Mosquitto, eventually
 from runtime.mqtt import Address, Connection, MqttLost
 from runtime.mqtt.connection_problem import SHORT_SESSIONS, ConnectionProblem, explain
 from runtime.mqtt.connection_types import BrokerSilent

@@ -16,11 +16,12 @@ from pathlib import Path
 import aiomqtt
 import pytest
 from embedded_brokers import EmbeddedBroker
+from free_ports import free_port
 from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
 from wire_helpers import Collector, address, running
 
-from fakes import eventually, free_port
+from fakes import eventually
 from runtime.mqtt import Connection
 
 

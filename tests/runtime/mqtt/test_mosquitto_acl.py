@@ -12,10 +12,11 @@ import canaries
 import paho.mqtt.client as paho
 import pytest
 from aiomqtt import MqttCodeError, MqttError
+from free_ports import free_port
 from pydantic import SecretStr
 from wire_helpers import running
 
-from fakes import Mosquitto, eventually, free_port
+from fakes import Mosquitto, eventually
 from runtime.config.mqtt_settings import Credentials
 from runtime.mqtt import Address, Connection, Message
 

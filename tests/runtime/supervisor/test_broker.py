@@ -16,11 +16,12 @@ import aiomqtt
 import canaries
 import pytest
 from embedded_brokers import EmbeddedBroker, settings
+from free_ports import free_port
 from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
 from wire_helpers import Collector, address, running
 
-from fakes import eventually, free_port
+from fakes import eventually
 from runtime.config.mqtt_settings import Credentials
 from runtime.mqtt import Address, Connection, Will
 from runtime.process import child

@@ -16,9 +16,10 @@ import canaries
 import orjson
 import pytest
 from faults.harness import SLEEPER, Device, agent_row, device_on
+from free_ports import free_port
 from wire_helpers import Manager, address, running
 
-from fakes import eventually, free_port
+from fakes import eventually
 from learners.files import exclusive_lock
 from runtime.config.loader import load
 from runtime.mqtt import Connection
