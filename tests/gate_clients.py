@@ -12,7 +12,7 @@ from typing import Any
 from unittest import mock
 
 import aiomqtt
-from gate_model import TOPICS, Client, Group, Line, World
+from gate_model import TOPICS, Client, Group, Line, World, open_session, parsed
 from rich.console import Console
 
 from runtime.console.status import LatestMessages, picture, subscribe
@@ -55,8 +55,7 @@ class Clients:
         line.group, line.client = Group(self.world.loop), Client(lambda _: None)
         connection = line.connection
         connection._group, connection._client = line.group, line.client  # type: ignore[assignment]
-        connection._sender.begin(line.group, line.client)  # type: ignore[arg-type]
-        self.world.loop.run_until_complete(connection._greet(line.client))  # type: ignore[arg-type]
+        self.world.loop.run_until_complete(open_session(connection, line.client))
         for out in self.world.retained.values():
             if any(each.retained == "send" for each in subscriptions(connection, out.topic)):
                 self._arrive(line, out)
@@ -84,7 +83,11 @@ class Clients:
 
     def _arrive(self, line: Line, out: PublishMessage) -> None:
         raw = SimpleNamespace(
-            topic=aiomqtt.Topic(out.topic), payload=out.payload, qos=1, retain=out.retain, properties=out.properties
+            topic=aiomqtt.Topic(out.topic),
+            payload=out.payload,
+            qos=1,
+            retain=out.retain,
+            properties=parsed(out.properties),
         )
         self.world.in_loop(lambda: line.connection._inbound.dispatch(raw))  # type: ignore[arg-type]
 
@@ -94,19 +97,18 @@ class Clients:
             return
         for line in self.lines:
             accepted, line.client.under_way = line.client.under_way, []
-            for out, future in accepted:
+            for out, settled in accepted:
                 self._pass_on(out)
-                if not future.done():
-                    future.set_result(None)
+                settled(None)
 
     def _pass_on(self, out: PublishMessage) -> None:
         match out.topic.split("/")[2:]:
             case ["stop"]:
-                self.world.stop(out.payload, properties=out.properties)
+                self.world.stop(out.payload, properties=parsed(out.properties))
             case ["request", verb]:
-                self.world.request(verb, out.payload, properties=out.properties)
+                self.world.request(verb, out.payload, properties=parsed(out.properties))
             case ["override", _]:
-                self.world.arrive(self.world.requests, out.topic, out.payload, properties=out.properties)
+                self.world.arrive(self.world.requests, out.topic, out.payload, properties=parsed(out.properties))
 
     # --- the person
 

@@ -19,6 +19,8 @@ from unittest import mock
 import aiomqtt
 import orjson
 from gate_stop_listener import ListenerProcess
+from paho.mqtt.packettypes import PacketTypes
+from paho.mqtt.properties import Properties
 
 from actuators.actions import Value
 from actuators.config import requirements
@@ -37,6 +39,7 @@ from runtime.gate.status import StatusPublisher
 from runtime.gate.stop.follower import STOP_LISTENER
 from runtime.mqtt import Connection, Limit, connection, publisher, subscriber
 from runtime.mqtt.connection_types import Message, PublishMessage
+from runtime.mqtt.packets import Settled
 from runtime.mqtt.topics import Topics
 from runtime.process.systemd import Notifier
 from sensors.config import fields_of
@@ -160,13 +163,11 @@ class Client:
 
     def __init__(self, left: Callable[[PublishMessage], None]) -> None:
         self.left = left
-        self.under_way: list[tuple[PublishMessage, asyncio.Future[None]]] = []
+        self.under_way: list[tuple[PublishMessage, Settled]] = []
 
-    async def publish(self, out: PublishMessage) -> None:
+    def submit(self, out: PublishMessage, settled: Settled) -> None:
         self.left(out)
-        future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self.under_way.append((out, future))
-        await future
+        self.under_way.append((out, settled))
 
     async def subscribe(self, filters: list[Any], timeout: float | None = None) -> list[SimpleNamespace]:  # noqa: ASYNC109 - as aiomqtt names it
         return [SimpleNamespace(value=1) for _ in filters]
@@ -197,8 +198,38 @@ async def for_ever(_connection: Connection) -> None:
     await asyncio.get_running_loop().create_future()
 
 
-async def take(client: Client, out: PublishMessage, _timeout_s: float | None = None) -> None:
-    await client.publish(out)
+def take(client: Client, out: PublishMessage, settled: Settled) -> None:
+    client.submit(out, settled)
+
+
+async def take_and_wait(client: Client, out: PublishMessage, _timeout_s: float | None = None) -> None:
+    future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+    def settled(error: Exception | None) -> None:
+        if future.done():
+            return
+        if error is None:
+            future.set_result(None)
+        else:
+            future.set_exception(error)
+
+    client.submit(out, settled)
+    await future
+
+
+def parsed(properties: Any) -> Any:
+    """The properties of a message as its receiver gets them from paho; those that a test made itself stay as they are."""
+    if not isinstance(properties, bytes):
+        return properties
+    found = Properties(PacketTypes.PUBLISH)  # type: ignore[no-untyped-call]
+    _, size = found.unpack(properties)  # type: ignore[no-untyped-call]
+    assert size == len(properties)
+    return found
+
+
+async def open_session(connection: Connection, client: Client) -> None:
+    connection._sender.begin(client)  # type: ignore[arg-type]
+    await connection._greet(client)  # type: ignore[arg-type]
 
 
 @dataclass
@@ -241,8 +272,8 @@ class World:
         self.stepped_s = 0.0
         """By how much the wall clock was set since the holds were published."""
         self._patches: list[Any] = [
-            mock.patch.object(publisher, "publish", take),
-            mock.patch.object(connection, "publish", take),
+            mock.patch.object(publisher, "submit", take),
+            mock.patch.object(connection, "publish", take_and_wait),
             mock.patch.object(subscriber, "time", SimpleNamespace(monotonic=lambda: self.loop.now_s)),
             mock.patch.object(operator_commands, "REQUESTS", Limit(1e6, 1_000_000)),
             mock.patch.object(operator_commands, "OVERRIDES", Limit(1e6, 1_000_000)),
@@ -460,8 +491,7 @@ class World:
         connection._inbound.resumed_s = self.loop.now_s if resumed else float("-inf")
         connection._group = line.group  # type: ignore[assignment]
         connection._client = line.client  # type: ignore[assignment]
-        connection._sender.begin(line.group, line.client)  # type: ignore[arg-type]
-        self.loop.run_until_complete(connection._greet(line.client))  # type: ignore[arg-type]
+        self.loop.run_until_complete(open_session(connection, line.client))
 
     def connect(self, line: Line) -> None:
         if line.group is not None:
@@ -490,6 +520,7 @@ class World:
         if line.group is None:
             return
         line.connection._leave()
+        line.client.under_way.clear()
         for task in list(line.group.tasks):
             task.cancel()
         line.group = None
@@ -497,18 +528,16 @@ class World:
     def deliver(self, line: Line, count: int = 1_000) -> None:
         """The broker takes the next messages and acknowledges them."""
         taken, line.client.under_way = line.client.under_way[:count], line.client.under_way[count:]
-        for out, future in taken:
-            if not future.done():
-                self._carried_out(out)
-                future.set_result(None)
+        for out, settled in taken:
+            self._carried_out(out)
+            settled(None)
         self.loop.spin(2)
 
     def swallow(self, line: Line) -> None:
         """What is under way is lost although the connection lasts."""
         taken, line.client.under_way = line.client.under_way, []
-        for _, future in taken:
-            if not future.done():
-                future.set_exception(aiomqtt.MqttError("Operation timed out"))
+        for _, settled in taken:
+            settled(aiomqtt.MqttError("Operation timed out"))
         self.loop.spin(2)
 
     def _carried_out(self, out: PublishMessage) -> None:
@@ -544,7 +573,7 @@ class World:
                 payload=out.payload,
                 qos=out.qos,
                 retain=out.retain,
-                properties=out.properties,
+                properties=parsed(out.properties),
             )
             line.connection._inbound.dispatch(raw)  # type: ignore[arg-type]
 

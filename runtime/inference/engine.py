@@ -1,8 +1,9 @@
 """Inference off the event loop: one thread, cached tokens, weights that change between two ticks.
 
 `decide` awaits the inference thread, which encodes the streams that have something new (those that share an encoder in one
-batch), fuses, stores the history and runs the heads. A compiled policy of a few telemetry streams needs less time than the way
-to a thread and back, and decides in the event loop. The engine holds several loaded versions, of which one acts. `load` reads
+batch), fuses, stores the history and runs the heads. A compiled policy without encoders decides in the event loop instead while
+its decisions take so little time that the way to a thread and back is a large part of it (`decision_times.py`). All else stays in the
+thread, and a decision that comes meanwhile follows it there. The engine holds several loaded versions, of which one acts. `load` reads
 a version in a loader thread and compiles it at low priority while ticks go on. `activate` moves the pointer in the inference
 thread: a tick never sees a mix of two versions, and a return to a loaded version takes one tick. Tokens are rounded to float16
 before they are used, so that the stored tokens are exactly those of the decision.
@@ -19,7 +20,7 @@ import asyncio
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
@@ -34,6 +35,7 @@ from learners.model.backends.calibration_cache import Calibrations
 from learners.model.backends.definitions import BackendChoice, EncoderNotCompiled, NotCompiled
 from learners.model.spec import PolicySpec
 from runtime.inference.decision import HeadRow, InferenceResult, Masks, actions_of, choices_of, masks_of
+from runtime.inference.decision_times import DecisionTimes
 from runtime.inference.graph_compiler import CompilationFailed, GraphCompiler
 from runtime.inference.numpy_policy.history import Fuse, ObservationHistory
 from runtime.inference.numpy_policy.input_statistics import InputStatistics
@@ -48,8 +50,6 @@ UNTRAINED = "untrained"
 """The version of weights that no checkpoint holds."""
 MOST_LOADED = 4
 """Versions in memory at once: the acting one, the one before it, a candidate, and one to spare."""
-MOST_IN_LOOP = 8
-"""Telemetry streams of a policy without encoders that decides in the event loop: another thread costs up to .3 ms a tick."""
 HISTORY_FILE = "history.safetensors"
 ENCODER_FILE = "encoder-"
 """Fine-tuned weights of encoder NAME are the checkpoint's file `encoder-NAME.safetensors`."""
@@ -143,8 +143,10 @@ class Engine(ABC):
         """Encodes readings when they arrive, beside the tick."""
         self._past = ObservationHistory(spec)
         self._statistics = InputStatistics(spec)
-        self._in_loop = self.runtime == "compiled" and not routes and len(spec.streams) <= MOST_IN_LOOP
-        """Decisions take less than a millisecond and need no thread; all other changes between two ticks then need none either."""
+        self._durations = DecisionTimes() if self.runtime == "compiled" and not routes else None
+        """None where an encoder or torch takes part: these need the thread at any time."""
+        self._between: list[Future[Any]] = []
+        """What was given to the inference thread and is not over."""
         self._loading = asyncio.Lock()
         self._stream: AbstractContextManager[Any] = nullcontext()
         self._second = SecondPolicy(spec.history)
@@ -264,14 +266,22 @@ class Engine(ABC):
         self.calibrations.close()
 
     async def _between_ticks(self, work: Callable[..., _Prepared], *arguments: Any) -> _Prepared:
-        """Run what no tick may meet halfway: in the inference thread, or here where that is shorter than the way there and back."""
-        if self._in_loop:
-            return work(*arguments)
-        return await asyncio.get_running_loop().run_in_executor(self._inference, work, *arguments)
+        """Run what no tick may meet halfway in the inference thread."""
+        future = self._inference.submit(work, *arguments)
+        self._between = [*(other for other in self._between if not other.done()), future]
+        return await asyncio.wrap_future(future)
 
     async def decide(self, observation: Observation, *, explore: bool | float = False) -> InferenceResult:
         """Compute the actions for an observation."""
-        return await self._between_ticks(self._decide, observation, explore)
+        times = self._durations
+        if times is None:
+            return await self._between_ticks(self._decide, observation, explore)
+        if times.is_short(self.version) and all(other.done() for other in self._between):
+            result = self._decide(observation, explore)
+        else:
+            result = await self._between_ticks(self._decide, observation, explore)
+        times.add(result.policy, result.latency_s)
+        return result
 
     async def compare(self, version: str) -> OtherDecision | None:
         """Return what another loaded version would have done at the last tick.
@@ -371,6 +381,8 @@ class Engine(ABC):
             ValueError: it acts.
         """
         await self._between_ticks(self._remove, version)
+        if self._durations is not None:
+            self._durations.forget(version)
 
     async def switch(self, version: str) -> None:
         """Load and activate a version, and release all others but the one that acted before.

@@ -4,8 +4,8 @@ TCP_NODELAY is set because paho does not set it, and a QoS 1 publish then takes 
 a broker may not set TCP_NODELAY either (mosquitto does not). It then holds a small message back until the message before is
 acknowledged, and the kernel delays that acknowledgement by 40 ms (RFC 896 and RFC 1122 4.2.3.2 together).
 
-Only this module uses private parts of aiomqtt and paho. It needs them for what the public parts cannot do: the connect timeout,
-immediate acknowledgement, and closing a half-open connection.
+Only this module and `packets.py` use private parts of aiomqtt and paho. They need them for what the public parts cannot do: the
+connect timeout, immediate acknowledgement, packets that cost little, and closing a half-open connection.
 """
 
 from __future__ import annotations
@@ -13,22 +13,19 @@ from __future__ import annotations
 import asyncio
 import socket
 import sys
-import time
 from collections.abc import Callable, Coroutine
 from contextlib import suppress
 from typing import Any, TypeVar
 
 import aiomqtt
 import paho.mqtt.client as paho
-from paho.mqtt.enums import MQTTErrorCode
 from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
 
 from runtime.mqtt.connection_types import Address, PublishMessage, Will
+from runtime.mqtt.packets import PacketReader, PacketWriter, Settled
 
 TAKEN_OVER = 0x8E
-FAILURE = 0x80
-"""Reason codes from here on are failures."""
 T = TypeVar("T")
 
 
@@ -68,7 +65,6 @@ def make(
     queue: Newest,
     *,
     max_packet: int,
-    max_outgoing: int,
     session_s: int = 0,
 ) -> aiomqtt.Client:
     """Make a client that is not connected yet; every session uses `queue`, so what arrived before a loss is still handled.
@@ -103,32 +99,12 @@ def make(
         tls_context=a.tls,
         socket_options=((socket.IPPROTO_TCP, socket.TCP_NODELAY, 1),),
     )
-    remember_refusals(client)
     remember_session(client)
-    client.pending_calls_threshold = max_outgoing
     client._client.connect_timeout = max(1.0, a.keepalive_s / 2)  # aiomqtt leaves paho's 5 s
-    if sys.platform == "linux":
-        acknowledge_at_once(client._client)
+    client._packets = PacketWriter(client, client.timeout)  # type: ignore[attr-defined]
+    PacketReader(client, acknowledge_at_once)
     write_at_once(client)
     return client
-
-
-class PublishRefused(aiomqtt.MqttError):
-    """The broker took the message and refused it; `str` says why."""
-
-
-def remember_refusals(client: aiomqtt.Client) -> None:
-    """Note the reason codes of refused publishes; aiomqtt takes each acknowledgement for a success."""
-    acknowledged: Any = client._client.on_publish
-    refusals: dict[int, str] = {}
-    client._refusals = refusals  # type: ignore[attr-defined]
-
-    def note(paho_client: paho.Client, userdata: Any, mid: int, code: Any, properties: Properties) -> None:
-        if getattr(code, "value", 0) >= FAILURE:
-            refusals[mid] = str(code)
-        acknowledged(paho_client, userdata, mid, code, properties)
-
-    client._client.on_publish = note
 
 
 def was_resumed(client: aiomqtt.Client) -> bool:
@@ -147,6 +123,16 @@ def remember_session(client: aiomqtt.Client) -> None:
     client._client.on_connect = note  # type: ignore[assignment]  # of the callback API version that aiomqtt chose
 
 
+def submit(client: aiomqtt.Client, out: PublishMessage, settled: Settled) -> None:
+    """Send a message without waiting; `settled` is called once (`PacketWriter.publish`).
+
+    Raises:
+        ValueError: a topic or payload that cannot be written.
+    """
+    writer: PacketWriter = client._packets  # type: ignore[attr-defined]
+    writer.publish(out, settled)
+
+
 async def publish(client: aiomqtt.Client, out: PublishMessage, timeout_s: float | None = None) -> None:
     """Publish and wait: for the acknowledgement at QoS 1, for the socket at QoS 0.
 
@@ -155,39 +141,32 @@ async def publish(client: aiomqtt.Client, out: PublishMessage, timeout_s: float 
         aiomqtt.MqttError: no connection, or no acknowledgement in time.
         ValueError: a topic or payload that cannot be written.
     """
-    sent_s = time.monotonic()
-    info = client._client.publish(out.topic, out.payload, out.qos, out.retain, out.properties)
-    if info.rc != paho.MQTT_ERR_SUCCESS:
-        raise aiomqtt.MqttCodeError(info.rc, "Could not publish message")
-    if not info.is_published():
-        confirmation = asyncio.Event()
-        with client._pending_call(info.mid, confirmation, client._pending_publishes):
-            await faithful(client._wait_for(confirmation.wait(), timeout=timeout_s))
-    if out.qos:
-        client._answer = sent_s, time.monotonic()  # type: ignore[attr-defined]
-    reason = client._refusals.pop(info.mid, None)  # type: ignore[attr-defined]
-    if reason is not None:
-        raise PublishRefused(reason)
+    future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+    def settled(error: Exception | None) -> None:
+        if future.done():
+            return
+        if error is None:
+            future.set_result(None)
+        else:
+            future.set_exception(error)
+
+    writer: PacketWriter = client._packets  # type: ignore[attr-defined]
+    writer.publish(out, settled, timeout_s)
+    await future
 
 
 def acknowledge_at_once(client: paho.Client) -> None:
     """Acknowledge what was read when it was read; Linux forgets the option, so it is set after every read."""
-    read = client.loop_read
-
-    def read_and_acknowledge(max_packets: int = 1) -> MQTTErrorCode:
-        code = read(max_packets)
-        sock = client.socket()
-        if isinstance(sock, socket.socket):
-            with suppress(OSError):  # a connection that broke meanwhile fails at the next read
-                sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_QUICKACK, 1)
-        return code
-
-    client.loop_read = read_and_acknowledge  # type: ignore[method-assign]
+    sock = client.socket()
+    if sys.platform == "linux" and isinstance(sock, socket.socket):
+        with suppress(OSError):  # a connection that broke meanwhile fails at the next read
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_QUICKACK, 1)
 
 
 def answered_s(client: aiomqtt.Client, patience_s: float) -> float:
     """Return the monotonic seconds of the newest acknowledgement that came within `patience_s`; minus infinity before the first."""
-    sent_s, acknowledged_s = getattr(client, "_answer", (0.0, float("-inf")))
+    sent_s, acknowledged_s = client._packets.answer  # type: ignore[attr-defined]
     return float(acknowledged_s) if acknowledged_s - sent_s <= patience_s else float("-inf")
 
 
@@ -231,6 +210,7 @@ async def connect(client: aiomqtt.Client) -> None:
 
 async def shut(client: aiomqtt.Client) -> None:
     """Close what aiomqtt leaves open when a connect fails half-way or the broker is silent."""
+    client._packets.close()  # type: ignore[attr-defined]
     client._client._sock_close()
     for future in (client._connected, client._disconnected):
         if future.done() and not future.cancelled():

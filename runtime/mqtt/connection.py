@@ -66,6 +66,8 @@ AT_ONCE = 32
 """Messages handled in one turn of the loop."""
 TURN_S = 0.001
 """Between two looks at whether messages have been handled."""
+NO_PROPERTIES = properties(None, None, None)
+"""Of the echo."""
 
 
 @dataclass(slots=True)
@@ -304,7 +306,7 @@ class Connection:
             self._inbound.resumed_s = time.monotonic() if was_resumed(client) else float("-inf")
             async with asyncio.TaskGroup() as group:
                 self._group, self._client = group, client
-                self._sender.begin(group, client)
+                self._sender.begin(client)
                 group.create_task(self._watch(client), name=f"{self.identifier} echo")
                 try:  # in the body: a child that fails while the group exits miscounts cancels
                     await self._greet(client)
@@ -349,7 +351,6 @@ class Connection:
             self.will,
             self._queue,
             max_packet=self.max_packet,
-            max_outgoing=self.max_outgoing,
             session_s=self.session_s,
         )
         handshake.watch(client)
@@ -419,7 +420,7 @@ class Connection:
                 continue
             asked_s = time.monotonic()
             try:
-                await faithful(client.publish(topic, b"", 1, timeout=patience_s))
+                await publish(client, PublishMessage(topic, b"", 1, False, NO_PROPERTIES), patience_s)
             except aiomqtt.MqttError as error:
                 stalled = time.monotonic() - asked_s > patience_s * 1.4  # this loop was late, not the broker
                 if self._inbound.last_message_s < asked_s and not stalled:

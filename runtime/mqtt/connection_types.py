@@ -10,8 +10,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
-from paho.mqtt.packettypes import PacketTypes
-from paho.mqtt.properties import Properties
 from paho.mqtt.subscribeoptions import SubscribeOptions
 
 from runtime.config.mqtt_settings import Client, Credentials, MqttSettings
@@ -123,7 +121,8 @@ class PublishMessage:
     payload: bytes
     qos: int
     retain: bool
-    properties: Properties | None
+    properties: bytes
+    """As `properties` encodes them."""
 
 
 def wild(topic_filter: str) -> bool:
@@ -131,15 +130,27 @@ def wild(topic_filter: str) -> bool:
     return "+" in topic_filter or "#" in topic_filter or topic_filter.startswith("$share/")
 
 
-def properties(expiry_s: float | None, response_topic: str | None, correlation: bytes | None) -> Properties | None:
-    """Return the properties of a publish; None if it has none."""
-    if expiry_s is None and response_topic is None and correlation is None:
-        return None
-    found = Properties(PacketTypes.PUBLISH)  # type: ignore[no-untyped-call]
+def properties(expiry_s: float | None, response_topic: str | None, correlation: bytes | None) -> bytes:
+    """Return the properties of a PUBLISH packet with their length in front (MQTT 5.0, 3.3.2.3)."""
+    found = b""
     if expiry_s is not None:  # whole seconds on the wire, rounded up; `ttl_ms` in the payload is exact
-        found.MessageExpiryInterval = max(1, int(-(-expiry_s // 1)))
+        found += b"\x02" + max(1, int(-(-expiry_s // 1))).to_bytes(4, "big")
     if response_topic is not None:
-        found.ResponseTopic = response_topic
+        found += b"\x08" + _with_size(response_topic.encode())
     if correlation is not None:
-        found.CorrelationData = correlation
-    return found
+        found += b"\x09" + _with_size(correlation)
+    return variable_length(len(found)) + found
+
+
+def variable_length(number: int) -> bytes:
+    """Return a number as a variable byte integer (MQTT 5.0, 1.5.5)."""
+    found = bytearray()
+    while True:
+        number, low = divmod(number, 128)
+        found.append(low | (128 if number else 0))
+        if not number:
+            return bytes(found)
+
+
+def _with_size(data: bytes) -> bytes:
+    return len(data).to_bytes(2, "big") + data

@@ -13,7 +13,7 @@ from typing import Any
 import aiomqtt
 from paho.mqtt.properties import Properties
 
-from runtime.mqtt.client import FAILURE
+from runtime.mqtt.packets import FAILURE
 
 CONNACK = 0x20
 """First byte of a broker's answer (MQTT 5.0, 3.2.1)."""

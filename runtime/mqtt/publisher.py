@@ -17,8 +17,9 @@ from uuid import uuid4
 import aiomqtt
 import structlog
 
-from runtime.mqtt.client import PublishRefused, publish
+from runtime.mqtt.client import submit
 from runtime.mqtt.connection_types import PublishMessage
+from runtime.mqtt.packets import PublishRefused
 
 log = structlog.get_logger(__name__)
 
@@ -30,6 +31,19 @@ Delivery = Literal["acknowledged", "undelivered", "unsent"]
 Done = Callable[[Delivery], None]
 
 
+@dataclass(slots=True, eq=False)
+class Departure:
+    """One message on its way: it leaves in the next turn of the loop, and is over once the broker has answered."""
+
+    outgoing: PublishMessage
+    done: Done | None = None
+    slot: PublishSlot | None = None
+    """That of an ordinary message which an urgent one may overtake."""
+    turn: asyncio.Handle | None = None
+    """The turn in which it leaves; None once it has left."""
+    is_over: bool = False
+
+
 @dataclass(slots=True)
 class PublishSlot:
     """The place of one key: what is under way, and the newest that waits."""
@@ -37,8 +51,8 @@ class PublishSlot:
     under_way: int = 0
     urgent_under_way: int = 0
     waiting: tuple[PublishMessage, Done, bool] | None = None
-    unstarted: set[asyncio.Task[Delivery]] = field(default_factory=set)
-    """Ordinary messages that are not sent yet; an urgent one overtakes them."""
+    unstarted: list[Departure] = field(default_factory=list)
+    """Ordinary messages that have not left yet; an urgent one overtakes them."""
 
     def is_free(self, *, urgent: bool) -> bool:
         """Return whether a message may leave now: an ordinary one after the one before, an urgent one after an urgent one."""
@@ -47,7 +61,7 @@ class PublishSlot:
 
 @dataclass(slots=True)
 class Sender:
-    """Sends in tasks of the session's group.
+    """Sends through the client of the session.
 
     Args:
         limit: of ordinary messages under way.
@@ -57,24 +71,28 @@ class Sender:
     limit: int
     drops: Counter[str]
     sending: int = 0
-    _group: asyncio.TaskGroup | None = None
     _client: aiomqtt.Client | None = None
+    _loop: asyncio.AbstractEventLoop | None = None
     _idle: asyncio.Event = field(default_factory=asyncio.Event)
+    _under_way: dict[Departure, None] = field(default_factory=dict)
+    """In the order in which they began."""
     _retained: OrderedDict[str, PublishMessage] = field(default_factory=OrderedDict)
     _slots: dict[str, PublishSlot] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self._idle.set()
 
-    def begin(self, group: asyncio.TaskGroup, client: aiomqtt.Client) -> None:
-        """Start a session: messages leave through this client, in tasks of this group."""
-        self._group, self._client = group, client
+    def begin(self, client: aiomqtt.Client) -> None:
+        """Start a session: messages leave through this client."""
+        self._client, self._loop = client, asyncio.get_running_loop()
 
     def leave(self) -> None:
-        """End the session: a group that ends takes no more tasks, and what waits does not leave."""
-        self._group = self._client = None
+        """End the session: what waits does not leave, and what has left may have arrived."""
+        self._client = None
         for slot in self._slots.values():
             self._discard(slot, "disconnected")
+        for departure in self._under_way:
+            self._abandon(departure)
 
     def send(self, outgoing: PublishMessage) -> bool:
         """Send without waiting; False when too much is under way."""
@@ -97,7 +115,7 @@ class Sender:
         if urgent:
             self.discard(key)
         self._discard(slot, "superseded")
-        if self._group is None:
+        if self._client is None:
             self.drops["disconnected"] += 1
             done("unsent")
         elif slot.is_free(urgent=urgent):
@@ -109,8 +127,9 @@ class Sender:
         """Keep a message of this key that waits from leaving."""
         slot = self._slots.get(key, PublishSlot())
         self._discard(slot, "superseded")
-        for task in slot.unstarted:
-            task.cancel()
+        for departure in slot.unstarted:
+            self._abandon(departure)
+        slot.unstarted.clear()
 
     def keep(self, outgoing: PublishMessage, keep: Keep) -> bool:
         """Without a connection: keep the message for the next one, or drop it."""
@@ -144,63 +163,72 @@ class Sender:
             self.drops[cause] += 1
             done("unsent")
 
-    def _start(
-        self, outgoing: PublishMessage, unstarted: set[asyncio.Task[Delivery]] | None = None
-    ) -> asyncio.Task[Delivery]:
-        assert self._group is not None
-        assert self._client is not None
-        task = self._group.create_task(self._send(self._client, outgoing, unstarted), name=f"publish {outgoing.topic}")
+    def _start(self, outgoing: PublishMessage, done: Done | None = None) -> Departure:
+        assert self._loop is not None
+        departure = Departure(outgoing, done)
+        departure.turn = self._loop.call_soon(self._depart, departure)
+        self._under_way[departure] = None
         self.sending += 1
         self._idle.clear()
-        task.add_done_callback(self._sent)  # also of a task that is cancelled before it began
-        return task
+        return departure
 
     def _start_slot(self, slot: PublishSlot, outgoing: PublishMessage, done: Done, *, urgent: bool) -> None:
         slot.under_way += 1
         slot.urgent_under_way += urgent
-        task = self._start(outgoing, slot.unstarted)
+        departure = self._start(outgoing, partial(self._slot_done, slot, done, urgent))
         if not urgent:
-            slot.unstarted.add(task)
-        task.add_done_callback(partial(self._slot_done, slot, done, urgent))
+            departure.slot = slot
+            slot.unstarted.append(departure)
 
-    def _slot_done(self, slot: PublishSlot, done: Done, urgent: bool, task: asyncio.Task[Delivery]) -> None:  # noqa: FBT001 - a callback
+    def _slot_done(self, slot: PublishSlot, done: Done, urgent: bool, delivery: Delivery) -> None:  # noqa: FBT001 - a callback
         slot.under_way -= 1
         slot.urgent_under_way -= urgent
-        if task in slot.unstarted:
-            slot.unstarted.discard(task)
-            done("unsent")
-        else:
-            done("undelivered" if task.cancelled() or task.exception() is not None else task.result())
-        if slot.waiting is not None and slot.is_free(urgent=slot.waiting[2]) and self._group is not None:
+        done(delivery)
+        if slot.waiting is not None and slot.is_free(urgent=slot.waiting[2]) and self._client is not None:
             outgoing, waiting_done, waiting_urgent = slot.waiting
             slot.waiting = None
             self._start_slot(slot, outgoing, waiting_done, urgent=waiting_urgent)
 
-    def _sent(self, _task: asyncio.Task[Delivery]) -> None:
-        self.sending -= 1
-        if not self.sending:
-            self._idle.set()
-
-    async def _send(
-        self, client: aiomqtt.Client, out: PublishMessage, unstarted: set[asyncio.Task[Delivery]] | None
-    ) -> Delivery:
-        if unstarted is not None:
-            task = asyncio.current_task()
-            assert task is not None
-            unstarted.discard(task)
+    def _depart(self, departure: Departure) -> None:
+        departure.turn = None
+        if departure.slot is not None:
+            departure.slot.unstarted.remove(departure)
+        assert self._client is not None
         try:
-            await publish(client, out)
-        except PublishRefused as error:
+            submit(self._client, departure.outgoing, partial(self._settled, departure))
+        except ValueError as error:
+            self.drops["unsendable"] += 1
+            log.warning("mqtt.unsendable", topic=departure.outgoing.topic, reason=str(error))
+            self._over(departure, "unsent")
+
+    def _settled(self, departure: Departure, error: Exception | None) -> None:
+        """Note what the broker, or the end of the wait for it, made of a message."""
+        if departure.is_over:
+            return
+        if isinstance(error, PublishRefused):
             self.drops["refused by the broker"] += 1
             if self.drops["refused by the broker"] in {1, 100, 10_000}:
                 remedy = "let this user write the topic in the broker's ACL"
-                log.warning("mqtt.publish_refused", topic=out.topic, reason=str(error), remedy=remedy)
-            return "undelivered"
-        except aiomqtt.MqttError:
+                log.warning("mqtt.publish_refused", topic=departure.outgoing.topic, reason=str(error), remedy=remedy)
+        elif error is not None:
             self.drops["not acknowledged"] += 1
-            return "undelivered"
-        except ValueError as error:  # paho: a topic or payload it cannot write
-            self.drops["unsendable"] += 1
-            log.warning("mqtt.unsendable", topic=out.topic, reason=str(error))
-            return "unsent"
-        return "acknowledged"
+        self._over(departure, "acknowledged" if error is None else "undelivered")
+
+    def _abandon(self, departure: Departure) -> None:
+        """Let a message leave no more, or wait for its acknowledgement no longer; its callback runs in the next turn."""
+        assert self._loop is not None
+        delivery: Delivery = "undelivered" if departure.turn is None else "unsent"
+        if departure.turn is not None:
+            departure.turn.cancel()
+        self._loop.call_soon(self._over, departure, delivery)
+
+    def _over(self, departure: Departure, delivery: Delivery) -> None:
+        if departure.is_over:
+            return
+        departure.is_over = True
+        del self._under_way[departure]
+        self.sending -= 1
+        if not self.sending:
+            self._idle.set()
+        if departure.done is not None:
+            departure.done(delivery)

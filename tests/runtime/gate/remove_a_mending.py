@@ -47,7 +47,7 @@ def common_queue() -> Patch:
 
     def send_newest(self: Sender, _key: str, outgoing: Any, done: Any, *, urgent: bool) -> None:
         del urgent
-        if self._group is not None:
+        if self._client is not None:
             self.send(outgoing)
         done("acknowledged")
 

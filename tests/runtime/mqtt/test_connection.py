@@ -19,6 +19,8 @@ from fakes import Contention, Mosquitto, eventually
 from runtime.config.mqtt_settings import MqttSettings
 from runtime.mqtt import Address, Connection, Message, MqttLost, Will
 from runtime.mqtt import client as own
+from runtime.mqtt import connection as connection_module
+from runtime.mqtt.connection_types import PublishMessage
 from runtime.mqtt.topics import Refused
 
 
@@ -360,22 +362,29 @@ async def test_a_packet_is_written_when_it_is_published_and_one_of_a_callback_of
     assert [message.payload for message in got.messages] == [b"at once", b"soon"]
 
 
-async def test_a_broker_is_asked_unless_prompt_acknowledgements_show_that_it_responds() -> None:
+async def test_a_broker_is_asked_unless_prompt_acknowledgements_show_that_it_responds(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     """Each session begins with a question. Late acknowledgements show nothing: a slow broker delivers, but too late."""
 
     class Client:
         took_s, looked, asked = 0.0, 0, 0
 
         @property
-        def _answer(self) -> tuple[float, float]:
+        def _packets(self) -> Client:
+            return self
+
+        @property
+        def answer(self) -> tuple[float, float]:
             self.looked += 1
             now_s = time.monotonic()
             return now_s - self.took_s, now_s
 
-        async def publish(self, _topic: str, _payload: bytes, _qos: int, timeout: float) -> None:  # noqa: ASYNC109 - as aiomqtt names it
-            assert timeout == pytest.approx(0.05)
-            self.asked += 1
+    async def ask(client: Client, out: PublishMessage, timeout_s: float) -> None:
+        assert (out.topic, out.qos, timeout_s) == ("reflexd/echo/one", 1, pytest.approx(0.05))
+        client.asked += 1
 
+    monkeypatch.setattr(connection_module, "publish", ask)
     link, client = Connection(Address("127.0.0.1", 1, keepalive_s=0.2), "one"), Client()
     watching = asyncio.create_task(link._watch(client))  # type: ignore[arg-type]
     await eventually(lambda: client.looked >= 4)

@@ -14,11 +14,12 @@ import pytest
 from structlog.testing import capture_logs
 
 from runtime.mqtt import publisher
-from runtime.mqtt.client import PublishRefused
 from runtime.mqtt.connection_types import PublishMessage
+from runtime.mqtt.packets import PublishRefused, Settled
 from runtime.mqtt.publisher import MAX_RETAINED, Sender
 
 LIMIT = 3
+UNSENDABLE = "t/#"
 
 
 class Broker:
@@ -29,14 +30,15 @@ class Broker:
         self.sender = Sender(LIMIT, self.drops)
         self.client = cast("aiomqtt.Client", object())
         self.taken: list[str] = []
-        self.waiting: list[asyncio.Future[None]] = []
+        self.waiting: list[Settled] = []
         self.results: list[tuple[str, str]] = []
 
-    async def take(self, client: aiomqtt.Client, out: PublishMessage) -> None:
+    def take(self, client: aiomqtt.Client, out: PublishMessage, settled: Settled) -> None:
         assert client is self.client
+        if out.topic == UNSENDABLE:
+            raise ValueError("a topic with a wildcard")
         self.taken.append(out.payload.decode())
-        self.waiting.append(asyncio.get_running_loop().create_future())
-        await self.waiting[-1]
+        self.waiting.append(settled)
 
     def newest(self, payload: str, *, urgent: bool = False, key: str = "arm") -> None:
         done = lambda delivery: self.results.append((payload, delivery))  # noqa: E731 - one callback
@@ -44,24 +46,24 @@ class Broker:
 
     async def answers(self, error: Exception | None = None) -> None:
         """The oldest message is acknowledged, or fails."""
-        future = self.waiting.pop(0)
-        future.set_result(None) if error is None else future.set_exception(error)
+        self.waiting.pop(0)(error)
         await turns()
 
 
 def message(payload: str, topic: str = "t") -> PublishMessage:
-    return PublishMessage(topic, payload.encode(), 1, False, None)
+    return PublishMessage(topic, payload.encode(), 1, False, b"\0")
 
 
 @asynccontextmanager
 async def session(broker: Broker) -> AsyncIterator[None]:
-    async with asyncio.TaskGroup() as group:
-        broker.sender.begin(group, broker.client)
-        yield
-        broker.sender.leave()
-        await turns()  # what has not begun begins
-        for future in broker.waiting:
-            future.cancel()
+    broker.sender.begin(broker.client)
+    yield
+    broker.sender.leave()
+    await turns()
+    assert broker.sender.sending == 0
+    for settled in broker.waiting:
+        settled(aiomqtt.MqttError("late"))  # changes nothing any more
+    assert broker.sender.sending == 0
 
 
 async def turns() -> None:
@@ -72,7 +74,7 @@ async def turns() -> None:
 @pytest.fixture
 def broker(monkeypatch: pytest.MonkeyPatch) -> Broker:
     made = Broker()
-    monkeypatch.setattr(publisher, "publish", made.take)
+    monkeypatch.setattr(publisher, "submit", made.take)
     return made
 
 
@@ -150,7 +152,7 @@ async def test_a_safe_action_that_waits_leaves_after_the_one_before_whatever_els
             await turns()
         assert broker.taken == ["1", "safe"]
         assert broker.drops == {"superseded": 2}
-        broker.waiting.pop().set_result(None)
+        broker.waiting.pop()(None)
         await turns()
         assert broker.taken == ["1", "safe", "safe 4"], "the first one is under way still"
 
@@ -163,7 +165,7 @@ async def test_an_urgent_message_overtakes_what_is_not_sent_yet(broker: Broker) 
         assert broker.taken == ["safe"]
         assert broker.results == [("1", "unsent")]
         assert broker.sender.sending == 1
-        assert broker.sender._slots["arm"].unstarted == set()
+        assert broker.sender._slots["arm"].unstarted == []
         await broker.answers()
         assert broker.results == [("1", "unsent"), ("safe", "acknowledged")]
         broker.newest("2")
@@ -205,7 +207,6 @@ async def test_what_is_discarded_does_not_leave(broker: Broker) -> None:
     [
         (aiomqtt.MqttError("timed out"), "not acknowledged", "undelivered"),
         (PublishRefused("Not authorized"), "refused by the broker", "undelivered"),
-        (ValueError("a topic with a wildcard"), "unsendable", "unsent"),
     ],
 )
 async def test_each_failure_is_counted_by_its_cause(
@@ -233,15 +234,25 @@ async def test_each_failure_is_counted_by_its_cause(
                 "reason": "Not authorized",
                 "remedy": "let this user write the topic in the broker's ACL",
             }
-        elif cause == "unsendable":
-            assert events["mqtt.unsendable"] == {
-                "event": "mqtt.unsendable",
-                "log_level": "warning",
-                "topic": "t",
-                "reason": "a topic with a wildcard",
-            }
         else:
             assert logs == []
+
+
+async def test_a_message_that_no_packet_may_contain_is_counted_and_does_not_leave(broker: Broker) -> None:
+    results: list[str] = []
+    async with session(broker):
+        for number in (1, 2):
+            with capture_logs() as logs:
+                broker.sender.send_newest("arm", message("1", UNSENDABLE), results.append, urgent=False)
+                await turns()
+            assert results == ["unsent"] * number
+            assert broker.drops == {"unsendable": number}
+            assert broker.sender.sending == 0
+            warning = {"event": "mqtt.unsendable", "log_level": "warning", "topic": UNSENDABLE}
+            assert logs == [{**warning, "reason": "a topic with a wildcard"}]
+        broker.newest("2")
+        await turns()
+        assert broker.taken == ["2"], "the place is free again"
 
 
 async def test_refusals_are_logged_at_the_first_and_then_rarely(broker: Broker) -> None:
@@ -279,16 +290,17 @@ async def test_without_a_session_a_command_is_unsent_at_once(broker: Broker) -> 
         assert broker.taken == ["1"]
 
 
-async def test_a_task_that_the_end_of_the_session_cancels_may_have_delivered(broker: Broker) -> None:
+async def test_what_has_left_at_the_end_of_the_session_may_have_arrived(broker: Broker) -> None:
     async with session(broker):
         broker.newest("1")
         await turns()
         broker.newest("2", key="lamp")
-        for task in asyncio.all_tasks():
-            if task.get_name() == "publish t":
-                task.cancel()
+        broker.sender.leave()
+        assert broker.results == [], "no callback runs within a call"
         await turns()
         assert sorted(broker.results) == [("1", "undelivered"), ("2", "unsent")]
+        assert broker.taken == ["1"]
+        assert broker.drops == {}
 
 
 async def test_messages_are_stored_for_the_next_session_in_order(broker: Broker) -> None:

@@ -1,0 +1,262 @@
+"""Write PUBLISH packets to the broker, match its acknowledgements to them, and read what it sends in pieces of many packets.
+
+A publish at QoS 1 through aiomqtt takes a task, a timer, an event and three more turns of the loop, and paho adds locks and copies. A
+daemon that ticks 10 times a second spent most of its processor time there. paho still does everything else, and its queue takes what
+the socket does not take at once, so that the order is the same.
+
+Specification: MQTT 5.0 (OASIS 2019), 3.3 PUBLISH and 3.4 PUBACK. `client.py` installs both classes in paho's client.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import time
+from collections.abc import Callable
+from typing import Any
+
+import aiomqtt
+import paho.mqtt.client as paho
+from paho.mqtt.enums import MQTTErrorCode
+from paho.mqtt.packettypes import PacketTypes
+from paho.mqtt.properties import Properties
+from paho.mqtt.reasoncodes import ReasonCode
+
+from runtime.mqtt.connection_types import PublishMessage, variable_length
+
+FAILURE = 0x80
+"""Reason codes from here on are failures."""
+PUBLISH, RETAIN = 0x30, 0x01
+MAX_LENGTH, MAX_TOPIC = 268_435_455, 65_535
+"""Bytes after the first ones of a packet (2.1.4), and of a topic."""
+CHUNK = 16_384
+"""Bytes read at once; a part of a packet that is longer is read by itself."""
+LATE_S = 0.1
+"""A look at what is not acknowledged that is so late finds a loop that stood still: what has arrived meanwhile is read first."""
+AT_ONCE = 32
+"""Packets handled in one turn of the loop: a flood on this connection must not delay another one."""
+Settled = Callable[[Exception | None], None]
+"""Called once: None where the broker has the message, else why not."""
+
+
+class PublishRefused(aiomqtt.MqttError):
+    """The broker took the message and refused it; `str` says why."""
+
+
+def publish_packet(out: PublishMessage, identifier: int) -> bytes:
+    """Return a message as a PUBLISH packet.
+
+    Args:
+        out: the message.
+        identifier: of the packet; only QoS 1 has one.
+
+    Raises:
+        ValueError: a topic or payload that no packet may contain.
+    """
+    topic = out.topic.encode()
+    if not topic or any(sign in topic for sign in (b"+", b"#", b"\0")):
+        raise ValueError("a topic to publish on is not empty and has no wildcard and no null character")
+    if len(topic) > MAX_TOPIC:
+        raise ValueError(f"a topic of {len(topic)} bytes; at most {MAX_TOPIC}")
+    number = identifier.to_bytes(2, "big") if out.qos else b""
+    length = 2 + len(topic) + len(number) + len(out.properties) + len(out.payload)
+    if length > MAX_LENGTH:
+        raise ValueError(f"a message of {length} bytes; at most {MAX_LENGTH}")
+    first = bytes((PUBLISH | out.qos << 1 | (RETAIN if out.retain else 0),))
+    size = len(topic).to_bytes(2, "big")
+    return b"".join((first, variable_length(length), size, topic, number, out.properties, out.payload))
+
+
+def paho_of(client: aiomqtt.Client) -> Any:
+    """Return paho's client within aiomqtt's, with parts that have no public types."""
+    return client._client
+
+
+class PacketWriter:
+    """Publishes through one client. Create it inside the running loop, and use it there only.
+
+    Args:
+        client: not connected yet.
+        timeout_s: for an acknowledgement where a call states no other one.
+    """
+
+    def __init__(self, client: aiomqtt.Client, timeout_s: float) -> None:
+        self._client, self._timeout_s = client, timeout_s
+        self._inner = paho_of(client)
+        self._loop = asyncio.get_running_loop()
+        self._under_way: dict[int, tuple[Settled, float, float]] = {}
+        """By identifier: what to call, when it was sent, and when its time is over."""
+        self._timer: asyncio.TimerHandle | None = None
+        self.answer = (0.0, -math.inf)
+        """When the message that was acknowledged last was sent, and when the acknowledgement came; monotonic seconds."""
+        self._acknowledged, self._published = self._inner._handle_pubackcomp, self._inner.on_publish
+        self._inner._handle_pubackcomp, self._inner.on_publish = self._puback, self._left
+
+    def publish(self, out: PublishMessage, settled: Settled, timeout_s: float | None = None) -> None:
+        """Send a message; `settled` is called at the acknowledgement for QoS 1, and once the socket has it for QoS 0.
+
+        Raises:
+            ValueError: a topic or payload that no packet may contain; `settled` is not called then.
+        """
+        identifier = self._new_identifier()
+        packet = publish_packet(out, identifier)
+        now_s = time.monotonic()
+        due_s = now_s + (self._timeout_s if timeout_s is None else timeout_s)
+        self._under_way[identifier] = settled, now_s, due_s
+        try:
+            is_written = self._write(packet, identifier, out.qos)
+        except OSError as error:  # as aiomqtt does where it writes
+            if not self._client._disconnected.done():
+                self._client._disconnected.set_exception(error)
+            self._settle(identifier, aiomqtt.MqttError(str(error)))
+            return
+        if is_written and not out.qos:
+            self._settle(identifier, None)
+        else:
+            self._watch(due_s)
+
+    def close(self) -> None:
+        """Settle all that the broker has not acknowledged: the session is over."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        for identifier in list(self._under_way):
+            self._settle(identifier, aiomqtt.MqttError("the session ended before the acknowledgement"))
+
+    def _new_identifier(self) -> int:
+        while True:
+            identifier = int(self._inner._mid_generate())
+            if identifier not in self._under_way:
+                return identifier
+
+    def _write(self, packet: bytes, identifier: int, qos: int) -> bool:
+        """Write a packet, or leave to paho what the socket does not take; return whether all of it left.
+
+        Raises:
+            OSError: the connection is broken, or there is none.
+        """
+        inner = self._inner
+        written = 0
+        if inner._sock is None:
+            raise ConnectionError("no connection")
+        if not inner._out_packet:
+            try:
+                written = inner._sock_send(packet)
+            except BlockingIOError:
+                written = 0
+            inner._last_msg_out = time.monotonic()
+        if written == len(packet):
+            return True
+        inner._packet_queue(packet[0], packet[written:], identifier, qos, paho.MQTTMessageInfo(identifier))
+        return False
+
+    def _watch(self, due_s: float) -> None:
+        """Look at what has no acknowledgement at a time, or before."""
+        if self._timer is not None and self._timer.when() <= due_s:
+            return
+        if self._timer is not None:
+            self._timer.cancel()
+        self._timer = self._loop.call_at(due_s, self._expire, due_s)
+
+    def _expire(self, due_s: float) -> None:
+        self._timer, now_s = None, time.monotonic()
+        if now_s - due_s > LATE_S:
+            self._timer = self._loop.call_at(now_s + LATE_S / 2, self._expire, now_s + LATE_S / 2)
+            return
+        for identifier in [i for i, (_, _, due_s) in self._under_way.items() if due_s <= now_s]:
+            self._settle(identifier, aiomqtt.MqttError("Operation timed out"))
+        if self._under_way:
+            self._watch(min(due_s for _, _, due_s in self._under_way.values()))
+
+    def _puback(self, command: str) -> MQTTErrorCode:
+        """Take an acknowledgement out of what paho has just read."""
+        packet = self._inner._in_packet["packet"]
+        identifier = int.from_bytes(packet[:2], "big")
+        entry = self._under_way.get(identifier)
+        if command != "PUBACK" or entry is None or len(packet) < 2:
+            return MQTTErrorCode(self._acknowledged(command))
+        self.answer = entry[1], time.monotonic()
+        code = packet[2] if len(packet) > 2 else 0
+        self._settle(identifier, None if code < FAILURE else PublishRefused(reason_of(code)))
+        return MQTTErrorCode.MQTT_ERR_SUCCESS
+
+    def _left(self, client: paho.Client, userdata: Any, mid: int, code: Any, properties: Properties) -> None:
+        """A message of QoS 0 has left paho's queue."""
+        if mid in self._under_way:
+            self._settle(mid, None)
+        else:
+            self._published(client, userdata, mid, code, properties)
+
+    def _settle(self, identifier: int, error: Exception | None) -> None:
+        settled, *_ = self._under_way.pop(identifier)
+        try:
+            settled(error)
+        except Exception as failure:  # noqa: BLE001 - the connection is in order all the same
+            self._loop.call_exception_handler({"message": "a publish was settled", "exception": failure})
+
+
+def reason_of(code: int) -> str:
+    """Return the reason of a refused publish as a text."""
+    try:
+        return str(ReasonCode(PacketTypes.PUBACK, identifier=code))
+    except KeyError:
+        return f"reason code {code}"
+
+
+class PacketReader:
+    """Reads from the socket of a client in larger pieces than paho, which asks the kernel for one byte at a time.
+
+    Args:
+        client: not connected yet.
+        after_read: called with the client after each read.
+    """
+
+    def __init__(self, client: aiomqtt.Client, after_read: Callable[[paho.Client], None]) -> None:
+        self._client, self._after_read = client, after_read
+        self._inner = paho_of(client)
+        self._loop = asyncio.get_running_loop()
+        self._data, self._at = b"", 0
+        self._may_read = True
+        self._receive, self._read_packet = self._inner._sock_recv, self._inner.loop_read
+        self._inner._sock_recv, self._inner.loop_read = self.receive, self.read
+
+    def receive(self, size: int) -> bytes:
+        """Return at most `size` bytes, as paho's own function does; the kernel is asked once a `read`.
+
+        Raises:
+            BlockingIOError: nothing has arrived.
+            OSError: the connection is broken.
+        """
+        if self._at == len(self._data):
+            if not self._may_read and size < CHUNK:
+                raise BlockingIOError
+            self._may_read = False
+            self._data, self._at = self._receive(max(size, CHUNK)), 0
+        found = self._data[self._at : self._at + size]
+        self._at += len(found)
+        if self._at == len(self._data):
+            self._data, self._at = b"", 0
+        return found
+
+    def read(self, max_packets: int = 1) -> MQTTErrorCode:
+        """Handle the packets that have arrived; of many, the rest in the next turn of the loop."""
+        self._may_read = True
+        code = MQTTErrorCode(self._read_packet(max_packets))
+        handled = 1
+        while code == MQTTErrorCode.MQTT_ERR_SUCCESS and self._at < len(self._data):
+            if handled == AT_ONCE:
+                self._loop.call_soon(self._read_on, self._inner._sock)
+                break
+            code = MQTTErrorCode(self._read_packet(max_packets))
+            handled += 1
+        self._after_read(self._inner)
+        return code
+
+    def _read_on(self, sock: Any) -> None:
+        if self._inner._sock is not sock or sock is None or self._at == len(self._data):
+            return
+        try:
+            self.read()
+        except Exception as error:  # noqa: BLE001 - as aiomqtt does where it reads
+            if not self._client._disconnected.done():
+                self._client._disconnected.set_exception(error)

@@ -1,0 +1,315 @@
+"""Packets that do not go through paho's queues: their bytes, their order, their acknowledgements, and reading in pieces."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+import aiomqtt
+import pytest
+from paho.mqtt.client import MQTTMessageInfo
+from paho.mqtt.packettypes import PacketTypes
+from paho.mqtt.properties import Properties
+from wire_helpers import Collector, running
+
+from fakes import Mosquitto, eventually
+from runtime.mqtt import Address, Connection
+from runtime.mqtt.connection_types import PublishMessage, properties, variable_length
+from runtime.mqtt.packets import AT_ONCE, LATE_S, PacketReader, PacketWriter, PublishRefused, publish_packet, reason_of
+
+NONE = properties(None, None, None)
+
+
+def of_paho(out: PublishMessage, made: Properties | None) -> bytes:
+    """What paho would have written."""
+    inner: Any = aiomqtt.Client("h", protocol=aiomqtt.ProtocolVersion.V5)._client
+    inner._packet_queue = lambda _command, packet, *_: bytes(packet)
+    inner._sock = object()
+    topic = out.topic.encode()
+    packet = inner._send_publish(7, topic, out.payload, out.qos, out.retain, False, MQTTMessageInfo(7), made)
+    inner._sock = None
+    assert isinstance(packet, bytes)
+    return packet
+
+
+@pytest.mark.parametrize("length", [0, 1, 100, 127 - 5, 128, 16_383, 16_384, 2_097_151, 2_097_152])
+async def test_packets_have_the_bytes_that_paho_writes(length: int) -> None:
+    for qos in (0, 1):
+        for retain in (False, True):
+            for expiry_s, topic, correlation in [(None, None, None), (1.2, None, None), (70_000.0, "r/é", b"\0\1")]:
+                made = Properties(PacketTypes.PUBLISH)  # type: ignore[no-untyped-call]
+                if expiry_s is not None:
+                    made.MessageExpiryInterval = int(-(-expiry_s // 1))
+                if topic is not None:
+                    made.ResponseTopic, made.CorrelationData = topic, correlation
+                out = PublishMessage("a/ü", b"x" * length, qos, retain, properties(expiry_s, topic, correlation))
+                assert publish_packet(out, 7) == of_paho(out, made)
+
+
+def test_a_length_takes_as_many_bytes_as_the_specification_says() -> None:
+    """MQTT 5.0, table 1-1."""
+    limits = {0: 1, 127: 1, 128: 2, 16_383: 2, 16_384: 3, 2_097_151: 3, 2_097_152: 4, 268_435_455: 4}
+    assert {number: len(variable_length(number)) for number in limits} == limits
+    assert variable_length(321) == bytes((65 | 128, 2))
+
+
+@pytest.mark.parametrize("topic", ["", "a/+", "#", "a\0b", "t" * 65_536, "\ud800"])
+def test_a_topic_that_no_packet_may_contain(topic: str) -> None:
+    with pytest.raises(ValueError, match=r"topic|surrogates"):
+        publish_packet(PublishMessage(topic, b"", 1, False, NONE), 1)
+
+
+def test_the_reason_of_a_refusal() -> None:
+    assert reason_of(0x87) == "Not authorized"
+    assert reason_of(0xEE) == "reason code 238"
+
+
+class Socket:
+    """Takes so many bytes at each call; none where a number is -1."""
+
+    def __init__(self, *takes: int) -> None:
+        self.takes, self.taken = list(takes), b""
+        self.ends = socket.socketpair()
+
+    def send(self, data: bytes) -> int:
+        count = self.takes.pop(0) if self.takes else len(data)
+        if count < 0:
+            raise BlockingIOError
+        self.taken += bytes(data[:count])
+        return min(count, len(data))
+
+    def fileno(self) -> int:
+        return self.ends[0].fileno()
+
+    def close(self) -> None:
+        for end in self.ends:
+            end.close()
+
+
+@asynccontextmanager
+async def writing(sock: Socket) -> AsyncIterator[tuple[PacketWriter, Any]]:
+    """A writer on a client whose socket is a fake; paho's own queue is the real one."""
+    client = aiomqtt.Client("h", protocol=aiomqtt.ProtocolVersion.V5)
+    inner: Any = client._client
+    writer = PacketWriter(client, 60.0)
+    inner._sock = sock
+    try:
+        yield writer, inner
+    finally:
+        writer.close()
+        inner._sock = None
+        client._disconnected.cancel()
+        sock.close()
+
+
+def acknowledge(inner: Any, identifier: int, code: int | None = None) -> None:
+    """A PUBACK arrives."""
+    inner._in_packet["command"] = 0x40
+    inner._in_packet["packet"] = identifier.to_bytes(2, "big") + (b"" if code is None else bytes((code, 0)))
+    inner._handle_pubackcomp("PUBACK")
+
+
+@pytest.mark.parametrize("takes", [(), (0,), (1,), (5, 1, 1), (-1, 4, -1, 2)])
+async def test_what_the_socket_does_not_take_leaves_in_order(takes: tuple[int, ...]) -> None:
+    messages = [PublishMessage("t", bytes([65 + n]) * 9, qos, False, NONE) for n, qos in enumerate((1, 0, 1, 0))]
+    results: list[tuple[int, Exception | None]] = []
+    async with writing(Socket(*takes)) as (writer, inner):
+        for number, out in enumerate(messages):
+            writer.publish(out, lambda error, number=number: results.append((number, error)))  # type: ignore[misc]
+        for _ in range(10):
+            inner.loop_write()
+        assert inner._sock.taken == b"".join(publish_packet(out, number + 1) for number, out in enumerate(messages))
+        assert sorted(results) == [(1, None), (3, None)], "QoS 0 is settled once the socket has it"
+        for identifier in (3, 1):
+            acknowledge(inner, identifier)
+        assert results[-2:] == [(2, None), (0, None)]
+
+
+async def test_each_message_is_settled_once_by_what_comes_first() -> None:
+    results: list[Exception | None] = []
+    out = PublishMessage("t", b"x", 1, False, NONE)
+    async with writing(Socket()) as (writer, inner):
+        writer.publish(out, results.append)
+        assert writer.answer[1] == float("-inf")
+        acknowledge(inner, 1, 0x10)
+        acknowledge(inner, 1, 0x10)
+        assert results == [None]
+        assert 0 < writer.answer[0] <= writer.answer[1]
+        writer.publish(out, results.append)
+        acknowledge(inner, 2, 0x87)
+        assert isinstance(results[1], PublishRefused)
+        assert str(results[1]) == "Not authorized"
+        writer.publish(out, results.append, timeout_s=0.02)
+        await eventually(lambda: len(results) == 3)
+        assert str(results[2]) == "Operation timed out"
+        acknowledge(inner, 3)
+        writer.publish(out, results.append)
+        writer.close()
+        assert "the session ended" in str(results[3])
+        assert len(results) == 4
+
+
+async def test_a_loop_that_stood_still_reads_what_arrived_before_a_message_times_out() -> None:
+    """Hundreds of acknowledgements wait behind a pause of this process: the broker was not late."""
+    results: list[Exception | None] = []
+    async with writing(Socket()) as (writer, inner):
+        for _ in range(3):
+            writer.publish(PublishMessage("t", b"x", 1, False, NONE), results.append, timeout_s=0.01)
+        until_s = time.monotonic() + 0.01 + 1.5 * LATE_S
+        while time.monotonic() < until_s:
+            pass  # no turn of the loop
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        assert results == []
+        acknowledge(inner, 1)
+        acknowledge(inner, 2)
+        await eventually(lambda: len(results) == 3)
+        assert results[:2] == [None, None]
+        assert str(results[2]) == "Operation timed out"
+
+
+async def test_a_broken_connection_settles_the_message_and_ends_the_session() -> None:
+    results: list[Exception | None] = []
+    async with writing(Socket()) as (writer, inner):
+
+        def broken(_data: bytes) -> int:
+            raise BrokenPipeError(32, "Broken pipe")
+
+        inner._sock.send = broken
+        writer.publish(PublishMessage("t", b"x", 1, False, NONE), results.append)
+        assert "Broken pipe" in str(results[0])
+        assert isinstance(writer._client._disconnected.exception(), BrokenPipeError)
+        inner._sock.close()
+        inner._sock = None
+        writer.publish(PublishMessage("t", b"x", 0, False, NONE), results.append)
+        assert "no connection" in str(results[1])
+
+
+async def test_an_identifier_under_way_is_not_used_again() -> None:
+    out = PublishMessage("t", b"x", 1, False, NONE)
+    results: list[Exception | None] = []
+    async with writing(Socket()) as (writer, inner):
+        writer.publish(out, results.append)
+        inner._last_mid = 65_535
+        writer.publish(out, results.append)
+        assert sorted(writer._under_way) == [1, 2]
+        assert inner._sock.taken.endswith(publish_packet(out, 2))
+
+
+async def test_a_callback_that_fails_ends_no_session() -> None:
+    failures: list[dict[str, Any]] = []
+    asyncio.get_running_loop().set_exception_handler(lambda _loop, context: failures.append(context))
+
+    def fail(_error: Exception | None) -> None:
+        raise KeyError("mine")
+
+    async with writing(Socket()) as (writer, inner):
+        writer.publish(PublishMessage("t", b"x", 1, False, NONE), fail)
+        acknowledge(inner, 1)
+        assert not writer._client._disconnected.done()
+    assert [type(failure["exception"]) for failure in failures] == [KeyError]
+
+
+async def test_thousands_of_messages_of_all_sizes_arrive_whole_and_in_order(broker: Mosquitto) -> None:
+    """Through a real broker, both ways at once: pieces end anywhere within a packet."""
+    got, count = Collector(), 600
+    patient = Address("127.0.0.1", broker.port, keepalive_s=60)
+    link = Connection(patient, "one", max_outgoing=10 * count, max_incoming=10 * count)
+    link.subscribe("t/#", got, qos=0)
+    sizes = [n * 37 % 90_000 if n % 50 == 0 else n % 40 for n in range(count)]
+    sent = [n.to_bytes(4, "big") + bytes([n % 256]) * size for n, size in enumerate(sizes)]
+    async with running(link):
+        for number, payload in enumerate(sent):
+            assert link.enqueue(f"t/{number % 7}", payload, qos=number % 2)  # type: ignore[arg-type]
+        messages = await got.until(lambda m: len(m) == count)
+        assert await link.drained(10)
+    assert sorted(m.payload for m in messages) == sent
+    for topic in {m.topic for m in messages}:  # what is published at one quality on one topic arrives in order
+        for qos in (0, 1):
+            numbers = [
+                number
+                for m in messages
+                if m.topic == topic
+                if (number := int.from_bytes(m.payload[:4], "big")) % 2 == qos
+            ]
+            assert numbers == sorted(numbers)
+    assert not link.drops["not acknowledged"]
+
+
+@asynccontextmanager
+async def reading() -> AsyncIterator[tuple[socket.socket, Any, list[bytes], list[int]]]:
+    """The broker's end of a socket, paho's client with a reader on the other end, what it got, and what it asked the kernel for."""
+    left, right = socket.socketpair()
+    right.setblocking(False)
+    client = aiomqtt.Client("h", protocol=aiomqtt.ProtocolVersion.V5)
+    inner: Any = client._client
+    asked: list[int] = []
+    got: list[bytes] = []
+
+    def receive(size: int) -> bytes:
+        asked.append(size)
+        return right.recv(size)
+
+    inner._sock, inner._sock_recv = right, receive
+    PacketReader(client, lambda _client: None)
+    inner.on_message = lambda _client, _data, message: got.append(message.payload)
+    try:
+        yield left, inner, got, asked
+    finally:
+        inner._sock = None
+        left.close()
+        right.close()
+        client._disconnected.cancel()
+
+
+def packets(count: int) -> list[bytes]:
+    return [publish_packet(PublishMessage("t", bytes([n]) * n, 0, False, NONE), 0) for n in range(count)]
+
+
+async def test_reading_asks_the_kernel_once_for_many_packets() -> None:
+    stream = b"".join(packets(20))
+    async with reading() as (left, inner, got, asked):
+        left.send(stream[:-3])
+        assert inner.loop_read() == 0
+        assert (len(got), len(asked)) == (19, 1)
+        left.send(stream[-3:])
+        assert inner.loop_read() == 0
+        assert [len(payload) for payload in got] == list(range(20))
+        assert inner.loop_read() == 0, "nothing has arrived"
+        left.close()
+        inner.loop_read()
+        assert inner._sock is None, "the end of the stream is the end of the connection"
+
+
+async def test_packets_that_arrive_byte_by_byte() -> None:
+    async with reading() as (left, inner, got, _):
+        for byte in b"".join(packets(4)):
+            left.send(bytes((byte,)))
+            assert inner.loop_read() == 0
+        assert [len(payload) for payload in got] == [0, 1, 2, 3]
+
+
+async def test_a_flood_is_handled_in_turns() -> None:
+    """After `AT_ONCE` packets other callbacks of the loop run, and nothing stays behind although the socket is silent."""
+    async with reading() as (left, inner, got, _):
+        left.send(b"".join(packets(100)))
+        assert inner.loop_read() == 0
+        counts = [len(got)]
+        for _ in range(4):
+            await asyncio.sleep(0)
+            counts.append(len(got))
+        assert counts == [AT_ONCE, 2 * AT_ONCE, 3 * AT_ONCE, 100, 100]
+
+
+async def test_what_was_read_of_a_closed_connection_is_dropped() -> None:
+    async with reading() as (left, inner, got, _):
+        left.send(b"".join(packets(100)))
+        inner.loop_read()
+        sock, inner._sock = inner._sock, None
+        await asyncio.sleep(0)
+        assert len(got) == AT_ONCE
+        inner._sock = sock
