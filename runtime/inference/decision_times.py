@@ -14,7 +14,7 @@ SHORT_S = 0.002
 STALL_S = 0.02
 """One decision that takes so long sends the next ones to the thread: the model may have been paged out."""
 RECENT, ENOUGH = 16, 8
-"""The newest decisions of a version count, and so many must have been measured in the thread first."""
+"""The number of newest decisions of a version that count, and of those that are measured in the thread first."""
 
 
 class DecisionTimes:

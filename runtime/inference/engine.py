@@ -2,8 +2,8 @@
 
 `decide` awaits the inference thread, which encodes the streams that have something new (those that share an encoder in one
 batch), fuses, stores the history and runs the heads. A compiled policy without encoders decides in the event loop instead while
-its decisions take so little time that the way to a thread and back is a large part of it (`decision_times.py`). All else stays in the
-thread, and a decision that comes meanwhile follows it there. The engine holds several loaded versions, of which one acts. `load` reads
+its decisions are short (`decision_times.py`). All else stays in the thread, and a decision that comes meanwhile follows it there. The
+engine holds several loaded versions, of which one acts. `load` reads
 a version in a loader thread and compiles it at low priority while ticks go on. `activate` moves the pointer in the inference
 thread: a tick never sees a mix of two versions, and a return to a loaded version takes one tick. Tokens are rounded to float16
 before they are used, so that the stored tokens are exactly those of the decision.

@@ -97,7 +97,7 @@ async def test_a_policy_decides_in_the_loop_once_its_decisions_have_proved_short
     assert threads == ["inference_0"] * ENOUGH + ["MainThread"] * 12
 
 
-async def test_a_policy_whose_decisions_are_long_never_delays_the_loop(engine: CompiledEngine) -> None:
+async def test_a_policy_with_long_decisions_never_delays_the_loop(engine: CompiledEngine) -> None:
     """A count of streams says nothing: widths, layers and the machine decide."""
     go_on = threading.Event()
     around(engine, lambda: go_on.wait(60) and None)
@@ -177,7 +177,7 @@ async def test_a_cancelled_swap_does_not_let_a_tick_run_beside_what_runs_already
 
 
 @pytest.mark.usefixtures("any_machine")
-async def test_the_time_of_each_version_counts_by_itself(engine: CompiledEngine) -> None:
+async def test_the_time_of_each_version_counts_alone(engine: CompiledEngine) -> None:
     """A rollback returns to the loop at once; a new version has to prove itself."""
     await decide(engine, 0, 2 * RECENT)
     assert engine._durations is not None

@@ -69,7 +69,7 @@ def test_the_reason_of_a_refusal() -> None:
 
 
 class Socket:
-    """Takes so many bytes at each call; none where a number is -1."""
+    """Takes these numbers of bytes, one a call; nothing where a number is -1."""
 
     def __init__(self, *takes: int) -> None:
         self.takes, self.taken = list(takes), b""
@@ -92,7 +92,7 @@ class Socket:
 
 @asynccontextmanager
 async def writing(sock: Socket) -> AsyncIterator[tuple[PacketWriter, Any]]:
-    """A writer on a client whose socket is a fake; paho's own queue is the real one."""
+    """A writer on a client with a fake socket; paho's own queue is the real one."""
     client = aiomqtt.Client("h", protocol=aiomqtt.ProtocolVersion.V5)
     inner: Any = client._client
     writer = PacketWriter(client, 60.0)
