@@ -1,8 +1,8 @@
 """Write PUBLISH packets to the broker, match its acknowledgements to them, and read what it sends in pieces of many packets.
 
-A publish at QoS 1 through aiomqtt takes a task, a timer, an event and three more turns of the loop, and paho adds locks and copies. A
-daemon that ticks 10 times a second spent most of its processor time there. paho still does everything else, and its queue takes what
-the socket does not take at once, so that the order is the same.
+A publish at QoS 1 through aiomqtt takes a task, a timer, an event and three more turns of the loop, and paho adds locks and copies. In
+a small daemon that was most of the processor time. Everything else is still paho's. Its queue takes what the socket does not take at
+once, so that the order is the same.
 
 Specification: MQTT 5.0 (OASIS 2019), 3.3 PUBLISH and 3.4 PUBACK. `client.py` installs both classes in paho's client.
 """
