@@ -30,7 +30,7 @@ PUBLISH, RETAIN = 0x30, 0x01
 MAX_LENGTH, MAX_TOPIC = 268_435_455, 65_535
 """Bytes after the first ones of a packet (2.1.4), and of a topic."""
 CHUNK = 16_384
-"""Bytes read at once; a part of a packet that is longer is read by itself."""
+"""Bytes read at once; a longer part of a packet is read alone."""
 LATE_S = 0.1
 """A look at what is not acknowledged that is so late finds a loop that stood still: what has arrived meanwhile is read first."""
 AT_ONCE = 32
