@@ -5,6 +5,9 @@
 `bench_promotion.py` measures the tests alone. Here the agent's `ExperimentController` decides: schedule, pairs, shares, loss budget,
 verdicts, guard, and the moves of LIVE. A tick is a second, gamma is .9, and rewards of a tick have deviation 1. The live version earns 1
 a tick, the untrained policy 0. Seeds 0 to 99 served for tuning. Each row prints what was wanted and what was seen.
+
+`effects`, `pace` and `nothing` have whole episodes as units: a return has a deviation of 45 % and at most 500, a tick is .2 s and earns
+10, and the learner proposes a version every 60 s. So an episode lasts as long as in CartPole at 50 Hz.
 """
 
 from __future__ import annotations
@@ -29,6 +32,11 @@ from runtime.deploy.experiments.plan_from_settings import ExperimentRules  # noq
 RULES = ExperimentRules(period_s=1.0, gamma=0.9)
 HOUR_S = 3_600.0
 RHO = 0.9
+EPISODES = ExperimentRules(period_s=0.2, gamma=0.9, cap_pairs=1_000)
+TICK_REWARD, MOST = 10.0, 500.0
+SPREAD = 0.45
+"""Of the logarithm of a return."""
+PROPOSED_S = 60.0
 
 
 def row(name: str, wanted: str, seen: str) -> None:
@@ -203,8 +211,121 @@ async def unchanged(what: str, wanted: str, world_of: Callable[[int], World], fi
     )  # fmt: skip
 
 
+class Episodes:
+    """A world of episodes; `levels` gives by version the mean of a return before it is limited to `MOST`."""
+
+    def __init__(self, seed: int, levels: dict[str, float]) -> None:
+        self.levels, self.rng = levels, np.random.default_rng([seed, 4])
+        self.returns: list[tuple[float, float]] = []
+        """Seconds of the end, and return."""
+        self._gained, self._luck = 0.0, self._draw()
+
+    def __call__(self, version: str, tick: int) -> WorldTick:
+        """Return what one tick earns; the version that acts at its end decides on the episode's length."""
+        self._gained += TICK_REWARD
+        done = self._gained >= min(MOST, self.levels[version] * self._luck)
+        if done:
+            self.returns.append((tick * EPISODES.period_s, self._gained))
+            self._gained, self._luck = 0.0, self._draw()
+        return WorldTick(TICK_REWARD, TickOutcome(done=done))
+
+    def _draw(self) -> float:
+        return float(np.exp(SPREAD * self.rng.normal() - SPREAD**2 / 2))
+
+    def mean(self, first_s: float, last_s: float) -> float:
+        """Return the mean return of the episodes that ended in an interval."""
+        return float(np.mean([value for at_s, value in self.returns if first_s <= at_s < last_s]))
+
+
+async def champion_of(folder: str, world: Episodes) -> PromotionWorld:
+    """Return a world in which `good` is trusted by proof, so that challengers begin with half of the blocks."""
+    one = PromotionWorld(Path(folder), world, rules=EPISODES)
+    await one.run(60.0)
+    one.trust("good")
+    one.experiments.state.trust.choose("good", "proof")
+    one.experiments.state.trust.pace = 2
+    await one.run(60.0)
+    one.events.clear()
+    return one
+
+
+async def effects(first: int, runs: int) -> None:
+    """One challenger without a rival, which gains 10, 50 and 100 %."""
+    for gain in (0.1, 0.5, 1.0):
+        took, pairs = [], []
+        for seed in range(first, first + runs):
+            world = Episodes(seed, {"untrained": 22.0, "good": 150.0, "new": 150.0 * (1.0 + gain)})
+            with tempfile.TemporaryDirectory() as folder:
+                one = await champion_of(folder, world)
+                await one.propose("new")
+                seconds = await one.run(HOUR_S, until=lambda: "experiment_ended" in one.kinds())  # noqa: B023
+                live = one.live == "new"
+                took.append(seconds if live else None)
+                pairs += [one.last("experiment_ended")["pairs"]] if live else []
+        count = f", median {np.median(pairs):.0f} pairs" if pairs else ""
+        row(f"150 a return, challenger better by {gain:.0%}: live in an hour", "", times(took) + count)
+
+
+async def learning(
+    folder: str, world: Episodes, minutes: int, level: Callable[[int], float], *, trusted: bool
+) -> PromotionWorld:
+    """Let a learner propose a version every minute; `level` says how good the version of a minute is."""
+    if trusted:
+        one = await champion_of(folder, world)
+    else:
+        one = PromotionWorld(Path(folder), world, rules=EPISODES)
+    for minute in range(1, minutes + 1):
+        await one.run(PROPOSED_S)
+        world.levels[f"v{minute}"] = level(minute)
+        await one.propose(f"v{minute}")
+        pointer = one.versions.pointer
+        if pointer.version not in (None, one.live):  # it went live at once
+            one.experiments.became_live(str(pointer.version), pointer.by)
+    return one
+
+
+async def pace(first: int, runs: int) -> None:
+    """A trusted version with a return of 283, and a version every minute; all of them gain as much, or each another amount."""
+    for gain, swing in ((0.0, 0.0), (0.0, 0.3), (0.1, 0.0), (0.5, 0.0), (1.0, 0.0)):
+        took, wrong, last = [], 0, []
+        for seed in range(first, first + runs):
+            world, rng = Episodes(seed, {"untrained": 22.0, "good": 283.0}), np.random.default_rng([seed, 5])
+            with tempfile.TemporaryDirectory() as folder:
+                one = await learning(
+                    folder, world, 60, lambda _: 283.0 * (1 + gain) * float(np.exp(swing * rng.normal())), trusted=True  # noqa: B023
+                )  # fmt: skip
+            moves = [(at_s, data) for at_s, kind, data in one.events if kind == "policy_promoted"]
+            took.append(moves[0][0] - 120.0 if moves else None)
+            wrong += sum(world.levels[d["version"]] < 0.95 * world.levels[d["before"]] for _, d in moves)
+            last.append(world.mean(3_300.0, 3_720.0))
+        row(
+            f"283 a return, a version a minute, better by {gain:.0%}, swing {swing:g}: first live", "",
+            f"{times(took)}; worse ones live {wrong}; return at the end {np.mean(last):.0f}",
+        )  # fmt: skip
+
+
+async def nothing(first: int, runs: int) -> None:
+    """From the untrained policy: a learner that climbs within 2 or 6 minutes, with versions that swing."""
+    for minutes, swing in ((2, 0.25), (6, 0.25), (6, 0.5)):
+        found, trusted_at = [], []
+        for seed in range(first, first + runs):
+            world, rng = Episodes(seed, {"untrained": 22.0}), np.random.default_rng([seed, 6])
+            with tempfile.TemporaryDirectory() as folder:
+                one = await learning(
+                    folder, world, 30, lambda n: (700 - 640 * np.exp(-n / minutes)) * float(np.exp(swing * rng.normal())),  # noqa: B023
+                    trusted=False,
+                )  # fmt: skip
+            found.append([world.mean(60.0 * a, 60.0 * b) for a, b in ((4, 8), (8, 14), (14, 22), (22, 30))])
+            trusted_at.append(next((at_s for at_s, kind, _ in one.events if kind == "policy_trusted"), None))
+        means, low = np.mean(found, 0), np.min(found, 0)
+        row(
+            f"from nothing, climbs in {minutes} min, swing {swing:g}: return to min 8, 14, 22, 30", "475",
+            f"{', '.join(f'{value:.0f}' for value in means)}; lowest {', '.join(f'{value:.0f}' for value in low)}; trusted {times(trusted_at)}",
+        )  # fmt: skip
+
+
 TRIALS: dict[str, Callable[[int, int], Awaitable[None]]] = {
-    "worse": worse, "falls": falls, "hang": hang, "equal": equal,
+    "worse": worse, "falls": falls, "hang": hang, "equal": equal, "effects": effects, "pace": pace, "nothing": nothing,
 }  # fmt: skip
 
 

@@ -2,7 +2,8 @@
 
 A candidate that passed the filters waits as the challenger; a newer one replaces it. The controller plans an experiment, says at each
 tick which version acts, joins outcomes to pairs, and carries out the verdict (`live_moves.py`). Until there is something to
-protect (`first_anchor.py`), versions follow freely ("not yet trusted"). The first proof makes the anchor.
+protect (`first_anchor.py`), versions follow freely ("not yet trusted"), then race against the best one. The first that
+newer ones do not overtake becomes the anchor.
 
 The state (`state.py`) lies in `experiments.json` in the state folder. It survives a crash: the experiment goes on with the next pair. An agent that
 dies twice with a new version returns to the trusted one.
@@ -38,7 +39,7 @@ from runtime.deploy.experiments.live_moves import LiveMoves
 from runtime.deploy.experiments.manual_promotion_watch import ALONE_S, RewardDropCheck
 from runtime.deploy.experiments.plan_from_settings import ExperimentRules
 from runtime.deploy.experiments.report import look_figures
-from runtime.deploy.experiments.running_plan import ExperimentPhase
+from runtime.deploy.experiments.running_plan import ExperimentPhase, pairs_allowed
 from runtime.deploy.experiments.state import NOT_TRUSTED, ExperimentState
 from runtime.deploy.experiments.trusted_version import TRUSTED_BY, trust_reason
 from runtime.inference.engine import UNTRAINED
@@ -290,9 +291,10 @@ class ExperimentController:
             phase.plan.challenger is not None
             and phase.verdict is None
             and self.state.waiting is not None
-            and phase.give_up()
+            and phase.give_up(pairs_allowed(self.state.trust.undecided, phase.plan.cap_pairs))
         ):
-            phase.test.verdict = ExperimentVerdict("cap", f"no gain in {phase.test.pairs} pairs, and a newer one waits")
+            found = "no gain" if sum(phase.differences) <= 0 else "no proof"
+            phase.test.verdict = ExperimentVerdict("cap", f"{found} in {phase.test.pairs} pairs, and a newer one waits")
         if phase.verdict is not None or self._alarm is not None:
             self.decided.set()
 
@@ -308,7 +310,8 @@ class ExperimentController:
                 self._guard_block(value, {}, 0)
             if self.state.trust.anchor is None and self.rules.enabled:
                 self.state.proof.add(version, value, untrained=version == UNTRAINED)
-                if version != UNTRAINED and self.state.proof.found() is not None:
+                proof = self.state.proof
+                if version != UNTRAINED and (proof.settled() if self.state.racing else proof.found()) is not None:
                     self.decided.set()
 
     # ------------------------------------------------------------------ between ticks
@@ -321,9 +324,12 @@ class ExperimentController:
             if self._alarm is not None:
                 await self._return()
             elif self.state.phase is not None and self.state.phase.verdict is not None:
-                await self._end_experiment(self.state.phase, self.state.phase.verdict)
+                end = self._end_race if self.state.phase.race else self._end_experiment
+                await end(self.state.phase, self.state.phase.verdict)
+            elif self.state.racing:
+                await self._trust_leader()
             elif self.state.trust.anchor is None:
-                await self._first_proof()
+                await self._first_leader()
         except OSError as error:  # what was decided stays, and the next call tries again
             if not self._unwritten:
                 self.emit("rollback_failed", {"version": self.state.live, "why": "disk", "reason": str(error)})
@@ -334,15 +340,15 @@ class ExperimentController:
         self.file.changed(urgent=True)
 
     async def take_proposal(self) -> None:
-        """Read which candidate passed the filters; while nothing is trusted it goes live at once."""
+        """Read which candidate passed the filters; while nothing is trusted and none leads it goes live at once."""
         proposal = await asyncio.to_thread(self.checkpoints.proposed)
         if proposal is None or proposal in (self.state.waiting, self.state.live) or proposal in self.state.trust.judged:
             return
         if self.state.phase is not None and proposal == self.state.phase.plan.challenger:
             return
-        if self.rules.enabled and self.state.trust.anchor is not None:
+        if self.rules.enabled and (self.state.trust.anchor is not None or self.state.racing):
             self.state.waiting = proposal
-            self.state.trust.note(proposal, "waits for its experiment")
+            self.state.trust.note(proposal, f"waits for its {'race' if self.state.racing else 'experiment'}")
             self.file.changed()
             return
         self.state.trust.judged.append(proposal)
@@ -394,11 +400,13 @@ class ExperimentController:
         anchor, reference = self.state.trust.anchor, self.state.reference()
         if (
             self.state.waiting is not None
-            and anchor is not None
-            and {self.state.waiting, self.state.live, anchor, reference or anchor} <= set(loaded)
+            and (anchor is not None or self.state.racing)
+            and {self.state.waiting, self.state.live, anchor or self.state.live, reference or self.state.live}
+            <= set(loaded)
         ):
             challenger, self.state.waiting = self.state.waiting, None
-            self._begin(self.state.live, challenger, anchor, SHARES[self.state.trust.pace])
+            share = SHARES[-1 if anchor is None else self.state.trust.pace]
+            self._begin(self.state.live, challenger, anchor, share, race=anchor is None)
         elif (
             reference is not None
             and {reference, self.state.live} <= set(loaded)
@@ -407,8 +415,9 @@ class ExperimentController:
             self._begin(self.state.live, None, reference, SHARES[0])
 
     def _begin(
-        self, champion: str, challenger: str | None, anchor: str | None, share: float, *, requested: bool = False
-    ) -> None:
+        self, champion: str, challenger: str | None, anchor: str | None, share: float, *,
+        requested: bool = False, race: bool = False,
+    ) -> None:  # fmt: skip
         self.state.trust.experiments += 1
         number = self.state.trust.experiments
         versions = (champion, challenger, anchor)
@@ -418,11 +427,13 @@ class ExperimentController:
         )  # fmt: skip
         arm: Arm = "challenger" if requested else "champion"
         self.state.measure_budget(champion)
-        self.state.phase = ExperimentPhase(number, plan, self.rules.silence, arm, self.state.budget, alone=requested)
+        self.state.phase = ExperimentPhase(
+            number, plan, self.rules.silence, arm, self.state.budget, race=race, alone=requested
+        )
         self.state.phase.reference_share = self.state.reference_share()
         if challenger is not None:
-            self.state.trust.note(challenger, f"on trial against {champion}")
-            self.emit("experiment_started", {"number": number, **plan.dump()})
+            self.state.trust.note(challenger, f"{'races' if race else 'on trial'} against {champion}")
+            self.emit("experiment_started", {"number": number, **plan.dump(), "race": race})
         self.file.changed(urgent=True)
 
     async def _end_experiment(self, phase: ExperimentPhase, verdict: ExperimentVerdict) -> None:
@@ -434,14 +445,16 @@ class ExperimentController:
         if passed and not requested:
             by = "better" if verdict.better else "as good"
             if not await self._promote(challenger, f"{by}: {sentence}", by="experiment", figures=look_figures(phase)):
-                self.state.alpha.record(promoted=False, alpha=plan.alpha)
                 return
         moved: Live | CheckpointRefused | None = None
         if requested and verdict.outcome == "out":
             moved = await asyncio.to_thread(self.moves.take_back, challenger, plan.champion)
         self.state.phase = None
         self.state.alpha.record(promoted=passed, alpha=plan.alpha)
-        self.state.trust.ended(challenger, promoted=verdict.better, rejected=verdict.outcome == "out")
+        gave_way = verdict.outcome == "cap" and sum(phase.differences) > 0
+        self.state.trust.ended(
+            challenger, promoted=verdict.better, rejected=verdict.outcome == "out", gave_way=gave_way
+        )
         self.state.trust.note(challenger, f"{'live' if passed else 'not live'}: {sentence}")
         if passed and verdict.new_anchor:
             self.state.trust.choose(challenger, "proof")
@@ -464,22 +477,63 @@ class ExperimentController:
             self.emit("checkpoint_refused", {"version": version, "reason": refusal.reason, "detail": refusal.detail})
         return refusal is None
 
-    async def _first_proof(self) -> None:
-        """Trust the best version so far, and let it act again if a later one acts."""
+    async def _end_race(self, phase: ExperimentPhase, verdict: ExperimentVerdict) -> None:
+        """Give the lead to the challenger if it is ahead; trust a leader that enough versions did not overtake.
+
+        A race proves nothing and trusts nothing, so it uses no alpha.
+        """
+        plan, sentence, proof = phase.plan, phase.test.sentence(), self.state.proof
+        challenger = plan.challenger
+        assert challenger is not None
+        ahead = verdict.outcome == "live"
+        if ahead and not await self._promote(
+            challenger, f"leads: {sentence}", by="untrusted", figures=look_figures(phase)
+        ):
+            return
+        self.state.phase = None
+        self.state.trust.judged.append(challenger)
+        fields = {"number": phase.number, "version": challenger, "champion": plan.champion, "outcome": verdict.outcome}
+        self.emit("experiment_ended", {**fields, "reason": verdict.reason, "result": sentence, **look_figures(phase)})
+        if ahead:
+            proof.lead(challenger)
+            return
+        self.state.trust.note(challenger, f"not live: {sentence}")
+        proof.race_lost()
+        await self._trust_leader()
+
+    async def _first_leader(self) -> None:
+        """Give the lead to the best version so far, and let it act again if a later one acts."""
         found = self.state.proof.found()
         if found is None:
             return
         version, sentence = found
         if version != self.state.live:
             before = self.state.live
-            if not await self._promote(version, sentence, by="experiment"):
+            if not await self._promote(version, sentence, by="untrusted"):
                 self.state.proof.versions.pop(version, None)  # it cannot be loaded any more
                 return
             self.state.trust.note(before, f"not live: {version} earned more")
+        self.state.proof.lead(version)
+        self.state.trust.note(version, f"live, not yet trusted: {sentence}")
+        await self._trust_leader()
+
+    async def _trust_leader(self) -> None:
+        """Make the leader the anchor once it is settled: from now on only a proof replaces it. A race that runs is compared again."""
+        proof, phase = self.state.proof, self.state.phase
+        version, why = proof.leader, proof.settled()
+        if version is None or why is None:
+            return
+        if (refusal := await self.moves.confirm(version)) is not None:
+            proof.leader = None
+            self.emit("checkpoint_refused", {"version": version, "reason": refusal.reason, "detail": refusal.detail})
+            return
+        if phase is not None and phase.race:
+            self.state.waiting = self.state.waiting or phase.plan.challenger
+        self._cancel("the leader is trusted now")
+        sentence = f"{proof.gain()}, and {why}"
         self.state.trust.choose(version, "proof")
         self.state.trust.note(version, f"live and trusted: {sentence}")
         self.emit("policy_trusted", {"version": version, "result": sentence})
-        self.state.phase = None
         self.state.renew_guard()
 
     async def _return(self) -> None:
@@ -496,11 +550,16 @@ class ExperimentController:
         self.state.renew_guard()
 
     def _cancel(self, reason: str) -> None:
-        """End the running phase; a challenger in it has no verdict and the champion remains."""
+        """End the running phase; a challenger in it has no verdict and the champion remains.
+
+        Its alpha is spent once a pair is complete: the same version may come again, and the pairs until now could have proved it.
+        """
         phase, self.state.phase = self.state.phase, None
         if phase is None or phase.plan.challenger is None:
             return
         version = phase.plan.challenger
+        if phase.differences and not phase.race:
+            self.state.alpha.record(promoted=False, alpha=phase.plan.alpha)
         self.state.trust.note(version, f"not decided: {reason}")
         fields = {"number": phase.number, "version": version, "champion": phase.plan.champion, "outcome": "cap"}
         self.emit(

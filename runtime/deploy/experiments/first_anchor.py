@@ -1,15 +1,19 @@
 """Decide when there is something to protect: the first version that is worth more than the untrained policy.
 
-Until then versions follow freely, and each acts for a while. Their results are compared with those of the untrained policy before them.
-The comparison is one before and after, which is weaker than an experiment, and serves only for the start. Trust begins once a version
-is clearly better than the untrained policy and learning does not climb any more:
+1. Versions follow freely, and each acts for a while. Their results are compared with those of the untrained policy before them.
+   The comparison is one before and after, which is weaker than an experiment, and serves only for the start.
+2. The best version leads. Each newer version races against the leader, in paired blocks, and takes the lead as soon as it is ahead.
+3. A leader that `SURVIVED` newer versions in succession, or none in `LONG_UNITS` of its units, overtook is trusted: it becomes the
+   anchor. From then on only a proof replaces it.
+
+The first leader is found once a version is clearly better than the untrained policy and learning does not climb any more:
 
 - the newest version is clearly worse than the best one (a fall), or
 - the last `WINDOW` versions together earned no more than the `WINDOW` before them (a stall), or
 - the newest version has acted for `LONG_UNITS` units, and no other came.
 
-The best version becomes the anchor. While each version beats those before it, waiting costs nothing, and experiments would slow the
-learning down.
+While each version beats those before it, waiting costs nothing, and races would slow the learning down. A first leader may be far from
+what the learner reaches a little later, so it is not trusted yet: proofs would keep it for too long.
 """
 
 from __future__ import annotations
@@ -32,6 +36,8 @@ CLEAR = 3.0
 """Standard errors by which a version has to beat the untrained policy."""
 FALL = 2.5
 """Standard errors by which the newest version has to be worse than the best one."""
+SURVIVED = 3
+"""Newer versions in succession that have to lose their race before the leader is trusted."""
 
 
 @dataclass(slots=True)
@@ -41,12 +47,42 @@ class FirstAnchor:
     untrained: Level = field(default_factory=Level)
     versions: OrderedDict[str, Level] = field(default_factory=OrderedDict)
     """By version, oldest first."""
+    leader: str | None = None
+    """The version against which newer ones race; None while versions follow freely."""
+    lost: int = 0
+    """Races in succession that newer versions did not win."""
+    led: int = 0
+    """Units of the leader, those before it took the lead included."""
+
+    def lead(self, version: str) -> None:
+        """Give the lead to a version."""
+        level = self.versions.get(version)
+        self.leader, self.lost, self.led = version, 0, 0 if level is None else level.count
+
+    def race_lost(self) -> None:
+        """Note that a newer version did not overtake the leader."""
+        self.lost += 1
+
+    def settled(self) -> str | None:
+        """Return a sentence on why the leader is to be trusted; None while newer versions may still overtake it."""
+        if self.leader is None:
+            return None
+        if self.lost >= SURVIVED:
+            return f"{self.lost} newer versions did not overtake it in paired blocks"
+        return f"no version overtook it in {self.led} units" if self.led >= LONG_UNITS else None
+
+    def gain(self) -> str:
+        """Say what the leader earned, and the untrained policy before it."""
+        level = self.versions.get(self.leader or "")
+        earned = f"{level.mean:.4g}" if level is not None else "more"
+        return f"better than the untrained policy ({earned} after {self.untrained.mean:.4g} of the untrained policy)"
 
     def add(self, version: str, value: float, *, untrained: bool) -> None:
         """Take one unit of a version."""
         if untrained:
             self.untrained.add(value)
             return
+        self.led += version == self.leader
         if version not in self.versions:
             self.versions[version] = Level()
             while len(self.versions) > VERSIONS:
@@ -54,7 +90,7 @@ class FirstAnchor:
         self.versions[version].add(value)
 
     def found(self) -> tuple[str, str] | None:
-        """Return the version to trust and a sentence with the reason; None while learning climbs or nothing is clear."""
+        """Return the first leader and a sentence with the reason; None while learning climbs or nothing is clear."""
         judged = {name: level for name, level in self.versions.items() if level.count >= LEAST_UNITS}
         if not judged or self.untrained.count < LEAST_UNITS:
             return None
@@ -82,7 +118,13 @@ class FirstAnchor:
         """Return the state as plain data."""
         levels = {name: [one.count, one.mean, one.square] for name, one in self.versions.items()}
         one = self.untrained
-        return {"untrained": [one.count, one.mean, one.square], "versions": levels}
+        return {
+            "untrained": [one.count, one.mean, one.square],
+            "versions": levels,
+            "leader": self.leader,
+            "lost": self.lost,
+            "led": self.led,
+        }
 
     @classmethod
     def of(cls, body: Mapping[str, Any]) -> FirstAnchor:
@@ -95,6 +137,9 @@ class FirstAnchor:
         found = cls(Level(int(count), float(mean), float(square)))
         for name, (count, mean, square) in body["versions"].items():
             found.versions[str(name)] = Level(int(count), float(mean), float(square))
+        leader = body.get("leader")  # an earlier program knew none
+        found.leader = None if leader is None else str(leader)
+        found.lost, found.led = int(body.get("lost", 0)), int(body.get("led", 0))
         return found
 
 

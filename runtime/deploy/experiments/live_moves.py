@@ -53,6 +53,18 @@ class LiveMoves:
         self.state.trust.note(version, f"live: {note}" if by == "untrusted" else note)
         return None
 
+    async def confirm(self, version: str) -> CheckpointRefused | None:
+        """Write into LIVE that the version which is live without a proof is trusted now; return why it is refused, or None.
+
+        Raises:
+            OSError: the pointer cannot be written.
+        """
+        try:
+            await asyncio.to_thread(partial(self.checkpoints.promote, version, by="experiment"))
+        except CheckpointRefused as refusal:
+            return refusal
+        return None
+
     def take_back(self, failing: str, back: str) -> Live | CheckpointRefused:
         """Move LIVE to a trusted version, else to any earlier one that loads."""
         try:

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import math
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -40,7 +40,31 @@ LOSS_SHARE = 0.02
 MOST_ALONE_S = 3_600.0
 """Seconds after which the champion has earned every loss back."""
 GIVE_UP_PAIRS = 12
-"""Pairs after which a challenger without a gain gives way to a newer one that waits."""
+"""Pairs after which a challenger without a gain gives way to a newer one that waits; one without a proof too, at first."""
+RACE_PAIRS, RACE_AHEAD = 4, 1.0
+"""A race is won after so many pairs, by this many standard errors of the mean difference, unless a harm is ahead by as many."""
+PROMISING = 2.0
+"""Standard errors of the mean gain from which a challenger goes on beyond its allowance."""
+
+
+def pairs_allowed(undecided: int, cap_pairs: int) -> int:
+    """Return the pairs of a challenger while a newer one waits: `GIVE_UP_PAIRS`, doubled by each undecided one since the last promotion.
+
+    So the allowances before one of n pairs add up to less than 2 n.
+
+    Args:
+        undecided: challengers in succession that were given up although they were ahead.
+        cap_pairs: pairs after which the champion remains anyway.
+    """
+    return int(min(cap_pairs, GIVE_UP_PAIRS * 2 ** min(undecided, 30)))
+
+
+def standard_errors(values: Sequence[float]) -> float:
+    """Return how many standard errors the mean is away from 0; without spread, infinity with its sign, or 0."""
+    count = len(values)
+    mean = sum(values) / count
+    error = math.sqrt(sum((value - mean) ** 2 for value in values) / max(1, count - 1) / count)
+    return mean / error if error > 0 else math.copysign(math.inf, mean) if mean else 0.0
 
 
 @dataclass(slots=True)
@@ -119,6 +143,7 @@ class ExperimentPhase:
         silence: what a tick without a reward means.
         acts_in_plain: who acts in blocks that belong to no pair: the champion, or a challenger that a person made live.
         budget: what experiments may cost.
+        race: no version is trusted yet; whoever is ahead leads, without a proof.
     """
 
     number: int
@@ -126,6 +151,7 @@ class ExperimentPhase:
     silence: Silence = "zero"
     acts_in_plain: Arm = "champion"
     budget: LossBudget = field(default_factory=LossBudget)
+    race: bool = False
     alone: bool = False
     """A version that a person made live acts alone at first."""
     unit: int = 0
@@ -140,6 +166,8 @@ class ExperimentPhase:
     pairs: PairedOutcomes = field(init=False)
     differences: list[float] = field(default_factory=list)
     """Of the pairs with a challenger."""
+    harms: dict[str, list[float]] = field(default_factory=dict)
+    """Of the same pairs: differences of the share of each harm."""
     _schedule: Switchback = field(init=False)
     _places: OrderedDict[str, DecisionPlace] = field(default_factory=OrderedDict)
     """By decision, for rewards and failures that arrive late."""
@@ -283,6 +311,7 @@ class ExperimentPhase:
         found = self.pairs.complete(self.unit)
         for pair in found:
             self.test.update(pair)
+            self._count_harms(pair.kind, pair.harms)
             if pair.kind == "challenge" and pair.reward is not None:
                 self.differences.append(pair.reward)
                 if self.acts_in_plain == "champion":
@@ -291,16 +320,37 @@ class ExperimentPhase:
             self._follow_estimate()
         return found
 
-    def give_up(self) -> bool:
-        """Return whether the challenger has shown no gain in `GIVE_UP_PAIRS` pairs, so that a newer one may replace it."""
+    def give_up(self, allowance: int) -> bool:
+        """Return whether a newer challenger may replace this one: it shows no gain, or has no proof yet and none in sight.
+
+        The champion needs no proof to remain, so this may depend on the results: no bound of the test is weakened.
+
+        Args:
+            allowance: pairs in which a challenger has to be proved or to look clearly better (`pairs_allowed`).
+        """
         count = len(self.differences)
-        return count >= GIVE_UP_PAIRS and sum(self.differences) <= 0.0
+        if count >= (RACE_PAIRS if self.race else GIVE_UP_PAIRS) and sum(self.differences) <= 0.0:
+            return True
+        if self.acts_in_plain == "challenger" or count < CLEAR_PAIRS:
+            return False
+        away = standard_errors(self.differences)
+        return away < WORSE or (count >= allowance and away < PROMISING)
 
     def restart(self) -> None:
         """Go on after a restart of the agent: the pair that was open is void, and the next one begins."""
         length = self.plan.pair_units
         self.unit = math.ceil(self.unit / length) * length
         self._current = self._cut = None
+
+    def _count_harms(self, kind: str, harms: Mapping[str, float]) -> None:
+        if kind == "challenge":
+            for harm, value in harms.items():
+                self.harms.setdefault(harm, []).append(value)
+
+    def _is_ahead(self) -> bool:
+        """Return whether the challenger has won the race."""
+        harmed = any(standard_errors(values) >= RACE_AHEAD for values in self.harms.values())
+        return standard_errors(self.differences) >= RACE_AHEAD and not harmed
 
     def _follow_estimate(self) -> None:
         """Choose the share by the mean difference so far, in standard errors; end what looks clearly worse."""
@@ -310,12 +360,15 @@ class ExperimentPhase:
             self.test.verdict = ExperimentVerdict("out", f"far below the champion in {count} pairs")
         if count < LEAST_PAIRS:
             return
-        mean = sum(self.differences) / count
-        error = math.sqrt(sum((value - mean) ** 2 for value in self.differences) / (count - 1) / count)
-        away = mean / error if error > 0 else math.copysign(math.inf, mean) if mean else 0.0
-        self.share = SHARES[0] if away < WORSE else SHARES[1] if away < 0 else SHARES[2]
+        away = standard_errors(self.differences)
+        if not self.race:
+            self.share = SHARES[0] if away < WORSE else SHARES[1] if away < 0 else SHARES[2]
         if away <= CLEARLY_WORSE and count >= CLEAR_PAIRS and self.test.verdict is None:
             self.test.verdict = ExperimentVerdict("out", f"clearly below the champion in {count} pairs")
+        if self.race and count >= RACE_PAIRS and self._is_ahead() and self.test.verdict is None:
+            self.test.verdict = ExperimentVerdict("live", f"ahead in a race of {count} pairs")
+        if self.race and count >= GIVE_UP_PAIRS and self.test.verdict is None:
+            self.test.verdict = ExperimentVerdict("cap", f"not ahead in a race of {count} pairs")
 
     def dump(self) -> dict[str, Any]:
         """Return the state as plain data for JSON."""
@@ -325,6 +378,7 @@ class ExperimentPhase:
             "unit": self.unit,
             "share": self.share,
             "acts_in_plain": self.acts_in_plain,
+            "race": self.race,
         }
 
     @classmethod
@@ -338,12 +392,14 @@ class ExperimentPhase:
         arm = body["acts_in_plain"]
         if arm not in ("champion", "challenger"):
             raise ValueError(f"acts_in_plain {arm!r}")
-        found = cls(int(body["number"]), test.plan, silence, arm)
+        found = cls(int(body["number"]), test.plan, silence, arm, race=bool(body.get("race", False)))
         found.test, found.unit, found.share = test, int(body["unit"]), float(body["share"])
         found.differences = [
             pair["reward"]
             for pair in body["test"]["pairs"]
             if pair["kind"] == "challenge" and pair["reward"] is not None
         ]
+        for pair in body["test"]["pairs"]:
+            found._count_harms(pair["kind"], pair["harms"])
         found.restart()
         return found

@@ -21,6 +21,8 @@ from runtime.inference.engine import UNTRAINED
 FORMAT = 1
 NOT_TRUSTED = "nothing is proved better than the untrained policy yet, so the newest version acts"
 """Why a version is live although nothing is trusted."""
+LEADS = "it is the best version so far, and newer ones race against it"
+"""Why the leader is live although nothing is trusted."""
 
 
 @dataclass(slots=True)
@@ -62,8 +64,17 @@ class ExperimentState:
         self.budget.period_s = self.rules.period_s
         self.budget.debt_ticks = min(self.budget.debt_ticks, self.budget.most_ticks_alone)
 
+    @property
+    def racing(self) -> bool:
+        """Whether nothing is trusted yet, but the live version leads, and newer ones race against it."""
+        return (
+            self.trust.anchor is None and self.proof.leader not in (None, UNTRAINED) and self.proof.leader == self.live
+        )
+
     def way_back(self, version: str) -> str | None:
-        """Return the trusted version that replaces another one."""
+        """Return the trusted version that replaces another one, or the leader while nothing is trusted."""
+        if self.trust.anchor is None and self.proof.leader not in (None, version):
+            return self.proof.leader
         if self.trust.anchor not in (None, version):
             return self.trust.anchor
         return self.trust.previous if self.trust.previous != version else None
@@ -94,7 +105,8 @@ class ExperimentState:
         plan = None if self.phase is None else self.phase.plan
         if plan is not None:
             found |= {version for version in (plan.champion, plan.challenger, plan.anchor, plan.reference) if version}
-        if self.waiting is not None and self.trust.anchor is not None and (plan is None or plan.challenger is None):
+        compared = self.trust.anchor is not None or self.racing
+        if self.waiting is not None and compared and (plan is None or plan.challenger is None):
             found.add(self.waiting)
         reference = self.reference()
         return found | ({reference} if reference is not None else set())
@@ -104,7 +116,7 @@ class ExperimentState:
         if self.live == UNTRAINED:
             return "no version is live; the untrained policy acts"
         if self.trust.anchor is None and self.rules.enabled:
-            return f"not yet trusted: {NOT_TRUSTED}"
+            return f"not yet trusted: {LEADS if self.racing else NOT_TRUSTED}"
         return self.trust.notes.get(self.live, "live")
 
     def figures(self) -> dict[str, Any]:

@@ -50,6 +50,8 @@ class Trust:
     """Why the anchor is trusted: `proof`, `request`, `import` or `upgrade`."""
     pace: int = SHARE_LEVELS - 1
     """Index of the share with which the next challenger begins: rises with each proof, falls with each rejection."""
+    undecided: int = 0
+    """Challengers in succession, since the last promotion, that were ahead but gave way to a newer one without a proof."""
     experiments: int = 0
     """Number of the last experiment."""
     notes: OrderedDict[str, str] = field(default_factory=OrderedDict)
@@ -81,9 +83,17 @@ class Trust:
         if self.anchor == version:
             self.anchor, self.previous = self.previous, None
 
-    def ended(self, version: str, *, promoted: bool, rejected: bool) -> None:
-        """Note the end of an experiment."""
+    def ended(self, version: str, *, promoted: bool, rejected: bool, gave_way: bool = False) -> None:
+        """Note the end of an experiment.
+
+        Args:
+            version: the challenger.
+            promoted: it was proved better.
+            rejected: it was worse.
+            gave_way: it was ahead, but a newer one took its place before a proof.
+        """
         self.judged.append(version)
+        self.undecided = 0 if promoted else self.undecided + int(gave_way)
         self.pace = max(0, min(SHARE_LEVELS - 1, self.pace + int(promoted) - int(rejected)))
 
     def crashed(self, version: str) -> bool:
@@ -98,6 +108,7 @@ class Trust:
             "previous": self.previous,
             "by": self.by,
             "pace": self.pace,
+            "undecided": self.undecided,
             "experiments": self.experiments,
             "notes": dict(self.notes),
             "judged": list(self.judged),
@@ -113,6 +124,7 @@ class Trust:
         """
         found = cls(_name(body["anchor"]), _name(body["previous"]), str(body["by"]))
         found.pace, found.experiments = max(0, min(SHARE_LEVELS - 1, int(body["pace"]))), int(body["experiments"])
+        found.undecided = max(0, int(body.get("undecided", 0)))  # an earlier program did not count them
         for version, sentence in body["notes"].items():
             found.note(str(version), str(sentence))
         found.judged.extend(str(name) for name in body["judged"])

@@ -130,12 +130,100 @@ async def test_nothing_is_trusted_before_the_first_proof_and_versions_follow_fre
         assert not stage.experiments.state.figures()["trusted"]
         assert stage.experiments.state.sentence().startswith("not yet trusted")
     stage.propose("negated")
-    await stage.run(120.0, until=lambda: "policy_trusted" in stage.kinds())
-    assert stage.event("policy_trusted")["version"] == stage.version["good"]
-    assert "a later version was worse" in stage.event("policy_trusted")["result"]
+    state = stage.experiments.state
+    await stage.run(120.0, until=lambda: state.racing)
+    assert stage.checkpoints.live().version == stage.version["good"]
+    assert "a later version was worse" in state.trust.notes[stage.version["good"]]
+    assert state.sentence() == "not yet trusted: it is the best version so far, and newer ones race against it"
     await stage.run(1.0)
     assert stage.acted[-1] == "good"
-    assert stage.checkpoints.live().version == stage.version["good"]
+
+
+async def racing(folder: Path, seed: int) -> Stage:
+    """A stage on which `poor` leads and nothing is trusted."""
+    stage = stage_of(folder, seed)
+    await stage.run(50.0)
+    for name in ("poor", "negated"):
+        stage.propose(name)
+        await stage.run(120.0, until=lambda: stage.experiments.state.racing)
+    assert stage.experiments.live == stage.version["poor"]
+    stage.events.clear()
+    return stage
+
+
+async def test_a_newer_version_that_is_ahead_takes_the_lead_after_few_pairs_without_trust_and_without_alpha(
+    tmp_path: Path,
+) -> None:
+    stage = await racing(tmp_path, 20)
+    state = stage.experiments.state
+    took_s = 0.0
+    stage.propose("good")
+    took_s = await stage.run(300.0, until=lambda: "policy_swapped" in stage.kinds())
+    ended = stage.event("experiment_ended")
+    assert (stage.event("experiment_started")["race"], ended["outcome"]) == (True, "live")
+    assert ended["pairs"] <= 8
+    assert took_s <= 150.0
+    live = stage.checkpoints.live()
+    assert (live.version, live.by) == (stage.version["good"], "untrusted")
+    assert (state.trust.anchor, state.proof.leader, state.racing) == (None, stage.version["good"], True)
+    assert state.alpha.experiments == 0
+
+
+async def test_a_leader_that_newer_versions_do_not_overtake_is_trusted(tmp_path: Path) -> None:
+    stage = stage_of(tmp_path, 21)
+    state = stage.experiments.state
+    await stage.run(50.0)
+    stage.propose("good")
+    await stage.run(50.0)
+    for name in ("negated", "confused", "poor", "equal"):
+        stage.propose(name)
+        await stage.run(600.0, until=lambda: "policy_trusted" in stage.kinds())
+        if "policy_trusted" in stage.kinds():
+            break
+        assert stage.checkpoints.live().version in (stage.version["good"], stage.version["negated"])
+    trusted = stage.event("policy_trusted")
+    assert trusted["version"] == stage.version["good"] == state.trust.anchor
+    assert ("did not overtake it" in trusted["result"]) or ("no version overtook it" in trusted["result"])
+    assert not state.racing
+
+
+async def test_a_race_goes_on_after_a_kill_and_its_challenger_is_given_up_after_two(tmp_path: Path) -> None:
+    stage = await racing(tmp_path, 22)
+    stage.propose("equal")
+    state = stage.experiments.state
+    await stage.run(300.0, until=lambda: state.phase is not None and len(state.phase.differences) >= 2)
+    stage.experiments.state.proof.lost = 2
+    await stage.experiments.file.save()  # and dies
+    again = reopened(stage, tmp_path)
+    assert again.state.phase is not None
+    assert (again.state.phase.race, len(again.state.phase.differences)) == (True, 2)
+    assert (again.state.racing, again.state.proof.lost) == (True, 2)
+    again = reopened(stage, tmp_path)
+    assert (again.state.phase, again.live) == (None, stage.version["poor"])
+    assert stage.version["equal"] in again.state.trust.judged
+
+
+async def test_a_persons_choice_ends_the_races(tmp_path: Path) -> None:
+    stage = await racing(tmp_path, 23)
+    stage.propose("negated")
+    await stage.run(5.0)
+    await stage.promote("better")
+    state = stage.experiments.state
+    assert (state.trust.anchor, state.racing) == (stage.version["better"], False)
+
+
+async def test_a_cancelled_experiment_spends_its_alpha(tmp_path: Path) -> None:
+    stage = await trusted(tmp_path, 24)
+    stage.experiments.state.trust.pace = len(SHARES) - 1
+    alpha = stage.experiments.state.alpha
+    before, first = alpha.experiments, alpha.next_alpha()
+    stage.propose("equal")
+    await stage.run(
+        300.0, until=lambda: bool(stage.experiments.state.phase and stage.experiments.state.phase.differences)
+    )
+    stage.experiments._cancel("the mode changed")
+    assert alpha.experiments == before + 1
+    assert alpha.next_alpha() < first
 
 
 async def test_a_version_that_a_person_makes_live_is_back_out_within_ten_seconds_if_it_is_far_worse(
@@ -213,6 +301,13 @@ async def test_an_experiment_goes_on_after_a_restart(tmp_path: Path) -> None:
     assert again.state.phase.unit >= before.unit
     assert again.state.phase.unit % again.state.phase.plan.pair_units == 0, "the pair that was open is void"
     assert again.state.trust.crashes == {}
+
+
+async def test_the_pairs_of_the_next_challenger_survive_a_kill(tmp_path: Path) -> None:
+    stage = await trusted(tmp_path, 19)
+    stage.experiments.state.trust.undecided = 3
+    await stage.experiments.file.save()  # and dies
+    assert reopened(stage, tmp_path).state.trust.undecided == 3
 
 
 async def test_a_killed_agent_goes_on_once_and_returns_to_the_trusted_version_the_second_time(tmp_path: Path) -> None:

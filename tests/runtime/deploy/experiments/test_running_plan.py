@@ -10,7 +10,14 @@ import pytest
 
 from learners.experiment_statistics.paired_outcomes import TickOutcome
 from learners.experiment_statistics.plan import SHARES, ExperimentPlan
-from runtime.deploy.experiments.running_plan import MOST_ALONE_S, ExperimentPhase, LossBudget
+from runtime.deploy.experiments.running_plan import (
+    GIVE_UP_PAIRS,
+    MOST_ALONE_S,
+    RACE_PAIRS,
+    ExperimentPhase,
+    LossBudget,
+    pairs_allowed,
+)
 
 TICK_S = 0.02
 
@@ -214,3 +221,59 @@ def test_the_champion_also_earns_back_in_the_rest_of_an_episode_that_took_too_lo
         assert budget.exhausted
         phase.tick_alone("d", TickOutcome())
     assert not budget.exhausted
+
+
+def with_differences(*found: float, race: bool = False) -> ExperimentPhase:
+    phase = phase_of(1, LossBudget())
+    phase.race, phase.differences = race, list(found)
+    return phase
+
+
+def test_the_pairs_of_a_challenger_double_with_each_undecided_one() -> None:
+    assert [pairs_allowed(n, 1_000) for n in range(5)] == [12, 24, 48, 96, 192]
+    assert pairs_allowed(10_000, 1_000) == 1_000
+
+
+@pytest.mark.parametrize(
+    ("found", "allowance", "gives_way"),
+    [
+        ([-1.0, 1.0] * 6, 48, True),  # no gain
+        ([-1.0, 1.0] * 5, 48, False),  # no gain yet
+        ([-1.0, 1.2] * 6, 12, True),  # a gain that is not in sight
+        ([-1.0, 1.2] * 6, 24, False),
+        ([0.5, 1.2] * 6, 12, False),  # close to a proof
+        ([-1.0, -2.0, -1.0, -2.0, 1.0], 48, True),  # looks worse, and would act rarely for long
+        ([-1.0, -2.0, -1.0, -2.0], 48, False),
+    ],
+)
+def test_a_challenger_gives_way_to_a_newer_one(found: list[float], allowance: int, *, gives_way: bool) -> None:
+    assert with_differences(*found).give_up(allowance) is gives_way
+
+
+def test_a_persons_version_gives_way_only_without_a_gain() -> None:
+    phase = with_differences(*[-1.0, 1.2] * 6)
+    phase.acts_in_plain = "challenger"
+    assert not phase.give_up(12)
+    phase.differences = [-1.0, 1.0] * 6
+    assert phase.give_up(12)
+
+
+def test_a_race_is_lost_after_few_pairs_without_a_gain() -> None:
+    assert with_differences(*[1.0, -1.0] * (RACE_PAIRS // 2), race=True).give_up(GIVE_UP_PAIRS)
+    assert not with_differences(1.0, -1.0, race=True).give_up(GIVE_UP_PAIRS)
+
+
+def test_a_race_is_won_after_few_pairs_and_survives_a_restart() -> None:
+    phase = phase_of(8, LossBudget())
+    phase.race = True
+    for n in range(100):
+        episode(phase, n, {"live": 300.0, "c8": 400.0 + n % 5})
+        if phase.verdict is not None:
+            break
+        assert ExperimentPhase.of(phase.dump(), "zero").race
+    assert phase.verdict is not None
+    assert (phase.verdict.outcome, phase.verdict.better) == ("live", False)
+    assert len(phase.differences) == RACE_PAIRS
+    body = phase.dump()
+    del body["race"]
+    assert not ExperimentPhase.of(body, "zero").race, "an earlier program knew no races"
