@@ -42,7 +42,7 @@ MOST_ALONE_S = 3_600.0
 GIVE_UP_PAIRS = 12
 """Pairs after which a challenger without a gain gives way to a newer one that waits; one without a proof too, at first."""
 RACE_PAIRS, RACE_AHEAD = 4, 1.0
-"""A race is won after so many pairs, by this many standard errors of the mean difference, unless a harm is ahead by as many."""
+"""A race is won after these pairs if the mean difference is above 0 by this number of standard errors, and that of no harm is."""
 PROMISING = 2.0
 """Standard errors of the mean gain from which a challenger goes on beyond its allowance."""
 

@@ -54,7 +54,7 @@ def test_a_leader_without_rivals_is_trusted_after_a_while() -> None:
     assert one.gain().startswith("better than the untrained policy (300")
 
 
-def test_the_state_is_kept_and_that_of_an_earlier_program_is_read() -> None:
+def test_the_state_survives_and_that_of_an_earlier_program_is_read() -> None:
     one = grown(100.0, 300.0, 150.0)
     one.lead("v1")
     one.race_lost()
