@@ -391,8 +391,9 @@ class FinetuneSettings(Settings):
         0,
         ge=0,
         le=100_000,
-        description="unlabelled readings of a classification's stream on which the encoder's pretraining continues once, before the "
-        "first version. It is used only if the held-out file shows a gain. They must be stored: `experience.raw_retention_s`. 0: never",
+        description="unlabelled readings of a classification's stream on which the encoder's pretraining continues before the first "
+        "version. It is used only if the held-out file, or without one at least 20 labels, shows a gain. They must be stored: "
+        "`experience.raw_retention_s`. 0: never",
     )
     max_slice_drop: float = Field(
         0.03, ge=0, description="largest drop of the metric of a slice that still permits a promotion"

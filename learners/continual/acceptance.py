@@ -40,6 +40,8 @@ from learners.config import FinetuneSettings
 from learners.finetune.error_analysis.slices import lost
 
 Z95 = 1.645
+ROUNDING = 1e-9
+"""Of means of scores."""
 LEAST_VALIDATION = 8
 """Validation labels below which agreement at chance level says little of the labels."""
 CONFIDENCE = 0.975
@@ -130,10 +132,26 @@ def forgetting_reason(figures: Mapping[str, Any], settings: FinetuneSettings) ->
     new = f"; {confused:.1%} are taken for new classes" if "confused_with_new" in figures else ""
     if after < before - settings.max_forgetting:
         return f"forgetting: metric on known classes fell from {before:.3f} to {after:.3f}{new}"
+    if (reason := _lost_since_anchor(figures, settings)) is not None:
+        return reason
     if confused > settings.max_confusion:
         return f"confusion: {confused:.1%} of the known classes are taken for new ones; among known classes the metric is {after:.3f}"
     if (low := figures.get("confused_class_low", 0.0)) > settings.max_confusion:
         return f"confusion: at least {low:.1%} of the known class {figures['confused_class']} are taken for new ones"
+    return None
+
+
+def _lost_since_anchor(figures: Mapping[str, Any], settings: FinetuneSettings) -> str | None:
+    """Return a text if old classes have lost more than the limit since their best version, over all fine-tunes since then."""
+    if "old_anchor" not in figures:
+        return None
+    best, after = figures["old_anchor"], figures["old_after"]
+    if after < best - settings.max_forgetting - ROUNDING:
+        return f"forgetting: score on old classes fell from {best:.3f} to {after:.3f} since their best version"
+    if (high := figures.get("old_group_high", 0.0)) < -settings.max_forgetting:
+        return f"forgetting: a group of old classes lost at least {-high:.3f} since its best version"
+    if (low := figures["old_newer_low"]) > settings.max_confusion:
+        return f"confusion: at least {low:.1%} of old classes are taken for classes that came after them"
     return None
 
 

@@ -18,9 +18,10 @@ import orjson
 import torch
 
 from learners.config import FinetuneSettings, TaskSettings, Train
-from learners.continual.splits import Examples, LabelSplits
+from learners.continual.splits import Examples, LabelSplits, classes
 from learners.finetune.error_analysis.scores import each
 from learners.finetune.few_labels.comparison import PairedGain, choose
+from learners.finetune.few_labels.equal_content import distinct
 from learners.finetune.run import Splits, Tuned, annotate, describe, fitting_options, settings_of, tune
 from learners.finetune.trainer import OnProgress, TrainerSettings
 from learners.finetune.transfer import start_from
@@ -29,7 +30,7 @@ from learners.task_kinds import KINDS
 from learners.task_serving.options import options_of
 from learners.task_serving.versions import LAST_LABEL, TaskVersion
 from learners.tasks.augmentation.mixing import can_mix
-from learners.tasks.base import Example, Task, saved, without_target
+from learners.tasks.base import Example, Task, learned_by, saved, without_target
 from learners.tasks.task_classes import open_task, task_class
 
 MIN_STEPS = 60
@@ -91,14 +92,14 @@ class CandidateTrainer:
         finetune: the settings of fine-tuning.
         seed: seed of all random numbers.
         options: further fields of `TrainerSettings`.
-        adapted: folder of an encoder from which the first version starts, if it is there.
+        adapted: returns the folder of an encoder from which the first version starts; None for the pretrained one.
     """
 
     settings: TaskSettings
     finetune: FinetuneSettings
     seed: int
     options: Mapping[str, Any]
-    adapted: Path | None = None
+    adapted: Callable[[], Path | None] = lambda: None
 
     def train(
         self,
@@ -109,6 +110,7 @@ class CandidateTrainer:
         stop: Callable[[], bool] | None,
         *,
         gently: bool = False,
+        readable: Callable[[Examples], Examples] = list,
     ) -> TrainedCandidate:
         """Train a candidate.
 
@@ -119,15 +121,19 @@ class CandidateTrainer:
             on_progress: called with the progress.
             stop: called after every update; True ends the run.
             gently: use `GENTLE` times the learning rate, so that the weights change less.
+            readable: leaves out examples that the task cannot read.
 
         Raises:
             trainer.Stopped: `stop` returned True.
         """
-        again = replay(
-            parts.known, rehearsal_count(parts.new, parts.known, self.finetune.rehearsal_ratio), self.seed + number
+        again = readable(
+            replay(
+                parts.known, rehearsal_count(parts.new, parts.known, self.finetune.rehearsal_ratio), self.seed + number
+            )
         )
         train = [*parts.new, *again]
-        splits = Splits(train, balanced(parts.tried, parts.known_validation, self.seed + number) or train)
+        tried = readable(balanced(parts.tried, parts.known_validation, self.seed + number))
+        splits = Splits(train, tried or train)
         mode, rank = self.settings.train, self.settings.lora_rank
 
         def trained(augment: tuple[str, ...] | None) -> tuple[Tuned, TrainerSettings]:
@@ -138,9 +144,12 @@ class CandidateTrainer:
                 augment = tuple(name for name in augment if name != "mixup")
             task.options = replace(task.options, augment=augment)
             settings = self._how(task, len(parts.new), GENTLE if gently else 1.0)
-            return tune(task, splits, settings, mode, rank=rank, on_progress=on_progress, stop=stop), settings
+            tuned = tune(task, splits, settings, mode, rank=rank, on_progress=on_progress, stop=stop)
+            if task.labels:
+                task.learned = self._known(live) | {name for row in train for name in classes(row)}
+            return tuned, settings
 
-        (tuned, settings), selected = self._augmented(trained, splits.validation)
+        (tuned, settings), selected = self._augmented(trained, tried)
         figures: dict[str, Any] = {
             **selected,
             "trained_on": float(len(parts.new)),
@@ -161,14 +170,18 @@ class CandidateTrainer:
         if given is None or "auto" not in given or not names:
             return train(None if given is None or not names else tuple(n for n in names if n in given)), {}
         plain = train(())
+        # rows are repeated so that new and earlier labels weigh alike; that makes no more examples of them
+        rows, weights = distinct(validation)
+        if not rows:
+            return plain, {"augmentation": "none", "augmentation_gain": 0.0}
         names = [name for name in names if name != "mixup" or can_mix(plain[0].task.model)]
 
         def scores(arm: tuple[Tuned, TrainerSettings]) -> list[float]:
             task = arm[0].task
-            return each(task, validation, task.predict([without_target(example) for example in validation]))
+            return each(task, rows, task.predict([without_target(example) for example in rows]))
 
-        chosen = choose(names, lambda some: train(some) if some else plain, scores)
-        gain = PairedGain.of(scores(chosen.trained), scores(chosen.plain))
+        chosen = choose(names, lambda some: train(some) if some else plain, scores, weights)
+        gain = PairedGain.of(scores(chosen.trained), scores(chosen.plain), weights)
         return chosen.trained, {"augmentation": ", ".join(chosen.used) or "none", "augmentation_gain": gain.gain}
 
     def _how(self, task: Task, new: int, pace: float) -> TrainerSettings:
@@ -192,6 +205,15 @@ class CandidateTrainer:
         settings = settings_of(task.recipe, self.settings.train, **given | dict(self.options))
         return replace(settings, learning_rate=pace * settings.learning_rate)
 
+    def _known(self, live: TaskVersion | None) -> frozenset[str]:
+        """Return the classes that the model knows from which training starts; those that are only declared are not among them."""
+        source = live.path if live is not None else resolve(self.settings.model)
+        found = learned_by(source)
+        if found is not None:
+            return found
+        labels = saved(source).get("labels", ())
+        return classes({"tags": labels} if self.settings.kind == "token-classification" else {"label": labels})
+
     def _open(self, live: TaskVersion | None, examples: Examples) -> Task:
         """Open the live version, or the pretrained model, with a head for every label in use."""
         source = live.path if live is not None else resolve(self.settings.model)
@@ -200,8 +222,8 @@ class CandidateTrainer:
         names = tuple(dict.fromkeys([*before, *cls.labels_of(examples)]))
         options = fitting_options(cls, source, examples) | options_of(self.settings)
         task = open_task(self.settings.kind, source, labels=names, **options)
-        if live is None and self.adapted is not None and self.adapted.is_dir():
-            start_from(self.adapted, task)
+        if live is None and (adapted := self.adapted()) is not None:
+            start_from(adapted, task)
         return task
 
 

@@ -35,6 +35,8 @@ class CandidateMetrics:
     """Of the candidate, in the order of the file."""
     slices: list[dict[str, Any]] = field(default_factory=list)
     """The slices of the file, as `SliceMetrics.row` returns them."""
+    earlier: list[Prediction] = field(default_factory=list)
+    """Of the version before, in the order of the file; empty where there was none."""
 
 
 def evaluate_candidate(
@@ -84,7 +86,8 @@ def evaluate_candidate(
     predictions = [found[i] for i in order]
     earlier_in_order = None if earlier is None else [earlier[i] for i in order]
     rows = compare_slices(measure(slices, holdout.examples, in_order), in_order, earlier_in_order)
-    return CandidateMetrics(figures, in_order, earlier_in_order, predictions, rows)
+    before_in_order = [] if old is None else [old[i] for i in order]
+    return CandidateMetrics(figures, in_order, earlier_in_order, predictions, rows, before_in_order)
 
 
 def apart_from_new(
@@ -190,8 +193,9 @@ def knows_nothing_of(task: Task, examples: Sequence[Example], least: int) -> boo
 
 
 def known_classes(task: Task) -> frozenset[str]:
-    """A task's classes, as `holdout.classes` names those of examples."""
-    return classes({"tags": task.labels}) if task.kind == "token-classification" else frozenset(task.labels)
+    """Return the classes that a task has learned, as `holdout.classes` names those of examples; one that is only declared is unknown."""
+    found = classes({"tags": task.labels}) if task.kind == "token-classification" else frozenset(task.labels)
+    return found if task.learned is None else found & task.learned
 
 
 def predict(task: Task, examples: Sequence[Example]) -> list[Prediction]:

@@ -21,6 +21,7 @@ from learners.experience.reader import Reader, raw_reading
 from learners.experience.records import Label, Raw
 from learners.finetune.conll import TAG, as_iob2
 from learners.finetune.example_fields import check, visible
+from learners.finetune.few_labels.equal_content import normalized_text
 from learners.model.encoders.bundled_weights import resolve
 from learners.task_kinds import KINDS, Output
 from learners.task_serving.reading_inputs import inputs_of_text
@@ -46,10 +47,17 @@ class Labelled:
     source: str = "default"
     block: str = ""
     """Digest of the stream and the block of time of a picture or sound; empty for texts."""
+    text: str = ""
+    """Digest of the text without differences in spacing and case; empty for pictures and sounds."""
+
+    @property
+    def part(self) -> str:
+        """What decides on which side of a split an example is: equal contents are on one side."""
+        return self.text or self.key
 
     def held(self, share: float, *, by_block: bool = False) -> bool:
         """Return whether an example belongs to the validation part, which never trains; `by_block`: with its whole block."""
-        return int((by_block and self.block) or self.key, 16) < share * float(16**WIDTH)
+        return int((by_block and self.block) or self.part, 16) < share * float(16**WIDTH)
 
 
 @dataclass
@@ -108,7 +116,15 @@ class Labels:
         except (ValueError, KeyError):
             self.skipped["unusable"] += 1
             return None
-        return Labelled(label.id, _digest(body), example, label.source, block)
+        text = normalized_text(example)
+        return Labelled(
+            label.id,
+            _digest(body),
+            example,
+            label.source,
+            block,
+            _digest(text.encode(errors="replace")) if text else "",
+        )
 
     def _recorded(self, label: Label) -> dict[str, Any] | None:
         """Return the reading of the task's stream that the decision used, and that of its context stream."""

@@ -24,9 +24,10 @@ from typing import Any, Literal
 import orjson
 
 from learners.continual.labels import LEAST_BLOCKS, Labelled
-from learners.continual.near_duplicates import NearDuplicates
 from learners.finetune.datasets import read
 from learners.finetune.example_fields import check
+from learners.finetune.few_labels.equal_content import normalized_text
+from learners.finetune.few_labels.near_duplicates import NearDuplicates
 from learners.task_kinds import KINDS
 from learners.tasks.base import Example
 from learners.tasks.task_classes import check_modality, task_class
@@ -169,11 +170,3 @@ def classes(example: Example) -> frozenset[str]:
 
 def _other_targets(row: Example) -> list[str]:
     return [str(row[name]) for name in OTHER_TARGETS if name in row]
-
-
-def normalized_text(example: Example) -> str:
-    """Return the text of an example without differences in spacing and case; empty for images and sounds."""
-    words = [str(example.get(name, "")) for name in ("text", "text_pair", "source", "question", "context")]
-    words += map(str, example.get("tokens", ()))
-    words += [str(turn.get("content", "")) for turn in example.get("messages", ()) if turn.get("role") == "user"]
-    return " ".join(" ".join(words).split()).casefold()

@@ -57,17 +57,19 @@ from learners.continual.evaluation import (
 )
 from learners.continual.evaluation_report import write_evaluation
 from learners.continual.labels import Labelled, Labels
+from learners.continual.old_class_anchor import AnchoredRow, OldClassAnchors, figures_of, scores_of
 from learners.continual.source_ablation import ALPHA, MIN_LABELS, by_source, single_source, sources_to_ablate
 from learners.continual.splits import Holdout, classes
 from learners.experience.reader import Reader
 from learners.files import private_folder, write_atomically
-from learners.finetune.error_analysis.slices import check_slice, shown
+from learners.finetune.error_analysis.slices import check_slice, shown, without_nan
+from learners.finetune.few_labels.readable_rows import ReadableRows
 from learners.finetune.trainer import OnProgress
 from learners.model.encoders.bundled_weights import resolve
 from learners.task_kinds import KINDS
 from learners.task_serving.options import options_of
 from learners.task_serving.versions import TaskVersion, TaskVersionStore
-from learners.tasks.base import DataError, Task
+from learners.tasks.base import DataError, Example, Task, saved
 from learners.tasks.task_classes import open_task
 
 MAX_REJECTIONS = 3
@@ -93,6 +95,15 @@ class TrainerState:
     """Of the anchor, for each example of the held-out file."""
     file: str = ""
     """Digest of the held-out file that `anchor_scores` and `questions` belong to."""
+    old_classes: OldClassAnchors = field(default_factory=OldClassAnchors)
+    """The best scores of held-out examples of old classes."""
+
+    @classmethod
+    def of(cls, body: dict[str, Any]) -> TrainerState:
+        """Return the state as it was stored."""
+        old = OldClassAnchors(**body.pop("old_classes", {}))
+        old.rows = {key: (int(place), float(score)) for key, (place, score) in old.rows.items()}
+        return cls(**body, old_classes=old)
 
     def counts(self, label: Labelled) -> bool:
         """Return whether a label may train."""
@@ -110,6 +121,8 @@ class Candidate:
     trained: TrainedCandidate
     figures: dict[str, Any]
     evaluated: CandidateMetrics | None
+    old_classes: dict[str, AnchoredRow] = field(default_factory=dict)
+    """Held-out examples of old classes, compared with the best version of each."""
     missing: dict[str, int] = field(default_factory=dict)
     """Labels by part, `held-out` and `validation`, without which no candidate could be shown to be better than chance."""
 
@@ -130,6 +143,9 @@ class LabelBatch:
     number: int
     on_progress: OnProgress | None
     stop: Callable[[], bool] | None
+    last: int
+    """Number of the last new label, also of one that cannot be read."""
+    readable: ReadableRows
 
     def without(self, sources: Sequence[str]) -> LabelBatch:
         """Return the batch without some sources."""
@@ -175,7 +191,7 @@ class ContinualTrainer:
     def state(self) -> TrainerState:
         """What a trainer stores between runs."""
         path = self.versions.folder / "memory.json"
-        return TrainerState(**orjson.loads(path.read_bytes())) if path.is_file() else TrainerState()
+        return TrainerState.of(orjson.loads(path.read_bytes())) if path.is_file() else TrainerState()
 
     def _save_state(self, state: TrainerState) -> None:
         private_folder(self.versions.folder)
@@ -188,8 +204,13 @@ class ContinualTrainer:
             DataError: the file of held-out examples cannot be read.
         """
         if self.settings.eval_file is None:
-            return Holdout.put_aside(self.labels.held_out(), self.finetune.validation_fraction)
+            return self._put_aside(list)
         return Holdout.of(self.settings.eval_file, self.finetune.validation_fraction, self.settings.kind)
+
+    def _put_aside(self, readable: Callable[[list[Example]], list[Example]]) -> Holdout:
+        """Return the rule of the labels that were put aside, as far as they are readable."""
+        labels = [one for one in self.labels.held_out() if readable([one.example])]
+        return Holdout.put_aside(labels, self.finetune.validation_fraction)
 
     def due(self) -> bool:
         """Return whether it is time, and the encoder is to be adapted or there are enough new labels."""
@@ -239,7 +260,10 @@ class ContinualTrainer:
         state, holdout = self.state, self.holdout()
         self._check_slices(state, holdout)
         before = self._before()
-        batch = self._batch(state, before, on_progress, stop)
+        readable = ReadableRows(before or self._untrained())
+        if holdout.origin == "labels":
+            holdout = self._put_aside(readable)
+        batch = self._batch(state, before, readable, on_progress, stop)
         attempt = self._attempt(batch, holdout, before)
         blamed: tuple[dict[str, Any], ...] = ()
         if attempt.evaluated is not None and rejection_reason(attempt.conclusive, self.finetune) is not None:
@@ -276,10 +300,20 @@ class ContinualTrainer:
             return open_task(self.settings.kind, resolve(self.settings.model), **options_of(self.settings))
         return None
 
+    def _untrained(self) -> Task:
+        """Return the task on its pretrained model, to see which examples it can read."""
+        source = resolve(self.settings.model)
+        labels = (*saved(source).get("labels", ()), *self.settings.labels)
+        return open_task(self.settings.kind, source, labels=tuple(dict.fromkeys(labels)), **options_of(self.settings))
+
     def _batch(
-        self, state: TrainerState, before: Task | None, on_progress: OnProgress | None, stop: Callable[[], bool] | None
+        self, state: TrainerState, before: Task | None, readable: ReadableRows, on_progress: OnProgress | None,
+        stop: Callable[[], bool] | None,
     ) -> LabelBatch:  # fmt: skip
-        """Collect new labels: those since the last run, and earlier ones of classes that the live version lacks."""
+        """Collect new labels: those since the last run, and earlier ones of classes that the live version lacks.
+
+        What cannot be read is left out: one label must not end the training of all others.
+        """
         labels = [one for one in self.labels.all() if state.counts(one)]
         learned, knowing = self._learned(state), known_classes(before) if before is not None else frozenset()
         fresh = [one for one in labels if one.id > learned or not classes(one.example) <= knowing]
@@ -288,7 +322,8 @@ class ContinualTrainer:
             raise DataError(f"task {self.name}: none of its new labels is usable: {dict(self.labels.skipped)}")
         ids = {one.id for one in fresh}
         known = [one for one in labels if one.id not in ids]
-        return LabelBatch(newest(fresh, self.finetune.per_source), known, state.number, on_progress, stop)
+        new = [one for one in newest(fresh, self.finetune.per_source) if readable([one.example])]
+        return LabelBatch(new, known, state.number, on_progress, stop, max(ids), readable)
 
     def _fails_only_by_forgetting(self, attempt: Candidate) -> bool:
         """Return whether forgetting is the only reason against a candidate."""
@@ -309,13 +344,16 @@ class ContinualTrainer:
             uncovered = sorted(set(parts.uncovered))
             why = f"; the held-out file has no example of {uncovered[:8]}" if uncovered else ""
             why += f"; {parts.repeated} are of what the held-out file contains" if parts.repeated else ""
+            why += f"; {batch.readable.count} cannot be read: {batch.readable.first}" if batch.readable.count else ""
             raise DataError(f"task {self.name}: {len(parts.new)} labels to train on; more are needed{why}")
         trained = self.candidate_trainer.train(
-            self.versions.live(), parts, batch.number, batch.on_progress, batch.stop, gently=gently
-        )
+            self.versions.live(), parts, batch.number, batch.on_progress, batch.stop, gently=gently,
+            readable=batch.readable,
+        )  # fmt: skip
         tried = agreed(trained.task, parts.tried, predict(trained.task, parts.tried))
         figures: dict[str, Any] = {"new_labels": float(len(batch.new)), **trained.figures}
         figures |= {f"skipped_{cause}": float(count) for cause, count in self.labels.skipped.items()}
+        figures |= {f"skipped_{name}": value for name, value in batch.readable.figures.items()}
         figures |= {f"validation_{name}": value for name, value in tried.items()}
         figures |= {f"labels_{name}": value for name, value in self._opinion(batch, holdout, before).items()}
         if holdout.file is None:
@@ -329,7 +367,20 @@ class ContinualTrainer:
         figures |= judged.figures | self._against_anchor(holdout, judged.after)
         if judged.slices:
             figures["slices"] = judged.slices
-        return Candidate(trained, figures, judged, missing)
+        old = self._old_classes(holdout, trained.task, before, judged)
+        return Candidate(trained, figures | figures_of(old), judged, old, missing)
+
+    def _old_classes(
+        self, holdout: Holdout, candidate: Task, before: Task | None, judged: CandidateMetrics
+    ) -> dict[str, AnchoredRow]:
+        """Compare a candidate on the classes that the version before knows with the best version of each; empty without one."""
+        live = self.versions.live()
+        known = known_classes(before) if before is not None else frozenset[str]()
+        if before is None or live is None or not known:
+            return {}
+        at = [i for i, example in enumerate(holdout.examples) if classes(example) <= known]
+        some, found, old = ([rows[i] for i in at] for rows in (holdout.examples, judged.predictions, judged.earlier))
+        return self.state.old_classes.of_version(live.name).compare(some, candidate, found, before, old)  # type: ignore[arg-type]
 
     def _against_anchor(self, holdout: Holdout, after: list[float]) -> dict[str, float]:
         """Compare a candidate with the anchor, example by example; empty without an anchor."""
@@ -404,7 +455,7 @@ class ContinualTrainer:
         batch: LabelBatch,
         blamed: tuple[dict[str, Any], ...],
     ) -> AcceptanceVerdict:
-        learned, last = self._learned(state), max(one.id for one in batch.new)
+        learned, last = self._learned(state), batch.last
         state.number += 1
         if attempt.evaluated is not None:
             state = state.of_file(holdout.digest)
@@ -426,8 +477,14 @@ class ContinualTrainer:
         if outcome == "promoted" and version is not None:
             self.versions.promote(version)
             state.judged = last
-            if attempt.evaluated is not None and attempt.figures.get("anchor_lower", 1.0) > 0.0:
-                state.anchor, state.anchor_scores = version.name, attempt.evaluated.after
+            if attempt.evaluated is not None:
+                task, after = attempt.trained.task, attempt.evaluated.after
+                if attempt.figures.get("anchor_lower", 1.0) > 0.0:
+                    state.anchor, state.anchor_scores = version.name, after
+                scores = scores_of(task, holdout.examples, without_nan(after))
+                state.old_classes = state.old_classes.promoted(
+                    version.name, task, attempt.old_classes, scores, anchor_confidence(state.questions)
+                )
         else:
             state.tried = last
         if version is not None and outcome == "inconclusive":

@@ -6,7 +6,7 @@ decides: see docs/benchmarks.md, orders in waves.
 
 An example that is read in several windows counts once: each of its N windows has the same share.
 
-Shapes: N windows, X width of what the output layer reads, L labels.
+Shapes: N windows, B batch, T tokens, X width of what the output layer reads, L labels.
 """
 
 from __future__ import annotations
@@ -21,10 +21,13 @@ from torch.nn import functional as F
 
 from learners.tasks.base import Example, Feature, to_device
 from learners.tasks.layers.heads import output_layer
+from learners.tasks.text_base import inputs as without_labels
 from learners.tasks.text_classification import Classifier
 
 STRENGTH = 10.0
 """How weak the penalty on weights is: `C` of logistic regression over inputs of unit root mean square."""
+TOLERANCE = 1e-4
+"""Largest difference, relative to the outputs, between what the layer makes of a token and the outputs of the model."""
 ITERATIONS = 300
 """Largest number of iterations of L-BFGS; it stops earlier when it has converged."""
 
@@ -33,7 +36,8 @@ def fit_head(task: Classifier, examples: Sequence[Example], *, batch: int = 32) 
     """Fit the output layer in place to the task's own criterion, with a penalty on its weights; return the loss with that penalty.
 
     Nothing else changes. Rows of labels that no example has stay as they are: nothing speaks for them, so everything would speak
-    against them. None, and nothing done, where the layer reads every token of a text, as behind a decoder.
+    against them. Behind a decoder, the layer is fitted to the token that the model classifies by. None, and nothing done, where no
+    single input of the layer explains the model's outputs.
     """
     layer: Any = task.model.get_submodule(output_layer(task.model))
     windows = [task.features(example) for example in examples]
@@ -84,28 +88,54 @@ def trains_alone(task: Classifier, model: nn.Module) -> bool:
     return all(id(each) in own for each in model.parameters() if each.requires_grad)
 
 
+def classified_by(layer: Any, read: Tensor, logits_BL: Tensor, mask_BT: Tensor | None) -> Tensor | None:
+    """Return what the output layer read of each example, [B, X]; None where no single input explains the outputs.
+
+    Args:
+        layer: computes the outputs.
+        read: what it read: [B, X], or [B, T, X] behind a decoder, which classifies a text by one of its tokens.
+        logits_BL: what the model made of it.
+        mask_BT: 1 for tokens, 0 for padding.
+    """
+    if read.dim() == 2:
+        return read
+    if read.dim() != 3 or mask_BT is None or mask_BT.shape != read.shape[:2]:
+        return None
+    with torch.no_grad():
+        apart_BT = (layer(read) - logits_BL[:, None]).abs().amax(-1)
+        fits_BT = (apart_BT <= TOLERANCE * (1.0 + logits_BL.abs().amax(-1, keepdim=True))) & mask_BT.bool()
+        if not bool(fits_BT.any(1).all()):
+            return None
+        last_B = (fits_BT * torch.arange(1, fits_BT.shape[1] + 1, device=fits_BT.device)).argmax(1)
+    return read[torch.arange(len(read), device=read.device), last_B]
+
+
 @torch.no_grad()
 def _inputs(
     task: Classifier, layer: Any, windows: Sequence[Sequence[Feature]], batch: int
 ) -> tuple[Tensor, Tensor] | None:
     """Return the inputs [N, X] of the output layer for every window, in order, and the targets: classes [N], or 0/1 rows [N, L].
 
-    None where the layer reads every token of a text.
+    None where no single input explains the outputs.
     """
     read: list[Tensor] = []
+    found: list[Tensor] = []
     places: list[tuple[int, int]] = []
     targets: list[Tensor] = []
-    hook = layer.register_forward_pre_hook(lambda _, given: read.append(given[0].float()))
+    hook = layer.register_forward_pre_hook(lambda _, given: read.append(given[0]))
     try:
         task.model.eval()
         for ats in task.batches_of(windows, batch):
-            inputs = to_device(task.collate([windows[i][j] for i, j in ats]), task.device)
-            task.loss(task.model, inputs)
-            if read[-1].dim() != 2:
+            given = to_device(task.collate([windows[i][j] for i, j in ats]), task.device)
+            read.clear()
+            logits_BL = task.model(**without_labels(given)).logits
+            rows_BX = classified_by(layer, read[0], logits_BL, given.get("attention_mask"))
+            if rows_BX is None:
                 return None
-            targets.append(inputs["labels"])
+            found.append(rows_BX.float())
+            targets.append(given["labels"])
             places += ats
     finally:
         hook.remove()
     order = sorted(range(len(places)), key=places.__getitem__)
-    return torch.cat(read)[order], torch.cat(targets)[order]
+    return torch.cat(found)[order], torch.cat(targets)[order]

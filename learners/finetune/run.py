@@ -281,7 +281,7 @@ def _state(out: Path, facts: dict[str, Any], *, resume: bool) -> State:
     digest = hashlib.sha256(orjson.dumps(facts, option=orjson.OPT_SORT_KEYS, default=str)).hexdigest()
     state = State(out / "state", digest)
     if not resume:
-        state.clear()
+        state.clear_parts()
     out.mkdir(parents=True, exist_ok=True)
     return state
 

@@ -79,16 +79,23 @@ class State:
         return Loaded(body["facts"], tensors, best)
 
     def clear_parts(self) -> None:
-        """Remove this state and those of `of_part`."""
+        """Remove this state and those of `of_part`, whichever run they belong to; folders of others stay."""
         for folder in self.folder.parent.glob(f"{self.folder.name}-*"):
-            State(folder, self.fingerprint).clear()
+            if (folder / STATE).is_file():
+                State(folder, self.fingerprint).clear()
         self.clear()
 
     def clear(self) -> None:
-        """Remove the state: the run is over."""
-        if self.folder.is_dir():
-            for path in self.folder.iterdir():
-                path.unlink()
+        """Remove the state: the run is over. Files that it did not write stay."""
+        if not self.folder.is_dir():
+            return
+        for path in (
+            *self.folder.glob("now-*.safetensors"),
+            *self.folder.glob("best-*.safetensors"),
+            self.folder / STATE,
+        ):
+            path.unlink(missing_ok=True)
+        if not any(self.folder.iterdir()):
             self.folder.rmdir()
 
 

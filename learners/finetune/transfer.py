@@ -15,6 +15,9 @@ from learners.model.encoders.file_digests import hash_of
 from learners.tasks.base import Task, saved
 from learners.tasks.task_classes import open_task
 
+WEIGHTS = ("*.safetensors", "*.bin", "config.json")
+"""Files by which two folders of one architecture differ."""
+
 
 def start_from(folder: Path, task: Task) -> float:
     """Copy the encoder of another task's folder into a task that has not trained yet; return the share of tensors that were copied.
@@ -34,9 +37,9 @@ def start_from(folder: Path, task: Task) -> float:
 
 
 def digest_of(folder: Path) -> str:
-    """Return a digest of the weights of a folder, so that a run is only resumed from the same start."""
+    """Return a digest of the weights of a folder and their configuration, so that a run is only resumed from the same start."""
     digest = hashlib.sha256()
-    for path in sorted(folder.glob("*.safetensors")):
+    for path in sorted(path for pattern in WEIGHTS for path in folder.glob(pattern)):
         digest.update(f"{path.name} {hash_of(path)}\n".encode())
     return digest.hexdigest()
 

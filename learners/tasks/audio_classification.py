@@ -17,7 +17,7 @@ from typing import Any, ClassVar
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import nn
+from torch import Tensor, nn
 from transformers import AutoFeatureExtractor, AutoModelForAudioClassification
 
 from learners.tasks.augmentation.sounds import changed, masked
@@ -28,6 +28,8 @@ from sensors.codecs.resampling import RATE_HZ, resampled
 
 MOST_WINDOWS = 64
 """Windows of one sound, the newest."""
+FRAMES_HZ = 100
+"""Frames a second of models whose features have frames first, as the Audio Spectrogram Transformer."""
 WHISPER_STEPS_HZ = 50
 """Positions of Whisper's encoder a second."""
 
@@ -95,8 +97,9 @@ class ClassifySounds(Classifier):
         given = isinstance(sound, str | Path)
         samples = read_sound(Path(sound)) if given else resampled(np.asarray(sound), example.get("rate_hz", RATE_HZ))
         window = int((self.options.window_s or 1) * RATE_HZ)
+        begin, end = 0, len(samples)
         if rng is not None and self.varying:
-            samples = changed(samples, rng, window, self.augmentations)
+            samples, begin, end = changed(samples, rng, window, self.augmentations)
         target = {"labels": self.target(example)} if "label" in example else {}
         last = max(0, len(samples) - window)
         # prediction hears all, the newest whole, and takes the mean; training hears another part in each epoch, or all in each
@@ -105,13 +108,24 @@ class ClassifySounds(Classifier):
             starts = [int(rng.integers(0, last + 1))]
         features = [self._feature(samples[max(0, at) : at + window]) for at in starts[-MOST_WINDOWS:]]
         if rng is not None and "spec_augment" in self.augmentations:
-            features = [{name: masked(made, rng) for name, made in feature.items()} for feature in features]
+            # of the window that was drawn
+            heard = ((begin - starts[-1]) / window, (end - starts[-1]) / window)
+            features = [{name: self._masked(made, rng, heard) for name, made in one.items()} for one in features]
         return [feature | target for feature in features]
 
     def _feature(self, samples: NDArray[np.float32]) -> Feature:
         made = self.processor(samples, sampling_rate=RATE_HZ, return_tensors="pt")
         name = self.processor.model_input_names[0]
         return {name: made[name][0]}
+
+    def _masked(self, made: Tensor, rng: np.random.Generator, heard: tuple[float, float]) -> Tensor:
+        """Return features with masks in the sound; `heard` is where it begins and ends in its window, from 0 to 1."""
+        bins = getattr(self.processor, "num_mel_bins", None)
+        if made.dim() < 2 or made.shape[1] != bins:
+            return masked(made, rng, heard)
+        # frames first, and filled up to the length that the model was trained with
+        filled = min(1.0, (self.options.window_s or 1.0) * FRAMES_HZ / len(made))
+        return masked(made, rng, (heard[0] * filled, heard[1] * filled), time_axis=0)
 
     def length(self, feature: Feature) -> int:
         """Return the number of samples or frames, by which batches are grouped."""

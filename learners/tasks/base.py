@@ -159,6 +159,8 @@ class Task(ABC):
         self.source, self.options, self.labels = source, options, tuple(labels)
         self.notes: list[str] = []
         """What a person should know about how the model was opened; the report has them."""
+        self.learned: frozenset[str] | None = None
+        """The classes that it was trained on; None where no one wrote them down, so that all its labels count."""
         self.new_head = False
         """Whether the head was initialised at random, and not loaded with the model."""
         self.processor = self.load_processor(source)
@@ -181,7 +183,9 @@ class Task(ABC):
         saved = saved_options(source)
         if "multi_label" not in saved and names_several_labels(source):
             saved["multi_label"] = True
-        return cls(source, replace(Options(**{**cls.recipe.options, **saved}), **options), labels)
+        made = cls(source, replace(Options(**{**cls.recipe.options, **saved}), **options), labels)
+        made.learned = learned_by(source)
+        return made
 
     @abstractmethod
     def load_processor(self, source: Path | str) -> Any:
@@ -356,7 +360,9 @@ class Task(ABC):
         with quiet():
             self.model.save_pretrained(folder)
         self.processor.save_pretrained(folder)
-        body = {"kind": self.kind, "labels": self.labels, "options": asdict(self.options)}
+        body: dict[str, Any] = {"kind": self.kind, "labels": self.labels, "options": asdict(self.options)}
+        if self.learned is not None:
+            body["learned"] = sorted(self.learned)
         write_atomically(folder / NAME, orjson.dumps(body, option=orjson.OPT_INDENT_2), durable=False)
 
 
@@ -377,6 +383,12 @@ def saved(source: Path | str) -> dict[str, Any]:
     if kinds := FORMER_KINDS.get(str(body.get("kind"))):
         body["kind"] = kinds[FORMER_MODALITIES.index(body.get("modality", "text"))] if len(kinds) > 1 else kinds[0]
     return body
+
+
+def learned_by(source: Path | str) -> frozenset[str] | None:
+    """Return the classes that a folder's model was trained on; None where the folder does not say so."""
+    found = saved(source).get("learned")
+    return None if found is None else frozenset(map(str, found))
 
 
 def _config(source: Path | str) -> dict[str, Any]:

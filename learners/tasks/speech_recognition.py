@@ -145,12 +145,14 @@ class Transcribe(Task):
             raise DataError("an example without `sound`")
         samples = read_sound(Path(sound)) if isinstance(sound, str | Path) else resampled(np.asarray(sound), rate_hz)
         if rng is not None and self.augmentations:
-            samples = changed(samples, rng, len(samples), self.augmentations)
+            samples, _, _ = changed(samples, rng, len(samples), self.augmentations)
         made = self.processor.features(samples, sampling_rate=RATE_HZ, return_tensors="pt")
         name = self.processor.features.model_input_names[0]
         inputs = made[name][0]
         if rng is not None and "spec_augment" in self.augmentations:
-            inputs = masked(inputs, rng)
+            # Whisper's window is 30 s, whatever the length of the sound
+            window = getattr(self.processor.features, "n_samples", None) or len(samples)
+            inputs = masked(inputs, rng, (0.0, min(1.0, len(samples) / window)))
         feature: Feature = {name: inputs, "duration_s": len(samples) / RATE_HZ}
         if "target" in example:
             before = self.prefix(self.options.language)

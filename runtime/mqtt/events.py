@@ -96,7 +96,7 @@ EVENTS: dict[str, str] = {
     "stopped": "The software stop is engaged.",
     "stream_frozen": "A source delivers the same reading repeatedly.",
     "stream_unfrozen": "A source that was frozen delivers different readings again.",
-    "task_adapted": "The encoder of a task went on with its pretraining on stored readings; `used` says whether the held-out file showed a gain.",
+    "task_adapted": "The encoder of a task went on with its pretraining on stored readings; `used` says whether the held-out file or the labels showed a gain.",
     "task_awaiting_approval": "A fine-tuned version is inconclusive; an operator must promote it.",
     "task_failed": "The model of a task cannot be loaded or run.",
     "task_promoted": "A fine-tuned version is live.",

@@ -20,7 +20,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import DataCollatorForLanguageModeling
 
+from learners.finetune.few_labels.readable_rows import ReadableRows
 from learners.finetune.forgetting import transplant
+from learners.finetune.linear_probe import classified_by
 from learners.finetune.optim import factor, optimizer, set_rate
 from learners.finetune.trainable_layers import set_training
 from learners.finetune.trainer import Stopped
@@ -61,6 +63,8 @@ class AdaptedEncoder:
     """Readings that the task cannot take."""
     losses: list[float]
     """Mean loss of each pass."""
+    unreadable_reason: str = ""
+    """Why the first of them is unreadable."""
 
 
 def can_adapt(kind: str) -> bool:
@@ -88,18 +92,16 @@ def adapt(
         stop: called after each update; True ends it.
 
     Raises:
-        DataError: fewer than `LEAST` readings can be used.
+        DataError: fewer than `LEAST` readings can be used, or no vector of the model represents a reading.
         Stopped: `stop` returned True.
     """
-    usable = []
-    for example in map(without_target, readings):
-        try:
-            task.features(example)
-        except DataError:
-            continue
-        usable.append(example)
+    readable = ReadableRows(task)
+    usable = readable([without_target(example) for example in readings])
     if len(usable) < LEAST:
-        raise DataError(f"{len(usable)} of {len(readings)} readings can be used; pretraining needs at least {LEAST}")
+        why = f"; the first of the others: {readable.first}" if readable.count else ""
+        raise DataError(
+            f"{len(usable)} of {len(readings)} readings can be used; pretraining needs at least {LEAST}{why}"
+        )
     seed_generators(seed)
     masked = (
         masked_model(task.source) if isinstance(task, TextTask) and task.processor.mask_token_id is not None else None
@@ -112,7 +114,7 @@ def adapt(
     else:
         losses = _adapt_by_views(task, usable, passes, seed, stop)
     task.model.eval()
-    return AdaptedEncoder(objective, len(usable), len(readings) - len(usable), losses)
+    return AdaptedEncoder(objective, len(usable), readable.count, losses, readable.first)
 
 
 def _adapt_by_views(
@@ -125,7 +127,7 @@ def _adapt_by_views(
     hook = head.register_forward_pre_hook(lambda _, given: read.append(given[0]))
     head.requires_grad_(requires_grad=False)
     try:
-        return _run(task.model, _views_loss(task, read), readings, RATE["contrastive"], passes, seed, stop)
+        return _run(task.model, _views_loss(task, head, read), readings, RATE["contrastive"], passes, seed, stop)
     finally:
         head.requires_grad_(requires_grad=True)
         hook.remove()
@@ -170,7 +172,7 @@ def _run(
     return losses
 
 
-def _views_loss(task: Classifier, read: list[Tensor]) -> Loss:
+def _views_loss(task: Classifier, layer: Any, read: list[Tensor]) -> Loss:
     """Return the loss that tells the views of a reading from those of others; `read` gets what the output layer reads."""
 
     def loss(some: Sequence[Example], rng: np.random.Generator) -> Tensor:
@@ -179,8 +181,10 @@ def _views_loss(task: Classifier, read: list[Tensor]) -> Loss:
             features = [task.features(example, rng=rng)[0] for example in some]
             batch = to_device(task.collate(features), task.device)
             read.clear()
-            task.model(**batch)
-            vectors_BX = read[0] if read[0].dim() == 2 else read[0].mean(1)  # decoders have one for each token
+            logits_BL = task.model(**batch).logits
+            vectors_BX = classified_by(layer, read[0], logits_BL, batch.get("attention_mask"))
+            if vectors_BX is None:
+                raise DataError(f"{task.model.config.model_type}: no single vector of it represents a reading")
             views.append(F.normalize(vectors_BX.float(), dim=1))
         cosines_BB = views[0] @ views[1].T / TEMPERATURE
         own_B = torch.arange(len(some), device=cosines_BB.device)

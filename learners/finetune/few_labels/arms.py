@@ -1,6 +1,6 @@
 """Train the versions of a fine-tune from files that differ in augmentation and in the encoder they start from, and report both.
 
-Validation selects. The test file, where there is one, measures what was selected and what it was selected against.
+Validation selects. A row that is there twice, or that is trained on, selects once or not at all. The test file, where there is one, measures what was selected and what it was selected against.
 """
 
 from __future__ import annotations
@@ -15,10 +15,12 @@ import numpy as np
 from learners.finetune.error_analysis.scores import each
 from learners.finetune.few_labels.adaptation import AdaptedEncoder, adapt
 from learners.finetune.few_labels.comparison import PairedGain, choose
+from learners.finetune.few_labels.equal_content import content_key, distinct
 from learners.finetune.forgetting import transplant
+from learners.finetune.run import Splits
 from learners.finetune.trainer_state import State
 from learners.tasks.augmentation.mixing import can_mix
-from learners.tasks.base import Example, Task, without_target
+from learners.tasks.base import DataError, Example, Task, without_target
 from learners.tasks.text_classification import Classifier
 
 
@@ -48,7 +50,7 @@ class Arms(Generic[Trained]):
 
     Args:
         train: trains a version.
-        validation: selects.
+        validation: selects; no two examples have one content.
         test: measures; may be empty.
     """
 
@@ -72,13 +74,15 @@ class Arms(Generic[Trained]):
             "objective": made.objective,
             "readings": made.readings,
             "unreadable": made.unreadable,
+            **({"unreadable_reason": made.unreadable_reason} if made.unreadable else {}),
             "losses": made.losses,
             "used": found.is_better,
             "validation": _pair("adapted", after, "pretrained", before),
         }
         if self.test:
+            rows, times = distinct(self.test)
             report["test"] = _pair(
-                "adapted", self._scores(arms[0], self.test), "pretrained", self._scores(arms[1], self.test)
+                "adapted", self._scores(arms[0], rows), "pretrained", self._scores(arms[1], rows), times
             )
         return found.is_better, report
 
@@ -93,8 +97,9 @@ class Arms(Generic[Trained]):
         plain = self._scores(chosen.plain, self.validation)
         report["validation"] = _pair("used", self._scores(chosen.trained, self.validation), "plain", plain)
         if self.test:
+            rows, times = distinct(self.test)
             report["test"] = _pair(
-                "used", self._scores(chosen.trained, self.test), "plain", self._scores(chosen.plain, self.test)
+                "used", self._scores(chosen.trained, rows), "plain", self._scores(chosen.plain, rows), times
             )
         return chosen.used, report
 
@@ -103,11 +108,14 @@ class Arms(Generic[Trained]):
         return each(task, examples, task.predict([without_target(example) for example in examples]))
 
 
-def _pair(name: str, after: Sequence[float], other: str, before: Sequence[float]) -> dict[str, float]:
-    """Return both mean scores of single examples, and the gain with its standard error."""
-    found = PairedGain.of(after, before)
+def _pair(
+    name: str, after: Sequence[float], other: str, before: Sequence[float], times: Sequence[float] | None = None
+) -> dict[str, float]:
+    """Return both mean scores of single examples, each counted `times`, and the gain with its standard error."""
+    found = PairedGain.of(after, before, times)
     return {
-        name: float(np.mean(after)), other: float(np.mean(before)), "gain": found.gain, "error": found.error,
+        name: float(np.average(after, weights=times)), other: float(np.average(before, weights=times)),
+        "gain": found.gain, "error": found.error,
     }  # fmt: skip
 
 
@@ -127,8 +135,7 @@ def best_arm(
     few: FewLabels,
     fresh: Task,
     train: Callable[[Task, State], Trained],
-    validation: Sequence[Example],
-    test: Sequence[Example],
+    splits: Splits,
     seed: int,
     state: State,
 ) -> tuple[Trained, dict[str, Any]]:
@@ -138,14 +145,17 @@ def best_arm(
         few: what is compared.
         fresh: the task before training; it does not change.
         train: trains a task in place, with the state of its version.
-        validation: selects.
-        test: measures; may be empty.
+        splits: validation selects, and test measures; it may be empty.
         seed: of the adaptation.
         state: of the run.
 
     Raises:
-        DataError: too few unlabelled readings can be used.
+        DataError: too few unlabelled readings can be used, or training contains all rows of validation.
     """
+    trained_on = {content_key(example) for example in splits.train}
+    validation, _ = distinct(splits.validation, trained_on)
+    if not validation:
+        raise DataError("validation: every row is one that is trained on; give other rows")
     encoder = copy.deepcopy(fresh)
     made: AdaptedEncoder | None = None
     if few.unlabelled:
@@ -162,9 +172,11 @@ def best_arm(
         )
         return train(task, state.of_part(name))
 
-    arms = Arms(trained, validation, test)
+    arms = Arms(trained, validation, splits.test)
     augment = None if fresh.options.augment is None else tuple(fresh.options.augment)
     report: dict[str, Any] = {}
+    if left := len(splits.validation) - len(validation):
+        report["selection"] = {"rows": len(validation), "repeated_or_trained_on": left}
     adapted = False
     if made is not None:
         adapted, report["adaptation"] = arms.compare_adapted(augment, made)

@@ -24,12 +24,25 @@ class PairedGain:
     error: float
 
     @classmethod
-    def of(cls, after: Sequence[float], before: Sequence[float]) -> PairedGain:
-        """Compare the scores of one version with those of another."""
+    def of(cls, after: Sequence[float], before: Sequence[float], weights: Sequence[float] | None = None) -> PairedGain:
+        """Compare the scores of one version with those of another.
+
+        Args:
+            after: of examples of different content.
+            before: of the same examples.
+            weights: how much each counts, for instance how often its content is there. Weights add no evidence: the error is that of
+                a weighted mean of as many examples as there are.
+        """
         differences = np.subtract(after, before)
-        if len(differences) < 2:
-            return cls(float(np.mean(differences)) if len(differences) else 0.0, math.inf)
-        return cls(float(np.mean(differences)), float(np.std(differences, ddof=1)) / math.sqrt(len(differences)))
+        count = len(differences)
+        if not count:
+            return cls(0.0, math.inf)
+        shares = np.ones(count) if weights is None else np.asarray(weights, float)
+        shares = shares / shares.sum()
+        gain = float(shares @ differences)
+        if count < 2:
+            return cls(gain, math.inf)
+        return cls(gain, float(np.sqrt(np.square(shares) @ np.square(differences - gain) * count / (count - 1))))
 
     @property
     def is_better(self) -> bool:
@@ -53,13 +66,15 @@ def choose(
     names: Sequence[str],
     train: Callable[[tuple[str, ...]], Trained],
     scores: Callable[[Trained], Sequence[float]],
+    weights: Sequence[float] | None = None,
 ) -> AugmentationChoice[Trained]:
     """Train without augmentation, with each, and with all that gain; return the best of them.
 
     Args:
         names: the augmentations.
         train: trains with some of them.
-        scores: the score of each validation example; higher is better.
+        scores: the score of each validation example; higher is better. No two examples have one content.
+        weights: of these examples; None for equal ones.
     """
     plain = train(())
     before = scores(plain)
@@ -70,8 +85,15 @@ def choose(
         nonlocal best
         trained = train(some)
         after = scores(trained)
-        found = PairedGain.of(after, before)
-        tried.append({"names": list(some), "score": float(np.mean(after)), "gain": found.gain, "error": found.error})
+        found = PairedGain.of(after, before, weights)
+        tried.append(
+            {
+                "names": list(some),
+                "score": float(np.average(after, weights=weights)),
+                "gain": found.gain,
+                "error": found.error,
+            }
+        )
         if found.is_better and found.gain > best[0]:
             best = (found.gain, some, trained)
         return found.is_better

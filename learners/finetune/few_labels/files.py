@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from learners.finetune import datasets, run
 from learners.finetune.few_labels.adaptation import can_adapt
 from learners.finetune.few_labels.arms import FewLabels, best_arm
+from learners.finetune.few_labels.equal_content import content_key, normalized_text
+from learners.finetune.few_labels.near_duplicates import NearDuplicates
 from learners.finetune.trainer_state import State
-from learners.tasks.base import Task
+from learners.tasks.base import DataError, Example, Task, without_target
 from learners.tasks.task_classes import check_modality, task_class
 
 
@@ -47,7 +51,34 @@ def finetune(
     few = FewLabels(names if automatic else (), readings)
 
     def best(fresh: Task, train: Any, splits: run.Splits, state: State) -> tuple[run.Tuned, dict[str, Any]]:
-        return best_arm(few, fresh, train, splits.validation, splits.test, seed, state)
+        apart = without_held(readings, [*splits.validation, *splits.test])
+        tuned, report = best_arm(replace(few, unlabelled=apart), fresh, train, splits, seed, state)
+        if readings:
+            report["adaptation"]["left_out"] = len(readings) - len(apart)
+        return tuned, report
 
     facts = {"automatic": few.automatic, "unlabelled": run.rows_digest(list(readings))}
     return run.finetune(**given, selection=run.Selection(facts, best))
+
+
+def without_held(readings: Sequence[Example], held: Sequence[Example]) -> list[Example]:
+    """Return readings without those that validation or the test has: an encoder that has seen them knows more of them than of others.
+
+    Texts are compared without spacing and case, pictures and sounds as labels are with a held-out file.
+
+    Raises:
+        DataError: nothing is left.
+    """
+    texts = {normalized_text(example) for example in held} - {""}
+    media = NearDuplicates(held)
+
+    def is_held(example: Example) -> bool:
+        try:
+            return normalized_text(example) in texts or media.has(content_key(example), without_target(example))
+        except (DataError, OSError):
+            return False  # the adaptation counts what it cannot read
+
+    found = [example for example in readings if not is_held(example)]
+    if readings and not found:
+        raise DataError(f"unlabelled: validation and test contain all {len(readings)} readings; give others")
+    return found

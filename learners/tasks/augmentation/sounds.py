@@ -5,6 +5,7 @@ Shapes: N samples, M mels, T frames.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection
 
 import numpy as np
@@ -21,8 +22,8 @@ WIDEST = 0.15
 
 def changed(
     samples_N: NDArray[np.float32], rng: np.random.Generator, window: int, names: Collection[str]
-) -> NDArray[np.float32]:
-    """Return a sound that is changed by the named augmentations, at a random place in a window of silence.
+) -> tuple[NDArray[np.float32], int, int]:
+    """Return a sound that is changed by the named augmentations, at a random place in a window of silence; and where it begins and ends.
 
     `speed` makes it faster or slower (and so higher or deeper, as another speaker); `noise` makes it louder or softer, with noise.
     """
@@ -42,20 +43,32 @@ def changed(
     if noise_db is not None:
         level = float(np.sqrt(np.mean(moved_N**2)) + 1e-6) * 10 ** (-noise_db / 20)
         out_N += rng.standard_normal(len(out_N)).astype(np.float32) * np.float32(level)
-    return out_N
+    return out_N, start, start + len(moved_N)
 
 
-def masked(features: Tensor, rng: np.random.Generator) -> Tensor:
-    """Return features of a sound with masks (Park et al. 2019): of frequencies and times in [M, T], of times in samples [N].
+def masked(
+    features: Tensor, rng: np.random.Generator, heard: tuple[float, float] = (0.0, 1.0), *, time_axis: int = -1
+) -> Tensor:
+    """Return features of a sound with masks (Park et al. 2019): of frequencies and times in [M, T] or [T, M], of times in samples [N].
 
-    A mask has the mean of the features: extractors normalise sounds, so zero means loud or silent by the model.
+    A mask has the mean of the sound's features: extractors normalise sounds, so zero means loud or silent by the model.
+
+    Args:
+        features: of a window.
+        rng: draws the masks.
+        heard: where in the window the sound begins and ends, from 0 to 1. The rest is silence that fills the window, and masks of times
+            lie and are measured in the sound.
+        time_axis: of the features.
     """
-    made = features.clone()
-    mean = features.mean()
+    made, time_axis = features.clone(), time_axis % features.dim()
+    frames = made.shape[time_axis]
+    first = max(0, min(int(heard[0] * frames), frames - 1))
+    count = max(1, min(frames, math.ceil(heard[1] * frames)) - first)
+    mean = features.narrow(time_axis, first, count).mean()
     for axis in range(made.dim()):
+        begin, size = (first, count) if axis == time_axis else (0, made.shape[axis])
         for _ in range(MASKS):
-            size = made.shape[axis]
-            width = int(rng.integers(0, max(1, int(WIDEST * size)) + 1))
-            start = int(rng.integers(0, max(1, size - width + 1)))
+            width = int(rng.integers(0, int(WIDEST * size) + 1))
+            start = begin + int(rng.integers(0, max(1, size - width + 1)))
             made.narrow(axis, start, width).copy_(torch.broadcast_to(mean, made.narrow(axis, start, width).shape))
     return made

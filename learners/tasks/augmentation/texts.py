@@ -29,8 +29,8 @@ CANDIDATES = 8
 """Words among which a replacement is drawn."""
 SHARPNESS = 20.0
 """Factor of the cosine of two embeddings before the softmax."""
-CHUNK = 256
-"""Masked texts in one batch."""
+MAX_SCORES = 8_000_000
+"""Scores, of each word in each place of each masked text, that one batch holds: 32 MB, and as much again beside it."""
 
 
 def without_tokens(feature: Feature, special: frozenset[int], rng: np.random.Generator) -> Feature:
@@ -124,12 +124,14 @@ class Synonyms:
             rows_TT = torch.tensor(ids).repeat(len(ids), 1)
             rows_TT.fill_diagonal_(self.tokenizer.mask_token_id)
             found = []
-            for at in range(0, len(ids), CHUNK):
-                logits_CTV = self.model(input_ids=rows_TT[at : at + CHUNK]).logits
+            chunk = max(1, MAX_SCORES // (len(ids) * len(self._words_V)))
+            for at in range(0, len(ids), chunk):
+                logits_CTV = self.model(input_ids=rows_TT[at : at + chunk]).logits
                 found += [
                     self._candidates(logits_TV[at + row].float(), ids[at + row])
                     for row, logits_TV in enumerate(logits_CTV)
                 ]
+                del logits_CTV  # before those of the next ones are made
             self._found[key] = found
         return self._found[key]
 

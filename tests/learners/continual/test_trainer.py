@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -33,10 +34,12 @@ from learners.continual.trainer import ContinualTrainer, newest
 from learners.experience.reader import Reader
 from learners.experience.store import Label, Raw, Store, Transition
 from learners.finetune.error_analysis.scores import each
+from learners.finetune.few_labels.equal_content import normalized_text
 from learners.finetune.trainer import Stopped
 from learners.task_kinds import TaskKind
 from learners.tasks.base import DataError, Prediction
 from learners.tasks.task_classes import open_task
+from learners.tasks.text_classification import ClassifyText
 
 FIRST, SECOND = {"go": "move", "stop": "halt"}, {"left": "turn", "red": "warn"}
 OPTIONS = {"epochs": 20, "learning_rate": 2e-3, "patience": 8}
@@ -77,8 +80,8 @@ class Careless(CandidateTrainer):
 
     always = False
 
-    def train(self, *given: Any, gently: bool = False) -> TrainedCandidate:
-        trained = super().train(*given, gently=gently)
+    def train(self, *given: Any, gently: bool = False, **other: Any) -> TrainedCandidate:
+        trained = super().train(*given, gently=gently, **other)
         if given[0] is not None and (self.always or not gently):
             with torch.no_grad():
                 trained.task.model.classifier.bias[trained.task.labels.index("halt")] -= 100.0
@@ -581,3 +584,51 @@ def test_a_label_of_a_decision_finds_question_and_context(tmp_path: Path, store:
         {"question": "where", "context": "anna works in Paris", "answers": answers}
     ]
     assert labels.skipped == {"reading_gone": 1}
+
+
+def test_one_unfit_label_is_counted_named_and_skipped(
+    tmp_path: Path, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A model fails on one text: among the new labels, then among the earlier ones. Everything else trains."""
+    features = ClassifyText.features
+
+    def fragile(self: ClassifyText, example: Any, **given: Any) -> Any:
+        if "broken" in str(example.get("text")):
+            raise RuntimeError("kernel size greater than input size")
+        return features(self, example, **given)
+
+    monkeypatch.setattr(ClassifyText, "features", fragile)
+    tuner = online(tmp_path, validation_fraction=0.3)
+    broken = [{"text": f"broken {number}", "label": "move"} for number in range(3)]
+    publish(store, [*tinymodels.orders(60, 1, FIRST), *broken])
+    first = tuner.run()
+    assert first.promoted, first
+    assert first.figures["skipped_unreadable"] == 3
+    assert first.figures["skipped_unreadable_reason"] == "RuntimeError: kernel size greater than input size"
+    assert not tuner.has_new_labels(), "the last one is unfit, and is not waited for"
+    publish(store, tinymodels.orders(60, 2, SECOND))
+    second = tuner.run()
+    assert second.promoted, second
+    publish(store, broken)
+    with pytest.raises(DataError, match="3 cannot be read: RuntimeError: kernel size"):
+        tuner.run()
+
+
+def test_validation_counts_a_text_once_and_puts_its_copies_on_its_side(tmp_path: Path, store: Store) -> None:
+    tuner = online(tmp_path, augment=("auto",))
+    rows = tinymodels.orders(30, 1, FIRST)
+    publish(store, [*rows, *({**row, "text": f" {row['text'].upper()} "} for row in rows)])
+    parts = tuner.holdout().parts(tuner.labels.all(), [])
+    sides = [{normalized_text(row) for row in some} for some in (parts.new, parts.tried)]
+    assert not sides[0] & sides[1]
+    assert len(parts.tried) > len(sides[1]), "copies are there"
+    compared: list[int] = []
+
+    def train(some: tuple[str, ...] | None) -> Any:
+        task = open_task("text-classification", tmp_path / "model", labels=("move", "halt"))
+        monkey.setattr(task, "predict", lambda given: compared.append(len(given)) or [Prediction("move")] * len(given))
+        return SimpleNamespace(task=task), None
+
+    with pytest.MonkeyPatch.context() as monkey:
+        tuner.candidate_trainer._augmented(train, parts.tried * 3)
+    assert set(compared) == {len(sides[1])}

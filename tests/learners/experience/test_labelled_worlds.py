@@ -12,7 +12,6 @@ from PIL import Image
 
 import learners.experience.writer as writer_module
 from learners.config import ExperienceSettings
-from learners.continual.near_duplicates import NearDuplicates
 from learners.experience.database import Database
 from learners.experience.label_table import reading_name
 from learners.experience.reader import Reader
@@ -20,6 +19,7 @@ from learners.experience.reading_similarity import distances, signature
 from learners.experience.records import Label, Raw, ReadingLabels
 from learners.experience.store import Store
 from learners.experience.writer import Writer
+from learners.finetune.few_labels.near_duplicates import NearDuplicates
 from learners.tasks.base import EncodedMedia
 
 HIGH, WIDE, NOISE = 240, 320, 3.0

@@ -15,8 +15,9 @@ from transformers import BertForMaskedLM
 
 from learners.finetune.few_labels.adaptation import adapt, can_adapt
 from learners.finetune.few_labels.comparison import PairedGain, choose
-from learners.finetune.few_labels.files import finetune
-from learners.finetune.trainer import Stopped
+from learners.finetune.few_labels.equal_content import content_key, distinct
+from learners.finetune.few_labels.files import finetune, without_held
+from learners.finetune.trainer import Stopped, Trainer
 from learners.tasks.base import DataError
 from learners.tasks.layers.heads import output_layer
 from learners.tasks.task_classes import open_task
@@ -37,6 +38,23 @@ def test_the_gain_is_paired_and_must_exceed_its_error() -> None:
     assert found.is_better
     assert not PairedGain.of([1.0] * 4, [1.0] * 4).is_better
     assert not PairedGain.of([1.0], [0.0]).is_better, "one example says nothing"
+
+
+def test_a_row_that_is_there_ten_times_is_one_piece_of_evidence() -> None:
+    """One lucky example of four: its gain is no gain, however often the row is there."""
+    once = PairedGain.of([1.0, 1.0, 0.0, 0.0], [0.0, 1.0, 0.0, 0.0])
+    assert not once.is_better
+    assert PairedGain.of([1.0] * 10 + [1.0, 0.0, 0.0], [0.0] * 10 + [1.0, 0.0, 0.0]).is_better, (
+        "as rows, it looks like one"
+    )
+    weighted = PairedGain.of([1.0, 1.0, 0.0, 0.0], [0.0, 1.0, 0.0, 0.0], [10.0, 1.0, 1.0, 1.0])
+    assert weighted.gain == pytest.approx(10 / 13)
+    assert weighted.error > weighted.gain / 4
+    equal = PairedGain.of([1.0, 1.0, 0.0, 0.0], [0.0, 1.0, 0.0, 0.0], [3.0] * 4)
+    assert (equal.gain, equal.error) == pytest.approx((once.gain, once.error))
+    rows = [{"text": text} for text in ("Go", " go ", "stop", "GO", "left")]
+    found, times = distinct(rows, {content_key({"text": "LEFT"})})
+    assert ([row["text"] for row in found], times) == (["Go", "stop"], [3.0, 1.0])
 
 
 @pytest.mark.parametrize(
@@ -131,6 +149,73 @@ def test_the_report_says_what_validation_selected_and_what_it_gains(tmp_path: Pa
     assert not list((tmp_path / "out").glob("state*"))
     plain = finetune(**common, out=tmp_path / "plain")
     assert plain["metrics"]["test"]["accuracy"] == pytest.approx(adapted["test"]["pretrained"])
+
+
+def test_unlabelled_rows_of_validation_and_test_are_left_out(tmp_path: Path) -> None:
+    held = [{"text": "go left", "label": "move"}, {"text": "stop", "label": "halt"}]
+    found = without_held([{"text": " GO  left"}, {"text": "go right"}, {"text": "Stop", "label": "x"}], held)
+    assert found == [{"text": "go right"}]
+    with pytest.raises(DataError, match="validation and test contain all 1 readings"):
+        without_held([{"text": "STOP"}], held)
+    generator = np.random.default_rng(0)
+    shown = [generator.integers(0, 255, (48, 48, 3), np.uint8) for _ in range(3)]
+    noisy = np.clip(shown[0].astype(int) + generator.integers(-3, 4, shown[0].shape), 0, 255).astype(np.uint8)
+    pictures = without_held(
+        [{"picture": noisy}, {"picture": shown[2]}, {"picture": tmp_path / "none.png"}],
+        [{"picture": shown[0], "label": "a"}, {"picture": shown[1], "label": "b"}],
+    )
+    assert [one["picture"] is noisy for one in pictures] == [False, False], (
+        "nearly equal ones, too; broken ones are counted later"
+    )
+
+
+def test_a_row_that_trains_does_not_select(tmp_path: Path) -> None:
+    rows = written(tmp_path / "a.jsonl", 12, 1)
+    common: dict[str, Any] = {
+        "task": "text-classification", "model": str(tinymodels.bert(tmp_path / "m")), "mode": "frozen", "train": rows,
+        "epochs": 1, "batch": 8, "augment": "auto",
+    }  # fmt: skip
+    with pytest.raises(DataError, match="validation: every row is one that is trained on"):
+        finetune(**common, validation=rows, out=tmp_path / "out")
+    both = tmp_path / "both.jsonl"
+    other = Path(written(tmp_path / "b.jsonl", 10, 2)).read_bytes()
+    both.write_bytes(b"\n".join([Path(rows).read_bytes(), other, other]))
+    report = finetune(**common, validation=both, out=tmp_path / "out")
+    assert report["selection"]["rows"] <= 10
+    assert report["selection"]["rows"] + report["selection"]["repeated_or_trained_on"] == 32
+
+
+def test_no_resume_starts_every_version_over(tmp_path: Path) -> None:
+    """A killed run left the states of its versions; `--no-resume` must not go on with them, and leaves folders of others alone."""
+    out = tmp_path / "out"
+    common: dict[str, Any] = {
+        "task": "text-classification", "model": str(tinymodels.bert(tmp_path / "m")), "mode": "full", "out": out,
+        "train": written(tmp_path / "a.jsonl", 24, 1), "validation": written(tmp_path / "b.jsonl", 20, 2),
+        "epochs": 2, "batch": 8, "augment": "auto",
+    }  # fmt: skip
+    steps: list[str] = []
+    step = Trainer._step
+
+    def counted(self: Trainer, *given: Any) -> float:
+        steps.append(self._state.folder.name if self._state is not None else "")
+        if len(steps) == killed:
+            raise KeyboardInterrupt
+        return step(self, *given)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Trainer, "_step", counted)
+        killed = 9  # the first version is whole, the second has begun
+        with pytest.raises(KeyboardInterrupt):
+            finetune(**common)
+        (out / "state-of-the-art").mkdir()
+        (out / "state-of-the-art" / "notes.txt").write_text("mine")
+        assert (out / "state-pretrained" / "state.json").is_file()
+        killed = 0
+        steps.clear()
+        finetune(**common, resume=False)
+    assert steps.count("state-pretrained") == 6, "three batches in two epochs, from the start"
+    assert sorted(path.name for path in out.glob("state*")) == ["state-of-the-art"]
+    assert (out / "state-of-the-art" / "notes.txt").read_text() == "mine"
 
 
 @pytest.mark.parametrize(

@@ -11,14 +11,16 @@ import orjson
 import pytest
 import tinymodels
 import torch
+from architectures import ARCHITECTURES, rows
 from sklearn.linear_model import LogisticRegression
 
 from learners.config import FinetuneSettings, TaskSettings
 from learners.continual.candidate_training import CandidateTrainer
 from learners.continual.splits import LabelSplits
 from learners.finetune import linear_probe
+from learners.task_kinds import KINDS
 from learners.tasks.layers.heads import output_layer
-from learners.tasks.task_classes import open_task
+from learners.tasks.task_classes import open_task, task_class, unfit_reason
 from learners.tasks.text_classification import Classifier
 
 LABELS = ("a", "b", "c")
@@ -126,12 +128,26 @@ def test_several_labels_are_fitted_to_their_own_criterion(tmp_path: Path) -> Non
     assert all(set(row["label"]) == set(prediction.value) for row, prediction in zip(rows, found, strict=True))
 
 
-def test_behind_a_decoder_nothing_is_done(tmp_path: Path) -> None:
+def test_behind_a_decoder_the_head_is_fitted_to_the_token_that_classifies(tmp_path: Path) -> None:
     task = open_task("text-classification", tinymodels.llama(tmp_path / "l"), labels=LABELS)
     assert isinstance(task, Classifier)
-    before = task.model.score.weight.detach().clone()
-    assert not linear_probe.fit_head(task, ROWS)
-    assert torch.equal(before, task.model.score.weight)
+    given = [{"text": f"{'the ' * (number % 5)}{word}", "label": label}
+             for number in range(20) for word, label in zip(("go", "stop", "left"), LABELS, strict=True)]  # fmt: skip
+    assert linear_probe.fit_head(task, given)
+    found = task.predict([{"text": row["text"]} for row in given])
+    assert [one.value for one in found] == [row["label"] for row in given], "padded in batches of other lengths, too"
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_a_head_can_be_fitted_to_every_architecture_that_classifies(tmp_path: Path, architecture: str) -> None:
+    source = ARCHITECTURES[architecture](tmp_path / "m")
+    fitting = [kind for kind in KINDS if KINDS[kind].classifies and unfit_reason(kind, source) is None]
+    for kind in fitting:
+        given = rows(kind, 8, 0)
+        labels = task_class(kind).labels_of(given)
+        task = open_task(kind, source, labels=labels)
+        assert isinstance(task, Classifier)
+        assert linear_probe.fit_head(task, given) is not None
 
 
 def test_labels_of_people_are_learned_head_first_and_as_they_were_given(

@@ -11,7 +11,7 @@ import tinymodels
 import torch
 from transformers import BertForMaskedLM
 
-from learners.tasks.augmentation import pictures, sounds
+from learners.tasks.augmentation import pictures, sounds, texts
 from learners.tasks.augmentation.mixing import can_mix, mixed
 from learners.tasks.augmentation.texts import Synonyms, masked_model, without_tokens
 from learners.tasks.base import Options
@@ -131,10 +131,57 @@ def test_masks_cover_few_frequencies_and_times_with_the_mean() -> None:
         assert float(changed.float().mean()) < 1 - (1 - 2 * 0.15) ** 2 + 0.01
     assert sounds.masked(mels, rng(1)).ne(mels).any()
     samples = rng(0).standard_normal(16_000).astype(np.float32)
-    assert (sounds.changed(samples, rng(0), 16_000, ()) == samples).all()
-    assert len(sounds.changed(samples, rng(0), 16_000, ("speed",))) >= 16_000
-    louder = sounds.changed(samples, rng(0), 16_000, ("noise",))
+    assert (sounds.changed(samples, rng(0), 16_000, ())[0] == samples).all()
+    assert len(sounds.changed(samples, rng(0), 16_000, ("speed",))[0]) >= 16_000
+    louder = sounds.changed(samples, rng(0), 16_000, ("noise",))[0]
     assert abs(20 * np.log10(louder.std() / samples.std())) < 6.1
+
+
+@pytest.mark.parametrize("axis", [0, 1])
+def test_masks_of_times_are_measured_in_the_sound_and_not_in_its_window(axis: int) -> None:
+    """Ten frames of sound in a window of two hundred: a mask of the window's width hid all of it."""
+    mels = torch.zeros(80, 200)
+    mels[:, 100:110] = torch.arange(800, dtype=torch.float32).reshape(80, 10) + 1.0
+    mels = mels if axis else mels.T.contiguous()
+    for seed in range(40):
+        made = sounds.masked(mels, rng(seed), (0.5, 0.55), time_axis=axis)
+        changed = (made != mels) if axis else (made != mels).T
+        assert int(changed[:, 100:110].all(0).sum()) <= 2, "of ten frames, two masks of one"
+        assert not bool(changed[:, :100].any(1).all()), "no mask of times lies in the silence"
+
+
+@pytest.mark.parametrize("make", ["whisper", "wav2vec2"])
+def test_a_short_sound_is_never_masked_as_a_whole(tmp_path: Path, make: str) -> None:
+    source = getattr(tinymodels, make)(tmp_path / make)
+    task = open_task("audio-classification", source, labels=("a", "b"), window_s=8.0, augment=("spec_augment",))
+    plain = open_task("audio-classification", source, labels=("a", "b"), window_s=8.0, augment=("mixup",))
+    sound = {"sound": (0.3 * np.sin(np.arange(8_000) * 0.3)).astype(np.float32)}
+    name = task.processor.model_input_names[0]  # type: ignore[attr-defined]
+    for seed in range(12):
+        mine, whole = (one.features(sound, rng=rng(seed))[0][name] for one in (task, plain))
+        hidden = (mine.std(0) if mine.dim() == 2 else (mine != mine.mode().values).float()) <= 1e-6
+        assert float(hidden.float().mean()) < 1.0
+        assert mine.shape[-1] >= whole.shape[-1]
+
+
+def test_masked_predictions_of_a_long_text_take_little_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    task: Any = open_task(
+        "text-classification", tinymodels.bert(tmp_path / "m", ["[MASK]", *tinymodels.WORDS]), labels=("a", "b")
+    )
+    task.processor.add_special_tokens({"mask_token": "[MASK]"})
+    torch.manual_seed(0)
+    model = BertForMaskedLM(task.model.config).eval()
+    monkeypatch.setattr(texts, "masked_model", lambda _: model)
+    feature = {"input_ids": task.features({"text": "go stop left right " * 12})[0]["input_ids"]}
+    found, largest = [], []
+    model.register_forward_hook(lambda _, __, made: largest.append(made.logits.numel()))
+    for most in (texts.MAX_SCORES, 5_000):
+        monkeypatch.setattr(texts, "MAX_SCORES", most)
+        words = texts.Synonyms(tmp_path / "m", task.processor, task.model.get_input_embeddings().weight)
+        found.append([words.replaced(feature, rng(seed))["input_ids"] for seed in range(5)])
+        assert max(largest) <= most
+        largest.clear()
+    assert found[0] == found[1] != [feature["input_ids"]] * 5, "the same words, whatever the size of a batch"
 
 
 @pytest.mark.parametrize(("saved", "wanted"), [(True, None), (False, ()), (["mixup"], ["mixup"])])

@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from learners.continual.labels import LEAST_BLOCKS, Labelled
-from learners.continual.near_duplicates import NearDuplicates, fingerprint, same_sound
 from learners.continual.splits import Holdout
+from learners.finetune.few_labels.near_duplicates import NearDuplicates, fingerprint, same_sound
 from learners.tasks.base import DataError, EncodedMedia
 from sensors.codecs.resampling import RATE_HZ
 
