@@ -15,13 +15,11 @@ import copy
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import orjson
-from transformers.utils.hub import cached_file
 
 from learners.config import FinetuneSettings, TaskSettings
 from learners.continual.acceptance import paired_bounds
@@ -38,7 +36,7 @@ from learners.finetune.few_labels.equal_content import content_key, normalized_t
 from learners.finetune.few_labels.near_duplicates import NearDuplicates
 from learners.finetune.few_labels.readable_rows import ReadableRows
 from learners.finetune.linear_probe import fit_head
-from learners.finetune.transfer import WEIGHTS, digest_of
+from learners.finetune.transfer import weights_of
 from learners.model.encoders.bundled_weights import resolve
 from learners.task_kinds import KINDS
 from learners.task_serving.options import options_of
@@ -58,7 +56,7 @@ MORE = 2
 
 
 @dataclass(frozen=True, slots=True)
-class Evidence:
+class AdaptationEvidence:
     """The examples that test an encoder; no content is there twice."""
 
     origin: Origin
@@ -186,7 +184,7 @@ class EncoderAdaptation:
             return self._store(found | {"reason": f"no gain is shown on {evidence.name}"}, None, conclusive=True)
         return self._store(found | {"used": True, "reason": f"better on {evidence.name}"}, task, conclusive=True)
 
-    def _opened(self, holdout: Holdout) -> tuple[Classifier, Evidence]:
+    def _opened(self, holdout: Holdout) -> tuple[Classifier, AdaptationEvidence]:
         """Return the task, and what tests it.
 
         Raises:
@@ -206,7 +204,7 @@ class EncoderAdaptation:
         found = list(once.values())[::-1]
         examples = [example for example, _ in found]
         media = holdout.media if origin == "file" else NearDuplicates(examples)
-        return task, Evidence(origin, examples, [group for _, group in found], media)
+        return task, AdaptationEvidence(origin, examples, [group for _, group in found], media)
 
     def _open(self, held: Sequence[Example]) -> Classifier:
         names = tuple(dict.fromkeys([*self.settings.labels, *task_class(self.settings.kind).labels_of(held)]))
@@ -215,7 +213,7 @@ class EncoderAdaptation:
         assert isinstance(task, Classifier)
         return task
 
-    def _readings(self, evidence: Evidence) -> tuple[list[Example], int, str]:
+    def _readings(self, evidence: AdaptationEvidence) -> tuple[list[Example], int, str]:
         """Return the newest stored readings without those of the evidence, the number of unreadable ones, and why the first is."""
         assert self.settings.stream is not None
         stamps = self.reader.raw_stamps(self.settings.stream, self.finetune.adapt)
@@ -301,26 +299,3 @@ def probe_scores(
     finally:
         head.load_state_dict(start)
     return scores
-
-
-def weights_of(model: str) -> str:
-    """Return a digest of the weights of a model, of a folder or of the cached revision of an id; empty where there are none.
-
-    Raises:
-        BundledError: as `resolve`.
-    """
-    found = resolve(model)
-    if not isinstance(found, Path):
-        config = cached_file(found, "config.json", local_files_only=True, _raise_exceptions_for_missing_entries=False)
-        if config is None:
-            return ""
-        found = Path(config).parent
-    files = sorted(path for pattern in WEIGHTS for path in found.glob(pattern))
-    return _digest(found, tuple((path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in files))
-
-
-@lru_cache(maxsize=8)
-def _digest(folder: Path, files: tuple[tuple[str, int, int], ...]) -> str:
-    """Return the digest of a folder whose files have these names, sizes and times: hashed once until one changes."""
-    del files
-    return digest_of(folder)

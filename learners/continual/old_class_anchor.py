@@ -1,7 +1,7 @@
 """Compare what a version knows of old classes with the best version of each, so that small losses of many waves do not add up.
 
-Each held-out example of a known class has an anchor: its score with the version that first went live with its class, or with a later one
-that was shown to be better. The score is of the answer among the classes of that version. So more classes, which make every answer harder,
+Each held-out example of a known class has an anchor, which is its score with a version. This is the first one that went live with its
+class, or a later one that was shown to be better. The score is of the answer among the classes of that version. So more classes, which make every answer harder,
 are no forgetting. Examples with the same classes of their version are a group.
 
 Used by `trainer.py`, which stores the anchors with its state.

@@ -7,10 +7,14 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+from transformers.utils.hub import cached_file
+
 from learners.finetune.forgetting import backbone, transplant
+from learners.model.encoders.bundled_weights import resolve
 from learners.model.encoders.file_digests import hash_of
 from learners.tasks.base import Task, saved
 from learners.tasks.task_classes import open_task
@@ -42,6 +46,29 @@ def digest_of(folder: Path) -> str:
     for path in sorted(path for pattern in WEIGHTS for path in folder.glob(pattern)):
         digest.update(f"{path.name} {hash_of(path)}\n".encode())
     return digest.hexdigest()
+
+
+def weights_of(model: str) -> str:
+    """Return a digest of the weights of a model, of a folder or of the cached revision of an id; empty where there are none.
+
+    Raises:
+        BundledError: as `resolve`.
+    """
+    found = resolve(model)
+    if not isinstance(found, Path):
+        config = cached_file(found, "config.json", local_files_only=True, _raise_exceptions_for_missing_entries=False)
+        if config is None:
+            return ""
+        found = Path(config).parent
+    files = sorted(path for pattern in WEIGHTS for path in found.glob(pattern))
+    return _digest(found, tuple((path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in files))
+
+
+@lru_cache(maxsize=8)
+def _digest(folder: Path, files: tuple[tuple[str, int, int], ...]) -> str:
+    """Return the digest of a folder with files of these names, sizes and times: hashed once until one changes."""
+    del files
+    return digest_of(folder)
 
 
 def gains(

@@ -29,7 +29,7 @@ from sensors.codecs.resampling import RATE_HZ, resampled
 MOST_WINDOWS = 64
 """Windows of one sound, the newest."""
 FRAMES_HZ = 100
-"""Frames a second of models whose features have frames first, as the Audio Spectrogram Transformer."""
+"""Frames a second of models that read frames first, as the Audio Spectrogram Transformer."""
 WHISPER_STEPS_HZ = 50
 """Positions of Whisper's encoder a second."""
 

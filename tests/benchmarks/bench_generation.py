@@ -1,7 +1,8 @@
 """Ask a chat model hostile questions under an output: how many answers follow it, and the time of a token.
 
-The time of a token is compared with that of the same model on the same questions without an output. Answers end at
-`--tokens`, and many are cut. Run `python tests/benchmarks/bench_generation.py --help`.
+The time of a token is compared with that of the same model on the same questions without an output: of all that an answer took, and
+of what it took after the question was read. Short answers have few tokens to share the reading. Answers end at `--tokens`, and many are
+cut. Run `python tests/benchmarks/bench_generation.py --help`.
 """
 
 from __future__ import annotations
@@ -72,6 +73,38 @@ def questions(count: int, seed: int) -> list[str]:
     return [draw.choice(ORDERS).replace("{}", draw.choice(THINGS)) + f" {draw.randrange(10_000)}" for _ in range(count)]
 
 
+def count_tokens() -> dict[str, float]:
+    """Count the tokens of all texts from now on, and note when the question of the last one was read."""
+    counts = {"tokens": 0.0, "read_s": 0.0}
+    scores, begin, add, forced = (
+        GeneratedText.scores,
+        GeneratedText.__init__,
+        GeneratedText.add,
+        GeneratedText.add_forced,
+    )
+
+    def begun(self: GeneratedText, *args: Any) -> None:
+        begin(self, *args)
+        counts["read_s"] = 0.0
+
+    def scored(self: GeneratedText, logits_V: torch.Tensor) -> torch.Tensor:
+        counts["read_s"] = counts["read_s"] or time.perf_counter()
+        return scores(self, logits_V)
+
+    def added(self: GeneratedText, token: int) -> None:
+        counts["tokens"] += 1
+        add(self, token)
+
+    def added_forced(self: GeneratedText, most: int) -> list[int]:
+        found = forced(self, most)
+        counts["tokens"] += len(found)
+        return found
+
+    for name, function in {"__init__": begun, "scores": scored, "add": added, "add_forced": added_forced}.items():
+        setattr(GeneratedText, name, function)
+    return counts
+
+
 def main() -> None:
     """Print a row for each form."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -85,35 +118,32 @@ def main() -> None:
     torch.set_num_threads(given.threads)
     asked = questions(given.count, given.seed)
     source = resolve(given.model)
-    counts = {"tokens": 0}
-    original = GeneratedText.scores
-
-    def counted(self: GeneratedText, logits_V: torch.Tensor) -> torch.Tensor:
-        counts["tokens"] += 1
-        return original(self, logits_V)
-
-    GeneratedText.scores = counted  # type: ignore[method-assign]
+    counts = count_tokens()
     tasks: dict[str, Chat] = {}
     for form, output in FORMS.items():
         options = {"max_new_tokens": given.tokens, "temperature": given.temperature, "sampling_seed": given.seed}
         opened = open_task("text-generation", source, output=output, **options)
         assert isinstance(opened, Chat)
         tasks[form] = opened
-    seconds, tokens, right = (dict.fromkeys(FORMS, 0.0) for _ in range(3))
+    seconds, after, tokens, right = (dict.fromkeys(FORMS, 0.0) for _ in range(4))
     for number, question in enumerate(asked, 1):
         for form, task in tasks.items():  # side by side, so that other work on the machine slows all alike
             before, start_s = counts["tokens"], time.perf_counter()
             text = "".join(task.stream([{"role": "user", "content": question}]))
-            seconds[form] += time.perf_counter() - start_s
+            end_s = time.perf_counter()
+            seconds[form] += end_s - start_s
+            after[form] += end_s - counts["read_s"]
             tokens[form] += counts["tokens"] - before
             right[form] += form == "none" or valid(form, text)
         if number % 100 and number < given.count:
             continue
         for form in FORMS:
-            each, plain = seconds[form] / tokens[form], seconds["none"] / tokens["none"]
+            whole, later = (some[form] / tokens[form] for some in (seconds, after))
+            ratios = [some[form] / tokens[form] / (some["none"] / tokens["none"]) for some in (seconds, after)]
             print(
-                f"{form}: {right[form]:.0f} of {number} valid; {1000 * each:.1f} ms a token over {tokens[form]:.0f}, "
-                f"{each / plain:.2f} times that without an output",
+                f"{form}: {right[form]:.0f} of {number} valid; {tokens[form]:.0f} tokens; {1000 * whole:.1f} ms a token, {ratios[0]:.2f} times "
+                f"that without an output; {1000 * later:.1f} ms a token after the question was read, {ratios[1]:.2f} times; "
+                f"{1000 * seconds[form] / number:.0f} ms an answer",
                 flush=True,
             )
 

@@ -266,6 +266,15 @@ class ConstrainedText:
         if self._matcher.is_accepting():
             self.permitted_end = len(self.tokens)
 
+    def add_forced(self, most: int) -> list[int]:
+        """Add the tokens that must follow, at most `most`, and return them: no model is needed to choose them."""
+        forced = [] if self.finished or most < 1 else list(self._matcher.compute_ff_tokens())[:most]
+        for at, token in enumerate(forced):
+            if token in self._grammar.ends:
+                return forced[:at]
+            self.add(token)
+        return forced
+
     def result(self) -> list[int]:
         """Return the tokens of the text, which ends as permitted also if the model did not bring it to an end.
 

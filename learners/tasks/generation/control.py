@@ -119,6 +119,14 @@ class GeneratedText:
         if self._constraint is not None:
             self._constraint.add(token)
 
+    def add_forced(self, most: int) -> list[int]:
+        """Add the tokens that the grammar forces here, at most `most`, and return them; the model need not be asked for them."""
+        if self._constraint is None:
+            return []
+        forced = self._constraint.add_forced(most)
+        self._tokens += forced
+        return forced
+
     def pieces(self) -> Iterator[str]:
         """Yield what was written since the last call and will not change; nothing before the end of a text with an `output`."""
         if self._control.options.output is not None:

@@ -17,7 +17,7 @@ from tinymodels import WORDS
 from learners.config import FinetuneSettings, TaskSettings
 from learners.continual import adaptation
 from learners.continual.acceptance import forgetting_reason
-from learners.continual.adaptation import Evidence, probe_scores
+from learners.continual.adaptation import AdaptationEvidence, probe_scores
 from learners.continual.evaluation import apart_from_new
 from learners.continual.trainer import ContinualTrainer
 from learners.experience.reader import Reader
@@ -203,7 +203,7 @@ def test_one_unfit_reading_is_counted_named_and_skipped(tmp_path: Path, store: S
     assert found["readings"] + 2 <= 42
     pictures = trainer(tmp_path, 60, adapt=42, kind="image-classification",
                        model=str(tinymodels.efficientnet(tmp_path / "e")))  # fmt: skip
-    readings, unreadable, named = pictures.adaptation._readings(Evidence("labels", [], [], NearDuplicates()))
+    readings, unreadable, named = pictures.adaptation._readings(AdaptationEvidence("labels", [], [], NearDuplicates()))
     assert (len(readings), unreadable) == (1, 41)
     assert "reads a picture" in named or "cannot be decoded" in named
 

@@ -12,6 +12,7 @@ import jsonschema
 import numpy as np
 import pytest
 import tinymodels
+import torch
 from pydantic import ValidationError
 
 from learners.config import TaskSettings
@@ -279,3 +280,32 @@ def test_settings_that_no_text_follows_are_refused() -> None:
             {"kind": "translation", "model": "m", "output": {"choices": ["a"]}, "generation": {"stop": ["."]}}
         )
     assert GenerationSettings(banned=("a.b", "x y", "(")).banned
+
+
+def test_what_is_forced_or_was_read_before_is_not_computed_again(models: dict[str, Path]) -> None:
+    """After `l` the choice has one end: the model is asked once. The beginning of every prompt is read once, with the same answers."""
+    task: Any = open_task("text-generation", models["llama"], output={"choices": ["lamp is on", "stay here"]})
+    read: list[int] = []
+    task.model.register_forward_pre_hook(
+        lambda _, __, given: read.append(given["input_ids"].shape[1]), with_kwargs=True
+    )
+    asked = [[{"role": "user", "content": f"Is it {word}?"}] for word in ("dark", "light", "late")]
+    first = ["".join(task.stream(turns)) for turns in asked]
+    assert set(first) <= {"lamp is on", "stay here"}
+    head, *steps = read
+    assert head >= 4, "what prompts begin with"
+    assert len(steps) <= 2 * 3, "the first piece or two of each answer, and not one step for each of its tokens"
+    whole = [len(task.ids(task.turns({"messages": turns}), generation_prompt=True)) for turns in asked]
+    assert steps[0] == whole[0] - head
+    other: Any = open_task("text-generation", models["llama"], output={"choices": ["lamp is on", "stay here"]})
+    assert ["".join(other.stream(turns)) for turns in asked[::-1]] == first[::-1], "in any order"
+    read.clear()
+    with torch.no_grad():
+        next(task.model.parameters()).mul_(0.5)
+    "".join(task.stream(asked[0]))
+    assert read[0] == head, "other weights read it again"
+    plain: Any = open_task("text-generation", models["llama"], max_new_tokens=12)
+    uncached: Any = open_task("text-generation", models["llama"], max_new_tokens=12)
+    uncached._read_head = lambda _: (0, None)
+    for turns in asked:
+        assert "".join(plain.stream(turns)) == "".join(uncached.stream(turns))
