@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TypeVar
 
+import numpy as np
 import torch
 
 from learners.tasks.base import Example, Task, to_device, without_target
@@ -56,7 +57,9 @@ class ReadableRows:
         features = self.task.features(without_target(example))
         if self._runs:
             # its first window alone: a batch of all windows of a long sound takes too much memory
-            self.task.outputs(self.task.model, to_device(self.task.collate(features[:1]), self.task.device))
+            found = self.task.outputs(self.task.model, to_device(self.task.collate(features[:1]), self.task.device))
+            if not np.isfinite(found[0]).all():
+                raise FloatingPointError("the model computes values that are no numbers")
 
     @property
     def figures(self) -> dict[str, float | str]:
