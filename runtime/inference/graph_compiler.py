@@ -25,7 +25,7 @@ from runtime.process.child import with_parent_death
 from runtime.process.emit import Emit
 
 TIMEOUT_S = 900.0
-"""On a busy machine the process, at the lowest priority, gets little of the processor."""
+"""On a busy machine the process, at a low priority, gets little of the processor."""
 MOST_REASON = 300
 """Characters of the process's last line that an error quotes."""
 
@@ -93,7 +93,7 @@ class GraphCompiler:
         await self._run(body, {"encoder": name, "version": version, "reason": reason})
 
     async def _run(self, work: Mapping[str, Any], fields: dict[str, Any]) -> None:
-        command = with_parent_death([sys.executable, "-m", "runtime.inference.compile_process"], priority="nice")
+        command = with_parent_death([sys.executable, "-m", "runtime.inference.compile_process"], priority="swap")
         async with self._turn:
             begun_s = time.monotonic()
             spare = self.calibrations.make_spare()

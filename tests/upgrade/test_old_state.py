@@ -49,7 +49,7 @@ def unpack(folder: Path) -> tuple[Path, dict[str, Any]]:
     """The archive in a folder, with settings for it; and what the old program read in it."""
     with tarfile.open(ARCHIVE) as archive:
         archive.extractall(folder, filter="data")
-    write_config(HERE / "config.yaml", folder / "config.yaml", free_port())
+    write_config(HERE / "config.yaml", folder / "config.yaml", free_port(), {"learner": {"priority": "normal"}})
     return folder, json.loads((folder / "expected.json").read_text())
 
 
