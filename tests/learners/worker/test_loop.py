@@ -253,12 +253,12 @@ def started(tmp_path: Path) -> Iterator[Start]:
 def test_the_process_keeps_the_priority_it_is_started_with_and_has_a_name(tmp_path: Path) -> None:
     path = tmp_path / "settings.json"
     path.write_bytes(inputs(tmp_path).model_dump_json().encode())
-    command = with_parent_death([sys.executable, "-m", "learners.worker", str(path)], priority="nice")
+    command = with_parent_death([sys.executable, "-m", "learners.worker", str(path)], priority="background")
     one = subprocess.Popen(command, cwd=ROOT)
     try:
         wait_until(lambda: "learner_waiting_for_spec" in dict(events(tmp_path)))
         assert psutil.Process(one.pid).cmdline()[0] == "reflexd: learner"
-        assert os.getpriority(os.PRIO_PROCESS, one.pid) == 19
+        assert os.getpriority(os.PRIO_PROCESS, one.pid) == 2
         one.send_signal(signal.SIGTERM)
         assert one.wait(60) == 0
     finally:
