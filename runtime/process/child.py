@@ -21,7 +21,15 @@ from setproctitle import setproctitle
 from sensors.drivers.parent_death import die_with
 
 Priority = Literal["first", "tick", "page", "normal", "background", "swap", "nice", "idle"]
-NICENESS: dict[Priority, int] = {"first": -10, "tick": -5, "page": -3, "normal": 0, "background": 2, "swap": 10, "nice": 19}
+NICENESS: dict[Priority, int] = {
+    "first": -10,
+    "tick": -5,
+    "page": -3,
+    "normal": 0,
+    "background": 2,
+    "swap": 10,
+    "nice": 19,
+}
 """Values of `nice`.
 
 `first`: the gate and the listener for stops. `tick`: the agent and the broker. `page`: it carries stops. `background`: what a person

@@ -44,6 +44,7 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
 from free_ports import free_port  # noqa: E402 - after the path
+from processor_time import busy_s, ours_s  # noqa: E402 - after the path
 
 from fakes import Mosquitto  # noqa: E402 - after the path
 from learners.checkpoints.store import open_checkpoints  # noqa: E402 - after the path
@@ -102,21 +103,6 @@ class Usage:
                 if name in before and name in after:
                     self.cpu[kind, name].append((after[name] - before[name]) / seconds)
                 self.rss_mb[name] = max(self.rss_mb.get(name, 0.0), process.memory_info().rss / 1e6)
-
-
-def busy_s() -> float:
-    """Return the processor seconds that the machine spent on anything."""
-    times = psutil.cpu_times()
-    return float(times.user + times.nice + times.system + times.irq + times.softirq)
-
-
-def ours_s() -> float:
-    """Return the processor seconds of this program, its broker and the daemon, with their ended children."""
-    total = sum(psutil.Process().cpu_times()[:4])
-    for process in psutil.Process().children(recursive=True):
-        with contextlib.suppress(psutil.Error):
-            total += sum(process.cpu_times()[:4])
-    return float(total)
 
 
 @dataclass

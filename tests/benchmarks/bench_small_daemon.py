@@ -36,6 +36,8 @@ from paho.mqtt.enums import CallbackAPIVersion
 ROOT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
+from processor_time import busy_s, ours_s  # noqa: E402 - after the path
+
 from fakes import Mosquitto  # noqa: E402 - after the path
 
 BASE, FIELDS = "reflexd/bench", tuple("abcdefgh")
@@ -104,21 +106,6 @@ def usage(daemon: int) -> dict[str, tuple[float, int, float]]:
     return used
 
 
-def machine_s() -> float:
-    """Return the processor seconds that the whole machine spent."""
-    times = psutil.cpu_times()
-    return float(times.user + times.nice + times.system + times.irq + times.softirq)
-
-
-def ours_s() -> float:
-    """Return the processor seconds of this program and its children."""
-    total = sum(psutil.Process().cpu_times()[:4])
-    for process in psutil.Process().children(recursive=True):
-        with contextlib.suppress(psutil.Error):
-            total += sum(process.cpu_times()[:4])
-    return float(total)
-
-
 def heard(seen: Seen, message: mqtt.MQTTMessage) -> None:
     """Note a decision or an event."""
     body = orjson.loads(message.payload)
@@ -165,12 +152,12 @@ async def measure(given: argparse.Namespace, folder: Path) -> bool:
                 raise SystemExit(f"no decision: {(folder / 'log').read_text()[-2000:]}")
             await asyncio.sleep(0.1)
         await asyncio.sleep(WARM_S)
-        before, machine, ours = usage(daemon.pid), machine_s(), ours_s()
+        before, machine, ours = usage(daemon.pid), busy_s(), ours_s()
         begun_s, first, lost = time.monotonic(), len(seen.ticks), seen.lost
         await asyncio.sleep(given.seconds)
         last, took_s = len(seen.ticks), time.monotonic() - begun_s
         after = usage(daemon.pid)
-        other = max(0.0, machine_s() - machine - (ours_s() - ours)) / took_s
+        other = max(0.0, busy_s() - machine - (ours_s() - ours)) / took_s
     finally:
         publishing.cancel()
         daemon.send_signal(signal.SIGTERM)
