@@ -22,7 +22,7 @@ PROBATION_FILE = "probation.json"
 
 
 def versions_of_experiments(state_dir: Path) -> frozenset[str]:
-    """Return the versions that the live experiment may need: live, anchor, the one before, challengers on trial and waiting.
+    """Return the versions that the live experiment may need: live, anchor or the best so far, the one before, and challengers.
 
     Raises:
         OSError: a file exists and cannot be read.
@@ -33,6 +33,8 @@ def versions_of_experiments(state_dir: Path) -> frozenset[str]:
     plan = _mapping(_mapping(phase.get("test")).get("plan"))
     named += [body.get("live"), body.get("waiting"), trust.get("anchor"), trust.get("previous")]
     named += [plan.get(arm) for arm in ("champion", "challenger", "anchor")]
+    if trust.get("anchor") is None:  # the best version so far may act again
+        named += [_mapping(body.get("proof")).get(name) for name in ("best", "leader")]
     old = _content(state_dir / PROBATION_FILE)
     trial = _mapping(old.get("trial"))
     named += [old.get("good"), trial.get("version"), trial.get("before")]

@@ -18,6 +18,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -26,8 +27,11 @@ sys.path[:0] = [str(Path(__file__).parents[2]), str(Path(__file__).parents[1])]
 
 from promotion_world import PromotionWorld, World, WorldTick, noise  # noqa: E402 - the path comes first
 
+from learners.experiment_statistics.alpha_budget import AlphaBudget  # noqa: E402
 from learners.experiment_statistics.paired_outcomes import TickOutcome  # noqa: E402
+from learners.experiment_statistics.plan import ExperimentPlan  # noqa: E402
 from runtime.deploy.experiments.plan_from_settings import ExperimentRules  # noqa: E402
+from runtime.deploy.experiments.running_plan import ExperimentPhase, LossBudget, pairs_allowed  # noqa: E402
 
 RULES = ExperimentRules(period_s=1.0, gamma=0.9)
 HOUR_S = 3_600.0
@@ -304,6 +308,74 @@ async def pace(first: int, runs: int) -> None:
         )  # fmt: skip
 
 
+@dataclass(slots=True)
+class Stream:
+    """A champion and challengers without end, each of which gives way to the next one as the agent decides; no margin."""
+
+    seed: int
+    counts_all: bool = True
+    """Challengers that gave way count in the error budget; False only to show why they have to."""
+    alpha: AlphaBudget = field(default_factory=AlphaBudget)
+    undecided: int = 0
+    pairs: int = 0
+    tried: int = 0
+
+    def next(self, factor: float) -> bool:
+        """Try one challenger with this multiple of the champion's return; return whether it was promoted."""
+        rng, number = np.random.default_rng([self.seed, 7, self.tried]), self.tried
+        self.tried += 1
+        alpha = self.alpha.next_alpha()
+        plan = ExperimentPlan(
+            "live", f"c{number}", "live", "return", 1, 0, 0.5, 0.0, alpha, 1_000,
+            1_000_000 * self.seed + number, episodic=True,
+        )  # fmt: skip
+        phase = ExperimentPhase(number, plan, budget=LossBudget())
+        phase.begun, unit = True, 0
+        while phase.verdict is None and not phase.give_up(pairs_allowed(self.undecided, plan.cap_pairs)):
+            found = phase.assign()
+            assert found is not None
+            gained = float(np.exp(SPREAD * rng.normal())) * (factor if found[0] != "live" else 1.0)
+            unit += 1
+            phase.add(f"d{unit}", found[1], TickOutcome(), hold=False)
+            phase.credit(f"d{unit}", "world", gained)
+            phase.episode_ended()
+            phase.complete(late_units=1)
+        self.pairs += len(phase.differences)
+        verdict = phase.verdict
+        promoted, ahead = verdict is not None and verdict.outcome == "live", sum(phase.differences) > 0
+        if self.counts_all or (verdict is not None and verdict.outcome != "cap"):
+            self.alpha.record(promoted=promoted, alpha=alpha)
+        gave_way = ahead and (verdict is None or verdict.outcome == "cap")
+        self.undecided = 0 if promoted else self.undecided + int(gave_way)
+        return promoted
+
+
+async def streams(first: int, runs: int) -> None:
+    """Challengers without end: whether equal ones are promoted, and whether good ones are starved."""
+    for counts_all in (True, False):
+        for loss in (0.0, 0.1):
+            wrong = [sum(one.next(1.0 - loss) for _ in range(100))
+                     for one in (Stream(seed, counts_all) for seed in range(first, first + runs))]  # fmt: skip
+            row(
+                f"100 challengers worse by {loss:.0%}, {'each counts' if counts_all else 'only verdicts count'}: promoted",
+                "<= 10 % of runs" if counts_all else "", f"in {sum(n > 0 for n in wrong)} of {runs} runs, {sum(wrong)} in all",
+            )  # fmt: skip
+    for gain in (0.1, 0.2, 0.5, 1.0):
+        alone, needed, tried = [], [], []
+        for seed in range(first, first + runs):
+            one = Stream(seed, undecided=30)  # its allowance is the cap
+            alone.append(one.pairs if one.next(1.0 + gain) else 1_000)
+            one = Stream(seed)
+            while not one.next(1.0 + gain) and one.pairs < 20_000:
+                pass
+            needed.append(one.pairs)
+            tried.append(one.tried)
+        row(
+            f"challengers better by {gain:.0%}, a newer one always waits: pairs to a proof", "",
+            f"median {np.median(needed):.0f}, worst {max(needed)}, of {np.median(tried):.0f} challengers; without rivals {np.median(alone):.0f}",
+        )  # fmt: skip
+
+
 async def nothing(first: int, runs: int) -> None:
     """From the untrained policy: a learner that climbs within 2 or 6 minutes, with versions that swing."""
     for minutes, swing in ((2, 0.25), (6, 0.25), (6, 0.5)):
@@ -326,6 +398,7 @@ async def nothing(first: int, runs: int) -> None:
 
 TRIALS: dict[str, Callable[[int, int], Awaitable[None]]] = {
     "worse": worse, "falls": falls, "hang": hang, "equal": equal, "effects": effects, "pace": pace, "nothing": nothing,
+    "streams": streams,
 }  # fmt: skip
 
 

@@ -91,10 +91,9 @@ class FirstAnchor:
 
     def found(self) -> tuple[str, str] | None:
         """Return the first leader and a sentence with the reason; None while learning climbs or nothing is clear."""
-        judged = {name: level for name, level in self.versions.items() if level.count >= LEAST_UNITS}
-        if not judged or self.untrained.count < LEAST_UNITS:
+        judged, best = self._judged(), self.best()
+        if best is None or self.untrained.count < LEAST_UNITS:
             return None
-        best = max(judged, key=lambda name: judged[name].mean - _error(judged[name]))
         gain = judged[best].mean - self.untrained.mean
         if gain <= 0 or gain < CLEAR * _joint(judged[best], self.untrained):
             return None
@@ -114,6 +113,14 @@ class FirstAnchor:
         unit = f"{judged[best].mean:.4g} after {self.untrained.mean:.4g} of the untrained policy"
         return best, f"better than the untrained policy ({unit}, before and after), and {why}"
 
+    def best(self) -> str | None:
+        """Return the version that earned most so far, of equal ones the newest; None before one has acted long enough."""
+        judged = self._judged()
+        return max(reversed(judged), key=lambda name: judged[name].mean - _error(judged[name]), default=None)
+
+    def _judged(self) -> dict[str, Level]:
+        return {name: level for name, level in self.versions.items() if level.count >= LEAST_UNITS}
+
     def dump(self) -> dict[str, Any]:
         """Return the state as plain data."""
         levels = {name: [one.count, one.mean, one.square] for name, one in self.versions.items()}
@@ -121,6 +128,7 @@ class FirstAnchor:
         return {
             "untrained": [one.count, one.mean, one.square],
             "versions": levels,
+            "best": self.best(),
             "leader": self.leader,
             "lost": self.lost,
             "led": self.led,

@@ -21,7 +21,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.asymmetric.rsa import generate_private_key
 
 from learners.checkpoints import store as module
-from learners.checkpoints.experiment_records import versions_that_passed
+from learners.checkpoints.experiment_records import versions_of_experiments, versions_that_passed
 from learners.checkpoints.manifest import CheckpointRefused
 from learners.checkpoints.safetensors_torch import WeightsRefused, pack, shapes_of, unpack
 from learners.checkpoints.signing import KeyRefused, load_key
@@ -430,3 +430,10 @@ def kill_writer(folder: Path, kills: int, seed: int) -> int:
             assert torch.equal(loaded.tensors["policy"]["w"], torch.full((64, 1024), float(n)))
     assert unloadable == 0
     return unloadable
+
+
+@pytest.mark.parametrize("anchor", [None, "000009-aaaaaaaa"])
+def test_until_a_version_is_trusted_the_best_so_far_is_needed(tmp_path: Path, anchor: str | None) -> None:
+    proof = {"best": "000002-bbbbbbbb", "leader": "000003-cccccccc"}
+    (tmp_path / "experiments.json").write_bytes(orjson.dumps({"trust": {"anchor": anchor}, "proof": proof}))
+    assert versions_of_experiments(tmp_path) == (frozenset(proof.values()) if anchor is None else {anchor})

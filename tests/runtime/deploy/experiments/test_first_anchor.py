@@ -62,3 +62,10 @@ def test_the_state_survives_and_that_of_an_earlier_program_is_read() -> None:
     assert again == one
     body = {name: value for name, value in one.dump().items() if name in ("untrained", "versions")}
     assert FirstAnchor.of(body).leader is None
+
+
+def test_of_equal_versions_the_newest_is_the_best() -> None:
+    one = grown(100.0, 300.0, 300.0, 300.0)
+    assert one.best() == "v3"
+    assert one.dump()["best"] == "v3"
+    assert FirstAnchor().best() is None
