@@ -9,7 +9,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from scipy.special import betainc
+from learners.special_functions import incomplete_beta
 
 LARGEST_VALUE = 1e150
 """Above it a square may overflow."""
@@ -165,7 +165,7 @@ class HarmRateWatch:
             if events < LEAST_EVENTS or past < LEAST_BLOCKS:
                 continue
             before = max(0.0, self.events - events)
-            if float(betainc(events, before + 1.0, window / self.count)) < probability:
+            if incomplete_beta(events, before + 1.0, window / self.count) < probability:
                 found = True
                 per_block = events / window - before / past
                 self.excess = per_block * self.event_units / max(1, units)

@@ -25,7 +25,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
-from scipy.special import chdtri
+
+from learners.special_functions import chi_square_above
 
 MEMORY = 10
 """Blocks over which an unknown dependence is taken to reach."""
@@ -59,7 +60,7 @@ def long_run_variance(blocks_N: Sequence[float], memory: int = MEMORY) -> float:
         if count < LEAST_BATCHES:
             break
         means = x_N[len(x_N) - count * length :].reshape(count, length).mean(1)
-        upper = (count - 1) / float(chdtri(count - 1, SURENESS))
+        upper = (count - 1) / chi_square_above(count - 1, SURENESS)
         found = max(found, length * float(means.var(ddof=1)) * upper)
     return found
 

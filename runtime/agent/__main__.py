@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import ctypes
 import gc
 import signal
 import socket
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +26,8 @@ from runtime.gate.client import GateGone
 from runtime.process import child, log
 
 _LOG = structlog.get_logger(__name__)
+M_ARENA_MAX = -8
+"""As malloc.h of glibc names it."""
 DECODERS = 2
 """Threads that decode pictures and resample sound."""
 
@@ -37,6 +41,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--verbose", action="store_true")
     given = parser.parse_args(arguments)
     child.set_process_title("agent")
+    _limit_heaps()
     gc.disable()  # until everything is built: it costs a fifth of the imports and finds no garbage
     loaded = load(given.config)
     log.configure(verbose=given.verbose, secrets=loaded.secrets)
@@ -78,6 +83,12 @@ async def _cancel_when(stopping: asyncio.Event, tasks: list[asyncio.Task[Any]]) 
     await stopping.wait()
     for task in tasks:
         task.cancel()
+
+
+def _limit_heaps() -> None:
+    """Share two heaps of the C library among all threads; else each thread has one, with all that it freed (9 MB in the demo)."""
+    with suppress(AttributeError):  # another C library
+        ctypes.CDLL(None).mallopt(M_ARENA_MAX, 2)
 
 
 def _settle_memory() -> None:

@@ -10,7 +10,6 @@ from typing import Any
 import structlog
 
 from runtime.agent.components import Components
-from runtime.process.http_server import serve_metrics
 from sensors.base import Sensor
 
 SPEC_RETRY_S = 5.0
@@ -54,6 +53,8 @@ def jobs(parts: Components) -> dict[str, Coroutine[Any, Any, None]]:
     if parts.agent_card is not None:
         running["agent card"] = parts.agent_card.run()
     if parts.config.metrics is not None:
+        from runtime.process.http_server import serve_metrics  # noqa: PLC0415 - 8 MB that a daemon without metrics does not need
+
         running["metrics"] = serve_metrics(parts.registry, partial(unready, parts), parts.config.metrics.listen)
     return running
 

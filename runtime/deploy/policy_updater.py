@@ -26,7 +26,7 @@ from runtime.deploy.pointer_follower import PointerFollower
 from runtime.inference.engine import UNTRAINED, Engine
 from runtime.process.emit import Emit
 
-POLL_S = 0.2
+POLL_S = 0.5
 READ_S = 2.0
 """Files that look unchanged are read this often."""
 REMEDY = "restore the state from a backup (`reflexd restore`), or import a policy, then set the mode"

@@ -20,6 +20,7 @@ from runtime.monitoring.health import Health
 from runtime.monitoring.metrics import Metrics
 from runtime.mqtt import Connection
 from runtime.mqtt.topics import Topics, encode
+from runtime.process.log import shows_debug
 from runtime.recording.recorder import Note, Recorder, TickRecord
 
 HEALTH_EVERY_S = 10.0
@@ -112,6 +113,8 @@ class Reporter:
 
     def _log(self, body: dict[str, Any]) -> None:
         """Log the tick at debug (`--verbose`): the log of every day has no line for it; `health` and `decision` show it."""
+        if not shows_debug():
+            return
         line = {key: body[key] for key in ("id", "policy", "mode", "latency_ms", "missing")}
         line["actions"] = {name: action["value"] for name, action in body["actions"].items()}
         _LOG.debug("tick", **line)

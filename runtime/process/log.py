@@ -73,11 +73,21 @@ class Scrubber:
         return {key: item if key.startswith("_") else self.value(item) for key, item in event.items()}
 
 
+_LEVELS = [logging.NOTSET]
+"""The level in force; before `configure` structlog shows everything."""
+
+
+def shows_debug() -> bool:
+    """Return whether a debug record is shown: composing one that is not costs as much as one that is."""
+    return _LEVELS[0] <= logging.DEBUG
+
+
 def configure(*, verbose: bool = False, secrets: Iterable[str] = (), stream: TextIO | None = None) -> Scrubber:
     """Set up logging for this process, also repeatedly; return the scrubber for secrets that are found later."""
     out = stream or sys.stderr
     scrubber = Scrubber(secrets)
     level = logging.DEBUG if verbose else logging.INFO
+    _LEVELS[:] = [level]
     shared: list[Processor] = [
         structlog.contextvars.merge_contextvars,
         structlog.stdlib.add_log_level,

@@ -26,7 +26,11 @@ from learners.files import new_folder, private_folder
 
 # None makes openvino use its own silent stub: the real one reports every use to its maker, from a fork of this process
 sys.modules["openvino_telemetry"] = None  # type: ignore[assignment]
-import openvino  # noqa: E402 - after the line above
+# openvino imports its converter if it finds it: 5 MB and .3 s that only a conversion needs
+sys.modules["openvino.tools.ovc"] = None  # type: ignore[assignment]
+import openvino  # noqa: E402 - after the lines above
+
+del sys.modules["openvino.tools.ovc"]
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -149,12 +153,13 @@ def convert(module: nn.Module, example: tuple[Tensor, ...]) -> Any:
         RuntimeError: a construct the converter does not know.
     """
     import torch  # noqa: PLC0415 - only a conversion needs it
+    from openvino.tools.ovc import convert_model  # noqa: PLC0415 - only a conversion needs it
 
     # the converter of OpenVINO 2026 traces with what torch 2.13 calls deprecated; the two are pinned together
     try:
         with torch.no_grad(), warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            return openvino.convert_model(module, example_input=tuple(torch.cat((x, x)) for x in example))
+            return convert_model(module, example_input=tuple(torch.cat((x, x)) for x in example))
     finally:
         _forget_traces()
 

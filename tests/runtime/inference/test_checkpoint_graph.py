@@ -116,7 +116,7 @@ async def test_the_agent_acts_on_the_graph_of_the_checkpoint_and_converts_nothin
     checkpoints = versions(tmp_path)
     version = save(checkpoints, 1, graph=True)
     engine = agent(tmp_path, checkpoints)
-    monkeypatch.setattr(openvino.openvino, "convert_model", refuse_to_convert)
+    monkeypatch.setattr("openvino.tools.ovc.convert_model", refuse_to_convert)
     await engine.switch(version)
     exact = Policy(SPEC).eval()
     exact.load_state_dict(weights(1))
