@@ -37,6 +37,7 @@ from learners.finetune.few_labels.near_duplicates import NearDuplicates
 from learners.finetune.few_labels.readable_rows import ReadableRows
 from learners.finetune.linear_probe import fit_head
 from learners.finetune.transfer import weights_of
+from learners.model.encoders.bundled_packages import BundledError
 from learners.model.encoders.bundled_weights import resolve
 from learners.task_kinds import KINDS
 from learners.task_serving.options import options_of
@@ -112,8 +113,12 @@ class EncoderAdaptation:
         count, stream = self.finetune.adapt, self.settings.stream
         if not self._applies() or stream is None or len(self.reader.raw_stamps(stream, count)) < count:
             return False
+        try:
+            of = self._identity()
+        except (BundledError, OSError):
+            return False  # a fine-tune reports that the model is not there
         found = self._report()
-        if found.get("of") != self._identity():
+        if found.get("of") != of:
             return self._has_evidence()
         if self.settings.eval_file is not None:
             return not found.get("conclusive") and found.get("evidence") != self._evidence()
@@ -169,11 +174,14 @@ class EncoderAdaptation:
             return self._store(found | {"reason": f"inconclusive: {evidence.lacks}"}, None)
         plain = copy.deepcopy(task)
         readings, unreadable, named = self._readings(evidence)
+        found |= {"unreadable": unreadable, "unreadable_reason": named} if unreadable else {}
         try:
             made = adapt(task, readings, seed=self.seed, stop=stop)
             found |= {"objective": made.objective, "readings": made.readings, "loss": made.losses[-1]}
-            if count := unreadable + made.unreadable:
-                found |= {"unreadable": count, "unreadable_reason": named or made.unreadable_reason}
+            if made.unreadable:
+                found |= {
+                    "unreadable": unreadable + made.unreadable, "unreadable_reason": named or made.unreadable_reason,
+                }  # fmt: skip
             rows, groups = evidence.examples, evidence.groups
             after, before = (probe_scores(one, rows, self.seed, groups) for one in (task, plain))
         except DataError as reason:

@@ -49,16 +49,17 @@ def digest_of(folder: Path) -> str:
 
 
 def weights_of(model: str) -> str:
-    """Return a digest of the weights of a model, of a folder or of the cached revision of an id; empty where there are none.
+    """Return a digest of the weights of a model: of a folder, or of the cached revision of an id.
 
     Raises:
         BundledError: as `resolve`.
+        OSError: the model is neither a folder nor in the cache.
     """
     found = resolve(model)
     if not isinstance(found, Path):
         config = cached_file(found, "config.json", local_files_only=True, _raise_exceptions_for_missing_entries=False)
         if config is None:
-            return ""
+            raise FileNotFoundError(f"{model}: neither a folder nor in the cache of transformers")
         found = Path(config).parent
     files = sorted(path for pattern in WEIGHTS for path in found.glob(pattern))
     return _digest(found, tuple((path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in files))

@@ -178,6 +178,8 @@ def test_an_adapted_encoder_belongs_to_its_model_and_its_settings(tmp_path: Path
     other = trainer(tmp_path, 60, adapt=50, model=str(tinymodels.bert(tmp_path / "wide", width=64)))
     assert other.adaptation.encoder() is None, "of another model, even of the same architecture"
     assert other.due(), "it is adapted in its turn"
+    gone = trainer(tmp_path, 60, adapt=50, model="no/such-model")
+    assert not gone.due(), "a fine-tune reports that the model is not there; the learner goes on"
     tinymodels.bert(tmp_path / "model", width=64)
     again = trainer(tmp_path, 60, adapt=50)
     assert again.adaptation.encoder() is None, "the folder has the same name and other weights"
