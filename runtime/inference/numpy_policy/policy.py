@@ -194,7 +194,7 @@ class ArrayPolicy:
     def __init__(self, spec: PolicySpec, weights: Weights, fuse: Fuse | None) -> None:
         self.spec, self.weights = spec, weights
         self.fuse: Fuse = fuse if fuse is not None else self._numbers
-        self._recall = _group(weights, "recall")
+        self._recall, self._telemetry = _group(weights, "recall"), _group(weights, "telemetry.0")
         self._sizes = [len(a.choices) for a in spec.actions.choices]
         self._choice, self._posterior, self._actor = None, None, None
         self._critics: list[Network] = []
@@ -213,7 +213,7 @@ class ArrayPolicy:
 
     def _numbers(self, present_BS: NDArray[np.bool_], _ages_BS: Floats, tokens_B1W: Floats) -> NDArray[np.float32]:
         """Return the state of a policy without fusion: the normalised telemetry."""
-        w = _group(self.weights, "telemetry.0")
+        w = self._telemetry
         shown_B11 = present_BS[:, :1, None]
         normal_B1W = normalised(
             np.where(shown_B11, tokens_B1W, np.float32(0)), float(w["count"]), w["mean"], w["scatter"]
