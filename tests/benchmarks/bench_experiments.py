@@ -308,6 +308,38 @@ async def pace(first: int, runs: int) -> None:
         )  # fmt: skip
 
 
+def compare(phase: ExperimentPhase, factor: float, rng: np.random.Generator, allowance: int) -> int:
+    """Let episodes pass until the challenger, with this multiple of the champion's return, has a verdict or gives way; return how many."""
+    phase.begun, count = True, 0
+    while phase.verdict is None and not phase.give_up(allowance):
+        found = phase.assign()
+        assert found is not None
+        gained = float(np.exp(SPREAD * rng.normal())) * (factor if found[0] != "live" else 1.0)
+        count += 1
+        phase.add(f"d{count}", found[1], TickOutcome(), hold=False)
+        phase.credit(f"d{count}", "world", gained)
+        phase.episode_ended()
+        phase.complete(late_units=1)
+    return count
+
+
+async def races(first: int, runs: int) -> None:
+    """Races of a newer version against the leader, while nothing is trusted."""
+    for factor in (0.5, 0.75, 0.9, 1.0, 1.1, 1.5, 2.0):
+        won, took = 0, []
+        for seed in range(first, first + runs):
+            plan = ExperimentPlan("live", "new", None, "return", 1, 0, 0.5, 0.0, 0.02, 1_000, seed, episodic=True)
+            phase = ExperimentPhase(1, plan, budget=LossBudget(1.0, SPREAD), race=True)
+            rng = np.random.default_rng([seed, 8, round(100 * factor)])
+            took.append(compare(phase, factor, rng, 1_000))
+            won += phase.verdict is not None and phase.verdict.outcome == "live"
+        row(
+            f"race of a version with {factor:g} times the leader's return: it leads then",
+            "0" if factor <= 0.5 else "all" if factor >= 2 else "",
+            f"{won} of {runs}; median {np.median(took):.0f} episodes, worst {max(took)}",
+        )  # fmt: skip
+
+
 @dataclass(slots=True)
 class Stream:
     """A champion and challengers without end, each of which gives way to the next one as the agent decides; no margin."""
@@ -330,16 +362,7 @@ class Stream:
             1_000_000 * self.seed + number, episodic=True,
         )  # fmt: skip
         phase = ExperimentPhase(number, plan, budget=LossBudget())
-        phase.begun, unit = True, 0
-        while phase.verdict is None and not phase.give_up(pairs_allowed(self.undecided, plan.cap_pairs)):
-            found = phase.assign()
-            assert found is not None
-            gained = float(np.exp(SPREAD * rng.normal())) * (factor if found[0] != "live" else 1.0)
-            unit += 1
-            phase.add(f"d{unit}", found[1], TickOutcome(), hold=False)
-            phase.credit(f"d{unit}", "world", gained)
-            phase.episode_ended()
-            phase.complete(late_units=1)
+        compare(phase, factor, rng, pairs_allowed(self.undecided, plan.cap_pairs))
         self.pairs += len(phase.differences)
         verdict = phase.verdict
         promoted, ahead = verdict is not None and verdict.outcome == "live", sum(phase.differences) > 0
@@ -398,7 +421,7 @@ async def nothing(first: int, runs: int) -> None:
 
 TRIALS: dict[str, Callable[[int, int], Awaitable[None]]] = {
     "worse": worse, "falls": falls, "hang": hang, "equal": equal, "effects": effects, "pace": pace, "nothing": nothing,
-    "streams": streams,
+    "streams": streams, "races": races,
 }  # fmt: skip
 
 

@@ -43,10 +43,12 @@ def episode(phase: ExperimentPhase, number: int, returns: dict[str, float]) -> t
     return version, returns[version]
 
 
+@pytest.mark.parametrize("race", [False, True])
 @pytest.mark.parametrize("seed", range(4))
-def test_bad_challengers_without_an_end_hardly_lower_the_mean(seed: int) -> None:
+def test_bad_challengers_without_an_end_hardly_lower_the_mean(seed: int, *, race: bool) -> None:
     rng, budget, recent, lowest, number = np.random.default_rng(seed), LossBudget(480.0, 5.0), deque[float](), 500.0, 0
     phase, bad = phase_of(1_000 * seed, budget), 50.0
+    phase.race = race
     for n in range(700):  # more than an hour at 50 Hz
         _, gained = episode(phase, n, {"live": 500.0, phase.plan.challenger or "": bad})
         recent.append(gained)
@@ -58,6 +60,7 @@ def test_bad_challengers_without_an_end_hardly_lower_the_mean(seed: int) -> None
             assert phase.verdict.outcome == "out"
             number, bad = number + 1, float(rng.uniform(10, 350))
             phase = phase_of(1_000 * seed + number, budget)
+            phase.race = race
     assert number >= 4
     assert lowest >= 475.0
 
