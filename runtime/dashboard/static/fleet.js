@@ -7,9 +7,13 @@ function cells(agent) {
   const row = document.createElement("tr");
   row.className = agent.excluded ? "excluded" : agent.state;
   const reward = agent.reward === null ? "" : agent.reward.toPrecision(3);
-  const values = [agent.agent, agent.state, agent.policy, agent.wave, reward, agent.backlog_rows, agent.verdict, agent.excluded || agent.apart];
-  for (const value of values) {
+  const remark = agent.excluded ? `excluded: ${agent.excluded}` : agent.apart;
+  const values = [agent.agent, agent.state, agent.policy, agent.wave, reward, agent.backlog_rows, agent.verdict, remark];
+  const names = document.querySelectorAll("th");
+  for (const [place, value] of values.entries()) {
     const cell = document.createElement("td");
+    cell.className = names[place].className;
+    cell.dataset.name = names[place].textContent;
     cell.textContent = value ?? "";
     row.append(cell);
   }
@@ -28,8 +32,10 @@ function show(state) {
   paused = state.paused;
   byId("group").textContent = `Fleet ${state.group}`;
   const online = state.agents.filter((agent) => agent.state === "online").length;
+  const excluded = state.agents.filter((agent) => agent.excluded).length;
+  const without = excluded ? `; the rows of ${excluded} are excluded` : "";
   const link = state.connected ? "" : "No connection to the broker. ";
-  byId("summary").textContent = `${link}${online} of ${state.agents.length} agents are online; learner ${state.learner}. ${state.alert}`;
+  byId("summary").textContent = `${link}${online} of ${state.agents.length} agents are online; learner ${state.learner}${without}. ${state.alert}`;
   byId("wave").textContent = state.wave;
   byId("actions").hidden = state.role !== "operator";
   byId("pause").textContent = paused ? "Resume waves" : "Pause waves";
