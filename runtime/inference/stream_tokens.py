@@ -39,9 +39,12 @@ class _Cached:
     version: str
     tokens_TW: NDArray[Any]
     is_finite: bool = field(init=False)
+    features_1TW: NDArray[np.float32] = field(init=False)
+    """The tokens as the policy reads them; nothing changes them in place."""
 
     def __post_init__(self) -> None:
         self.is_finite = bool(np.isfinite(self.tokens_TW).all())
+        self.features_1TW = np.array(self.tokens_TW, np.float32)[None]
 
 
 class StreamTokens:
@@ -68,7 +71,10 @@ class StreamTokens:
         acting: Callable[[], Mapping[str, Versioned]],
         prepare_thread: Callable[[], None],
     ) -> None:
-        self._spec, self._routes, self._field_kinds = spec, routes, field_kinds
+        self._routes, self._field_kinds = routes, field_kinds
+        self._names = spec.names
+        self._nothing = {s.name: np.zeros((1, s.tokens, s.width), np.float32) for s in spec.streams}
+        """The features of a missing stream."""
         self._encode, self._acting = encode, acting
         self._cache: dict[str, _Cached] = {}
         early = {stream: name for stream, name in routes.items() if name in at_arrival}
@@ -85,11 +91,12 @@ class StreamTokens:
         work: dict[str, list[Reading]] = defaultdict(list)
         early: list[str] = []
         for name, reading in observation.readings.items():
+            cached = self._cache.get(name)
             if isinstance(reading, Telemetry):
-                self._cache[name] = _Cached(reading, "", self._numbers(reading)[None])
+                if cached is None or cached.reading is not reading:
+                    self._cache[name] = _Cached(reading, "", self._numbers(reading)[None])
             elif name in self._routes:
                 encoder = encoders[self._routes[name]]
-                cached = self._cache.get(name)
                 if cached is None or cached.reading is not reading or cached.version != encoder.version:
                     if (ready := self._ready_for(reading, encoder.version)) is not None:
                         self._cache[name] = ready
@@ -111,19 +118,18 @@ class StreamTokens:
 
     def of(self, observation: Observation) -> tuple[dict[str, NDArray[Any]], dict[str, str]]:
         """Return the tokens [T, W] of the observed streams of the policy, and the version of the encoder that made them."""
-        tokens = {name: self._cache[name].tokens_TW for name in observation.readings if name in self._spec.names}
+        known = frozenset(self._names)
+        tokens = {name: self._cache[name].tokens_TW for name in observation.readings if name in known}
         return tokens, {name: self._cache[name].version for name in tokens if name in self._routes}
 
     def features(self, observation: Observation) -> TickFeatures:
         """Return the features of this tick; missing streams are zeros."""
-        tokens: dict[str, NDArray[np.float32]] = {}
-        present = [name in observation.readings for name in self._spec.names]
-        for stream, there in zip(self._spec.streams, present, strict=True):
-            if there:
-                tokens[stream.name] = np.array(self._cache[stream.name].tokens_TW, np.float32)[None]
-            else:
-                tokens[stream.name] = np.zeros((1, stream.tokens, stream.width), np.float32)
-        ages = [observation.ages_s.get(name, float("inf")) for name in self._spec.names]
+        present = [name in observation.readings for name in self._names]
+        tokens = {
+            name: self._cache[name].features_1TW if there else self._nothing[name]
+            for name, there in zip(self._names, present, strict=True)
+        }
+        ages = [observation.ages_s.get(name, float("inf")) for name in self._names]
         return TickFeatures(tokens, np.array([present]), np.array([ages], np.float32))
 
     def _numbers(self, reading: Telemetry) -> NDArray[np.float32]:

@@ -2,13 +2,12 @@
 
 A version brings the statistics that belong to it. Untrained weights have none, and ordinary telemetry (1013 hPa, encoder ticks)
 would drive every action to its limit. Belongs to the inference thread. The arithmetic is that of `learners.model.normalizer`,
-number for number. Shapes: N rows, W width of a stream.
+number for number. Shapes: S streams of one width, B batch, T tokens of a stream, W its width.
 """
 
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -39,28 +38,49 @@ def normalised(
     return normal  # `np.clip` takes five times as long
 
 
-@dataclass(slots=True)
 class RunningStatistics:
-    """Mean and scatter of each of W numbers (Welford 1962, merged by Chan et al. 1983)."""
+    """Mean and scatter of each of W numbers of S streams (Welford 1962, merged by Chan et al. 1983).
 
-    width: int
-    count: float = 0.0
-    mean: NDArray[np.float32] = field(init=False)
-    scatter: NDArray[np.float32] = field(init=False)
+    All streams of one width are one array: a tick makes the same calls of numpy for one stream and for a hundred.
+    """
 
-    def __post_init__(self) -> None:
-        self.mean, self.scatter = np.zeros(self.width, np.float32), np.zeros(self.width, np.float32)
+    def __init__(self, streams: int, width: int) -> None:
+        self.count_S = np.zeros(streams)
+        self.mean_SW, self.scatter_SW = (np.zeros((streams, width), np.float32) for _ in range(2))
+        self._deviation_SW: NDArray[np.float32] | None = None
+        """Of these statistics; None until it is needed."""
 
-    def observe(self, x_W: NDArray[np.float32]) -> None:
-        """Merge one row; earlier rows lose weight so that all together count as `MEMORY` at most."""
-        remaining = min(self.count, MEMORY - 1.0)
-        if remaining < self.count:
-            self.scatter = self.scatter * np.float32(remaining / self.count)
-        total = remaining + 1.0
-        shift_W = np.clip(x_W, -LARGEST, LARGEST) - self.mean
-        self.scatter = self.scatter + np.square(shift_W) * np.float32(remaining / total)
-        self.mean = self.mean + shift_W * np.float32(1.0 / total)
-        self.count = total
+    def observe(self, x_SW: NDArray[np.float32], fresh_S: NDArray[np.bool_]) -> None:
+        """Merge one row of each fresh stream; earlier rows lose weight so that all together count as `MEMORY` at most."""
+        remaining_S = np.minimum(self.count_S, MEMORY - 1.0)
+        shrunk_S = np.divide(remaining_S, self.count_S, out=np.ones_like(remaining_S), where=self.count_S > 0)
+        total_S = remaining_S + 1.0
+        shift_SW = np.clip(x_SW, -LARGEST, LARGEST) - self.mean_SW
+        old_SW = self.scatter_SW * _column(shrunk_S)
+        scatter_SW = old_SW + np.square(shift_SW) * _column(remaining_S / total_S)
+        mean_SW = self.mean_SW + shift_SW * _column(1.0 / total_S)
+        if not fresh_S.all():
+            scatter_SW = np.where(fresh_S[:, None], scatter_SW, self.scatter_SW)
+            mean_SW = np.where(fresh_S[:, None], mean_SW, self.mean_SW)
+            total_S = np.where(fresh_S, total_S, self.count_S)
+        self.restore(total_S, mean_SW, scatter_SW)
+
+    def restore(self, count_S: NDArray[Any], mean_SW: NDArray[np.float32], scatter_SW: NDArray[np.float32]) -> None:
+        """Continue from these numbers."""
+        self.count_S, self.mean_SW, self.scatter_SW, self._deviation_SW = count_S, mean_SW, scatter_SW, None
+
+    def normalised(self, x_SBTW: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Normalise the last dimension as `normalised` does; a stream without any rows stays as it is."""
+        if self._deviation_SW is None:
+            self._deviation_SW = np.sqrt(self.scatter_SW / _column(np.maximum(self.count_S, 1.0)) + EPS)
+        mean_SBTW, deviation_SBTW = self.mean_SW[:, None, None], self._deviation_SW[:, None, None]
+        normal_SBTW = np.minimum(np.maximum((x_SBTW - mean_SBTW) / deviation_SBTW, np.float32(-CLIP)), np.float32(CLIP))
+        is_known_S = self.count_S > 0
+        return normal_SBTW if is_known_S.all() else np.where(is_known_S[:, None, None, None], normal_SBTW, x_SBTW)
+
+
+def _column(values_S: NDArray[np.float64]) -> NDArray[np.float32]:
+    return values_S.astype(np.float32)[:, None]
 
 
 class InputStatistics:
@@ -72,16 +92,23 @@ class InputStatistics:
 
     def __init__(self, spec: PolicySpec) -> None:
         self._names = spec.names
-        self._by_stream = {s.name: RunningStatistics(s.width) for s in spec.telemetry}
+        by_width: dict[int, list[str]] = {}
+        for stream in spec.telemetry:
+            by_width.setdefault(stream.width, []).append(stream.name)
+        self._groups = [(names, RunningStatistics(len(names), width)) for width, names in by_width.items()]
+        self._places = {name: (one, row) for names, one in self._groups for row, name in enumerate(names)}
+        self._telemetry = tuple(stream.name for stream in spec.telemetry)
         self.enabled = True
         """False while a recording is replayed that was made without statistics."""
 
     def observe(self, features: TickFeatures, fresh: Collection[str]) -> None:
         """Merge the fresh readings of this tick."""
-        if self.enabled:
-            for name, statistics in self._by_stream.items():
-                if name in fresh:
-                    statistics.observe(features.tokens[name].reshape(-1))
+        if not self.enabled:
+            return
+        for names, statistics in self._groups:
+            fresh_S = np.array([name in fresh for name in names])
+            if fresh_S.any():
+                statistics.observe(np.stack([features.tokens[name].reshape(-1) for name in names]), fresh_S)
 
     def applied_to(self, fuse: Fuse) -> Fuse:
         """Return `fuse` on normalised telemetry."""
@@ -91,33 +118,31 @@ class InputStatistics:
         ) -> NDArray[np.float32]:
             if not self.enabled:
                 return fuse(present_BS, ages_BS, *tokens)
-            normal = (self._applied(name, x) for name, x in zip(self._names, tokens, strict=True))
-            return fuse(present_BS, ages_BS, *normal)
+            by_name = dict(zip(self._names, tokens, strict=True))
+            for names, statistics in self._groups:
+                normal_SBTW = statistics.normalised(np.stack([by_name[name] for name in names]))
+                by_name.update(zip(names, normal_SBTW, strict=True))
+            return fuse(present_BS, ages_BS, *by_name.values())
 
         return run
-
-    def _applied(self, name: str, x: NDArray[np.float32]) -> NDArray[np.float32]:
-        one = self._by_stream.get(name)
-        return x if one is None else normalised(x, one.count, one.mean, one.scatter)
 
     def by_stream(self) -> dict[str, dict[str, NDArray[Any]]]:
         """Return the statistics of each telemetry stream under the names that a policy has for them; none while disabled."""
         if not self.enabled:
             return {}
+        return {name: self._of(name) for name in self._telemetry}
+
+    def _of(self, name: str) -> dict[str, NDArray[Any]]:
+        one, row = self._places[name]
         return {
-            name: {"count": np.array(one.count), "mean": one.mean.copy(), "scatter": one.scatter.copy()}
-            for name, one in self._by_stream.items()
+            "count": np.array(float(one.count_S[row])),
+            "mean": one.mean_SW[row].copy(),
+            "scatter": one.scatter_SW[row].copy(),
         }
 
     def pack(self) -> dict[str, NDArray[Any]]:
         """Return the statistics as named arrays."""
-        return {
-            f"{PREFIX}{name}/{key}": value
-            for name, one in self._by_stream.items()
-            for key, value in {
-                "count": np.array(one.count), "mean": one.mean.copy(), "scatter": one.scatter.copy()
-            }.items()
-        }  # fmt: skip
+        return {f"{PREFIX}{name}/{key}": value for name in self._telemetry for key, value in self._of(name).items()}
 
     def unpack(self, rows: Mapping[str, NDArray[Any]]) -> None:
         """Restore what `pack` returned; recordings of before 0.1.0 have no statistics, and were made without.
@@ -125,8 +150,9 @@ class InputStatistics:
         Raises:
             KeyError: a number of a stream is missing.
         """
-        self.enabled = any(name.startswith(PREFIX) for name in rows) or not self._by_stream
-        if self.enabled:
-            for name, one in self._by_stream.items():
-                count, mean_W, scatter_W = (rows[f"{PREFIX}{name}/{key}"] for key in KEYS)
-                one.count, one.mean, one.scatter = float(count), mean_W.copy(), scatter_W.copy()
+        self.enabled = any(name.startswith(PREFIX) for name in rows) or not self._telemetry
+        if not self.enabled:
+            return
+        for names, one in self._groups:
+            count_S, mean_SW, scatter_SW = (np.stack([rows[f"{PREFIX}{name}/{key}"] for name in names]) for key in KEYS)
+            one.restore(count_S.astype(np.float64), mean_SW, scatter_SW)

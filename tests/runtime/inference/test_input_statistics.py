@@ -3,20 +3,25 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import safetensors.torch
+from numpy.typing import NDArray
 
-from actuators.actions import ActionSpace, Continuous
+from actuators.actions import ActionSpace, Choice, Continuous
 from learners.experience.transition import Transition, encode
 from learners.model.backends.calibration_cache import Calibrations
 from learners.model.backends.fastest_backend import BackendSettings
 from learners.model.spec import PolicySpec, StreamSpec
+from runtime.inference import stream_tokens
 from runtime.inference.decision import InferenceResult
 from runtime.inference.engine import HISTORY_FILE
+from runtime.inference.numpy_policy.history import TickFeatures
+from runtime.inference.numpy_policy.input_statistics import LARGEST, MEMORY, InputStatistics, normalised
 from runtime.inference.torch_engine import TorchEngine, untrained
 from sensors.readings import Observation, Telemetry
 
@@ -92,3 +97,74 @@ def test_a_replay_from_the_middle_is_exact_and_old_recordings_have_no_statistics
     asyncio.run(run())
     for each in (one, two, old):
         each.close()
+
+
+class OneStream:
+    """The statistics of one stream, as `learners.model.normalizer` keeps them: a row at a time."""
+
+    def __init__(self, width: int) -> None:
+        self.count, self.mean, self.scatter = 0.0, np.zeros(width, np.float32), np.zeros(width, np.float32)
+
+    def observe(self, x_W: NDArray[np.float32]) -> None:
+        remaining = min(self.count, MEMORY - 1.0)
+        if remaining < self.count:
+            self.scatter = self.scatter * np.float32(remaining / self.count)
+        total = remaining + 1.0
+        shift_W = np.clip(x_W, -LARGEST, LARGEST) - self.mean
+        self.scatter = self.scatter + np.square(shift_W) * np.float32(remaining / total)
+        self.mean = self.mean + shift_W * np.float32(1.0 / total)
+        self.count = total
+
+
+def test_all_streams_of_a_width_together_have_the_bits_of_each_alone() -> None:
+    """Readings come at any tick, some never; widths are mixed; numbers are tiny, ordinary and huge."""
+    widths = {"a": 3, "b": 8, "words": 4, "c": 8, "d": 3, "silent": 8, "e": 1}
+    spec = PolicySpec(
+        tuple(StreamSpec(name, "text" if name == "words" else "telemetry", 1, width) for name, width in widths.items()),
+        ActionSpace((Choice("head", ("left", "right")),)),
+    )
+    together, alone = InputStatistics(spec), {name: OneStream(width) for name, width in widths.items()}
+    fuse = together.applied_to(lambda _present, _ages, *tokens: np.concatenate([x.reshape(-1) for x in tokens]))
+    rng = np.random.default_rng(0)
+    for _ in range(MEMORY + 200):
+        tokens = {
+            name: (rng.normal(size=(1, 1, width)) * 10.0 ** rng.integers(-3, 20)).astype(np.float32)
+            for name, width in widths.items()
+        }
+        fresh = {name for name in widths if name != "silent" and rng.random() < 0.9}
+        together.observe(TickFeatures(tokens, np.ones((1, 7), bool), np.zeros((1, 7), np.float32)), fresh)
+        want = []
+        for name, x in tokens.items():
+            if name in fresh:
+                alone[name].observe(x.reshape(-1))
+            one = alone[name]
+            want.append(x if name == "words" else normalised(x, one.count, one.mean, one.scatter))
+        found = fuse(None, None, *tokens.values())
+        assert np.array_equal(found, np.concatenate([x.reshape(-1) for x in want]))
+    packed = together.pack()
+    assert [key for key in packed if key.endswith("/count")] == [f"statistics/{name}/count" for name in widths if name != "words"]  # fmt: skip
+    for name, one in alone.items():
+        if name != "words":
+            assert float(packed[f"statistics/{name}/count"]) == one.count
+            assert np.array_equal(packed[f"statistics/{name}/mean"], one.mean)
+            assert np.array_equal(packed[f"statistics/{name}/scatter"], one.scatter)
+    restored = InputStatistics(spec)
+    restored.unpack(packed)
+    assert all(np.array_equal(x, packed[key]) for key, x in restored.pack().items())
+
+
+def test_a_reading_that_lasts_is_converted_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A house has hundreds of sensors that report once a minute."""
+    converted: list[Any] = []
+    convert = stream_tokens.policy_numbers
+    monkeypatch.setattr(stream_tokens, "policy_numbers", lambda *given: (converted.append(given), convert(*given))[1])
+    one, first = engine(tmp_path), seen(0, np.array([1.0, 2.0, 3.0]))
+
+    async def run() -> list[InferenceResult]:
+        later = [replace(first, tick=tick, stamp_s=tick / 10, fresh=frozenset()) for tick in range(1, 4)]
+        return [await one.decide(each) for each in (first, *later, seen(4, np.array([4.0, 5.0, 6.0])))]
+
+    decided = asyncio.run(run())
+    one.close()
+    assert len(converted) == 2
+    assert [each.tokens["s"].tolist() for each in decided] == [[[1, 2, 3]]] * 4 + [[[4, 5, 6]]]
