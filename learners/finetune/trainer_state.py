@@ -10,6 +10,7 @@ import math
 import random
 from collections.abc import Mapping
 from dataclasses import dataclass
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +21,12 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from learners.files import new_file, private_folder, write_atomically
+from learners.files import DRAFT, new_file, private_folder, write_atomically
 
 FORMAT = 1
 STATE = "state.json"
+OWN = ("now-*.safetensors", "best-*.safetensors", STATE, f"{DRAFT}*")
+"""Files of a state, and drafts that a kill left."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,19 +84,17 @@ class State:
     def clear_parts(self) -> None:
         """Remove this state and those of `of_part`, whichever run they belong to; folders of others stay."""
         for folder in self.folder.parent.glob(f"{self.folder.name}-*"):
-            if (folder / STATE).is_file():
-                State(folder, self.fingerprint).clear()
+            if folder.is_dir() and (names := [path.name for path in folder.iterdir()]):
+                is_own = all(any(fnmatch(name, pattern) for pattern in OWN) for name in names)
+                if is_own or STATE in names:
+                    State(folder, self.fingerprint).clear()
         self.clear()
 
     def clear(self) -> None:
         """Remove the state: the run is over. Files that it did not write stay."""
         if not self.folder.is_dir():
             return
-        for path in (
-            *self.folder.glob("now-*.safetensors"),
-            *self.folder.glob("best-*.safetensors"),
-            self.folder / STATE,
-        ):
+        for path in (path for pattern in OWN for path in self.folder.glob(pattern)):
             path.unlink(missing_ok=True)
         if not any(self.folder.iterdir()):
             self.folder.rmdir()

@@ -13,6 +13,7 @@ import tinymodels
 import torch
 from transformers import BertForMaskedLM
 
+from learners.files import DRAFT
 from learners.finetune.few_labels.adaptation import adapt, can_adapt
 from learners.finetune.few_labels.comparison import PairedGain, choose
 from learners.finetune.few_labels.equal_content import content_key, distinct
@@ -210,6 +211,9 @@ def test_no_resume_starts_every_version_over(tmp_path: Path) -> None:
         (out / "state-of-the-art").mkdir()
         (out / "state-of-the-art" / "notes.txt").write_text("mine")
         assert (out / "state-pretrained" / "state.json").is_file()
+        (out / "state-pretrained" / f"{DRAFT}now-3.safetensors.0a").write_bytes(b"half")
+        (out / "state-pretrained-mixup").mkdir()
+        (out / "state-pretrained-mixup" / f"{DRAFT}now-1.safetensors.0b").write_bytes(b"half")
         killed = 0
         steps.clear()
         finetune(**common, resume=False)
