@@ -113,7 +113,7 @@ def age_of(stream: AnyStream) -> float:
 
 
 def _rules(path: Path, loaded: LoadedConfig) -> Iterator[Problem]:
-    """Yield a warning for rules under `forbid` that the policy cannot break, or with one of its actuators only, or that leave no choice."""
+    """Yield a warning for rules under `forbid` that the policy cannot break, or with some of its actuators only, or that leave no choice."""
     config, modes = loaded.config, _modes(loaded)
     known = {**known_readings(config), **known_names(config.actuators)}
     for name, words in blocked_choices(config.gate.forbid, config.actuators, known, enum_fields(config)).items():
@@ -127,16 +127,21 @@ def _rules(path: Path, loaded: LoadedConfig) -> Iterator[Problem]:
         )
     for number, text in enumerate(config.gate.forbid):
         names = Expression(text).names & config.actuators.keys()
-        shadow = sorted(name for name in names if modes[name] == "shadow")
-        if not shadow:
+        held = {name: modes[name] for name in sorted(names) if modes[name] != "autonomous"}
+        if not held:
             continue
-        others = ", ".join(f"{name} in {modes[name]}" for name in sorted(names - set(shadow)))
+        others = ", ".join(f"{name} in {modes[name]}" for name in sorted(names - held.keys()))
         reason = f", while {others} moves at the same time as what a person sets" if others else ""
+        inside = " and ".join(
+            f"in mode {mode} the policy {acts} {', '.join(name for name in held if held[name] == mode)}"
+            for mode, acts in (("shadow", "never moves"), ("assist", "only proposes for"))
+            if mode in held.values()
+        )
         yield Problem(
             path,
             loaded.line(("gate", "forbid", number)),
             f"gate.forbid.{number}",
-            f"in mode shadow the policy never moves {', '.join(shadow)}: only a person's override can break this rule there{reason}",
+            f"{inside}: only a person's override can break this rule there{reason}",
             "test the rule in the mode in which the machine will act",
         )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -96,9 +97,44 @@ def test_what_waits_is_listed_and_promoted_from_the_command_line(tmp_path: Path)
     assert verb("rollback") == (0, "pretrained is live\n"), "the first version can be taken back"
     assert versions.live() is None
     code, reported = verb("rollback")
-    assert (code, "nothing to roll back to" in reported) == (1, True)
+    assert (code, "nothing to roll back to" in reported) == (2, True)
     assert "reads policies" in verb("import", str(tmp_path))[1]
     assert verb("promote", first.name) == (0, f"{first.name} is live\n")
+
+
+@pytest.mark.parametrize(
+    ("mode", "latched", "words"),
+    [
+        ("autonomous", {}, []),
+        ("shadow", {}, ["in mode shadow the policy never moves head, lamp: only a person's override"]),
+        ("assist", {}, ["in mode assist the policy only proposes for head, lamp: only a person's override"]),
+        (
+            "autonomous",
+            {"lamp": "assist"},
+            ["only proposes for lamp", "while head in autonomous moves at the same time as what a person sets"],
+        ),
+        (
+            "assist",
+            {"lamp": "shadow"},
+            ["in mode shadow the policy never moves lamp and in mode assist the policy only proposes for head"],
+        ),
+    ],
+)
+def test_check_warns_of_a_rule_that_is_not_tested_in_the_mode_of_its_actuators(
+    tmp_path: Path, mode: str, latched: dict[str, str], words: list[str]
+) -> None:
+    held = tinymodels.held_out(tmp_path / "held.jsonl", 4, {"go": "move"})
+    file = written(tmp_path, str(held))
+    body = yaml.safe_load(file.read_text())
+    body["actuators"]["lamp"] = {"kind": "choice", "choices": ["off", "on"], "safe": "off"}
+    body |= {"mode": mode, "gate": {"forbid": ["head == 'b' and lamp == 'on'"]}}
+    file.write_text(yaml.safe_dump(body, sort_keys=False))
+    (tmp_path / "state").mkdir()
+    (tmp_path / "state" / "latches.json").write_text(json.dumps({"modes": latched}))
+    code, reported = checked(file)
+    assert code == 0
+    assert bool(reported) == bool(words)
+    assert all(word in reported for word in words), reported
 
 
 def test_check_warns_of_a_rate_and_of_streams_beyond_what_was_measured(tmp_path: Path) -> None:
