@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -48,6 +49,28 @@ def test_grouped_streams_compute_what_single_ones_do(fusion: str) -> None:
         assert torch.isfinite(wanted).all()
         for found in (grouped(present, ages, *tokens), run(present, ages, *tokens)):
             assert torch.allclose(found, wanted, rtol=1e-4, atol=1e-5)
+
+
+@torch.inference_mode()
+def test_an_array_that_comes_again_counts_as_it_is_now() -> None:
+    """Readings of slow sensors are the same arrays for many ticks; others change, and some are changed in place."""
+    policy = policy_of("latent-attention")
+    example = example_inputs(policy.spec)
+    kept, fresh = (OpenVinoRun(convert(module_of(policy), example), "float32", 1) for _ in range(2))
+    rng, count = np.random.default_rng(0), len(policy.spec.streams)
+    arrays = [np.ones((1, count), bool), np.full((1, count), 0.1, np.float32), *(x.numpy().copy() for x in example[2:])]
+    before = None
+    for tick in range(30):
+        for place in rng.choice(np.arange(2, len(arrays)), 2, replace=False):
+            changed = rng.normal(size=arrays[place].shape).astype(np.float32)
+            if tick % 3:
+                arrays[place] = changed
+            else:
+                arrays[place][:] = changed
+        found, wanted = kept.arrays(*arrays), fresh.arrays(*(x.copy() for x in arrays))
+        assert np.array_equal(found, wanted), tick
+        assert before is None or not np.array_equal(found, before)
+        before = found
 
 
 def test_streams_of_different_widths_run_alone() -> None:
