@@ -56,7 +56,7 @@ def test_an_array_that_comes_again_counts_as_it_is_now() -> None:
     """Readings of slow sensors are the same arrays for many ticks; others change, and some are changed in place."""
     policy = policy_of("latent-attention")
     example = example_inputs(policy.spec)
-    kept, fresh = (OpenVinoRun(convert(module_of(policy), example), "float32", 1) for _ in range(2))
+    lasting, fresh = (OpenVinoRun(convert(module_of(policy), example), "float32", 1) for _ in range(2))
     rng, count = np.random.default_rng(0), len(policy.spec.streams)
     arrays = [np.ones((1, count), bool), np.full((1, count), 0.1, np.float32), *(x.numpy().copy() for x in example[2:])]
     before = None
@@ -67,7 +67,7 @@ def test_an_array_that_comes_again_counts_as_it_is_now() -> None:
                 arrays[place] = changed
             else:
                 arrays[place][:] = changed
-        found, wanted = kept.arrays(*arrays), fresh.arrays(*(x.copy() for x in arrays))
+        found, wanted = lasting.arrays(*arrays), fresh.arrays(*(x.copy() for x in arrays))
         assert np.array_equal(found, wanted), tick
         assert before is None or not np.array_equal(found, before)
         before = found
