@@ -308,10 +308,13 @@ async def pace(first: int, runs: int) -> None:
         )  # fmt: skip
 
 
-def compare(phase: ExperimentPhase, factor: float, rng: np.random.Generator, allowance: int) -> int:
-    """Let episodes pass until the challenger, with this multiple of the champion's return, has a verdict or gives way; return how many."""
+def compare(phase: ExperimentPhase, factor: float, rng: np.random.Generator, allowance: int | None) -> int:
+    """Let episodes pass until the challenger, with this multiple of the champion's return, has a verdict or gives way; return how many.
+
+    Without an allowance no newer one waits.
+    """
     phase.begun, count = True, 0
-    while phase.verdict is None and not phase.give_up(allowance):
+    while phase.verdict is None and not (allowance is not None and phase.give_up(allowance)):
         found = phase.assign()
         assert found is not None
         gained = float(np.exp(SPREAD * rng.normal())) * (factor if found[0] != "live" else 1.0)
@@ -352,7 +355,7 @@ class Stream:
     pairs: int = 0
     tried: int = 0
 
-    def next(self, factor: float) -> bool:
+    def next(self, factor: float, *, rivals: bool = True) -> bool:
         """Try one challenger with this multiple of the champion's return; return whether it was promoted."""
         rng, number = np.random.default_rng([self.seed, 7, self.tried]), self.tried
         self.tried += 1
@@ -362,7 +365,7 @@ class Stream:
             1_000_000 * self.seed + number, episodic=True,
         )  # fmt: skip
         phase = ExperimentPhase(number, plan, budget=LossBudget())
-        compare(phase, factor, rng, pairs_allowed(self.undecided, plan.cap_pairs))
+        compare(phase, factor, rng, pairs_allowed(self.undecided, plan.cap_pairs) if rivals else None)
         self.pairs += len(phase.differences)
         verdict = phase.verdict
         promoted, ahead = verdict is not None and verdict.outcome == "live", sum(phase.differences) > 0
@@ -374,7 +377,7 @@ class Stream:
 
 
 async def streams(first: int, runs: int) -> None:
-    """Challengers without end: whether equal ones are promoted, and whether good ones are starved."""
+    """Challengers without end that are no better: whether one is promoted."""
     for counts_all in (True, False):
         for loss in (0.0, 0.1):
             wrong = [sum(one.next(1.0 - loss) for _ in range(100))
@@ -383,11 +386,15 @@ async def streams(first: int, runs: int) -> None:
                 f"100 challengers worse by {loss:.0%}, {'each counts' if counts_all else 'only verdicts count'}: promoted",
                 "<= 10 % of runs" if counts_all else "", f"in {sum(n > 0 for n in wrong)} of {runs} runs, {sum(wrong)} in all",
             )  # fmt: skip
+
+
+async def gains(first: int, runs: int) -> None:
+    """Challengers without end that are better: whether they are starved."""
     for gain in (0.1, 0.2, 0.5, 1.0):
         alone, needed, tried = [], [], []
         for seed in range(first, first + runs):
-            one = Stream(seed, undecided=30)  # its allowance is the cap
-            alone.append(one.pairs if one.next(1.0 + gain) else 1_000)
+            one = Stream(seed)
+            alone.append(one.pairs if one.next(1.0 + gain, rivals=False) else 1_000)
             one = Stream(seed)
             while not one.next(1.0 + gain) and one.pairs < 20_000:
                 pass
@@ -421,7 +428,7 @@ async def nothing(first: int, runs: int) -> None:
 
 TRIALS: dict[str, Callable[[int, int], Awaitable[None]]] = {
     "worse": worse, "falls": falls, "hang": hang, "equal": equal, "effects": effects, "pace": pace, "nothing": nothing,
-    "streams": streams, "races": races,
+    "streams": streams, "gains": gains, "races": races,
 }  # fmt: skip
 
 
