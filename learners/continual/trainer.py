@@ -69,7 +69,7 @@ from learners.model.encoders.bundled_weights import resolve
 from learners.task_kinds import KINDS
 from learners.task_serving.options import options_of
 from learners.task_serving.versions import TaskVersion, TaskVersionStore
-from learners.tasks.base import DataError, Example, Task, saved
+from learners.tasks.base import DataError, Example, Task, saved, saved_as, saved_options
 from learners.tasks.task_classes import open_task
 
 MAX_REJECTIONS = 3
@@ -222,7 +222,7 @@ class ContinualTrainer:
 
     def adaptation_due(self) -> bool:
         """Return whether there is no version yet, and enough readings to adapt the encoder."""
-        return self.versions.live() is None and self.adaptation.due()
+        return self._live() is None and self.adaptation.due()
 
     def adapt(self, stop: Callable[[], bool] | None = None) -> dict[str, Any]:
         """Adapt the encoder; return the fields of the event.
@@ -237,13 +237,30 @@ class ContinualTrainer:
         """Return whether a label arrived since the last run."""
         return self.labels.count(self._learned(self.state)) > 0
 
+    def _live(self) -> TaskVersion | None:
+        """Return the live version if it is of the settings' kind of task, and for several labels where they are; else None."""
+        live = self.versions.live()
+        if live is None or not saved_as(live.path, self.settings.kind):
+            return None
+        several = bool(saved_options(live.path).get("multi_label"))
+        return live if several or not self.settings.multi_label else None
+
+    def _start(self) -> TaskVersion | None:
+        """Return the version that a candidate starts from: the live one, unless the settings name another model by now."""
+        live = self._live()
+        return live if live is not None and live.report.get("model") in (None, self.settings.model) else None
+
     def restart_timer(self) -> None:
         """Count `every_s` from now: a fine-tune starts."""
         self._last_s = self._clock()
 
     def _learned(self, state: TrainerState) -> int:
+        """Return the last label that need not train: what was judged, or none where another model has learned nothing yet."""
+        return 0 if self._live() is not None and self._start() is None else self._judged(state)
+
+    def _judged(self, state: TrainerState) -> int:
         """Return the last label that was trained on or rejected; a version that a person promoted names its last one."""
-        live = self.versions.live()
+        live = self._live()
         return max(state.judged, live.last_label if live is not None else 0)
 
     def run(
@@ -293,7 +310,7 @@ class ContinualTrainer:
 
     def _before(self) -> Task | None:
         """Return the task that a candidate would replace; None for a head that never trained."""
-        live = self.versions.live()
+        live = self._live()
         if live is not None:
             return open_task(self.settings.kind, live.path)
         if KINDS[self.settings.kind].pretrained:
@@ -347,7 +364,7 @@ class ContinualTrainer:
             why += f"; {batch.readable.count} cannot be read: {batch.readable.first}" if batch.readable.count else ""
             raise DataError(f"task {self.name}: {len(parts.new)} labels to train on; more are needed{why}")
         trained = self.candidate_trainer.train(
-            self.versions.live(), parts, batch.number, batch.on_progress, batch.stop, gently=gently,
+            self._start(), parts, batch.number, batch.on_progress, batch.stop, gently=gently,
             readable=batch.readable,
         )  # fmt: skip
         tried = agreed(trained.task, parts.tried, predict(trained.task, parts.tried))
@@ -455,7 +472,7 @@ class ContinualTrainer:
         batch: LabelBatch,
         blamed: tuple[dict[str, Any], ...],
     ) -> AcceptanceVerdict:
-        learned, last = self._learned(state), batch.last
+        judged, last = self._judged(state), batch.last
         state.number += 1
         if attempt.evaluated is not None:
             state = state.of_file(holdout.digest)
@@ -470,7 +487,7 @@ class ContinualTrainer:
             outcome = "inconclusive"
         if outcome == "rejected":
             for_good = bool(blamed) or labels_at_fault(attempt.conclusive)
-            state.rejected += [[learned, last]] * (MAX_REJECTIONS if for_good else 1)
+            state.rejected += [[judged, last]] * (MAX_REJECTIONS if for_good else 1)
         else:
             write = partial(attempt.trained.describe, last=last, model=self.settings.model, figures=attempt.figures)
             version = self.versions.add(attempt.trained.task, state.number, write)

@@ -34,7 +34,7 @@ from learners.finetune.transfer import digest_of, gains, start_from
 from learners.model.encoders.bundled_packages import BundledError
 from learners.model.encoders.bundled_weights import resolve
 from learners.task_kinds import KINDS, TaskKind
-from learners.tasks.base import DataError, Example, Options, Recipe, Task, saved, without_target
+from learners.tasks.base import DataError, Example, Options, Recipe, Task, saved, saved_options, without_target
 from learners.tasks.layers.heads import set_prior
 from learners.tasks.layers.pooling import MARK
 from learners.tasks.task_classes import check_modality, open_task, task_class, unfit_reason
@@ -396,7 +396,7 @@ def check_writing(kind: TaskKind, options: Mapping[str, Any]) -> None:
 
 
 def fitting_options(cls: type[Task], source: Path | str, examples: Sequence[Example]) -> dict[str, Any]:
-    """Return the options that examples need: room for the longest text to generate, the length of sounds, contexts without answer.
+    """Return the options that examples need: room for the longest text or answer, the length of sounds, contexts without answer.
 
     Args:
         cls: the class of the task.
@@ -404,10 +404,12 @@ def fitting_options(cls: type[Task], source: Path | str, examples: Sequence[Exam
         examples: the ones to train on.
     """
     found: dict[str, Any] = {}
+    before = saved_options(source)
     if (count := cls.fitting_new_tokens(source, examples)) is not None:
-        before = saved(source).get("options", {}).get("max_new_tokens", Options().max_new_tokens)
-        found["max_new_tokens"] = max(count, before)
-    if "window_s" not in saved(source).get("options", {}) and (window_s := cls.fitting_window_s(examples)) is not None:
+        found["max_new_tokens"] = max(count, before.get("max_new_tokens", Options().max_new_tokens))
+    if (count := cls.fitting_answer(source, examples)) is not None:
+        found["longest_answer"] = max(count, before.get("longest_answer", Options().longest_answer))
+    if "window_s" not in before and (window_s := cls.fitting_window_s(examples)) is not None:
         found["window_s"] = window_s
     if any(not example["answers"] for example in examples if "answers" in example):
         found["unanswerable"] = True

@@ -19,6 +19,9 @@ from learners.tasks.layers.heads import block_lists, following, head_modules
 
 ASK_CONVOLUTIONS = frozenset({"whisper"})
 """Architectures with convolutions over time that cannot be wrapped."""
+STATE_SPACE = frozenset({"falcon_h1", "mamba", "mamba2", "falcon_mamba", "nemotron_h"})
+"""Architectures whose kernels read these layers' weights and not their outputs, so that peft refuses adapters around them."""
+READ_BY_KERNELS = frozenset({"out_proj", "conv1d"})
 TOP_SHARE = 1 / 3
 """Share of the layers that `top` trains, at least one of each list."""
 
@@ -73,13 +76,15 @@ def lora_targets(model: nn.Module) -> list[str]:
     tied = {id(p) for m in model.modules() if isinstance(m, nn.Embedding) for p in m.parameters()}
     names = []
     # their code asks each convolution how far it steps, which an adapter around it does not answer
-    bare = getattr(getattr(model, "config", None), "model_type", "") in ASK_CONVOLUTIONS
+    architecture = getattr(getattr(model, "config", None), "model_type", "")
+    bare, kernels = architecture in ASK_CONVOLUTIONS, architecture in STATE_SPACE
     for name, module in model.named_modules():
         dense = isinstance(module, nn.Linear) or type(module).__name__ == "Conv1D"
         convolves = isinstance(module, nn.Conv1d) and not bare
         dense = dense or ((convolves or isinstance(module, nn.Conv2d)) and module.groups == 1)
         in_head = any(name == head or name.startswith(head + ".") for head in heads)
-        if dense and not in_head and id(module.weight) not in tied:
+        in_kernel = kernels and name.rpartition(".")[2] in READ_BY_KERNELS
+        if dense and not in_head and not in_kernel and id(module.weight) not in tied:
             names.append(name)
     return names
 

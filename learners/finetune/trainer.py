@@ -6,6 +6,7 @@ same weights. Knows tasks only through `learners.tasks.base`; what is trained is
 
 from __future__ import annotations
 
+import itertools
 import math
 import time
 from collections.abc import Callable, Sequence
@@ -227,13 +228,18 @@ class Trainer:
         generator = np.random.default_rng((self.settings.seed, epoch))
         order = generator.permutation(len(self._units)).tolist()
         size = self.settings.batch
+        lengths: list[int] | None = None
         if self._features is not None:
             lengths = [self.task.length(self._features[i][j]) for i, j in self._units]
             mega = size * MEGABATCH
             order = [
                 i for at in range(0, len(order), mega) for i in sorted(order[at : at + mega], key=lengths.__getitem__)
             ]
-        batches = [order[at : at + size] for at in range(0, len(order), size)]
+        if lengths is not None and self.task.pads_change_outputs:  # no padding, as in prediction
+            runs = [list(run) for _, run in itertools.groupby(order, lengths.__getitem__)]
+        else:
+            runs = [order]
+        batches = [run[at : at + size] for run in runs for at in range(0, len(run), size)]
         return [batches[i] for i in generator.permutation(len(batches))]
 
     def _make(self, epoch: int, number: int) -> list[Feature]:

@@ -23,7 +23,7 @@ from learners.task_serving.options import options_of
 from learners.task_serving.reading_inputs import inputs_of_reading
 from learners.task_serving.results import Callbacks, Offered, Question, Result, Speech, likeliest
 from learners.task_serving.versions import TaskVersion
-from learners.tasks.base import DataError, Task, saved
+from learners.tasks.base import DataError, Task, saved, saved_as
 from learners.tasks.task_classes import open_task
 from sensors.readings import Reading
 
@@ -217,12 +217,18 @@ class TaskRunner:
         settings = self.tasks[name]
         try:
             source = live.path if live is not None else resolve(settings.model)
-            document = saved(source)
+            document = saved_as(source, settings.kind)
+            if live is not None and not document:
+                made_for = saved(source).get("kind", "no task")
+                raise ValueError(f"trained for {made_for}, not for {settings.kind}; promote a version that fits, or roll back")
             trained = bool(document) or KINDS[settings.kind].pretrained
             if not trained and not settings.labels:
                 return None  # no label is known yet: the first fine-tune brings them
             labels = tuple(document.get("labels", ())) or settings.labels
-            task = open_task(settings.kind, source, labels=labels, **options_of(settings))
+            options = options_of(settings)
+            if document:  # a softmax does not become several labels by a setting: the next fine-tune does that
+                options.pop("multi_label", None)
+            task = open_task(settings.kind, source, labels=labels, **options)
         except Exception as error:  # noqa: BLE001 - a damaged model makes the libraries raise anything
             self.counts["unloadable"] += 1
             self._broken[name] = (wanted, self._clock())

@@ -81,6 +81,8 @@ class Options:
     """Select the threshold on validation."""
     unanswerable: bool = False
     """Question answering: a context may hold no answer; set when training examples have none."""
+    longest_answer: int = 30
+    """Question answering: pieces that an answer may have; raised to those of the longest answer that trains."""
     label_smoothing: float = 0.0
     dropout: float | None = None
     """Instead of the model's own."""
@@ -290,6 +292,12 @@ class Task(ABC):
         return None
 
     @classmethod
+    def fitting_answer(cls, source: Path | str, examples: Sequence[Example]) -> int | None:
+        """Return the pieces that the longest answer takes; None for kinds that find none in a context."""
+        del source, examples
+        return None
+
+    @classmethod
     def fitting_window_s(cls, examples: Sequence[Example]) -> float | None:
         """Return the seconds of sound that one input of the model should hold; None for kinds without such a length."""
         del examples
@@ -389,6 +397,12 @@ def learned_by(source: Path | str) -> frozenset[str] | None:
     """Return the classes that a folder's model was trained on; None where the folder does not say so."""
     found = saved(source).get("learned")
     return None if found is None else frozenset(map(str, found))
+
+
+def saved_as(source: Path | str, kind: str) -> dict[str, Any]:
+    """Return what `save` wrote if it was for this kind of task; empty for any other model: its head means something else."""
+    document = saved(source)
+    return document if document.get("kind") == kind else {}
 
 
 def _config(source: Path | str) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """Extractive question answering: the span of a context that answers a question (SQuAD 1.1's task and metrics).
 
-Long contexts are read in overlapping windows; the best-scoring span of all windows is the answer. Does not say that there
-is no answer.
+Long contexts are read in overlapping windows; the best-scoring span of all windows is the answer. That there is none is an answer where
+examples without one trained.
 
 Shapes: B batch, T tokens.
 """
@@ -12,20 +12,21 @@ import re
 import string
 from collections import Counter
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
 import torch
 from torch import Tensor, nn
-from transformers import AutoModelForQuestionAnswering
+from transformers import AutoModelForQuestionAnswering, AutoTokenizer
 
 from learners.tasks.base import Batch, DataError, Example, Feature, Prediction, Recipe
 from learners.tasks.text_base import TextTask, cross_entropy, inputs
 
 STRIDE = 64
-"""Pieces that neighbouring windows share."""
-LONGEST = 30
-"""Pieces an answer may have."""
+"""Pieces that neighbouring windows share, at least, where windows are long."""
+MORE = 2
+"""Pieces that an answer may have more in its context than alone."""
 _NEVER = -1e9
 
 
@@ -47,16 +48,41 @@ class Answer(TextTask):
         del rng
         encoded = self.processor(
             self._question(str(example["question"])), str(example["context"]), truncation="only_second",
-            max_length=self.options.max_length, stride=min(STRIDE, self.options.max_length // 4),
+            max_length=self.options.max_length, stride=self._overlap,
             return_overflowing_tokens=True, return_offsets_mapping=True,
         )  # fmt: skip
         return [self._window(encoded, i, example) for i in range(len(encoded["input_ids"]))]
 
+    @property
+    def _overlap(self) -> int:
+        """The pieces that neighbouring windows share: an answer of that many is whole in one of them."""
+        length = self.options.max_length
+        return max(min(STRIDE, length // 4), min(self.options.longest_answer, length // 3))
+
+    @property
+    def _longest_question(self) -> int:
+        return max(1, self.options.max_length // 2 - self.processor.num_special_tokens_to_add(pair=True))
+
     def _question(self, question: str) -> str:
         """Return at most half a window of a question, so that each window has room for the context."""
         offsets = self.processor(question, add_special_tokens=False, return_offsets_mapping=True)["offset_mapping"]
-        most = max(1, self.options.max_length // 2 - self.processor.num_special_tokens_to_add(pair=True))
+        most = self._longest_question
         return question if len(offsets) <= most else question[: offsets[most - 1][1]]
+
+    def unread(self, example: Example) -> float:
+        """Return 1 where no window holds the whole answer, which then never trains; else the share of the question that is cut."""
+        if example.get("answers") and all(feature["labels"] == [0, 0] for feature in self.features(example)):
+            return 1.0
+        question = self.processor(str(example["question"]), add_special_tokens=False)["input_ids"]
+        return self.share_above(len(question), self._longest_question)
+
+    @classmethod
+    def fitting_answer(cls, source: Path | str, examples: Sequence[Example]) -> int:
+        """Return the pieces of the longest answer in its context."""
+        tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
+        texts = [str(answer["text"]) for example in examples for answer in example["answers"][:1]]
+        counts = (len(tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]) for text in texts)
+        return max(counts, default=0) + MORE
 
     def _window(self, encoded: Any, i: int, example: Example) -> Feature:
         feature: Feature = {name: encoded[name][i] for name in ("input_ids", "token_type_ids") if name in encoded}
@@ -99,7 +125,7 @@ class Answer(TextTask):
         start_BT, end_BT = start_BT + barred_BT, end_BT + barred_BT
         pairs_BTT = start_BT[:, :, None] + end_BT[:, None, :]
         width = pairs_BTT.shape[-1]
-        band_TT = torch.ones(width, width, device=pairs_BTT.device).triu().tril(LONGEST - 1) == 0
+        band_TT = torch.ones(width, width, device=pairs_BTT.device).triu().tril(self.options.longest_answer - 1) == 0
         best_B, at_B = pairs_BTT.masked_fill(band_TT, 2 * _NEVER).flatten(1).max(-1)
         return [
             (float(b), int(a) // width, int(a) % width, float(n)) for b, a, n in zip(best_B, at_B, none_B, strict=True)

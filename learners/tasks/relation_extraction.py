@@ -166,8 +166,11 @@ def mark(text: str) -> tuple[str, tuple[int, int]]:
     """Return the text with spans between `$` and `#`, and the positions of the two opening marks.
 
     Raises:
-        DataError: not exactly one of each tag.
+        DataError: not exactly one of each tag, or an end before its beginning.
     """
+    tags = _TAG.findall(text)
+    if any([tag for tag in tags if name in tag] != [f"<{name}>", f"</{name}>"] for name in MARKS):
+        raise DataError(f"exactly one <e1>..</e1> and one <e2>..</e2> are needed: {text!r}")
     out, starts, at = [], {}, 0
     for tag in _TAG.finditer(text):
         out.append(text[at : tag.start()])
@@ -176,6 +179,4 @@ def mark(text: str) -> tuple[str, tuple[int, int]]:
             starts[name] = sum(map(len, out)) + 1
         out.append(f" {MARKS[name]} ")
         at = tag.end()
-    if len(starts) != 2 or len(out) != 8:
-        raise DataError(f"exactly one <e1>..</e1> and one <e2>..</e2> are needed: {text!r}")
     return "".join(out) + text[at:], (starts["e1"], starts["e2"])

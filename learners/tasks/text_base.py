@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,10 @@ from learners.tasks.base import IGNORED, Batch, Feature, Options, Task, pad
 
 MOST_WINDOWS = 64
 """Windows of one text."""
+PROBE = "a b a b a"
+"""A text that shows whether padding changes what a model computes."""
+SAME = 1e-4
+"""Of the largest output, by which rounding may change one."""
 
 
 class TextTask(Task):
@@ -33,6 +38,37 @@ class TextTask(Task):
                 f"max_length {self.options.max_length} is above the {self.positions} positions of the model, which are used"
             )
             self.options = replace(self.options, max_length=self.positions)
+
+    @cached_property
+    def pads_change_outputs(self) -> bool:
+        """Whether padding changes what the model computes although it is masked; measured, because no configuration says so.
+
+        FNet mixes all places, Funnel pools them, XLNet classifies by the last one.
+        """
+        if self.declaration().written:
+            return False  # the library masks what it generates from
+        texts = (PROBE,) if len(self.declaration().inputs) == 1 else (PROBE, PROBE)
+        ids_BT = self.processor(*texts, return_tensors="pt")["input_ids"].to(self.device)
+        modes = [(module, module.training) for module in self.model.modules()]  # frozen parts rest while others train
+        self.model.eval()
+        try:
+            alone = self._padded(ids_BT, 0)
+            gaps = [float((self._padded(ids_BT, count) - alone).abs().max()) for count in (1, 3)]
+        finally:
+            for module, training in modes:
+                module.training = training
+        return not max(gaps) < SAME * (1.0 + float(alone.abs().max()))
+
+    @torch.inference_mode()
+    def _padded(self, ids_BT: Tensor, count: int) -> Tensor:
+        """Return the outputs for a text with `count` places of padding, without those of the padding."""
+        given = {
+            "input_ids": F.pad(ids_BT, (0, count), value=self.processor.pad_token_id or 0),
+            "attention_mask": F.pad(torch.ones_like(ids_BT), (0, count)),
+        }
+        out: Tensor = self.model(**given)[0]
+        each_token = out.dim() == 3 or not self.labels
+        return out[:, : ids_BT.shape[1]] if each_token else out
 
     def load_processor(self, source: Path | str) -> Any:
         """Load the tokenizer; it must be a fast one, which reports the positions of its pieces."""

@@ -87,19 +87,22 @@ def set_prior(model: nn.Module, bias_L: Tensor) -> None:
 
 
 def block_lists(model: nn.Module) -> dict[str, nn.Module]:
-    """Return the outermost lists of at least two modules of one class: a transformer's layers, a network's stages."""
+    """Return the outermost lists of modules of one class, at least two: a transformer's layers, a network's stages.
+
+    Of a model without such a list, those of one module: one layer, or one that ALBERT repeats.
+    """
+    return _lists(model, 2) or _lists(model, 1)
+
+
+def _lists(model: nn.Module, least: int) -> dict[str, nn.Module]:
     found: dict[str, nn.Module] = {}
     for name, module in model.named_modules():
         if any(name.startswith(outer + ".") for outer in found):
             continue
         children = list(module.children())
         listed = isinstance(module, nn.ModuleList | nn.Sequential)
-        if (
-            listed
-            and len(children) > 1
-            and len({type(child) for child in children}) == 1
-            and _has_parameters(children[0])
-        ):
+        alike = len(children) >= least and len({type(child) for child in children}) == 1
+        if listed and alike and _has_parameters(children[0]):
             found[name] = module
     return found
 

@@ -110,6 +110,66 @@ def test_what_only_forgets_is_trained_once_more_gently(
     assert (outcome == "rejected") == received.reason.startswith("forgetting")
 
 
+def with_settings(tuner: ContinualTrainer, tmp_path: Path, **changed: Any) -> ContinualTrainer:
+    """The same task after its settings changed and the daemon restarted."""
+    return ContinualTrainer(
+        tuner.name,
+        tuner.settings.model_copy(update=changed),
+        tuner.finetune,
+        tmp_path / "tasks",
+        Reader(tmp_path / "experience"),
+        clock=lambda: 0.0,
+        options=OPTIONS,
+    )
+
+
+def test_another_model_in_the_settings_learns_every_label(tmp_path: Path, store: Store) -> None:
+    """Training from the live version would go on with the old model for ever."""
+    tuner = online(tmp_path)
+    publish(store, tinymodels.orders(60, 1, FIRST | SECOND))
+    assert tuner.run().promoted
+    assert not tuner.has_new_labels()
+    other = with_settings(tuner, tmp_path, model=str(tinymodels.bert(tmp_path / "other", width=48)))
+    assert other.has_new_labels(), "what the old model learned, the new one has to learn"
+    received = other.run()
+    assert received.promoted, received
+    assert received.figures["new_labels"] == 60
+    assert received.figures["all_before"] > 0.9, "and it is compared with the live version"
+    live = other.versions.live()
+    assert live is not None
+    assert open_task("text-classification", live.path).model.config.hidden_size == 48
+    assert not other.has_new_labels()
+
+
+def test_labels_that_another_model_cannot_learn_are_not_spent(tmp_path: Path, store: Store) -> None:
+    tuner = online(tmp_path)
+    publish(store, tinymodels.orders(60, 1, FIRST | SECOND))
+    assert tuner.run().promoted
+    other = with_settings(tuner, tmp_path, model=str(tinymodels.bert(tmp_path / "other", width=48)))
+    other.candidate_trainer = Hopeless(other.settings, other.finetune, 0, OPTIONS | {"epochs": 1, "learning_rate": 1e-9})
+    publish(store, tinymodels.orders(4, 2, FIRST | SECOND))
+    assert other.run().outcome == "rejected"
+    assert all(low >= 60 for low, _ in other.state.rejected), "the labels of the promoted version are not marked"
+
+
+def test_a_task_that_allows_several_labels_by_now_begins_anew(tmp_path: Path, store: Store) -> None:
+    """A version for one label and examples with several have no metric in common."""
+    tuner = online(tmp_path)
+    single = open_task("text-classification", tuner.settings.model, labels=("move", "halt"))
+    tuner.versions.promote(tuner.versions.add(single, 1))
+    held = [{**row, "label": [row["label"]]} for row in tinymodels.orders(60, 3, FIRST)] + [{"text": "the a", "label": []}]
+    (tmp_path / "several.jsonl").write_bytes(b"\n".join(map(orjson.dumps, held)))
+    changed = {"multi_label": True, "eval_file": str(tmp_path / "several.jsonl")}
+    several = with_settings(tuner, tmp_path, **changed)
+    for row in tinymodels.orders(60, 1, FIRST):
+        assert store.add_label(Label("intents", (row["label"],), row["text"]))
+    assert store.flush()
+    assert several.run().promoted
+    live = several.versions.live()
+    assert live is not None
+    assert open_task("text-classification", live.path).options.multi_label
+
+
 def test_the_gentle_try_learns_slower(tmp_path: Path, store: Store) -> None:
     tuner = online(tmp_path)
     tuner.candidate_trainer = CandidateTrainer(tuner.settings, tuner.finetune, 0, {"epochs": 1})

@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
+import architectures
 import numpy as np
+import orjson
 import peft
 import pytest
 import tinymodels
@@ -45,6 +47,22 @@ def test_frozen_parameters_are_bit_identical_and_the_others_moved(tmp_path: Path
         assert any(name.startswith("bert.encoder.layer.2.") for name in trained)
         assert any(name.startswith("bert.pooler.") for name in trained)
         assert not any(name.startswith(("bert.encoder.layer.0.", "bert.embeddings.")) for name in trained)
+
+
+@pytest.mark.parametrize("kind", ["text-classification", "token-classification"])
+@pytest.mark.parametrize("architecture", ["ALBERT", "BERT"])
+def test_a_model_of_one_layer_has_an_encoder_too(tmp_path: Path, architecture: str, kind: str) -> None:
+    """ALBERT repeats one layer. Without a list of several, the whole model was the head: `frozen` trained it, `lora` found nothing."""
+    source = architectures.ARCHITECTURES[architecture](tmp_path / "m")
+    if architecture == "BERT":
+        config = orjson.loads((source / "config.json").read_bytes()) | {"num_hidden_layers": 1}
+        (source / "config.json").write_bytes(orjson.dumps(config))
+    task = open_task(kind, source, labels=("O", "B-X"))
+    prepare(task.model, "frozen")
+    trained = {name for name, parameter in task.model.named_parameters() if parameter.requires_grad}
+    assert trained == {"classifier.weight", "classifier.bias"}
+    task = open_task(kind, source, labels=("O", "B-X"))
+    assert counts(prepare(task.model, "lora"))[0] > 1000
 
 
 def test_lora_trains_exactly_its_matrices_and_the_head(tmp_path: Path) -> None:

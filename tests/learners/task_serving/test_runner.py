@@ -126,6 +126,44 @@ async def test_a_version_keeps_its_labels_by_name_in_whatever_order_the_settings
     assert received.results[0].payload["probabilities"] == pytest.approx(wanted, abs=1e-4)
 
 
+async def test_a_version_of_another_kind_of_task_answers_nothing(tmp_path: Path) -> None:
+    """After `tasks.X.kind` changed: the old head under the new kind would publish its rows as answers."""
+    received = Heard()
+    tasks = {"intents": settings(tmp_path, kind="relation-extraction")}
+    version = add_version(tmp_path, 1, ("a", "b"))
+    runner = TaskRunner(tasks, received.callbacks())
+    runner.set_version("intents", version)
+    async with running(runner):
+        say(runner, "<e1> go </e1> <e2> now </e2>")
+        await received.until(lambda: received.failures)
+    assert "trained for text-classification, not for relation-extraction" in received.failures[0][1]
+    assert not received.results
+    assert runner.counts["waiting"] == 1
+
+
+async def test_a_folder_of_another_kind_of_task_is_a_pretrained_model(tmp_path: Path) -> None:
+    received = Heard()
+    tinymodels.bert(tmp_path / "model")
+    version = add_version(tmp_path, 1, ("a", "b"))
+    other = {"kind": "relation-extraction", "model": str(version.path), "query_confidence": 1.0}
+    runner = TaskRunner({"intents": settings(tmp_path, **other)}, received.callbacks())
+    async with running(runner):
+        say(runner, "<e1> go </e1> <e2> now </e2>")
+        await received.until(lambda: received.questions)
+    assert not received.results, "its head never trained"
+
+
+async def test_a_version_for_one_label_stays_one_when_the_settings_allow_several(tmp_path: Path) -> None:
+    received = Heard()
+    runner = TaskRunner({"intents": settings(tmp_path, multi_label=True)}, received.callbacks())
+    version = add_version(tmp_path, 1, ("a", "b"))
+    runner.set_version("intents", version)
+    async with running(runner):
+        say(runner, "go now")
+        await received.until(lambda: received.results)
+    assert received.results[0].payload["value"] in ("a", "b")
+
+
 async def test_only_the_newest_reading_waits(tmp_path: Path) -> None:
     received = Heard()
     settings(tmp_path)

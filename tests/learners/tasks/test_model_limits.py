@@ -55,6 +55,35 @@ def test_a_model_without_a_padding_token_classifies_batches(tmp_path: Path) -> N
     assert hf.AutoConfig.from_pretrained(tmp_path / "out").pad_token_id is not None
 
 
+@pytest.mark.parametrize(
+    ("architecture", "kind"), [("XLNet", "text-classification"), ("Funnel", "token-classification"), ("BERT", "text-classification")]
+)
+def test_texts_share_a_batch_by_equal_length_where_padding_changes_the_outputs(
+    tmp_path: Path, architecture: str, kind: str
+) -> None:
+    """XLNet classifies by the last place, and Funnel pools neighbours, whether these are padding or not."""
+    source = architectures.ARCHITECTURES[architecture](tmp_path / "model")
+    task = open_task(kind, source, labels=("O", "B-X"))
+    with torch.no_grad():
+        for parameter in task.model.parameters():
+            if parameter.dim() > 1:
+                parameter.mul_(3)
+    rows = [{"text": text(n), "label": "O", "tokens": text(n).split(), "tags": ["O"] * n} for n in (2, 20, 9, 20, 7, 3)]
+    blank = [{"text": row["text"]} for row in rows]
+    together, alone = task.predict(blank), [task.predict([one])[0] for one in blank]
+    assert [p.confidence for p in together] == pytest.approx([p.confidence for p in alone], abs=1e-5)
+    assert task.pads_change_outputs == (architecture != "BERT")
+    del task.__dict__["pads_change_outputs"]
+    task.model.train()
+    next(task.model.children()).eval()
+    modes = [module.training for module in task.model.modules()]
+    assert task.pads_change_outputs == (architecture != "BERT")
+    assert [module.training for module in task.model.modules()] == modes, "frozen parts go on resting"
+    trainer = Trainer(task, task.model, rows, [], TrainerSettings(batch=4))
+    batches = [{len(trainer._feature(0, unit)["input_ids"]) for unit in batch} for batch in trainer._batches(0)]
+    assert sorted(map(len, batches)) == ([1] * 5 if task.pads_change_outputs else sorted(map(len, batches)))
+
+
 def test_a_question_longer_than_the_model_leaves_room_for_the_context(tmp_path: Path) -> None:
     task = open_task("question-answering", tinymodels.bert(tmp_path / "model"))
     example = {"question": text(300), "context": text(200), "answers": [{"text": text(200).split()[0]}]}

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import tinymodels
 import torch
+from transformers.modeling_outputs import QuestionAnsweringModelOutput
 
+from learners.finetune.run import build
 from learners.tasks.base import DataError, Prediction
 from learners.tasks.question_answering import exact_match, normalise, word_f1
 from learners.tasks.relation_extraction import mark, official_f1
@@ -20,7 +23,13 @@ TEXT = "the <e1>cup</e1> is in <e2>Paris</e2> now"
 def test_marks_are_where_they_are_stated() -> None:
     text, (first, second) = mark(TEXT)
     assert (text[first], text[second]) == ("$", "#")
-    for wrong in ("no marks", "<e1>a</e1> only", "<e1>a</e1><e1>b</e1>"):
+    for wrong in (
+        "no marks",
+        "<e1>a</e1> only",
+        "<e1>a</e1><e1>b</e1>",
+        "</e1>a<e1> <e2>b</e2>",
+        "<e1>a<e1> <e2>b<e2>",
+    ):
         with pytest.raises(DataError, match="exactly one"):
             mark(wrong)
 
@@ -81,3 +90,51 @@ def test_targets_windows_and_best_span(tmp_path: Path) -> None:
     assert task.metrics([row], [Prediction("stop")]) == {"exact_match": 1.0, "f1": 1.0}
     with pytest.raises(DataError, match="is not at"):
         task.features({**row, "answers": [{"text": "cup", "start": 3}]})
+
+
+def test_an_answer_as_long_as_those_that_train_is_found_whole(tmp_path: Path) -> None:
+    """Answers of 40 words in contexts of several windows: each is whole in one, and no shorter span is the best."""
+    model = tinymodels.bert(tmp_path / "m", length=160)
+    words = [tinymodels.WORDS[i % 15] for i in range(300)]
+    start = len(" ".join([*words[:110], ""]))
+    row = {
+        "question": "what is",
+        "context": " ".join(words),
+        "answers": [{"text": " ".join(words[110:150]), "start": start}],
+    }
+    task, _, _ = build("question-answering", str(model), [row], "full", {"max_length": 150})
+    assert task.options.longest_answer >= 40
+    features = task.features(row)
+    holding = [feature for feature in features if feature["labels"] != [0, 0]]
+    assert holding
+    assert task.unread(row) == 0.0
+    task.model = Certain(holding[0], len(features))
+    assert task.predict([row])[0].value == row["answers"][0]["text"]
+
+
+class Certain(torch.nn.Module):
+    """Answers with the target of a window, and knows nothing of the others."""
+
+    def __init__(self, feature: dict[str, Any], count: int) -> None:
+        super().__init__()
+        self.feature, self.count = feature, count
+        self.config = type("Config", (), {"is_encoder_decoder": False})()
+        self.device = torch.device("cpu")
+
+    def forward(self, input_ids: torch.Tensor, **_: Any) -> Any:
+        starts, ends = torch.zeros(2, *input_ids.shape)
+        starts[:, 0] = ends[:, 0] = 5.0
+        first, last = self.feature["labels"]
+        for row, ids in enumerate(input_ids.tolist()):
+            if ids[: len(self.feature["input_ids"])] == self.feature["input_ids"]:
+                starts[row, first] = ends[row, last] = 50.0
+        return QuestionAnsweringModelOutput(start_logits=starts, end_logits=ends)
+
+
+def test_an_answer_that_no_window_holds_is_reported_as_cut(tmp_path: Path) -> None:
+    task = open_task("question-answering", tinymodels.bert(tmp_path), max_length=40)
+    words = [tinymodels.WORDS[i % 15] for i in range(100)]
+    row = {"question": "what is", "context": " ".join(words), "answers": [{"text": " ".join(words[20:70])}]}
+    assert task.unread(row) == 1.0
+    short = {**row, "answers": [{"text": words[20]}]}
+    assert task.unread(short) == 0.0
