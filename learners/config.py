@@ -254,6 +254,12 @@ class TaskSettings(Settings):
         description="length limit of generated text, in tokens; default: that of the model's folder, 64 without one, and more where "
         "the task learns longer texts",
     )
+    language: str | None = Field(
+        None,
+        pattern="^[a-z]{2,3}$",
+        description="automatic-speech-recognition: the language that is spoken, as `en`. A model of several languages needs it to "
+        "learn. Default: the only one of the model, or the one that it detects",
+    )
     system: str | None = Field(None, description="system prompt of a text-generation task")
     output: OutputSettings | None = Field(
         None,
@@ -263,6 +269,12 @@ class TaskSettings(Settings):
     generation: GenerationSettings = Field(
         GenerationSettings(), description="how translation, summarization and text-generation write a text"
     )
+
+    @model_validator(mode="after")
+    def _hears(self) -> Self:
+        if self.language is not None and self.kind != "automatic-speech-recognition":
+            raise ValueError(f"language: {self.kind} transcribes no speech; leave it out")
+        return self
 
     @model_validator(mode="after")
     def _writes(self) -> Self:

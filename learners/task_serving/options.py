@@ -19,7 +19,11 @@ def options_of(settings: TaskSettings) -> dict[str, Any]:
     """
     options: dict[str, Any] = {"label_smoothing": 0.0}
     options |= {"multi_label": settings.multi_label} if settings.multi_label else {}  # else the folder says which it is
-    given: dict[str, Any] = {"max_new_tokens": settings.max_new_tokens, "system": settings.system}
+    given: dict[str, Any] = {
+        "max_new_tokens": settings.max_new_tokens,
+        "system": settings.system,
+        "language": settings.language,
+    }
     if settings.output is not None:
         given["output"] = settings.output.model_dump(exclude_none=True)
     unchanged = GenerationSettings()

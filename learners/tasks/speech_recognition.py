@@ -117,12 +117,14 @@ class Transcribe(Task):
         """Return the tokens before the words: start, language, task and no timestamps, as far as the model has them.
 
         Raises:
-            DataError: the model knows several languages and not this one.
+            DataError: the model knows several languages and not this one, or none is given.
         """
         config = self.model.generation_config
         ids = [_first(config.decoder_start_token_id, self.model.config.decoder_start_token_id)]
         if self.languages:
             token = f"<|{language}|>"
+            if language is None:
+                raise DataError("the model knows several languages; give --language, or tasks.X.language, as `en`")
             if token not in self.languages:
                 known = ", ".join(sorted(name.strip("<|>") for name in self.languages))
                 raise DataError(f"language {language!r} is none of the model's; write one of {known}")
@@ -196,10 +198,10 @@ class Transcribe(Task):
         """Return ids, their log-probabilities and the probability of no speech, for each sound."""
         name = self.processor.features.model_input_names[0]
         encoded = model.get_encoder()(batch[name])
-        language = self.options.language
-        if self.languages and language is None:
-            language = self._language(model, encoded)
-        ids_BT = torch.tensor([self.prefix(language)] * len(batch[name]), device=self.device)
+        languages = [self.options.language] * len(batch[name])
+        if self.languages and self.options.language is None:
+            languages = self._detected(model, encoded)
+        ids_BT = torch.tensor([self.prefix(language) for language in languages], device=self.device)
         most = [
             max(4, min(self.options.max_new_tokens, math.ceil(TOKENS_PER_S * seconds)))
             for seconds in batch["duration_s"].tolist()
@@ -223,12 +225,13 @@ class Transcribe(Task):
             ids_BT = best_B.indices.unsqueeze(1)
         return list(zip(made, logs, silent, strict=True))
 
-    def _language(self, model: Any, encoded: Any) -> str:
-        """Return the language that the first sound is most probably in."""
+    def _detected(self, model: Any, encoded: Any) -> list[str | None]:
+        """Return the language that each sound is most probably in."""
         start = _first(self.model.generation_config.decoder_start_token_id, self.model.config.decoder_start_token_id)
-        count = encoded[0].shape[0]
-        logits_V = model(encoder_outputs=encoded, decoder_input_ids=torch.full((count, 1), start)).logits[0, -1]
-        return max(self.languages, key=lambda name: float(logits_V[self.languages[name]])).strip("<|>")
+        starts_BT = torch.full((encoded[0].shape[0], 1), start, device=self.device)
+        logits_BV = model(encoder_outputs=encoded, decoder_input_ids=starts_BT).logits[:, -1]
+        names, tokens = list(self.languages), list(self.languages.values())
+        return [names[at].strip("<|>") for at in logits_BV[:, tokens].argmax(-1).tolist()]
 
     def prediction(self, example: Example, features: Sequence[Feature], outputs: Sequence[Any]) -> Prediction:
         """Return the words; the confidence is the mean probability of a token, as a geometric mean."""

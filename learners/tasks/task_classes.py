@@ -94,6 +94,8 @@ def unreadable_reason(folder: Path | str) -> str | None:
     return f"{empty[0]} is empty; copy the folder again" if empty else None
 
 
+PERMUTED = frozenset({"xlnet"})
+"""Architectures that learn a token from those before and after it, in random orders, so that a plain loss shows them the answer."""
 WEIGHTS = ("*.safetensors", "*.bin", "*.gguf", "*.pth", "*.pt", "*.index.json")
 
 
@@ -105,7 +107,8 @@ def _refusal(kind: str, cls: type[Task], config: PreTrainedConfig) -> str | None
     if config.is_encoder_decoder:
         return f"is an encoder with a decoder, and {kind} needs a decoder alone"
     gaps: Any = MODEL_FOR_MASKED_LM_MAPPING  # made for filling gaps: each token sees those after it
-    return f"reads texts in both directions, and {kind} needs a causal model" if type(config) in gaps else None
+    both = type(config) in gaps or config.model_type in PERMUTED
+    return f"reads texts in both directions, and {kind} needs a causal model" if both else None
 
 
 def open_task(kind: str, source: Path | str, *, labels: Sequence[str] = (), **options: Any) -> Task:

@@ -286,6 +286,7 @@ def _writing_given(options: dict[str, Any]) -> dict[str, Any]:
     type=int,
     help="Length limit of generated text, in tokens; default: 64, or what the longest target needs.",
 )
+@click.option("--language", help="Speech recognition: the language that is spoken, as `en`, for a model of several.")
 @click.option("--window-s", type=float, help="Seconds of sound in one input of the model; default: by the sounds.")
 @click.option(
     "--tiles",
@@ -372,6 +373,7 @@ def finetune(train_file: Path, **options: Any) -> None:
     metavar="N",
     help="Show for the N wrong answers that the model is most certain of which words, picture areas or seconds decided.",
 )
+@click.option("--language", help="Speech recognition: the language that is spoken; default: that of the folder.")
 @writing
 @refusing
 def evaluate(task: str, model: str, test: Path, out: Path | None, **options: Any) -> None:

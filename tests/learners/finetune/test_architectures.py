@@ -6,6 +6,8 @@ from pathlib import Path
 
 import architectures
 import pytest
+import torch
+from transformers import AutoModelForCausalLM
 
 from learners.task_kinds import KINDS, TaskKind
 from learners.tasks.task_classes import unfit_reason
@@ -41,6 +43,18 @@ def test_a_pair_without_a_head_is_refused_in_one_sentence(
     tmp_path: Path, architecture: str, kind: TaskKind, sentence: str
 ) -> None:
     assert architectures.verify(tmp_path, architecture, kind).startswith(sentence)
+
+
+@pytest.mark.parametrize("architecture", ["GPT-2", "Llama", "Mamba", "Qwen2", "XLNet"])
+def test_no_token_of_a_model_that_may_generate_sees_those_after_it(tmp_path: Path, architecture: str) -> None:
+    """Where it does, as in XLNet, the loss falls by copying the answer."""
+    source = architectures.ARCHITECTURES[architecture](tmp_path / "m")
+    model = AutoModelForCausalLM.from_pretrained(source).eval()
+    ids_BT = torch.tensor([[5, 6, 7, 8, 9], [5, 6, 7, 8, 10]])
+    with torch.inference_mode():
+        one_TV, two_TV = model(ids_BT).logits[:, :-1]
+    causal = bool(torch.allclose(one_TV, two_TV, atol=1e-6))
+    assert (unfit_reason("text-generation", source) is None) == causal == (architecture != "XLNet")
 
 
 def test_every_architecture_can_do_something(tmp_path: Path) -> None:

@@ -7,19 +7,24 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import orjson
 import pytest
 import soundfile
 import tinymodels
+import torch
 import transformers
 
+from learners.config import TaskSettings
 from learners.finetune import datasets
 from learners.finetune.run import Splits, tune
 from learners.finetune.trainer import TrainerSettings
+from learners.task_kinds import TaskKind
+from learners.task_serving.options import options_of
 from learners.tasks.base import IGNORED, DataError, Prediction
 from learners.tasks.speech_recognition import edits, error_rate
 from learners.tasks.task_classes import open_task, task_class
 
-KIND = "automatic-speech-recognition"
+KIND: TaskKind = "automatic-speech-recognition"
 WORDS = {"go": 0.05, "stop": 0.2, "left": 0.8}
 
 
@@ -74,6 +79,55 @@ def test_only_the_words_and_their_end_are_learned(tmp_path: Path) -> None:
     assert task.processor.tokenizer.decode([one for one in feature["labels"] if one > 2]) == "go left"
     with pytest.raises(DataError, match="without `sound`"):
         task.features({"target": "go"})
+
+
+def of_several_languages(folder: Path) -> Path:
+    """The small Whisper, with two languages among its words."""
+    source = tinymodels.speech(folder)
+    path = source / "generation_config.json"
+    config = orjson.loads(path.read_bytes()) | {
+        "lang_to_id": {"<|de|>": 5, "<|en|>": 6},
+        "task_to_id": {"transcribe": 8},
+        "_from_model_config": False,
+    }
+    path.write_bytes(orjson.dumps(config))
+    return source
+
+
+def test_the_language_of_each_sound_is_its_own_in_a_batch_too(tmp_path: Path) -> None:
+    """The language of the first sound was that of all sounds in its batch."""
+    task = open_task(KIND, of_several_languages(tmp_path / "model"), max_new_tokens=4)
+    sounds = [{"sound": (np.sin(np.arange(16_000) * 0.03 * i**2) * 0.3).astype(np.float32)} for i in range(1, 9)]
+    states: list[torch.Tensor] = []
+    with task.model.proj_out.register_forward_pre_hook(lambda _, given: states.append(given[0][:, -1])):
+        task.predict(sounds)
+    with torch.no_grad():  # English is where the first state differs from the mean
+        mean_X, apart_X = states[0].mean(0), states[0][0] - states[0].mean(0)
+        apart_X -= mean_X * (apart_X @ mean_X) / (mean_X @ mean_X)
+        rows_VX = task.model.proj_out.weight
+        rows_VX[6] = rows_VX[5] + apart_X / apart_X.norm()
+    prefixes: list[list[int]] = []
+    prefix = task.prefix  # type: ignore[attr-defined]
+    task.prefix = lambda language=None: prefixes.append(prefix(language)) or prefixes[-1]  # type: ignore[attr-defined]
+    together = task.predict(sounds)
+    of_batch = list(prefixes)
+    prefixes.clear()
+    alone = [task.predict([one])[0] for one in sounds]
+    assert len({tuple(one) for one in prefixes}) > 1, "the sounds are of several languages"
+    assert sorted(of_batch) == sorted(prefixes)
+    assert [one.value for one in together] == [one.value for one in alone]
+    assert [one.confidence for one in together] == pytest.approx([one.confidence for one in alone], abs=1e-5)
+
+
+def test_a_model_of_several_languages_learns_the_one_that_is_given(tmp_path: Path) -> None:
+    source = of_several_languages(tmp_path / "model")
+    with pytest.raises(DataError, match="--language, or tasks.X.language"):
+        open_task(KIND, source).features(spoken(1, 0)[0])
+    settings = TaskSettings(kind=KIND, model=str(source), stream="room", language="en")
+    task = open_task(KIND, source, **options_of(settings))
+    assert task.features(spoken(1, 0)[0])[0]["decoder_input_ids"][1:3] == [6, 8]
+    with pytest.raises(ValueError, match="transcribes no speech"):
+        TaskSettings(kind="text-classification", model="m", language="en")
 
 
 def test_a_table_of_sounds_and_texts_is_read(tmp_path: Path) -> None:
