@@ -391,7 +391,7 @@ class ContinualTrainer:
         self, holdout: Holdout, candidate: Task, before: Task | None, judged: CandidateMetrics
     ) -> dict[str, AnchoredRow]:
         """Compare a candidate on the classes that the version before knows with the best version of each; empty without one."""
-        live = self.versions.live()
+        live = self._live()
         known = known_classes(before) if before is not None else frozenset[str]()
         if before is None or live is None or not known:
             return {}

@@ -220,7 +220,9 @@ class TaskRunner:
             document = saved_as(source, settings.kind)
             if live is not None and not document:
                 made_for = saved(source).get("kind", "no task")
-                raise ValueError(f"trained for {made_for}, not for {settings.kind}; promote a version that fits, or roll back")
+                raise ValueError(
+                    f"trained for {made_for}, not for {settings.kind}; promote a version that fits, or roll back"
+                )
             trained = bool(document) or KINDS[settings.kind].pretrained
             if not trained and not settings.labels:
                 return None  # no label is known yet: the first fine-tune brings them

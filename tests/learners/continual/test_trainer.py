@@ -146,7 +146,9 @@ def test_labels_that_another_model_cannot_learn_are_not_spent(tmp_path: Path, st
     publish(store, tinymodels.orders(60, 1, FIRST | SECOND))
     assert tuner.run().promoted
     other = with_settings(tuner, tmp_path, model=str(tinymodels.bert(tmp_path / "other", width=48)))
-    other.candidate_trainer = Hopeless(other.settings, other.finetune, 0, OPTIONS | {"epochs": 1, "learning_rate": 1e-9})
+    other.candidate_trainer = Hopeless(
+        other.settings, other.finetune, 0, OPTIONS | {"epochs": 1, "learning_rate": 1e-9}
+    )
     publish(store, tinymodels.orders(4, 2, FIRST | SECOND))
     assert other.run().outcome == "rejected"
     assert all(low >= 60 for low, _ in other.state.rejected), "the labels of the promoted version are not marked"
@@ -157,7 +159,9 @@ def test_a_task_that_allows_several_labels_by_now_begins_anew(tmp_path: Path, st
     tuner = online(tmp_path)
     single = open_task("text-classification", tuner.settings.model, labels=("move", "halt"))
     tuner.versions.promote(tuner.versions.add(single, 1))
-    held = [{**row, "label": [row["label"]]} for row in tinymodels.orders(60, 3, FIRST)] + [{"text": "the a", "label": []}]
+    held = [{**row, "label": [row["label"]]} for row in tinymodels.orders(60, 3, FIRST)] + [
+        {"text": "the a", "label": []}
+    ]
     (tmp_path / "several.jsonl").write_bytes(b"\n".join(map(orjson.dumps, held)))
     changed = {"multi_label": True, "eval_file": str(tmp_path / "several.jsonl")}
     several = with_settings(tuner, tmp_path, **changed)

@@ -56,7 +56,8 @@ def test_a_model_without_a_padding_token_classifies_batches(tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize(
-    ("architecture", "kind"), [("XLNet", "text-classification"), ("Funnel", "token-classification"), ("BERT", "text-classification")]
+    ("architecture", "kind"),
+    [("XLNet", "text-classification"), ("Funnel", "token-classification"), ("BERT", "text-classification")],
 )
 def test_texts_share_a_batch_by_equal_length_where_padding_changes_the_outputs(
     tmp_path: Path, architecture: str, kind: str
