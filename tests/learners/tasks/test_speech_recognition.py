@@ -121,7 +121,7 @@ def test_the_language_of_each_sound_is_its_own_in_a_batch_too(tmp_path: Path) ->
 
 def test_a_model_of_several_languages_learns_the_one_that_is_given(tmp_path: Path) -> None:
     source = of_several_languages(tmp_path / "model")
-    with pytest.raises(DataError, match="--language, or tasks.X.language"):
+    with pytest.raises(DataError, match="give --language"):
         open_task(KIND, source).features(spoken(1, 0)[0])
     settings = TaskSettings(kind=KIND, model=str(source), stream="room", language="en")
     task = open_task(KIND, source, **options_of(settings))
