@@ -15,6 +15,8 @@ from collections import Counter, deque
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
 
 from learners.config import TaskSettings
 from learners.model.encoders.bundled_weights import resolve
@@ -217,12 +219,7 @@ class TaskRunner:
         settings = self.tasks[name]
         try:
             source = live.path if live is not None else resolve(settings.model)
-            document = saved_as(source, settings.kind)
-            if live is not None and not document:
-                made_for = saved(source).get("kind", "no task")
-                raise ValueError(
-                    f"trained for {made_for}, not for {settings.kind}; promote a version that fits, or roll back"
-                )
+            document = _document(source, settings.kind, live)
             trained = bool(document) or KINDS[settings.kind].pretrained
             if not trained and not settings.labels:
                 return None  # no label is known yet: the first fine-tune brings them
@@ -241,6 +238,19 @@ class TaskRunner:
         self._broken.pop(name, None)  # the same version, damaged later, is reported again
         self._loaded[name] = ServedModel(task, wanted, trained)
         return self._loaded[name]
+
+
+def _document(source: Path | str, kind: str, live: TaskVersion | None) -> dict[str, Any]:
+    """Return what a model's folder says of its task; empty if it is for no task, or the pretrained model is for another kind.
+
+    Raises:
+        ValueError: the live version is for another kind.
+    """
+    document = saved_as(source, kind)
+    if live is not None and not document:
+        made_for = saved(source).get("kind", "no task")
+        raise ValueError(f"trained for {made_for}, not for {kind}; promote a version that fits, or roll back")
+    return document
 
 
 def _on(loop: asyncio.AbstractEventLoop, callback: Callable[[Speech], None], speech: Speech) -> None:
