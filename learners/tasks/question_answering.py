@@ -61,7 +61,8 @@ class Answer(TextTask):
 
     @property
     def _longest_question(self) -> int:
-        return max(1, self.options.max_length // 2 - self.processor.num_special_tokens_to_add(pair=True))
+        special = int(self.processor.num_special_tokens_to_add(pair=True))
+        return max(1, self.options.max_length // 2 - special)
 
     def _question(self, question: str) -> str:
         """Return at most half a window of a question, so that each window has room for the context."""
