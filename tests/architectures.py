@@ -192,7 +192,7 @@ def _makers() -> dict[str, Maker]:
 ARCHITECTURES = _makers()
 """Name -> what writes a folder with a tiny random model and its processor."""
 SLOW = frozenset({"ALBERT"})
-"""Whose one repeated layer learns little from random weights at the rates of the others."""
+"""One repeated layer learns little from random weights at the rates of the others."""
 CAUSES = ("trains", "equals transformers", "batch equals single", "loads", "resumes")
 
 

@@ -20,7 +20,7 @@ from learners.tasks.layers.heads import block_lists, following, head_modules
 ASK_CONVOLUTIONS = frozenset({"whisper"})
 """Architectures with convolutions over time that cannot be wrapped."""
 STATE_SPACE = frozenset({"falcon_h1", "mamba", "mamba2", "falcon_mamba", "nemotron_h"})
-"""Architectures whose kernels read these layers' weights and not their outputs, so that peft refuses adapters around them."""
+"""Architectures with kernels that read the weights of these layers and not their outputs. So peft refuses adapters around them."""
 READ_BY_KERNELS = frozenset({"out_proj", "conv1d"})
 TOP_SHARE = 1 / 3
 """Share of the layers that `top` trains, at least one of each list."""

@@ -154,7 +154,9 @@ def test_labels_that_another_model_cannot_learn_are_not_spent(tmp_path: Path, st
     assert all(low >= 60 for low, _ in other.state.rejected), "the labels of the promoted version are not marked"
 
 
-def test_a_task_that_allows_several_labels_by_now_begins_anew(tmp_path: Path, store: Store) -> None:
+def test_a_task_that_allows_several_labels_by_now_starts_from_the_pretrained_model(
+    tmp_path: Path, store: Store
+) -> None:
     """A version for one label and examples with several have no metric in common."""
     tuner = online(tmp_path)
     single = open_task("text-classification", tuner.settings.model, labels=("move", "halt"))
