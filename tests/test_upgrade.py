@@ -10,6 +10,7 @@ import sqlite3
 import time
 from collections.abc import Callable
 from contextlib import closing
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ from learners.checkpoints.manifest import CheckpointRefused
 from learners.checkpoints.signing import KeyRefused, load_key
 from learners.checkpoints.store import Checkpoints
 from learners.config import ExperienceSettings
+from learners.continual.trainer import TrainerState
 from learners.experience import schema
 from learners.experience.reader import Reader
 from learners.experience.store import Store
@@ -313,6 +315,17 @@ def tasks(folder: Path) -> None:
         (folder / "current.json").write_bytes(content)
         assert TaskVersionStore(folder).live() is None
         assert [version.name for version in TaskVersionStore(folder).all()] == ["1-aaaaaaaaaaaa", "2-bbbbbbbbbbbb"]
+
+
+@shows("learner/tasks/*/memory.json")
+def memory(folder: Path) -> None:
+    del folder
+    former = TrainerState.of(
+        {"judged": 7, "number": 2, "rejected": [[1, 3]], "tried": 9, "questions": 4, "anchor": "1-a"}
+    )
+    assert (former.judged, former.anchor, former.old_classes.rows) == (7, "1-a", {})
+    newer = orjson.loads(orjson.dumps({**asdict(former), "later": 1}))
+    assert TrainerState.of(newer) == former
 
 
 @shows("recordings/*.mcap")

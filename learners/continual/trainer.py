@@ -18,7 +18,7 @@ import math
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -100,10 +100,11 @@ class TrainerState:
 
     @classmethod
     def of(cls, body: dict[str, Any]) -> TrainerState:
-        """Return the state as it was stored."""
-        old = OldClassAnchors(**body.pop("old_classes", {}))
+        """Return the state as it was stored; what this program does not know is left out."""
+        old = OldClassAnchors(**body.get("old_classes", {}))
         old.rows = {key: (int(place), float(score)) for key, (place, score) in old.rows.items()}
-        return cls(**body, old_classes=old)
+        names = {one.name for one in fields(cls)}
+        return cls(**{name: value for name, value in body.items() if name in names} | {"old_classes": old})
 
     def counts(self, label: Labelled) -> bool:
         """Return whether a label may train."""
