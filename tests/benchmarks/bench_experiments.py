@@ -343,6 +343,17 @@ async def races(first: int, runs: int) -> None:
         )  # fmt: skip
 
 
+async def superseded(first: int, runs: int) -> None:
+    """A trusted version with a return of 283; the first challenger equals it, and those after two minutes earn twice as much."""
+    took = []
+    for seed in range(first, first + runs):
+        world = Episodes(seed, {"untrained": 22.0, "good": 283.0})
+        with tempfile.TemporaryDirectory() as folder:
+            one = await learning(folder, world, 30, lambda minute: 283.0 if minute <= 2 else 566.0, trusted=True)
+        took.append(next((at_s - 120.0 for at_s, kind, _ in one.events if kind == "policy_promoted"), None))
+    row("an equal challenger, then ones that earn twice as much: first live", "", times(took))
+
+
 @dataclass(slots=True)
 class Stream:
     """A champion and challengers without end, each of which gives way to the next one as the agent decides; no margin."""
@@ -428,7 +439,7 @@ async def nothing(first: int, runs: int) -> None:
 
 TRIALS: dict[str, Callable[[int, int], Awaitable[None]]] = {
     "worse": worse, "falls": falls, "hang": hang, "equal": equal, "effects": effects, "pace": pace, "nothing": nothing,
-    "streams": streams, "gains": gains, "races": races,
+    "superseded": superseded, "streams": streams, "gains": gains, "races": races,
 }  # fmt: skip
 
 
