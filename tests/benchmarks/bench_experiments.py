@@ -64,7 +64,7 @@ async def trusted(
     for version in versions:
         one.trust(version)
         one.experiments.state.trust.choose(version, "proof")
-        one.experiments._cancel("the trial begins")
+        one.experiments.endings.cancel("the trial begins")
         await one.run(400.0)
     one.experiments.state.renew_guard()
     one.events.clear()

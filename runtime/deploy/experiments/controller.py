@@ -1,7 +1,7 @@
 """Trade the live version only for one that is proved better or as good: run the experiments, guard the live version, remember trust.
 
 A candidate that passed the filters waits as the challenger; a newer one replaces it. The controller plans an experiment, says at each
-tick which version acts, joins outcomes to pairs, and carries out the verdict (`live_moves.py`). Until there is something to
+tick which version acts, joins outcomes to pairs, and has the verdict carried out (`endings.py`). Until there is something to
 protect (`first_anchor.py`), versions follow freely ("not yet trusted"), then race against the best one. The first that
 newer ones do not overtake becomes the anchor.
 
@@ -23,7 +23,6 @@ from typing import Any
 import orjson
 
 from learners.checkpoints.experiment_records import EXPERIMENTS_FILE, PROBATION_FILE
-from learners.checkpoints.manifest import CheckpointRefused
 from learners.checkpoints.store import Checkpoints, Live
 from learners.experiment_statistics.experiment_test import ExperimentVerdict
 from learners.experiment_statistics.live_version_guard import GuardAlarm
@@ -35,10 +34,10 @@ from learners.safeguards.source_consistency import Quarantine
 from runtime.control.responsibility import responsibility
 from runtime.control.tick import TickResult
 from runtime.control.tick_version import TickVersion
+from runtime.deploy.experiments.endings import ExperimentEndings
 from runtime.deploy.experiments.live_moves import LiveMoves
 from runtime.deploy.experiments.manual_promotion_watch import ALONE_S, RewardDropCheck
 from runtime.deploy.experiments.plan_from_settings import ExperimentRules
-from runtime.deploy.experiments.report import look_figures
 from runtime.deploy.experiments.running_plan import ExperimentPhase, pairs_allowed
 from runtime.deploy.experiments.state import NOT_TRUSTED, ExperimentState
 from runtime.deploy.experiments.trusted_version import TRUSTED_BY, trust_reason
@@ -71,6 +70,7 @@ class ExperimentController:
     """Set while a verdict waits for `conclude`."""
     file: StateFile = field(init=False)
     moves: LiveMoves = field(init=False)
+    endings: ExperimentEndings = field(init=False)
     state: ExperimentState = field(init=False)
     falls: RewardDropCheck = field(default_factory=RewardDropCheck)
     mode: str = "autonomous"
@@ -91,6 +91,7 @@ class ExperimentController:
     def __post_init__(self) -> None:
         self.state = ExperimentState(self.rules)
         self.moves = LiveMoves(self.checkpoints, self.state, self.emit)
+        self.endings = ExperimentEndings(self.state, self.moves, self.emit)
         path = self.state_dir / EXPERIMENTS_FILE
         self.file = StateFile(path, self._dump, self._restore, SAVE_EVERY_S, self.emit, durable=False)
 
@@ -125,7 +126,7 @@ class ExperimentController:
             self.state.phase is not None
             and self.state.phase.version_of(self.state.phase.acts_in_plain) != self.state.live
         ):
-            self._cancel("the live version was changed while no agent ran")
+            self.endings.cancel("the live version was changed while no agent ran")
         if self._crashed:
             self._after_crash()
         self.moves.is_acting = True
@@ -152,7 +153,7 @@ class ExperimentController:
         back = self.state.way_back(new)
         if new in (UNTRAINED, self.state.trust.anchor) or back is None or not self.state.trust.crashed(new):
             return
-        self._cancel("the agent died twice with it")
+        self.endings.cancel("the agent died twice with it")
         self.state.trust.judged.append(new)
         self.state.trust.note(new, f"the agent died {self.state.trust.crashes[new]} times with it")
         if new == self.state.live:
@@ -198,7 +199,7 @@ class ExperimentController:
             and self.state.phase is not None
             and self.state.phase.plan.weaker != self.rules.weaker(mode)
         ):
-            self._cancel("the mode changed")
+            self.endings.cancel("the mode changed")
         self.mode = mode
         modes = ("autonomous", "assist")
         self.acting = verdict is not None and verdict.armed and not verdict.stopped and mode in modes
@@ -322,14 +323,15 @@ class ExperimentController:
             return
         try:
             if self._alarm is not None:
-                await self._return()
+                await self.endings.take_back(self._alarm)
+                self._alarm = None
             elif self.state.phase is not None and self.state.phase.verdict is not None:
-                end = self._end_race if self.state.phase.race else self._end_experiment
+                end = self.endings.end_race if self.state.phase.race else self.endings.end_experiment
                 await end(self.state.phase, self.state.phase.verdict)
             elif self.state.racing:
-                await self._trust_leader()
+                await self.endings.trust_leader()
             elif self.state.trust.anchor is None:
-                await self._first_leader()
+                await self.endings.first_leader()
         except OSError as error:  # what was decided stays, and the next call tries again
             if not self._unwritten:
                 self.emit("rollback_failed", {"version": self.state.live, "why": "disk", "reason": str(error)})
@@ -353,29 +355,22 @@ class ExperimentController:
             return
         self.state.trust.judged.append(proposal)
         note = NOT_TRUSTED if self.rules.enabled else "promoted without an experiment (promotion.experiments is false)"
-        await self._promote(proposal, note, by="untrusted" if self.rules.enabled else "unguarded")
+        await self.endings.promote(proposal, note, by="untrusted" if self.rules.enabled else "unguarded")
+        self.file.changed(urgent=True)
 
     def unloadable(self, version: str, reason: str) -> None:
         """Give up a version that cannot be loaded."""
-        self.state.trust.judged.append(version)
-        self.state.trust.note(version, f"cannot be loaded: {reason}")
-        if self.state.waiting == version:
-            self.state.waiting = None
-        if version in (self.state.trust.anchor, self.state.trust.previous) and version != self.state.live:
-            self.state.trust.forget(version)
-        plan = None if self.state.phase is None else self.state.phase.plan
-        if plan is not None and version in (plan.challenger, plan.anchor, plan.reference):
-            self._cancel(f"{version} cannot be loaded")
+        self.endings.unloadable(version, reason)
         self.file.changed(urgent=True)
 
     def became_live(self, version: str, by: str | None) -> None:
         """Take note that LIVE names another version; `by` says who moved it."""
         before, self.state.live = self.state.live, version
         if by in ("experiment", "untrusted", "unguarded", "guard"):
-            self._cancel("the live version changed")
+            self.endings.cancel("the live version changed")
             self.file.changed(urgent=True)
             return
-        self._cancel("a person changed the live version")
+        self.endings.cancel("a person changed the live version")
         failed = self.checkpoints.live().failed
         if self.state.trust.anchor in failed:
             self.state.trust.forget(str(self.state.trust.anchor))
@@ -435,136 +430,6 @@ class ExperimentController:
             self.state.trust.note(challenger, f"{'races' if race else 'on trial'} against {champion}")
             self.emit("experiment_started", {"number": number, **plan.dump(), "race": race})
         self.file.changed(urgent=True)
-
-    async def _end_experiment(self, phase: ExperimentPhase, verdict: ExperimentVerdict) -> None:
-        """Carry out a verdict; where a person had made the challenger live, a rejection is a rollback."""
-        plan, sentence = phase.plan, phase.test.sentence()
-        challenger = plan.challenger
-        assert challenger is not None
-        requested, passed = phase.acts_in_plain == "challenger", verdict.outcome == "live"
-        if passed and not requested:
-            by = "better" if verdict.better else "as good"
-            if not await self._promote(challenger, f"{by}: {sentence}", by="experiment", figures=look_figures(phase)):
-                return
-        moved: Live | CheckpointRefused | None = None
-        if requested and verdict.outcome == "out":
-            moved = await asyncio.to_thread(self.moves.take_back, challenger, plan.champion)
-        self.state.phase = None
-        self.state.alpha.record(promoted=passed, alpha=plan.alpha)
-        gave_way = verdict.outcome == "cap" and sum(phase.differences) > 0
-        self.state.trust.ended(
-            challenger, promoted=verdict.better, rejected=verdict.outcome == "out", gave_way=gave_way
-        )
-        self.state.trust.note(challenger, f"{'live' if passed else 'not live'}: {sentence}")
-        if passed and verdict.new_anchor:
-            self.state.trust.choose(challenger, "proof")
-        fields = {"number": phase.number, "version": challenger, "champion": plan.champion, "outcome": verdict.outcome}
-        self.emit("experiment_ended", {**fields, "reason": verdict.reason, "result": sentence, **look_figures(phase)})
-        if moved is not None:
-            self.moves.publish_rollback(
-                challenger, moved, {"by": "experiment", "why": verdict.reason, "result": sentence}
-            )
-        elif requested and passed:
-            self.state.trust.choose(challenger, "proof" if verdict.better else "request")
-        if passed or moved is not None:
-            self.state.renew_guard()
-
-    async def _promote(self, version: str, note: str, *, by: str, figures: Mapping[str, Any] | None = None) -> bool:
-        """Move LIVE to a version; give it up and return False where it cannot be loaded."""
-        refusal = await self.moves.promote(version, note, by=by, figures=figures)
-        if refusal is not None:
-            self.unloadable(version, refusal.reason)
-            self.emit("checkpoint_refused", {"version": version, "reason": refusal.reason, "detail": refusal.detail})
-        return refusal is None
-
-    async def _end_race(self, phase: ExperimentPhase, verdict: ExperimentVerdict) -> None:
-        """Give the lead to the challenger if it is ahead; trust a leader that enough versions did not overtake.
-
-        A race proves nothing and trusts nothing, so it uses no alpha.
-        """
-        plan, sentence, proof = phase.plan, phase.test.sentence(), self.state.proof
-        challenger = plan.challenger
-        assert challenger is not None
-        ahead = verdict.outcome == "live"
-        if ahead and not await self._promote(
-            challenger, f"leads: {sentence}", by="untrusted", figures=look_figures(phase)
-        ):
-            return
-        self.state.phase = None
-        self.state.trust.judged.append(challenger)
-        fields = {"number": phase.number, "version": challenger, "champion": plan.champion, "outcome": verdict.outcome}
-        self.emit("experiment_ended", {**fields, "reason": verdict.reason, "result": sentence, **look_figures(phase)})
-        if ahead:
-            proof.lead(challenger)
-            return
-        self.state.trust.note(challenger, f"not live: {sentence}")
-        proof.race_lost()
-        await self._trust_leader()
-
-    async def _first_leader(self) -> None:
-        """Give the lead to the best version so far, and let it act again if a later one acts."""
-        found = self.state.proof.found()
-        if found is None:
-            return
-        version, sentence = found
-        if version != self.state.live:
-            before = self.state.live
-            if not await self._promote(version, sentence, by="untrusted"):
-                self.state.proof.versions.pop(version, None)  # it cannot be loaded any more
-                return
-            self.state.trust.note(before, f"not live: {version} earned more")
-        self.state.proof.lead(version)
-        self.state.trust.note(version, f"live, not yet trusted: {sentence}")
-        await self._trust_leader()
-
-    async def _trust_leader(self) -> None:
-        """Make the leader the anchor once it is settled: from now on only a proof replaces it. A race that runs is compared again."""
-        proof, phase = self.state.proof, self.state.phase
-        version, why = proof.leader, proof.settled()
-        if version is None or why is None:
-            return
-        if (refusal := await self.moves.confirm(version)) is not None:
-            proof.leader = None
-            self.emit("checkpoint_refused", {"version": version, "reason": refusal.reason, "detail": refusal.detail})
-            return
-        if phase is not None and phase.race:
-            self.state.waiting = self.state.waiting or phase.plan.challenger
-        self._cancel("the leader is trusted now")
-        sentence = f"{proof.gain()}, and {why}"
-        self.state.trust.choose(version, "proof")
-        self.state.trust.note(version, f"live and trusted: {sentence}")
-        self.emit("policy_trusted", {"version": version, "result": sentence})
-        self.state.renew_guard()
-
-    async def _return(self) -> None:
-        """Take the live version back: the guard decided."""
-        alarm, version = self._alarm, self.state.live
-        assert alarm is not None
-        back = self.state.way_back(version)
-        if back is not None:
-            moved = await asyncio.to_thread(self.moves.take_back, version, back)
-            figures = {"figure": alarm.figure, "pairs": alarm.pairs, "evidence": round(alarm.evidence, 1)}
-            self.moves.publish_rollback(version, moved, {"by": "guard", "why": alarm.reason, **figures})
-        self._alarm = None
-        self._cancel("the guard took the live version back")
-        self.state.renew_guard()
-
-    def _cancel(self, reason: str) -> None:
-        """End the running phase; a challenger in it has no verdict and the champion remains.
-
-        Its alpha is spent once a pair is complete: the same version may come again, and the pairs until now could have proved it.
-        """
-        phase, self.state.phase = self.state.phase, None
-        if phase is None or phase.plan.challenger is None:
-            return
-        version = phase.plan.challenger
-        if phase.differences and not phase.race:
-            self.state.alpha.record(promoted=False, alpha=phase.plan.alpha)
-        self.state.trust.note(version, f"not decided: {reason}")
-        fields = {"number": phase.number, "version": version, "champion": phase.plan.champion, "outcome": "cap"}
-        self.emit(
-            "experiment_ended", {**fields, "reason": reason, "result": phase.test.sentence(), **look_figures(phase)}
-        )
 
 
 def _on_probation(state_dir: Path) -> str | None:

@@ -221,7 +221,7 @@ async def test_a_cancelled_experiment_spends_its_alpha(tmp_path: Path) -> None:
     await stage.run(
         300.0, until=lambda: bool(stage.experiments.state.phase and stage.experiments.state.phase.differences)
     )
-    stage.experiments._cancel("the mode changed")
+    stage.experiments.endings.cancel("the mode changed")
     assert alpha.experiments == before + 1
     assert alpha.next_alpha() < first
 
