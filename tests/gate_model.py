@@ -198,7 +198,7 @@ async def for_ever(_connection: Connection) -> None:
     await asyncio.get_running_loop().create_future()
 
 
-def take(client: Client, out: PublishMessage, settled: Settled) -> None:
+def take(client: Client, out: PublishMessage, settled: Settled, *, urgent: bool = False) -> None:
     client.submit(out, settled)
 
 

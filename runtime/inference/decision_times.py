@@ -26,10 +26,10 @@ class DecisionTimes:
     def add(self, version: str, took_s: float) -> None:
         """Note the time of a decision, wherever it was made."""
         recent_s = self._recent_s.setdefault(version, deque(maxlen=RECENT))
-        if took_s > STALL_S:
-            recent_s.clear()
-        else:
+        if took_s <= STALL_S:
             recent_s.append(took_s)
+        else:  # also where it is no number
+            recent_s.clear()
 
     def is_short(self, version: str) -> bool:
         """Return whether the next decision of this version may be made in the event loop."""

@@ -276,7 +276,8 @@ class Engine(ABC):
         times = self._durations
         if times is None:
             return await self._between_ticks(self._decide, observation, explore)
-        if times.is_short(self.version) and all(other.done() for other in self._between):
+        is_alone = all(other.done() for other in self._between)
+        if is_alone and times.is_short(self._live.version):  # `version` follows a swap a turn later
             result = self._decide(observation, explore)
         else:
             result = await self._between_ticks(self._decide, observation, explore)

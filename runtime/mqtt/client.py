@@ -123,17 +123,25 @@ def remember_session(client: aiomqtt.Client) -> None:
     client._client.on_connect = note  # type: ignore[assignment]  # of the callback API version that aiomqtt chose
 
 
-def submit(client: aiomqtt.Client, out: PublishMessage, settled: Settled) -> None:
+def submit(client: aiomqtt.Client, out: PublishMessage, settled: Settled, *, urgent: bool = False) -> int | None:
     """Send a message without waiting; `settled` is called once (`PacketWriter.publish`).
 
     Raises:
         ValueError: a topic or payload that cannot be written.
     """
     writer: PacketWriter = client._packets  # type: ignore[attr-defined]
-    writer.publish(out, settled)
+    return writer.publish(out, settled, urgent=urgent)
 
 
-async def publish(client: aiomqtt.Client, out: PublishMessage, timeout_s: float | None = None) -> None:
+def withdraw(client: aiomqtt.Client, identifier: int) -> bool:
+    """Keep a message that waits for the broker's room from leaving (`PacketWriter.withdraw`)."""
+    writer: PacketWriter = client._packets  # type: ignore[attr-defined]
+    return writer.withdraw(identifier)
+
+
+async def publish(
+    client: aiomqtt.Client, out: PublishMessage, timeout_s: float | None = None, *, urgent: bool = False
+) -> None:
     """Publish and wait: for the acknowledgement at QoS 1, for the socket at QoS 0.
 
     Raises:
@@ -152,7 +160,7 @@ async def publish(client: aiomqtt.Client, out: PublishMessage, timeout_s: float 
             future.set_exception(error)
 
     writer: PacketWriter = client._packets  # type: ignore[attr-defined]
-    writer.publish(out, settled, timeout_s)
+    writer.publish(out, settled, timeout_s, urgent=urgent)
     await future
 
 

@@ -420,7 +420,7 @@ class Connection:
                 continue
             asked_s = time.monotonic()
             try:
-                await publish(client, PublishMessage(topic, b"", 1, False, NO_PROPERTIES), patience_s)
+                await publish(client, PublishMessage(topic, b"", 1, False, NO_PROPERTIES), patience_s, urgent=True)
             except aiomqtt.MqttError as error:
                 stalled = time.monotonic() - asked_s > patience_s * 1.4  # this loop was late, not the broker
                 if self._inbound.last_message_s < asked_s and not stalled:

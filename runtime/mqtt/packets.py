@@ -4,7 +4,11 @@ A publish at QoS 1 through aiomqtt takes a task, a timer, an event and three mor
 a small daemon that was most of the processor time. Everything else is still paho's. Its queue takes what the socket does not take at
 once, so that the order is the same.
 
-Specification: MQTT 5.0 (OASIS 2019), 3.3 PUBLISH and 3.4 PUBACK. `client.py` installs both classes in paho's client.
+The broker limits what it takes: so many messages of QoS 1 without its acknowledgement (Receive Maximum), and so many bytes a packet
+(Maximum Packet Size). It ends the session of a client that sends more. A message beyond the first limit waits; a larger one is refused.
+
+Specification: MQTT 5.0 (OASIS 2019), 3.2.2.3 CONNACK Properties, 3.3 PUBLISH, 3.4 PUBACK and 4.9 Flow Control. `client.py` installs
+both classes in paho's client.
 """
 
 from __future__ import annotations
@@ -33,6 +37,8 @@ CHUNK = 16_384
 """Bytes read at once; a longer part of a packet is read alone."""
 LATE_S = 0.1
 """A look at what is not acknowledged that is so late finds a loop that stood still: what has arrived meanwhile is read first."""
+MOST_UNANSWERED = 1_000
+"""Messages of QoS 1 that may lack an acknowledgement, whatever the broker allows."""
 AT_ONCE = 32
 """Packets handled in one turn of the loop: a flood on this connection must not delay another one."""
 Settled = Callable[[Exception | None], None]
@@ -41,6 +47,14 @@ Settled = Callable[[Exception | None], None]
 
 class PublishRefused(aiomqtt.MqttError):
     """The broker took the message and refused it; `str` says why."""
+
+
+class Unsent(aiomqtt.MqttError):
+    """The message did not leave."""
+
+
+class TooLarge(Unsent):
+    """The broker takes no packet of this size."""
 
 
 def publish_packet(out: PublishMessage, identifier: int) -> bytes:
@@ -86,14 +100,27 @@ class PacketWriter:
         self._loop = asyncio.get_running_loop()
         self._under_way: dict[int, tuple[Settled, float, float]] = {}
         """By identifier: what to call, when it was sent, and when its time is over."""
+        self._unanswered: set[int] = set()
+        """Of QoS 1: the broker counts a message until it acknowledges it, even where nobody waits for that any more."""
+        self._waiting: tuple[dict[int, bytes], dict[int, bytes]] = ({}, {})
+        """Packets for which the broker has no room yet, by identifier: the ordinary ones, and the urgent ones."""
+        self._room = MOST_UNANSWERED
+        self._max_packet: int | None = None
         self._timer: asyncio.TimerHandle | None = None
         self.answer = (0.0, -math.inf)
         """When the message that was acknowledged last was sent, and when the acknowledgement came; monotonic seconds."""
         self._acknowledged, self._published = self._inner._handle_pubackcomp, self._inner.on_publish
         self._inner._handle_pubackcomp, self._inner.on_publish = self._puback, self._left
+        self._connected = self._inner.on_connect
+        self._inner.on_connect = self._note_limits
 
-    def publish(self, out: PublishMessage, settled: Settled, timeout_s: float | None = None) -> None:
+    def publish(
+        self, out: PublishMessage, settled: Settled, timeout_s: float | None = None, *, urgent: bool = False
+    ) -> int | None:
         """Send a message; `settled` is called at the acknowledgement for QoS 1, and once the socket has it for QoS 0.
+
+        An urgent one leaves before others that wait for room, and some room is kept for it. The identifier of a message that waits
+        is returned, for `withdraw`; None where it does not wait.
 
         Raises:
             ValueError: a topic or payload that no packet may contain; `settled` is not called then.
@@ -103,17 +130,61 @@ class PacketWriter:
         now_s = time.monotonic()
         due_s = now_s + (self._timeout_s if timeout_s is None else timeout_s)
         self._under_way[identifier] = settled, now_s, due_s
+        if self._max_packet is not None and len(packet) > self._max_packet:
+            self._settle(identifier, TooLarge(f"a packet of {len(packet)} bytes; the broker takes {self._max_packet}"))
+            return None
+        is_behind = self._waiting[True] or (self._waiting[False] and not urgent)
+        if out.qos and (is_behind or len(self._unanswered) >= self._limit(urgent=urgent)):
+            self._waiting[urgent][identifier] = packet
+            self._watch(due_s)
+            return identifier
+        self._send(packet, identifier, out.qos)
+        return None
+
+    def withdraw(self, identifier: int) -> bool:
+        """Keep a message that waits for room from leaving, without a call of its `settled`; False where it does not wait any more."""
+        waiting = self._waiting[0].pop(identifier, None) or self._waiting[1].pop(identifier, None)
+        if waiting is None:
+            return False
+        del self._under_way[identifier]
+        return True
+
+    def _send(self, packet: bytes, identifier: int, qos: int) -> None:
+        due_s = self._under_way[identifier][2]
+        if qos:
+            self._unanswered.add(identifier)
         try:
-            is_written = self._write(packet, identifier, out.qos)
+            is_written = self._write(packet, identifier, qos)
         except OSError as error:  # as aiomqtt does where it writes
             if not self._client._disconnected.done():
                 self._client._disconnected.set_exception(error)
             self._settle(identifier, aiomqtt.MqttError(str(error)))
             return
-        if is_written and not out.qos:
+        if is_written and not qos:
             self._settle(identifier, None)
         else:
             self._watch(due_s)
+
+    def _note_limits(self, client: paho.Client, userdata: Any, flags: Any, code: Any, properties: Any) -> None:
+        """Take over what the broker's answer to the connect says about its limits."""
+        self._room = min(MOST_UNANSWERED, max(1, getattr(properties, "ReceiveMaximum", MOST_UNANSWERED)))
+        self._max_packet = getattr(properties, "MaximumPacketSize", None)
+        self._connected(client, userdata, flags, code, properties)
+
+    def _limit(self, *, urgent: bool) -> int:
+        """Return how many the broker may have unanswered; a quarter, and at least one of several, is kept for urgent ones."""
+        return self._room if urgent else max(1, self._room - max(1, self._room // 4))
+
+    def _fill(self) -> None:
+        """Send what waited, as far as the broker has room again."""
+        for urgent in (True, False):
+            waiting = self._waiting[urgent]
+            while waiting and len(self._unanswered) < self._limit(urgent=urgent):
+                identifier = next(iter(waiting))
+                packet = waiting.pop(identifier)
+                settled, _, due_s = self._under_way[identifier]
+                self._under_way[identifier] = settled, time.monotonic(), due_s
+                self._send(packet, identifier, 1)
 
     def close(self) -> None:
         """Settle all that the broker has not acknowledged: the session is over."""
@@ -121,12 +192,14 @@ class PacketWriter:
             self._timer.cancel()
             self._timer = None
         for identifier in list(self._under_way):
-            self._settle(identifier, aiomqtt.MqttError("the session ended before the acknowledgement"))
+            waits = identifier in self._waiting[0] or identifier in self._waiting[1]
+            error = Unsent if waits else aiomqtt.MqttError
+            self._settle(identifier, error("the session ended before the acknowledgement"))
 
     def _new_identifier(self) -> int:
         while True:
             identifier = int(self._inner._mid_generate())
-            if identifier not in self._under_way:
+            if identifier not in self._under_way and identifier not in self._unanswered:
                 return identifier
 
     def _write(self, packet: bytes, identifier: int, qos: int) -> bool:
@@ -164,7 +237,10 @@ class PacketWriter:
             self._timer = self._loop.call_at(now_s + LATE_S / 2, self._expire, now_s + LATE_S / 2)
             return
         for identifier in [i for i, (_, _, due_s) in self._under_way.items() if due_s <= now_s]:
-            self._settle(identifier, aiomqtt.MqttError("Operation timed out"))
+            if identifier in self._waiting[0] or identifier in self._waiting[1]:
+                self._settle(identifier, Unsent("the broker did not acknowledge enough of what was sent before"))
+            else:
+                self._settle(identifier, aiomqtt.MqttError("Operation timed out"))
         if self._under_way:
             self._watch(min(due_s for _, _, due_s in self._under_way.values()))
 
@@ -172,12 +248,15 @@ class PacketWriter:
         """Take an acknowledgement out of what paho has just read."""
         packet = self._inner._in_packet["packet"]
         identifier = int.from_bytes(packet[:2], "big")
-        entry = self._under_way.get(identifier)
-        if command != "PUBACK" or entry is None or len(packet) < 2:
+        if command != "PUBACK" or identifier not in self._unanswered or len(packet) < 2:
             return MQTTErrorCode(self._acknowledged(command))
-        self.answer = entry[1], time.monotonic()
-        code = packet[2] if len(packet) > 2 else 0
-        self._settle(identifier, None if code < FAILURE else PublishRefused(reason_of(code)))
+        self._unanswered.discard(identifier)
+        entry = self._under_way.get(identifier)
+        if entry is not None:
+            self.answer = entry[1], time.monotonic()
+            code = packet[2] if len(packet) > 2 else 0
+            self._settle(identifier, None if code < FAILURE else PublishRefused(reason_of(code)))
+        self._fill()
         return MQTTErrorCode.MQTT_ERR_SUCCESS
 
     def _left(self, client: paho.Client, userdata: Any, mid: int, code: Any, properties: Properties) -> None:
@@ -189,6 +268,8 @@ class PacketWriter:
 
     def _settle(self, identifier: int, error: Exception | None) -> None:
         settled, *_ = self._under_way.pop(identifier)
+        for waiting in self._waiting:
+            waiting.pop(identifier, None)
         try:
             settled(error)
         except Exception as failure:  # noqa: BLE001 - the connection is in order all the same
@@ -217,6 +298,8 @@ class PacketReader:
         self._loop = asyncio.get_running_loop()
         self._data, self._at = b"", 0
         self._may_read = True
+        self._rest: asyncio.Handle | None = None
+        """The turn in which the rest of a flood is handled."""
         self._receive, self._read_packet = self._inner._sock_recv, self._inner.loop_read
         self._inner._sock_recv, self._inner.loop_read = self.receive, self.read
 
@@ -245,7 +328,8 @@ class PacketReader:
         handled = 1
         while code == MQTTErrorCode.MQTT_ERR_SUCCESS and self._at < len(self._data):
             if handled == AT_ONCE:
-                self._loop.call_soon(self._read_on, self._inner._sock)
+                if self._rest is None:
+                    self._rest = self._loop.call_soon(self._read_on, self._inner._sock)
                 break
             code = MQTTErrorCode(self._read_packet(max_packets))
             handled += 1
@@ -253,6 +337,7 @@ class PacketReader:
         return code
 
     def _read_on(self, sock: Any) -> None:
+        self._rest = None
         if self._inner._sock is not sock or sock is None or self._at == len(self._data):
             return
         try:

@@ -17,14 +17,16 @@ from uuid import uuid4
 import aiomqtt
 import structlog
 
-from runtime.mqtt.client import submit
+from runtime.mqtt.client import submit, withdraw
 from runtime.mqtt.connection_types import PublishMessage
-from runtime.mqtt.packets import PublishRefused
+from runtime.mqtt.packets import PublishRefused, TooLarge, Unsent
 
 log = structlog.get_logger(__name__)
 
 MAX_RETAINED = 100
 """Number of messages that are stored for the next connect."""
+FEW = 10
+"""Messages that cannot be sent are each logged so long as they are so few."""
 Keep = Literal["no", "latest", "all"]
 Delivery = Literal["acknowledged", "undelivered", "unsent"]
 """`undelivered` left and may have arrived; `unsent` did not leave."""
@@ -39,8 +41,11 @@ class Departure:
     done: Done | None = None
     slot: PublishSlot | None = None
     """That of an ordinary message which an urgent one may overtake."""
+    urgent: bool = False
     turn: asyncio.Handle | None = None
-    """The turn in which it leaves; None once it has left."""
+    """The turn in which it leaves; None once it was given to the client."""
+    waits_as: int | None = None
+    """How the client names it while the broker has no room for it."""
     is_over: bool = False
 
 
@@ -88,11 +93,14 @@ class Sender:
 
     def leave(self) -> None:
         """End the session: what waits does not leave, and what has left may have arrived."""
-        self._client = None
+        client, self._client = self._client, None
         for slot in self._slots.values():
             self._discard(slot, "disconnected")
         for departure in self._under_way:
-            self._abandon(departure)
+            if self._recall(departure, client):
+                self._abandon(departure, "unsent", "disconnected")
+            else:
+                self._abandon(departure, "undelivered", "not acknowledged")
 
     def send(self, outgoing: PublishMessage) -> bool:
         """Send without waiting; False when too much is under way."""
@@ -128,7 +136,8 @@ class Sender:
         slot = self._slots.get(key, PublishSlot())
         self._discard(slot, "superseded")
         for departure in slot.unstarted:
-            self._abandon(departure)
+            if self._recall(departure, self._client):
+                self._abandon(departure, "unsent", "superseded")
         slot.unstarted.clear()
 
     def keep(self, outgoing: PublishMessage, keep: Keep) -> bool:
@@ -163,9 +172,9 @@ class Sender:
             self.drops[cause] += 1
             done("unsent")
 
-    def _start(self, outgoing: PublishMessage, done: Done | None = None) -> Departure:
+    def _start(self, outgoing: PublishMessage, done: Done | None = None, *, urgent: bool = False) -> Departure:
         assert self._loop is not None
-        departure = Departure(outgoing, done)
+        departure = Departure(outgoing, done, urgent=urgent)
         departure.turn = self._loop.call_soon(self._depart, departure)
         self._under_way[departure] = None
         self.sending += 1
@@ -175,7 +184,7 @@ class Sender:
     def _start_slot(self, slot: PublishSlot, outgoing: PublishMessage, done: Done, *, urgent: bool) -> None:
         slot.under_way += 1
         slot.urgent_under_way += urgent
-        departure = self._start(outgoing, partial(self._slot_done, slot, done, urgent))
+        departure = self._start(outgoing, partial(self._slot_done, slot, done, urgent), urgent=urgent)
         if not urgent:
             departure.slot = slot
             slot.unstarted.append(departure)
@@ -191,42 +200,72 @@ class Sender:
 
     def _depart(self, departure: Departure) -> None:
         departure.turn = None
-        if departure.slot is not None:
-            departure.slot.unstarted.remove(departure)
         assert self._client is not None
+        settled = partial(self._settled, departure)
         try:
-            submit(self._client, departure.outgoing, partial(self._settled, departure))
+            departure.waits_as = submit(self._client, departure.outgoing, settled, urgent=departure.urgent)
         except ValueError as error:
-            self.drops["unsendable"] += 1
-            log.warning("mqtt.unsendable", topic=departure.outgoing.topic, reason=str(error))
-            self._over(departure, "unsent")
+            self._note_unsendable(departure, error)
+            self._over(departure, "unsent", "unsendable")
+        if departure.waits_as is None:
+            self._note_left(departure)
 
     def _settled(self, departure: Departure, error: Exception | None) -> None:
         """Note what the broker, or the end of the wait for it, made of a message."""
         if departure.is_over:
             return
-        if isinstance(error, PublishRefused):
-            self.drops["refused by the broker"] += 1
-            if self.drops["refused by the broker"] in {1, 100, 10_000}:
-                remedy = "let this user write the topic in the broker's ACL"
-                log.warning("mqtt.publish_refused", topic=departure.outgoing.topic, reason=str(error), remedy=remedy)
-        elif error is not None:
-            self.drops["not acknowledged"] += 1
-        self._over(departure, "acknowledged" if error is None else "undelivered")
+        match error:
+            case None:
+                self._over(departure, "acknowledged")
+            case PublishRefused():
+                if self._is_rare("refused by the broker"):
+                    remedy = "let this user write the topic in the broker's ACL"
+                    topic = departure.outgoing.topic
+                    log.warning("mqtt.publish_refused", topic=topic, reason=str(error), remedy=remedy)
+                self._over(departure, "undelivered", "refused by the broker")
+            case TooLarge():
+                self._note_unsendable(departure, error)
+                self._over(departure, "unsent", "unsendable")
+            case Unsent():
+                self._over(departure, "unsent", "outgoing full")
+            case _:
+                self._over(departure, "undelivered", "not acknowledged")
 
-    def _abandon(self, departure: Departure) -> None:
-        """Let a message leave no more, or wait for its acknowledgement no longer; its callback runs in the next turn."""
-        assert self._loop is not None
-        delivery: Delivery = "undelivered" if departure.turn is None else "unsent"
+    def _note_unsendable(self, departure: Departure, error: Exception) -> None:
+        if self.drops["unsendable"] < FEW or self._is_rare("unsendable"):
+            log.warning("mqtt.unsendable", topic=departure.outgoing.topic, reason=str(error))
+
+    def _is_rare(self, cause: str) -> bool:
+        """Return whether the next drop of this cause is to be logged: the first, and then few."""
+        return self.drops[cause] + 1 in {1, 100, 10_000}
+
+    def _note_left(self, departure: Departure) -> None:
+        """From now on an urgent message can only follow this one."""
+        departure.waits_as = None
+        if departure.slot is not None and departure in departure.slot.unstarted:
+            departure.slot.unstarted.remove(departure)
+
+    def _recall(self, departure: Departure, client: aiomqtt.Client | None) -> bool:
+        """Keep a message from leaving; False where it has left already."""
         if departure.turn is not None:
             departure.turn.cancel()
-        self._loop.call_soon(self._over, departure, delivery)
+            return True
+        identifier, departure.waits_as = departure.waits_as, None
+        return identifier is not None and client is not None and withdraw(client, identifier)
 
-    def _over(self, departure: Departure, delivery: Delivery) -> None:
+    def _abandon(self, departure: Departure, delivery: Delivery, cause: str) -> None:
+        """Wait for a message no longer; its callback runs in the next turn."""
+        assert self._loop is not None
+        self._loop.call_soon(self._over, departure, delivery, cause)
+
+    def _over(self, departure: Departure, delivery: Delivery, cause: str | None = None) -> None:
         if departure.is_over:
             return
         departure.is_over = True
         del self._under_way[departure]
+        self._note_left(departure)
+        if cause is not None:
+            self.drops[cause] += 1
         self.sending -= 1
         if not self.sending:
             self._idle.set()

@@ -193,6 +193,23 @@ async def test_the_time_of_each_version_counts_alone(engine: CompiledEngine) -> 
 
 
 @pytest.mark.usefixtures("any_machine")
+async def test_a_tick_right_after_a_swap_does_not_try_a_new_version_in_the_loop(engine: CompiledEngine) -> None:
+    """The swap is over in its thread, and the task that asked for it has not had its turn."""
+    await decide(engine, 0, 2 * RECENT)
+    await engine.load("1")
+    threads: list[str] = []
+    around(engine, lambda: threads.append(threading.current_thread().name), "1")
+    swapping = asyncio.create_task(engine.activate("1"))
+    await asyncio.sleep(0)
+    engine._between[-1].result(60)
+    threads.clear()
+    assert engine.version == UNTRAINED
+    assert (await engine.decide(seen(2 * RECENT))).policy == "1"
+    assert threads == ["inference_0"]
+    await swapping
+
+
+@pytest.mark.usefixtures("any_machine")
 async def test_weights_that_are_no_numbers_raise_wherever_they_decide(engine: CompiledEngine) -> None:
     await decide(engine, 0, 2 * RECENT)
     network = engine._live.policy
@@ -222,6 +239,10 @@ def test_a_median_of_the_newest_decides() -> None:
     assert times.is_short("a")
     times.add("a", STALL_S * 1.01)
     assert not times.is_short("a")
+    for _ in range(RECENT):
+        times.add("a", SHORT_S)
+    times.add("a", float("nan"))
+    assert not times.is_short("a"), "what is no number is no short time"
     times.forget("a")
     times.forget("never")
     assert not times.is_short("a")

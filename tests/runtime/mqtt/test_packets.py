@@ -7,6 +7,8 @@ import socket
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from itertools import pairwise
+from types import SimpleNamespace
 from typing import Any
 
 import aiomqtt
@@ -19,7 +21,16 @@ from wire_helpers import Collector, running
 from fakes import Mosquitto, eventually
 from runtime.mqtt import Address, Connection
 from runtime.mqtt.connection_types import PublishMessage, properties, variable_length
-from runtime.mqtt.packets import AT_ONCE, LATE_S, PacketReader, PacketWriter, PublishRefused, publish_packet, reason_of
+from runtime.mqtt.packets import (
+    AT_ONCE,
+    LATE_S,
+    PacketReader,
+    PacketWriter,
+    PublishRefused,
+    Unsent,
+    publish_packet,
+    reason_of,
+)
 
 NONE = properties(None, None, None)
 
@@ -95,6 +106,7 @@ async def writing(sock: Socket) -> AsyncIterator[tuple[PacketWriter, Any]]:
     """A writer on a client with a fake socket; paho's own queue is the real one."""
     client = aiomqtt.Client("h", protocol=aiomqtt.ProtocolVersion.V5)
     inner: Any = client._client
+    inner.on_connect = lambda *_: None
     writer = PacketWriter(client, 60.0)
     inner._sock = sock
     try:
@@ -200,6 +212,51 @@ async def test_an_identifier_under_way_is_not_used_again() -> None:
         assert inner._sock.taken.endswith(publish_packet(out, 2))
 
 
+async def test_what_was_given_up_counts_until_the_broker_acknowledges_it() -> None:
+    """The broker counts by its own acknowledgements; and an identifier that it still knows is not used again."""
+    results: list[tuple[str, Exception | None]] = []
+    async with writing(Socket()) as (writer, inner):
+        writer._note_limits(None, None, None, None, SimpleNamespace(ReceiveMaximum=2))  # type: ignore[arg-type]
+        for name, urgent in (("first", False), ("held", False), ("urgent", True), ("urgent 2", True)):
+            out = PublishMessage(name, b"", 1, False, NONE)
+            writer.publish(out, lambda error, name=name: results.append((name, error)), 0.02, urgent=urgent)  # type: ignore[misc]
+        await eventually(lambda: len(results) == 4)
+        assert [(name, type(error)) for name, error in results] == [
+            ("first", aiomqtt.MqttError),
+            ("held", Unsent),
+            ("urgent", aiomqtt.MqttError),
+            ("urgent 2", Unsent),
+        ]
+        waits = writer.publish(
+            PublishMessage("late", b"", 1, False, NONE), lambda error: results.append(("late", error))
+        )
+        assert waits is not None
+        acknowledge(inner, waits)
+        assert len(results) == 4, "an acknowledgement of what has not left is none"
+        inner._last_mid = 0
+        other = writer.publish(PublishMessage("other", b"", 1, False, NONE), lambda _error: None)
+        assert other == 2, "1 and 3 are with the broker still"
+        assert writer.withdraw(other)
+        assert not writer.withdraw(other)
+        acknowledge(inner, 1)
+        assert not inner._sock.taken.endswith(b"late\0\5\0")
+        acknowledge(inner, 3, 0x87)
+        assert inner._sock.taken.count(b"late") == 1
+        acknowledge(inner, waits)
+        assert results[4:] == [("late", None)]
+        assert not writer._unanswered
+
+
+async def test_a_session_that_ends_says_what_did_not_leave() -> None:
+    results: list[Exception | None] = []
+    async with writing(Socket()) as (writer, _inner):
+        writer._note_limits(None, None, None, None, SimpleNamespace(ReceiveMaximum=1))  # type: ignore[arg-type]
+        for _ in range(2):
+            writer.publish(PublishMessage("t", b"", 1, False, NONE), results.append)
+        writer.close()
+    assert [type(error) for error in results] == [aiomqtt.MqttError, Unsent]
+
+
 async def test_a_callback_that_fails_ends_no_session() -> None:
     failures: list[dict[str, Any]] = []
     asyncio.get_running_loop().set_exception_handler(lambda _loop, context: failures.append(context))
@@ -303,6 +360,18 @@ async def test_a_flood_is_handled_in_turns() -> None:
             await asyncio.sleep(0)
             counts.append(len(got))
         assert counts == [AT_ONCE, 2 * AT_ONCE, 3 * AT_ONCE, 100, 100]
+
+
+async def test_a_flood_that_goes_on_is_handled_once_a_turn() -> None:
+    """The socket is readable meanwhile, too: its reads do not each add another turn."""
+    async with reading() as (left, inner, got, _):
+        left.send(b"".join(packets(100)) * 3)
+        counts = [0]
+        for _ in range(3):
+            inner.loop_read()
+            await asyncio.sleep(0)
+            counts.append(len(got))
+        assert [after - before for before, after in pairwise(counts)] == [AT_ONCE * 2] * 3
 
 
 async def test_what_was_read_of_a_closed_connection_is_dropped() -> None:

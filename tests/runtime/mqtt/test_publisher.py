@@ -15,7 +15,7 @@ from structlog.testing import capture_logs
 
 from runtime.mqtt import publisher
 from runtime.mqtt.connection_types import PublishMessage
-from runtime.mqtt.packets import PublishRefused, Settled
+from runtime.mqtt.packets import PublishRefused, Settled, Unsent
 from runtime.mqtt.publisher import MAX_RETAINED, Sender
 
 LIMIT = 3
@@ -32,13 +32,26 @@ class Broker:
         self.taken: list[str] = []
         self.waiting: list[Settled] = []
         self.results: list[tuple[str, str]] = []
+        self.has_room = True
+        self.held: dict[int, tuple[PublishMessage, Settled, bool]] = {}
+        """What waits in the client because the broker has no room."""
 
-    def take(self, client: aiomqtt.Client, out: PublishMessage, settled: Settled) -> None:
+    def take(
+        self, client: aiomqtt.Client, out: PublishMessage, settled: Settled, *, urgent: bool = False
+    ) -> int | None:
         assert client is self.client
         if out.topic == UNSENDABLE:
             raise ValueError("a topic with a wildcard")
+        if not self.has_room:
+            self.held[len(self.held) + 1] = out, settled, urgent
+            return len(self.held)
         self.taken.append(out.payload.decode())
         self.waiting.append(settled)
+        return None
+
+    def withdraw(self, client: aiomqtt.Client, identifier: int) -> bool:
+        assert client is self.client
+        return self.held.pop(identifier, None) is not None
 
     def newest(self, payload: str, *, urgent: bool = False, key: str = "arm") -> None:
         done = lambda delivery: self.results.append((payload, delivery))  # noqa: E731 - one callback
@@ -75,6 +88,7 @@ async def turns() -> None:
 def broker(monkeypatch: pytest.MonkeyPatch) -> Broker:
     made = Broker()
     monkeypatch.setattr(publisher, "submit", made.take)
+    monkeypatch.setattr(publisher, "withdraw", made.withdraw)
     return made
 
 
@@ -192,7 +206,7 @@ async def test_what_is_discarded_does_not_leave(broker: Broker) -> None:
         await turns()
         assert broker.taken == []
         assert broker.results == [("2", "unsent"), ("1", "unsent")]
-        assert broker.drops == {"superseded": 1}
+        assert broker.drops == {"superseded": 2}, "that which had not left is a drop too"
         broker.newest("3")
         await turns()
         broker.sender.discard("arm")
@@ -207,6 +221,7 @@ async def test_what_is_discarded_does_not_leave(broker: Broker) -> None:
     [
         (aiomqtt.MqttError("timed out"), "not acknowledged", "undelivered"),
         (PublishRefused("Not authorized"), "refused by the broker", "undelivered"),
+        (Unsent("no room"), "outgoing full", "unsent"),
     ],
 )
 async def test_each_failure_is_counted_by_its_cause(
@@ -300,7 +315,52 @@ async def test_what_has_left_at_the_end_of_the_session_may_have_arrived(broker: 
         await turns()
         assert sorted(broker.results) == [("1", "undelivered"), ("2", "unsent")]
         assert broker.taken == ["1"]
-        assert broker.drops == {}
+        assert broker.drops == {"not acknowledged": 1, "disconnected": 1}
+        broker.sender.leave()
+        await turns()
+        assert broker.drops == {"not acknowledged": 1, "disconnected": 1}, "each drop counts once"
+
+
+async def test_an_urgent_message_replaces_one_that_waits_for_room(broker: Broker) -> None:
+    """The broker takes no more: what waits must not leave after the safe action that replaced it."""
+    async with session(broker):
+        broker.has_room = False
+        broker.newest("1")
+        await turns()
+        broker.newest("safe", urgent=True)
+        await turns()
+        assert [(out.payload, urgent) for out, _, urgent in broker.held.values()] == [(b"safe", True)]
+        assert broker.results == [("1", "unsent")]
+        assert broker.drops == {"superseded": 1}
+        broker.held.popitem()[1][1](None)
+        await turns()
+        assert broker.results[-1] == ("safe", "acknowledged")
+        assert broker.sender._slots["arm"].unstarted == []
+
+
+async def test_what_left_after_a_wait_for_room_is_not_called_unsent(broker: Broker) -> None:
+    async with session(broker):
+        broker.has_room = False
+        broker.newest("1")
+        await turns()
+        _, (_, settled, _) = broker.held.popitem()  # it has left now
+        broker.newest("safe", urgent=True)
+        await turns()
+        assert broker.results == []
+        settled(None)
+        assert broker.results == [("1", "acknowledged")]
+
+
+async def test_what_waits_for_room_at_the_end_of_the_session_did_not_leave(broker: Broker) -> None:
+    async with session(broker):
+        broker.has_room = False
+        broker.newest("1")
+        await turns()
+        broker.sender.leave()
+        await turns()
+        assert broker.held == {}
+        assert broker.results == [("1", "unsent")]
+        assert broker.drops == {"disconnected": 1}
 
 
 async def test_messages_are_stored_for_the_next_session_in_order(broker: Broker) -> None:

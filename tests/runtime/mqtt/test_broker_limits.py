@@ -1,0 +1,260 @@
+"""A broker that takes little: few messages without its acknowledgement, small packets, few bytes at once.
+
+The broker is a scripted one, which ends the session as MQTT 5.0 says when a client exceeds a limit (3.2.2.3, 4.9, 4.13).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import ssl
+import subprocess
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+from wire_helpers import Collector, running
+
+from fakes import eventually
+from runtime.mqtt import Address, Connection, MqttLost
+from runtime.mqtt.connection_types import PublishMessage, properties, variable_length
+from runtime.mqtt.packets import publish_packet
+
+NONE = properties(None, None, None)
+CONNECT, PUBLISH, PUBACK, SUBSCRIBE, PINGREQ, DISCONNECT = 1, 3, 4, 8, 12, 14
+
+
+@dataclass
+class LimitedBroker:
+    """Takes packets one by one, and notes each PUBLISH.
+
+    Args:
+        receive_maximum: of messages at QoS 1 without an acknowledgement.
+        max_packet: in bytes.
+    """
+
+    receive_maximum: int | None = None
+    max_packet: int | None = None
+    acknowledges: Callable[[bytes], bool] = lambda _topic: True
+    """Whether the message on a topic is acknowledged, in the next turn of the loop."""
+    taken: list[tuple[bytes, bytes]] = field(default_factory=list)
+    """Topic and payload of each message, in their order; without echoes."""
+    kinds: list[int] = field(default_factory=list)
+    most: int = 0
+    """The most messages that lacked an acknowledgement at once."""
+    ended: list[str] = field(default_factory=list)
+    """Why sessions were ended."""
+    unanswered: list[int] = field(default_factory=list)
+    chunk: int = 65_536
+    """Bytes read at once."""
+    rests: bool = False
+    """Whether the loop has another turn between two reads, so that the other side's buffers are full most of the time."""
+    writer: asyncio.StreamWriter | None = None
+    _data: bytes = b""
+
+    async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.writer, self._data = writer, b""
+        self.unanswered.clear()
+        try:
+            while (packet := await self._packet(reader)) is not None:
+                first, body = packet
+                if reason := self._handle(first, body):
+                    self.ended.append(reason)
+                    break
+        finally:
+            writer.close()
+
+    async def _packet(self, reader: asyncio.StreamReader) -> tuple[int, bytes] | None:
+        while True:
+            length, shift, at = 0, 0, 1
+            while at < len(self._data) and at <= 4:
+                length |= (self._data[at] & 127) << shift
+                shift, at = shift + 7, at + 1
+                if not self._data[at - 1] & 128:
+                    if len(self._data) >= at + length:
+                        first, body = self._data[0], self._data[at : at + length]
+                        self._data = self._data[at + length :]
+                        return first, body
+                    break
+            if self.rests:
+                await asyncio.sleep(0)
+            data = await reader.read(self.chunk)
+            if not data:
+                return None
+            self._data += data
+
+    def _handle(self, first: int, body: bytes) -> str | None:
+        """Answer a packet; return why the session ends, if it does."""
+        kind = first >> 4
+        self.kinds.append(kind)
+        if self.max_packet is not None and 1 + len(variable_length(len(body))) + len(body) > self.max_packet:
+            return "packet too large"
+        if kind == CONNECT:
+            limits = b""
+            if self.receive_maximum is not None:
+                limits += b"\x21" + self.receive_maximum.to_bytes(2, "big")
+            if self.max_packet is not None:
+                limits += b"\x27" + self.max_packet.to_bytes(4, "big")
+            self.send(0x20, b"\0\0" + variable_length(len(limits)) + limits)
+        elif kind == PUBLISH:
+            return self._publish(first, body)
+        elif kind == SUBSCRIBE:
+            self.send(0x90, body[:2] + b"\0\1")
+        elif kind == PINGREQ:
+            self.send(0xD0, b"")
+        elif kind not in {PUBACK, DISCONNECT}:
+            return f"malformed: {first:#x}"
+        return None
+
+    def _publish(self, first: int, body: bytes) -> str | None:
+        size = int.from_bytes(body[:2], "big")
+        topic, rest = body[2 : 2 + size], body[2 + size :]
+        if first & 0x06:
+            identifier, rest = int.from_bytes(rest[:2], "big"), rest[2:]
+            if identifier in self.unanswered:
+                return "identifier in use"
+            self.unanswered.append(identifier)
+            self.most = max(self.most, len(self.unanswered))
+            if self.receive_maximum is not None and len(self.unanswered) > self.receive_maximum:
+                return "receive maximum exceeded"
+            is_echo = topic.startswith(b"reflexd/echo/")
+            if is_echo or self.acknowledges(topic):
+                asyncio.get_running_loop().call_soon(self.acknowledge, identifier)
+            if is_echo:
+                return None
+        self.taken.append((topic, rest[1 + rest[0] :]))
+        return None
+
+    def acknowledge(self, identifier: int) -> None:
+        if identifier in self.unanswered:
+            self.unanswered.remove(identifier)
+            self.send(0x40, identifier.to_bytes(2, "big"))
+
+    def send(self, first: int, body: bytes) -> None:
+        if self.writer is not None and not self.writer.is_closing():
+            self.writer.write(bytes((first,)) + variable_length(len(body)) + body)
+
+
+@asynccontextmanager
+async def serving(broker: LimitedBroker, tls: ssl.SSLContext | None = None) -> AsyncIterator[int]:
+    listening = socket.create_server(("127.0.0.1", 0))
+    listening.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 8_192)
+    server = await asyncio.start_server(broker.serve, sock=listening, ssl=tls, limit=4_096)
+    try:
+        yield server.sockets[0].getsockname()[1]
+    finally:
+        server.close()
+        if broker.writer is not None:
+            broker.writer.close()
+
+
+def contexts(folder: Path) -> tuple[ssl.SSLContext, ssl.SSLContext]:
+    """The two sides' TLS, with a certificate made for this."""
+    key, cert = folder / "key.pem", folder / "cert.pem"
+    make = [
+        "openssl",
+        "req",
+        "-x509",
+        "-newkey",
+        "ec",
+        "-pkeyopt",
+        "ec_paramgen_curve:prime256v1",
+        "-nodes",
+        "-days",
+        "1",
+    ]
+    names = ["-subj", "/CN=127.0.0.1", "-addext", "subjectAltName=IP:127.0.0.1", "-keyout", str(key), "-out", str(cert)]
+    subprocess.run([*make, *names], check=True, capture_output=True)
+    served = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    served.load_cert_chain(cert, key)
+    return served, ssl.create_default_context(cafile=str(cert))
+
+
+def made(port: int, tls: ssl.SSLContext | None = None, **options: int) -> Connection:
+    return Connection(Address("127.0.0.1", port, None, tls, 60.0), "one", **options)
+
+
+@pytest.mark.parametrize("maximum", [1, 2, 20, None])
+async def test_no_more_messages_are_under_way_than_the_broker_takes(maximum: int | None) -> None:
+    broker = LimitedBroker(maximum)
+    async with serving(broker) as port, running(made(port)) as link:
+        for number in range(150):
+            assert link.enqueue("t", str(number).encode(), qos=1)
+        assert await link.drained(20)
+        assert [int(payload) for _, payload in broker.taken] == list(range(150))
+        assert broker.most <= (maximum or 1_000)
+        assert (broker.ended, link.connects, +link.drops) == ([], 1, {})
+
+
+async def test_a_safe_action_leaves_although_the_broker_acknowledges_nothing_else() -> None:
+    broker = LimitedBroker(4, acknowledges=lambda topic: topic == b"safe")
+    results: list[str] = []
+    async with serving(broker) as port, running(made(port)) as link:
+        for number in range(10):
+            link.enqueue("t", str(number).encode(), qos=1)
+        link.send_newest("arm", "command", b"", results.append)
+        await eventually(lambda: len(broker.taken) == 3, "all but one place")
+        link.send_newest("arm", "safe", b"", results.append, urgent=True)
+        await eventually(lambda: "acknowledged" in results, "the safe action")
+        assert [topic for topic, _ in broker.taken] == [b"t", b"t", b"t", b"safe"]
+        assert results == ["unsent", "acknowledged"]
+        broker.acknowledges = lambda _topic: True
+        for identifier in list(broker.unanswered):
+            broker.acknowledge(identifier)
+        assert await link.drained(20)
+        assert [topic for topic, _ in broker.taken] == [b"t"] * 3 + [b"safe"] + [b"t"] * 7
+        assert broker.ended == []
+
+
+async def test_what_the_broker_calls_too_large_does_not_end_the_session() -> None:
+    broker = LimitedBroker(max_packet=2_000)
+    fits = 2_000 - len(publish_packet(PublishMessage("t", b"x" * 1_900, 1, False, NONE), 1)) + 1_900
+    async with serving(broker) as port, running(made(port)) as link:
+        for qos in (0, 1):
+            assert link.enqueue("t", b"x" * 3_000, qos=qos)  # type: ignore[arg-type]
+        assert link.enqueue("t", b"x" * (fits + 1), qos=1)
+        with pytest.raises(MqttLost, match="3009 bytes; the broker takes 2000"):
+            await link.publish("t", b"x" * 3_000)
+        assert link.enqueue("t", b"x" * fits, qos=1)
+        assert await link.drained(20)
+        assert [len(payload) for _, payload in broker.taken] == [fits]
+        assert (broker.ended, link.connects, +link.drops) == ([], 1, {"unsendable": 3})
+
+
+@pytest.mark.parametrize("encrypted", [False, True])
+async def test_packets_of_both_writers_stay_whole_where_the_socket_takes_little(
+    tmp_path: Path, encrypted: bool
+) -> None:
+    """Acknowledgements and subscriptions are written by paho, between pieces of messages that are larger than all buffers."""
+    broker = LimitedBroker(20, chunk=3_001, rests=True)
+    got = Collector()
+    sizes = [300_000 if number % 40 == 7 else number * 97 % 5_000 for number in range(240)]
+    sent = [number.to_bytes(4, "big") + bytes([number]) * size for number, size in enumerate(sizes)]
+    server, client = await asyncio.to_thread(contexts, tmp_path) if encrypted else (None, None)
+    async with serving(broker, server) as port:
+        link = made(port, client, max_outgoing=1_000)
+        link.subscribe("in", got)
+        async with running(link):
+            assert link._client is not None
+            sock = link._client._client.socket()
+            assert isinstance(sock, socket.socket)
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4_096)
+            for number, payload in enumerate(sent):
+                assert link.enqueue(f"t{number % 2}", payload, qos=number % 2)  # type: ignore[arg-type]
+                packet = publish_packet(PublishMessage("in", bytes([number]), 1, False, NONE), number + 1)
+                assert broker.writer is not None
+                broker.writer.write(packet)
+                if number % 8 == 0:
+                    await asyncio.sleep(0)
+                if number % 60 == 0:
+                    link.subscribe(f"more/{number}", got)
+            assert await link.drained(30)
+            await eventually(lambda: broker.kinds.count(PUBACK) == len(sent), "every acknowledgement")
+        for parity in (0, 1):
+            topic = f"t{parity}".encode()
+            assert [payload for each, payload in broker.taken if each == topic] == sent[parity::2]
+        assert [message.payload[0] for message in got.messages] == list(range(240))
+        assert broker.kinds.count(SUBSCRIBE) == 5
+        assert (broker.ended, link.connects, link.drops["not acknowledged"]) == ([], 1, 0)
