@@ -134,9 +134,15 @@ def submit(client: aiomqtt.Client, out: PublishMessage, settled: Settled, *, urg
 
 
 def withdraw(client: aiomqtt.Client, identifier: int) -> bool:
-    """Keep a message that waits for the broker's room from leaving (`PacketWriter.withdraw`)."""
+    """Keep a message that waits from leaving (`PacketWriter.withdraw`)."""
     writer: PacketWriter = client._packets  # type: ignore[attr-defined]
     return writer.withdraw(identifier)
+
+
+def stuck(client: aiomqtt.Client) -> tuple[int, int] | None:
+    """Return a mark that stays the same as long as the socket takes nothing (`PacketWriter.stuck`)."""
+    writer: PacketWriter = client._packets  # type: ignore[attr-defined]
+    return writer.stuck()
 
 
 async def publish(

@@ -2,7 +2,7 @@
 
 A publish at QoS 1 through aiomqtt takes a task, a timer, an event and three more turns of the loop, and paho adds locks and copies. In
 a small daemon that was most of the processor time. Everything else is still paho's. Its queue takes what the socket does not take at
-once, so that the order is the same.
+once, so that the order is the same. An urgent message goes to its front, and what waits too long there is taken out.
 
 The broker limits what it takes: so many messages of QoS 1 without its acknowledgement (Receive Maximum), and so many bytes a packet
 (Maximum Packet Size). It ends the session of a client that sends more. A message beyond the first limit waits; a larger one is refused.
@@ -104,6 +104,8 @@ class PacketWriter:
         """Of QoS 1: the broker counts a message until it acknowledges it, even where nobody waits for that any more."""
         self._waiting: tuple[dict[int, bytes], dict[int, bytes]] = ({}, {})
         """Packets for which the broker has no room yet, by identifier: the ordinary ones, and the urgent ones."""
+        self._urgent_queued: set[int] = set()
+        """Urgent ones that wait for the socket."""
         self._room = MOST_UNANSWERED
         self._max_packet: int | None = None
         self._timer: asyncio.TimerHandle | None = None
@@ -119,8 +121,8 @@ class PacketWriter:
     ) -> int | None:
         """Send a message; `settled` is called at the acknowledgement for QoS 1, and once the socket has it for QoS 0.
 
-        An urgent one leaves before others that wait for room, and some room is kept for it. The identifier of a message that waits
-        is returned, for `withdraw`; None where it does not wait.
+        An urgent one leaves before others that wait, and some of the broker's room is kept for it. The identifier of a message that
+        waits, for room or for the socket, is returned for `withdraw`; None where it does not wait.
 
         Raises:
             ValueError: a topic or payload that no packet may contain; `settled` is not called then.
@@ -138,32 +140,51 @@ class PacketWriter:
             self._waiting[urgent][identifier] = packet
             self._watch(due_s)
             return identifier
-        self._send(packet, identifier, out.qos)
-        return None
+        return None if self._send(packet, identifier, out.qos, urgent=urgent) else identifier
 
     def withdraw(self, identifier: int) -> bool:
-        """Keep a message that waits for room from leaving, without a call of its `settled`; False where it does not wait any more."""
-        waiting = self._waiting[0].pop(identifier, None) or self._waiting[1].pop(identifier, None)
-        if waiting is None:
+        """Keep a message that waits from leaving, without a call of its `settled`; False where it has begun to leave."""
+        if identifier not in self._under_way or not self._take_back(identifier):
             return False
         del self._under_way[identifier]
+        self._fill()
         return True
 
-    def _send(self, packet: bytes, identifier: int, qos: int) -> None:
+    def stuck(self) -> tuple[int, int] | None:
+        """Return which packet the socket takes no more of, and how many bytes are left of it; None where nothing waits for the socket."""
+        queue = self._inner._out_packet
+        return (id(queue[0]), queue[0]["to_process"]) if queue else None
+
+    def _take_back(self, identifier: int) -> bool:
+        """Take out a message that waits for room or for the socket; the first in front of the socket has begun to leave."""
+        if self._waiting[0].pop(identifier, None) or self._waiting[1].pop(identifier, None):
+            return True
+        queue = self._inner._out_packet
+        for place in range(1, len(queue)):
+            if queue[place]["mid"] == identifier and _publishes(queue[place]):
+                del queue[place]
+                self._urgent_queued.discard(identifier)
+                self._unanswered.discard(identifier)
+                return True
+        return False
+
+    def _send(self, packet: bytes, identifier: int, qos: int, *, urgent: bool) -> bool:
+        """Write a packet, or queue it; return whether all of it left, or never will."""
         due_s = self._under_way[identifier][2]
         if qos:
             self._unanswered.add(identifier)
         try:
-            is_written = self._write(packet, identifier, qos)
+            is_written = self._write(packet, identifier, qos, urgent=urgent)
         except OSError as error:  # as aiomqtt does where it writes
             if not self._client._disconnected.done():
                 self._client._disconnected.set_exception(error)
             self._settle(identifier, aiomqtt.MqttError(str(error)))
-            return
+            return True
         if is_written and not qos:
             self._settle(identifier, None)
         else:
             self._watch(due_s)
+        return is_written
 
     def _note_limits(self, client: paho.Client, userdata: Any, flags: Any, code: Any, properties: Any) -> None:
         """Take over what the broker's answer to the connect says about its limits."""
@@ -184,7 +205,7 @@ class PacketWriter:
                 packet = waiting.pop(identifier)
                 settled, _, due_s = self._under_way[identifier]
                 self._under_way[identifier] = settled, time.monotonic(), due_s
-                self._send(packet, identifier, 1)
+                self._send(packet, identifier, 1, urgent=urgent)
 
     def close(self) -> None:
         """Settle all that the broker has not acknowledged: the session is over."""
@@ -192,8 +213,7 @@ class PacketWriter:
             self._timer.cancel()
             self._timer = None
         for identifier in list(self._under_way):
-            waits = identifier in self._waiting[0] or identifier in self._waiting[1]
-            error = Unsent if waits else aiomqtt.MqttError
+            error = Unsent if self._take_back(identifier) else aiomqtt.MqttError
             self._settle(identifier, error("the session ended before the acknowledgement"))
 
     def _new_identifier(self) -> int:
@@ -202,7 +222,7 @@ class PacketWriter:
             if identifier not in self._under_way and identifier not in self._unanswered:
                 return identifier
 
-    def _write(self, packet: bytes, identifier: int, qos: int) -> bool:
+    def _write(self, packet: bytes, identifier: int, qos: int, *, urgent: bool) -> bool:
         """Write a packet, or leave to paho what the socket does not take; return whether all of it left.
 
         Raises:
@@ -221,7 +241,19 @@ class PacketWriter:
         if written == len(packet):
             return True
         inner._packet_queue(packet[0], packet[written:], identifier, qos, paho.MQTTMessageInfo(identifier))
+        if urgent:
+            self._to_front(identifier)
         return False
+
+    def _to_front(self, identifier: int) -> None:
+        """Let an urgent message that was queued last follow the packet that has begun to leave, and older urgent ones."""
+        queue = self._inner._out_packet
+        if len(queue) > 1 and queue[-1]["mid"] == identifier:
+            packet, place = queue.pop(), 1
+            while place < len(queue) and queue[place]["mid"] in self._urgent_queued and _publishes(queue[place]):
+                place += 1
+            queue.insert(place, packet)
+            self._urgent_queued.add(identifier)
 
     def _watch(self, due_s: float) -> None:
         """Look at what has no acknowledgement at a time, or before."""
@@ -237,10 +269,11 @@ class PacketWriter:
             self._timer = self._loop.call_at(now_s + LATE_S / 2, self._expire, now_s + LATE_S / 2)
             return
         for identifier in [i for i, (_, _, due_s) in self._under_way.items() if due_s <= now_s]:
-            if identifier in self._waiting[0] or identifier in self._waiting[1]:
-                self._settle(identifier, Unsent("the broker did not acknowledge enough of what was sent before"))
+            if self._take_back(identifier):
+                self._settle(identifier, Unsent("the broker took or acknowledged too little of what was sent before"))
             else:
                 self._settle(identifier, aiomqtt.MqttError("Operation timed out"))
+        self._fill()
         if self._under_way:
             self._watch(min(due_s for _, _, due_s in self._under_way.values()))
 
@@ -268,12 +301,17 @@ class PacketWriter:
 
     def _settle(self, identifier: int, error: Exception | None) -> None:
         settled, *_ = self._under_way.pop(identifier)
+        self._urgent_queued.discard(identifier)
         for waiting in self._waiting:
             waiting.pop(identifier, None)
         try:
             settled(error)
         except Exception as failure:  # noqa: BLE001 - the connection is in order all the same
             self._loop.call_exception_handler({"message": "a publish was settled", "exception": failure})
+
+
+def _publishes(packet: Any) -> bool:
+    return packet["command"] & 0xF0 == PUBLISH  # type: ignore[no-any-return]
 
 
 def reason_of(code: int) -> str:

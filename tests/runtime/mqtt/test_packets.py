@@ -247,6 +247,51 @@ async def test_what_was_given_up_counts_until_the_broker_acknowledges_it() -> No
         assert not writer._unanswered
 
 
+async def test_an_urgent_message_overtakes_what_the_socket_has_not_begun_to_take() -> None:
+    """paho's packets too; urgent ones keep their order, and what an urgent one replaces can be withdrawn."""
+    async with writing(Socket(4, -1, -1, -1, -1, -1, -1, -1, -1)) as (writer, inner):
+        waits = {
+            name: writer.publish(
+                PublishMessage(name, b"", 1, False, NONE), lambda _error: None, urgent=name.startswith("u")
+            )
+            for name in ("begun", "command", "u1", "u2", "event", "u3")
+        }
+        assert None not in waits.values()
+        inner._send_pingreq()
+        assert not writer.withdraw(waits["begun"] or 0)
+        assert writer.withdraw(waits["command"] or 0)
+        assert not writer.withdraw(waits["command"] or 0)
+        for _ in range(9):
+            inner.loop_write()
+        want = [PublishMessage(name, b"", 1, False, NONE) for name in ("begun", "u1", "u2", "u3", "event")]
+        assert inner._sock.taken == b"".join(publish_packet(out, waits[out.topic] or 0) for out in want) + b"\xc0\0"
+        assert not writer.withdraw(waits["u3"] or 0)
+        assert len(writer._unanswered) == 5
+
+
+async def test_what_waits_too_long_for_the_socket_never_leaves() -> None:
+    """A broker that reads again later must not get what was given up, and memory stays bounded."""
+    results: list[tuple[int, Exception | None]] = []
+    async with writing(Socket(4, *[-1] * 30)) as (writer, inner):
+        for number in range(8):
+            out = PublishMessage("t", bytes([number]), number % 2, False, NONE)
+            writer.publish(out, lambda error, number=number: results.append((number, error)), 0.02)  # type: ignore[misc]
+        await eventually(lambda: len(results) == 8)
+        assert [type(error) for _, error in sorted(results, key=lambda each: each[0])] == [aiomqtt.MqttError] + [
+            Unsent
+        ] * 7
+        assert len(inner._out_packet) == 1
+        assert not writer._unanswered
+        writer.publish(PublishMessage("t", b"", 1, False, NONE), lambda _error: None)
+        inner._sock.takes.clear()
+        inner.loop_write()
+        first, last = (
+            publish_packet(PublishMessage("t", b"\0", 0, False, NONE), 0),
+            PublishMessage("t", b"", 1, False, NONE),
+        )
+        assert inner._sock.taken == first + publish_packet(last, 9)
+
+
 async def test_a_session_that_ends_says_what_did_not_leave() -> None:
     results: list[Exception | None] = []
     async with writing(Socket()) as (writer, _inner):
