@@ -413,7 +413,7 @@ class Connection:
         patience_s = self.address.keepalive_s / 4
         quiet_s = self.address.keepalive_s * 0.15  # with the patience: 0.4 of the keepalive at most
         asked_s, good_s = time.monotonic(), -math.inf  # each session begins with an echo
-        mark, mark_s = stuck(client), asked_s
+        mark, mark_s = None, asked_s
         while True:
             left_s = max(good_s, asked_s) + quiet_s - time.monotonic()
             if left_s > 0:
@@ -427,7 +427,7 @@ class Connection:
             except aiomqtt.MqttError as error:
                 stalled = time.monotonic() - asked_s > patience_s * 1.4  # this loop was late, not the broker
                 if mark is None or mark != stuck(client):
-                    mark, mark_s = stuck(client), asked_s
+                    mark, mark_s = None, asked_s
                 reads = mark is None or time.monotonic() - mark_s < self.address.keepalive_s
                 if (self._inbound.last_message_s < asked_s or not reads) and not stalled:
                     self._leave()

@@ -4,8 +4,8 @@ A publish at QoS 1 through aiomqtt takes a task, a timer, an event and three mor
 a small daemon that was most of the processor time. Everything else is still paho's. Its queue takes what the socket does not take at
 once, so that the order is the same. An urgent message goes to its front, and what waits too long there is taken out.
 
-The broker limits what it takes: so many messages of QoS 1 without its acknowledgement (Receive Maximum), and so many bytes a packet
-(Maximum Packet Size). It ends the session of a client that sends more. A message beyond the first limit waits; a larger one is refused.
+The broker limits the messages of QoS 1 that it has not acknowledged (Receive Maximum), and the bytes of a packet (Maximum Packet
+Size). It ends the session of a client that sends more. A message beyond the first limit waits; a larger one is refused.
 
 Specification: MQTT 5.0 (OASIS 2019), 3.2.2.3 CONNACK Properties, 3.3 PUBLISH, 3.4 PUBACK and 4.9 Flow Control. `client.py` installs
 both classes in paho's client.
@@ -101,7 +101,7 @@ class PacketWriter:
         self._under_way: dict[int, tuple[Settled, float, float]] = {}
         """By identifier: what to call, when it was sent, and when its time is over."""
         self._unanswered: set[int] = set()
-        """Of QoS 1: the broker counts a message until it acknowledges it, even where nobody waits for that any more."""
+        """Of QoS 1: the broker counts a message until it acknowledges it, even after its time is over here."""
         self._waiting: tuple[dict[int, bytes], dict[int, bytes]] = ({}, {})
         """Packets for which the broker has no room yet, by identifier: the ordinary ones, and the urgent ones."""
         self._urgent_queued: set[int] = set()
@@ -121,7 +121,7 @@ class PacketWriter:
     ) -> int | None:
         """Send a message; `settled` is called at the acknowledgement for QoS 1, and once the socket has it for QoS 0.
 
-        An urgent one leaves before others that wait, and some of the broker's room is kept for it. The identifier of a message that
+        An urgent one leaves before others that wait, and some of the broker's room is for urgent ones alone. The identifier of a message that
         waits, for room or for the socket, is returned for `withdraw`; None where it does not wait.
 
         Raises:
@@ -193,7 +193,7 @@ class PacketWriter:
         self._connected(client, userdata, flags, code, properties)
 
     def _limit(self, *, urgent: bool) -> int:
-        """Return how many the broker may have unanswered; a quarter, and at least one of several, is kept for urgent ones."""
+        """Return how many the broker may have unanswered; a quarter, and at least one of several, is for urgent ones."""
         return self._room if urgent else max(1, self._room - max(1, self._room // 4))
 
     def _fill(self) -> None:

@@ -380,8 +380,8 @@ async def test_a_broker_is_asked_unless_prompt_acknowledgements_show_that_it_res
             now_s = time.monotonic()
             return now_s - self.took_s, now_s
 
-    async def ask(client: Client, out: PublishMessage, timeout_s: float) -> None:
-        assert (out.topic, out.qos, timeout_s) == ("reflexd/echo/one", 1, pytest.approx(0.05))
+    async def ask(client: Client, out: PublishMessage, timeout_s: float, *, urgent: bool) -> None:
+        assert (out.topic, out.qos, timeout_s, urgent) == ("reflexd/echo/one", 1, pytest.approx(0.05), True)
         client.asked += 1
 
     monkeypatch.setattr(connection_module, "publish", ask)

@@ -272,7 +272,7 @@ async def test_an_urgent_message_overtakes_what_the_socket_has_not_begun_to_take
 async def test_what_waits_too_long_for_the_socket_never_leaves() -> None:
     """A broker that reads again later must not get what was given up, and memory stays bounded."""
     results: list[tuple[int, Exception | None]] = []
-    async with writing(Socket(4, *[-1] * 30)) as (writer, inner):
+    async with writing(Socket(4, *[-1] * 10_000)) as (writer, inner):
         for number in range(8):
             out = PublishMessage("t", bytes([number]), number % 2, False, NONE)
             writer.publish(out, lambda error, number=number: results.append((number, error)), 0.02)  # type: ignore[misc]
