@@ -139,12 +139,6 @@ def withdraw(client: aiomqtt.Client, identifier: int) -> bool:
     return writer.withdraw(identifier)
 
 
-def stuck(client: aiomqtt.Client) -> tuple[int, int] | None:
-    """Return a mark that stays the same as long as the socket takes nothing (`PacketWriter.stuck`)."""
-    writer: PacketWriter = client._packets  # type: ignore[attr-defined]
-    return writer.stuck()
-
-
 async def publish(
     client: aiomqtt.Client, out: PublishMessage, timeout_s: float | None = None, *, urgent: bool = False
 ) -> None:

@@ -37,7 +37,6 @@ from runtime.mqtt.client import (
     make,
     publish,
     shut,
-    stuck,
     was_resumed,
 )
 from runtime.mqtt.connection_problem import ConnectionProblem
@@ -406,14 +405,12 @@ class Connection:
     async def _watch(self, client: aiomqtt.Client) -> None:
         """The echo, where no other acknowledgement shows that the broker responds. Its topic has no readers.
 
-        What the broker sends of itself shows nothing: a slow one still delivers what is late. One that reads no byte for the time of
-        the keepalive does not respond, whatever it sends.
+        What the broker sends of itself shows nothing: a slow one still delivers what is late.
         """
         topic = f"reflexd/echo/{self.identifier}"
         patience_s = self.address.keepalive_s / 4
         quiet_s = self.address.keepalive_s * 0.15  # with the patience: 0.4 of the keepalive at most
         asked_s, good_s = time.monotonic(), -math.inf  # each session begins with an echo
-        mark, mark_s = None, asked_s
         while True:
             left_s = max(good_s, asked_s) + quiet_s - time.monotonic()
             if left_s > 0:
@@ -426,10 +423,7 @@ class Connection:
                 await publish(client, PublishMessage(topic, b"", 1, False, NO_PROPERTIES), patience_s, urgent=True)
             except aiomqtt.MqttError as error:
                 stalled = time.monotonic() - asked_s > patience_s * 1.4  # this loop was late, not the broker
-                if mark is None or mark != stuck(client):
-                    mark, mark_s = None, asked_s
-                reads = mark is None or time.monotonic() - mark_s < self.address.keepalive_s
-                if (self._inbound.last_message_s < asked_s or not reads) and not stalled:
+                if self._inbound.last_message_s < asked_s and not stalled:
                     self._leave()
                     raise BrokerSilent(
                         f"the broker does not respond ({error}); check the network and the broker"

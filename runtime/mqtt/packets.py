@@ -150,11 +150,6 @@ class PacketWriter:
         self._fill()
         return True
 
-    def stuck(self) -> tuple[int, int] | None:
-        """Return which packet the socket takes no more of, and how many bytes are left of it; None where nothing waits for the socket."""
-        queue = self._inner._out_packet
-        return (id(queue[0]), queue[0]["to_process"]) if queue else None
-
     def _take_back(self, identifier: int) -> bool:
         """Take out a message that waits for room or for the socket; the first in front of the socket has begun to leave."""
         if self._waiting[0].pop(identifier, None) or self._waiting[1].pop(identifier, None):

@@ -258,35 +258,3 @@ async def test_packets_of_both_writers_stay_whole_where_the_socket_takes_little(
         assert [message.payload[0] for message in got.messages] == list(range(240))
         assert broker.kinds.count(SUBSCRIBE) == 5
         assert (broker.ended, link.connects, link.drops["not acknowledged"]) == ([], 1, 0)
-
-
-async def test_a_broker_that_sends_but_reads_nothing_does_not_respond() -> None:
-    broker = LimitedBroker()
-    changes: list[tuple[bool, str]] = []
-    most = 0
-
-    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        broker.writer, broker._data = writer, b""
-        for _ in range(2):  # CONNECT and SUBSCRIBE
-            packet = await broker._packet(reader)
-            assert packet is not None
-            broker._handle(*packet)
-        while not writer.is_closing() and len(changes) < 2:
-            broker.send(0x30, b"\0\2in\0x")
-            await asyncio.sleep(0.01)
-        writer.transport.abort()
-
-    server = await asyncio.start_server(serve, "127.0.0.1", 0, limit=4_096)
-    address = Address("127.0.0.1", server.sockets[0].getsockname()[1], keepalive_s=0.4)
-    link = Connection(address, "one", on_connection_change=lambda up, why: changes.append((up, why)), max_outgoing=20)
-    link.subscribe("in", Collector(), qos=0)
-    async with running(link):
-        while len(changes) < 2:
-            link.enqueue("t", bytes(400_000))
-            await asyncio.sleep(0.005)
-            if link._client is not None:
-                most = max(most, len(link._client._client._out_packet))
-    server.close()
-    await asyncio.sleep(0)
-    assert "does not respond" in changes[1][1]
-    assert most <= 25, "what waits for the socket is bounded"
