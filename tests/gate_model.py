@@ -38,6 +38,7 @@ from runtime.gate.operator_commands import OperatorCommands
 from runtime.gate.status import StatusPublisher
 from runtime.gate.stop.follower import STOP_LISTENER
 from runtime.mqtt import Connection, Limit, connection, publisher, subscriber
+from runtime.mqtt.client import outcome
 from runtime.mqtt.connection_types import Message, PublishMessage
 from runtime.mqtt.packets import Settled
 from runtime.mqtt.topics import Topics
@@ -203,16 +204,7 @@ def take(client: Client, out: PublishMessage, settled: Settled, *, urgent: bool 
 
 
 async def take_and_wait(client: Client, out: PublishMessage, _timeout_s: float | None = None) -> None:
-    future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-
-    def settled(error: Exception | None) -> None:
-        if future.done():
-            return
-        if error is None:
-            future.set_result(None)
-        else:
-            future.set_exception(error)
-
+    future, settled = outcome()
     client.submit(out, settled)
     await future
 

@@ -139,16 +139,8 @@ def withdraw(client: aiomqtt.Client, identifier: int) -> bool:
     return writer.withdraw(identifier)
 
 
-async def publish(
-    client: aiomqtt.Client, out: PublishMessage, timeout_s: float | None = None, *, urgent: bool = False
-) -> None:
-    """Publish and wait: for the acknowledgement at QoS 1, for the socket at QoS 0.
-
-    Raises:
-        PublishRefused: the broker refused it.
-        aiomqtt.MqttError: no connection, or no acknowledgement in time.
-        ValueError: a topic or payload that cannot be written.
-    """
+def outcome() -> tuple[asyncio.Future[None], Settled]:
+    """Return what waits for the end of a publish, and what is to be called at that end."""
     future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
     def settled(error: Exception | None) -> None:
@@ -159,6 +151,20 @@ async def publish(
         else:
             future.set_exception(error)
 
+    return future, settled
+
+
+async def publish(
+    client: aiomqtt.Client, out: PublishMessage, timeout_s: float | None = None, *, urgent: bool = False
+) -> None:
+    """Publish and wait: for the acknowledgement at QoS 1, for the socket at QoS 0.
+
+    Raises:
+        PublishRefused: the broker refused it.
+        aiomqtt.MqttError: no connection, or no acknowledgement in time.
+        ValueError: a topic or payload that cannot be written.
+    """
+    future, settled = outcome()
     writer: PacketWriter = client._packets  # type: ignore[attr-defined]
     writer.publish(out, settled, timeout_s, urgent=urgent)
     await future

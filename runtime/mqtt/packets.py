@@ -39,6 +39,8 @@ LATE_S = 0.1
 """A look at what is not acknowledged that is so late finds a loop that stood still: what has arrived meanwhile is read first."""
 MOST_UNANSWERED = 1_000
 """Messages of QoS 1 that may lack an acknowledgement, whatever the broker allows."""
+MOST_LATE_LOOKS = 10
+"""So many late looks in succession: the loop is always late, and what has no acknowledgement is given up all the same."""
 AT_ONCE = 32
 """Packets handled in one turn of the loop: a flood on this connection must not delay another one."""
 Settled = Callable[[Exception | None], None]
@@ -109,6 +111,7 @@ class PacketWriter:
         self._room = MOST_UNANSWERED
         self._max_packet: int | None = None
         self._timer: asyncio.TimerHandle | None = None
+        self._late_looks = 0
         self.answer = (0.0, -math.inf)
         """When the message that was acknowledged last was sent, and when the acknowledgement came; monotonic seconds."""
         self._acknowledged, self._published = self._inner._handle_pubackcomp, self._inner.on_publish
@@ -208,6 +211,8 @@ class PacketWriter:
             self._timer.cancel()
             self._timer = None
         for identifier in list(self._under_way):
+            if identifier not in self._under_way:  # a callback has withdrawn it
+                continue
             error = Unsent if self._take_back(identifier) else aiomqtt.MqttError
             self._settle(identifier, error("the session ended before the acknowledgement"))
 
@@ -260,10 +265,14 @@ class PacketWriter:
 
     def _expire(self, due_s: float) -> None:
         self._timer, now_s = None, time.monotonic()
-        if now_s - due_s > LATE_S:
+        if now_s - due_s > LATE_S and self._late_looks < MOST_LATE_LOOKS:
+            self._late_looks += 1
             self._timer = self._loop.call_at(now_s + LATE_S / 2, self._expire, now_s + LATE_S / 2)
             return
+        self._late_looks = 0
         for identifier in [i for i, (_, _, due_s) in self._under_way.items() if due_s <= now_s]:
+            if identifier not in self._under_way:  # a callback has withdrawn it
+                continue
             if self._take_back(identifier):
                 self._settle(identifier, Unsent("the broker took or acknowledged too little of what was sent before"))
             else:

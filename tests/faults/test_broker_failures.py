@@ -14,6 +14,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from certificates import certificate
 from free_ports import free_port
 from structlog.testing import capture_logs
 
@@ -118,17 +119,6 @@ class Places:
         return str(self.page.state.sections["link"]["reason"])
 
 
-def certificate(folder: Path, name: str) -> tuple[Path, Path]:
-    """Make a certificate of 127.0.0.1 or of another address, self-signed."""
-    key, cert = folder / "key.pem", folder / "cert.pem"
-    address = "127.0.0.1" if name != "other host" else "192.0.2.7"
-    subject = ["-subj", f"/CN={address}", "-addext", f"subjectAltName=IP:{address}", "-days", "1", "-nodes"]
-    make = ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1"]
-    subprocess.run([*make, "-keyout", str(key), "-out", str(cert), *subject], check=True, capture_output=True)
-    key.chmod(0o644)
-    return key, cert
-
-
 @asynccontextmanager
 async def failing(kind: str, folder: Path) -> AsyncIterator[str]:
     """Yield the `mqtt` section of settings for a broker that fails in this way."""
@@ -138,7 +128,9 @@ async def failing(kind: str, folder: Path) -> AsyncIterator[str]:
             yield f"url: 'mqtt://127.0.0.1:{port}'"
         return
     if kind in ("other authority", "other host"):
-        key, cert = await asyncio.to_thread(certificate, folder, kind)
+        key, cert = await asyncio.to_thread(
+            certificate, folder, "127.0.0.1" if kind == "other authority" else "192.0.2.7"
+        )
         extra = f"listener {port} 127.0.0.1\nallow_anonymous true\ncertfile {cert}\nkeyfile {key}\nuser root\n"
         broker = Mosquitto(folder, port, extra)
     if kind == "wrong login":

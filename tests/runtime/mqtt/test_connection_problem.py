@@ -5,13 +5,13 @@ from __future__ import annotations
 import asyncio
 import errno
 import ssl
-import subprocess
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
 import structlog
+from certificates import certificate
 from free_ports import free_port
 from structlog.testing import capture_logs
 
@@ -95,26 +95,11 @@ async def test_what_answers_in_place_of_a_broker_is_named_at_once(name: str) -> 
 
 async def test_a_broker_that_requires_a_certificate_of_the_client_is_named(tmp_path: Path) -> None:
     """TLS 1.3 refuses it after the handshake, where only an alert says so."""
-    key, certificate = tmp_path / "key.pem", tmp_path / "cert.pem"
-    make = [
-        "openssl",
-        "req",
-        "-x509",
-        "-newkey",
-        "ec",
-        "-pkeyopt",
-        "ec_paramgen_curve:prime256v1",
-        "-nodes",
-        "-days",
-        "1",
-    ]
-    names = ["-subj", "/CN=127.0.0.1", "-addext", "subjectAltName=IP:127.0.0.1"]
-    command = [*make, *names, "-keyout", str(key), "-out", str(certificate)]
-    await asyncio.to_thread(subprocess.run, command, check=True, capture_output=True)
-    served = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH, cafile=str(certificate))
-    served.load_cert_chain(certificate, key)
+    key, cert = await asyncio.to_thread(certificate, tmp_path)
+    served = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH, cafile=str(cert))
+    served.load_cert_chain(cert, key)
     served.verify_mode = ssl.CERT_REQUIRED
-    asked = ssl.create_default_context(cafile=str(certificate))
+    asked = ssl.create_default_context(cafile=str(cert))
     port = free_port()
     async with await asyncio.start_server(lambda _reader, writer: writer.close(), "127.0.0.1", port, ssl=served):
         reason = await trouble_of(Address("127.0.0.1", port, tls=asked, keepalive_s=30))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import socket
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from itertools import pairwise
 from types import SimpleNamespace
@@ -101,6 +101,13 @@ class Socket:
             end.close()
 
 
+class FullSocket(Socket):
+    """Takes nothing."""
+
+    def send(self, data: bytes) -> int:
+        raise BlockingIOError
+
+
 @asynccontextmanager
 async def writing(sock: Socket) -> AsyncIterator[tuple[PacketWriter, Any]]:
     """A writer on a client with a fake socket; paho's own queue is the real one."""
@@ -182,6 +189,50 @@ async def test_a_loop_that_stood_still_reads_what_arrived_before_a_message_times
         await eventually(lambda: len(results) == 3)
         assert results[:2] == [None, None]
         assert str(results[2]) == "Operation timed out"
+
+
+async def test_a_loop_that_is_always_late_gives_messages_up_all_the_same() -> None:
+    settled: list[Exception | None] = []
+    async with writing(Socket()) as (writer, _):
+        writer.publish(PublishMessage("a", b"", 1, False, NONE), settled.append, 0.01)
+        until_s = time.monotonic() + 40 * LATE_S
+        while not settled and time.monotonic() < until_s:
+            busy_s = time.monotonic() + 1.6 * LATE_S
+            while time.monotonic() < busy_s:
+                pass
+            await asyncio.sleep(0)
+    assert [str(error) for error in settled] == ["Operation timed out"]
+
+
+@pytest.mark.parametrize("ends", ["time", "session"])
+async def test_a_callback_may_withdraw_another_message_that_ends_in_the_same_turn(ends: str) -> None:
+    """As an urgent message does, which a lost one calls for: it withdraws the commands of its actuator that wait."""
+    settled: list[str] = []
+    async with writing(FullSocket()) as (writer, _):
+        given: list[int | None] = []
+
+        def lost(name: str) -> Callable[[Exception | None], None]:
+            def note(error: Exception | None) -> None:
+                settled.append(f"{name}: {type(error).__name__}")
+                for identifier in given[2:]:
+                    assert identifier is not None
+                    writer.withdraw(identifier)
+
+            return note
+
+        message = PublishMessage("a", b"", 1, False, NONE)
+        given += [writer.publish(message, lost(name), 0.01) for name in ("first", "second", "third")]
+        if ends == "session":
+            writer.close()
+        else:
+            due_s = time.monotonic() + LATE_S / 2
+            while time.monotonic() < due_s:
+                pass  # all are due in one turn of the loop
+            await eventually(lambda: len(settled) >= 2)
+            later: list[Exception | None] = []
+            writer.publish(PublishMessage("a", b"", 1, False, NONE), later.append, 0.01)
+            await eventually(lambda: bool(later))
+    assert sorted(each.partition(":")[0] for each in settled) == ["first", "second"]
 
 
 async def test_a_broken_connection_settles_the_message_and_ends_the_session() -> None:
