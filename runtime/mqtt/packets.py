@@ -40,7 +40,7 @@ LATE_S = 0.1
 MOST_UNANSWERED = 1_000
 """Messages of QoS 1 that may lack an acknowledgement, whatever the broker allows."""
 MOST_LATE_LOOKS = 10
-"""So many late looks in succession: the loop is always late, and what has no acknowledgement is given up all the same."""
+"""Late looks in succession after which the loop counts as always late: what has no acknowledgement is given up all the same."""
 AT_ONCE = 32
 """Packets handled in one turn of the loop: a flood on this connection must not delay another one."""
 Settled = Callable[[Exception | None], None]
