@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Mutation score of the gate and of what carries its commands: mutmut changes one place at a time in actuators/safety (all but
-# decisions), in actuators/wire.py and in runtime/mqtt/publisher.py, and the tests must notice. Works in a copy, so that the tree stays clean. Prints the
+# decisions), in actuators/wire.py, and in publisher.py and packets.py of runtime/mqtt, and the tests must notice. Works in a copy, so that the tree stays clean. Prints the
 # survivors and the score of each; fails below 97 % for the gate and 95 % for the carriers. PART=gate or PART=carriers does one of them.
 # ONLY="*Gate*judge* *pace*" runs the mutants of these names alone, and SHOW=1 prints the change that each survivor makes.
 set -euo pipefail
@@ -9,7 +9,7 @@ bin="${BIN:-$root/.venv/bin}"
 gate='"actuators/safety/gate.py", "actuators/safety/judge.py", "actuators/safety/allowed_choices.py", "actuators/safety/actuator_state.py", "actuators/safety/arming.py",
 "actuators/safety/forbidden_combinations.py", "actuators/safety/limits.py", "actuators/safety/refusal_counts.py",
 "actuators/safety/forbid_rules.py", "actuators/safety/safe_actions.py"'
-carriers='"actuators/wire.py", "runtime/mqtt/publisher.py"'
+carriers='"actuators/wire.py", "runtime/mqtt/publisher.py", "runtime/mqtt/packets.py"'
 
 # score NAME LEAST FILES TESTS...
 score() (
@@ -30,7 +30,7 @@ use_git_change_detection = false
 timeout_multiplier = 60.0
 
 [tool.pytest.ini_options]
-pythonpath = ["."]
+pythonpath = [".", "tests"]
 asyncio_mode = "auto"
 TOML
 cd "$work"
@@ -60,5 +60,6 @@ exit "$status"
 failed=0
 [ "${PART:-gate}" != gate ] || score gate 97 "$gate" \
   actuators/safety/test_gate.py actuators/safety/test_forbid_rules.py actuators/safety/test_actuator_state.py actuators/safety/test_allowed_choices.py || failed=1
-[ "${PART:-carriers}" != carriers ] || score carriers 95 "$carriers" actuators/test_wire.py runtime/mqtt/test_publisher.py || failed=1
+[ "${PART:-carriers}" != carriers ] || score carriers 95 "$carriers" actuators/test_wire.py runtime/mqtt/test_publisher.py runtime/mqtt/test_packets.py \
+  wire_helpers.py fakes.py free_ports.py canaries.py || failed=1
 exit $failed
