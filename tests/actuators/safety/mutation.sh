@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # Mutation score of the gate and of what carries its commands: mutmut changes one place at a time in actuators/safety (all but
-# decisions), in actuators/wire.py, and in publisher.py and packets.py of runtime/mqtt, and the tests must notice. Works in a copy, so that the tree stays clean. Prints the
-# survivors and the score of each; fails below 97 % for the gate and 95 % for the carriers. PART=gate or PART=carriers does one of them.
+# decisions), in actuators/wire.py, and in publisher.py and packets.py of runtime/mqtt, and the tests must notice. Works in a copy, so
+# that the tree stays clean. Prints the survivors and the score of each; fails below 97 % for the gate and 95 % for the carriers.
+# PART=gate or PART=carriers does one of them.
 # ONLY="*Gate*judge* *pace*" runs the mutants of these names alone, and SHOW=1 prints the change that each survivor makes.
 set -euo pipefail
 root="$(cd "$(dirname "$0")/../../.." && pwd)"

@@ -21,10 +21,14 @@ from fakes import eventually
 from runtime.mqtt.connection_types import PublishMessage, properties, variable_length
 from runtime.mqtt.packets import (
     AT_ONCE,
+    CHUNK,
     LATE_S,
+    MOST_LATE_LOOKS,
+    MOST_UNANSWERED,
     PacketReader,
     PacketWriter,
     PublishRefused,
+    TooLarge,
     Unsent,
     publish_packet,
     reason_of,
@@ -123,11 +127,25 @@ async def writing(sock: Socket) -> AsyncIterator[tuple[PacketWriter, Any]]:
         sock.close()
 
 
-def acknowledge(inner: Any, identifier: int, code: int | None = None) -> None:
-    """A PUBACK arrives."""
+def acknowledge(inner: Any, identifier: int, code: int | None = None, rest: bytes = b"\0") -> None:
+    """A PUBACK arrives; after its code come the properties, which may be left out."""
     inner._in_packet["command"] = 0x40
-    inner._in_packet["packet"] = identifier.to_bytes(2, "big") + (b"" if code is None else bytes((code, 0)))
+    inner._in_packet["packet"] = identifier.to_bytes(2, "big") + (b"" if code is None else bytes((code,)) + rest)
     inner._handle_pubackcomp("PUBACK")
+
+
+def connected(inner: Any, **limits: int) -> None:
+    """The broker has accepted the session and states these limits."""
+    inner.on_connect(inner, "data", "flags", "code", SimpleNamespace(**limits))
+
+
+def send_on(
+    writer: PacketWriter, *, qos: int = 1, urgent: bool = False, payload: bytes = b""
+) -> list[Exception | None]:
+    """Publish a message; return what it is settled with."""
+    results: list[Exception | None] = []
+    writer.publish(PublishMessage("t", payload, qos, False, NONE), results.append, urgent=urgent)
+    return results
 
 
 @pytest.mark.parametrize("takes", [(), (0,), (1,), (5, 1, 1), (-1, 4, -1, 2)])
@@ -265,7 +283,7 @@ async def test_what_was_given_up_counts_until_the_broker_acknowledges_it() -> No
     """The broker counts by its own acknowledgements; and an identifier that it still knows is not used again."""
     results: list[tuple[str, Exception | None]] = []
     async with writing(Socket()) as (writer, inner):
-        writer._note_limits(None, None, None, None, SimpleNamespace(ReceiveMaximum=2))  # type: ignore[arg-type]
+        connected(inner, ReceiveMaximum=2)
         for name, urgent in (("first", False), ("held", False), ("urgent", True), ("urgent 2", True)):
             out = PublishMessage(name, b"", 1, False, NONE)
             writer.publish(out, lambda error, name=name: results.append((name, error)), 0.02, urgent=urgent)  # type: ignore[misc]
@@ -343,12 +361,133 @@ async def test_what_waits_too_long_for_the_socket_never_leaves() -> None:
 
 async def test_a_session_that_ends_says_what_did_not_leave() -> None:
     results: list[Exception | None] = []
-    async with writing(Socket()) as (writer, _inner):
-        writer._note_limits(None, None, None, None, SimpleNamespace(ReceiveMaximum=1))  # type: ignore[arg-type]
+    async with writing(Socket()) as (writer, inner):
+        connected(inner, ReceiveMaximum=1)
         for _ in range(2):
             writer.publish(PublishMessage("t", b"", 1, False, NONE), results.append)
         writer.close()
     assert [type(error) for error in results] == [aiomqtt.MqttError, Unsent]
+
+
+async def test_limits_of_the_broker_are_taken_from_its_answer_to_the_connect() -> None:
+    """Receive Maximum is 65,535 where it is missing; less than one message, which no broker may state, would stop everything."""
+    for limits, leave in (
+        ({"ReceiveMaximum": 3}, 3),
+        ({"ReceiveMaximum": 1}, 1),
+        ({"ReceiveMaximum": 0}, 1),
+        ({}, MOST_UNANSWERED),
+    ):
+        async with writing(Socket()) as (writer, inner):
+            connected(inner, ReceiveMaximum=7)
+            connected(inner, **limits)
+            for _ in range(MOST_UNANSWERED + 1):
+                send_on(writer, urgent=True)
+            assert len(writer._unanswered) == leave
+    async with writing(Socket()) as (writer, inner):
+        size = len(publish_packet(PublishMessage("t", b"1234", 1, False, NONE), 1))
+        connected(inner, MaximumPacketSize=size)
+        assert send_on(writer, payload=b"1234") == []
+        (error,) = send_on(writer, payload=b"12345")
+        assert str(error) == f"a packet of {size + 1} bytes; the broker takes {size}"
+        assert isinstance(error, TooLarge)
+        connected(inner)
+        assert send_on(writer, payload=b"12345") == [], "the limit was of the session before"
+
+
+async def test_calls_of_paho_that_are_not_ours_are_passed_on_whole() -> None:
+    calls: list[tuple[Any, ...]] = []
+    client = aiomqtt.Client("h", protocol=aiomqtt.ProtocolVersion.V5)
+    inner: Any = client._client
+    inner.on_connect = inner.on_publish = lambda *arguments: calls.append(arguments)
+    inner._handle_pubackcomp = lambda command: calls.append((command,)) or 0
+    writer = PacketWriter(client, 60.0)
+    inner.on_connect("client", "data", "flags", "code", "properties")
+    inner.on_publish("client", "data", 41, "code", "properties")
+    inner._in_packet["packet"] = (41).to_bytes(2, "big")
+    inner._handle_pubackcomp("PUBACK")
+    writer._unanswered.add(41)
+    inner._handle_pubackcomp("PUBCOMP")
+    inner._in_packet["packet"] = b"\x29"
+    inner._handle_pubackcomp("PUBACK")
+    assert calls == [
+        ("client", "data", "flags", "code", "properties"),
+        ("client", "data", 41, "code", "properties"),
+        ("PUBACK",),
+        ("PUBCOMP",),
+        ("PUBACK",),
+    ]
+    assert writer._unanswered == {41}
+    client._disconnected.cancel()
+
+
+@pytest.mark.parametrize(
+    ("code", "is_refused"), [(None, False), (0, False), (0x10, False), (0x7F, False), (0x80, True)]
+)
+@pytest.mark.parametrize("rest", [b"", b"\0"])
+async def test_codes_from_80_on_are_failures(code: int | None, is_refused: bool, rest: bytes) -> None:
+    async with writing(Socket()) as (writer, inner):
+        results = send_on(writer)
+        acknowledge(inner, 1, code, rest)
+        assert [isinstance(error, PublishRefused) for error in results] == [is_refused]
+
+
+async def test_the_order_in_front_of_a_full_socket() -> None:
+    """Urgent ones follow the packet that has begun to leave and older urgent ones, also where nothing or one packet waits."""
+    for count in range(4):
+        async with writing(Socket(*[-1] * 9)) as (writer, inner):
+            for _ in range(count):
+                send_on(writer, qos=0)
+            for _ in range(3):
+                send_on(writer, urgent=True)
+            ordinary, urgent = [*range(1, count + 1)], [count + 1, count + 2, count + 3]
+            assert [packet["mid"] for packet in inner._out_packet] == ordinary[:1] + urgent + ordinary[1:]
+
+
+async def test_a_message_that_waits_behind_an_acknowledgement_of_the_same_identifier_is_the_one_withdrawn() -> None:
+    """An identifier of the broker's messages is independent of ours: its PUBACK in the queue stays."""
+    async with writing(Socket(*[-1] * 9)) as (writer, inner):
+        send_on(writer, qos=0)
+        inner._send_puback(2)
+        waits = writer.publish(PublishMessage("t", b"", 1, False, NONE), lambda _error: None)
+        assert waits == 2
+        assert writer.withdraw(2)
+        assert [(packet["command"], packet["mid"]) for packet in inner._out_packet] == [(0x30, 1), (0x40, 2)]
+
+
+async def test_late_looks_and_what_is_due(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A look that is late by more than `LATE_S` looks again half of it later, `MOST_LATE_LOOKS` times in succession."""
+    now_s, calls = 1_000.0, []
+    monkeypatch.setattr("runtime.mqtt.packets.time", SimpleNamespace(monotonic=lambda: now_s))
+    async with writing(Socket()) as (writer, _):
+        writer._loop = SimpleNamespace(  # type: ignore[assignment]
+            call_at=lambda *arguments: (
+                calls.append(arguments) or SimpleNamespace(when=lambda: arguments[0], cancel=list)
+            )
+        )
+        writer._timeout_s = 1.0
+        exact, later = send_on(writer), []
+        assert calls.pop() == (1_001.0, writer._expire, 1_001.0)
+        now_s = 1_000.25
+        later = send_on(writer)
+        assert calls == [], "the look that is due first finds the next one"
+        for turn in range(MOST_LATE_LOOKS):
+            now_s = 1_002.0 + turn
+            writer._expire(now_s - LATE_S - 0.001)
+            again_s = now_s + LATE_S / 2
+            assert calls.pop() == (again_s, writer._expire, again_s)
+            assert exact == later == []
+        now_s = 1_001.0
+        writer._expire(1_000.0)
+        assert [str(error) for error in exact] == ["Operation timed out"]
+        assert later == []
+        assert calls.pop() == (1_001.25, writer._expire, 1_001.25)
+        for _ in range(MOST_LATE_LOOKS):
+            writer._expire(now_s - 2 * LATE_S)
+        assert later == [], "they are counted anew after a look"
+        now_s = 1_001.25
+        writer._expire(now_s - LATE_S)
+        assert len(later) == 1, "a look that is late by exactly `LATE_S` is none of the late ones"
+        writer._timer = None
 
 
 async def test_a_callback_that_fails_ends_no_session() -> None:
@@ -380,7 +519,8 @@ async def reading() -> AsyncIterator[tuple[socket.socket, Any, list[bytes], list
         return right.recv(size)
 
     inner._sock, inner._sock_recv = right, receive
-    PacketReader(client, lambda _client: None)
+    reads: list[Any] = []
+    PacketReader(client, reads.append)
     inner.on_message = lambda _client, _data, message: got.append(message.payload)
     try:
         yield left, inner, got, asked
@@ -389,6 +529,8 @@ async def reading() -> AsyncIterator[tuple[socket.socket, Any, list[bytes], list
         left.close()
         right.close()
         client._disconnected.cancel()
+        assert all(each is inner for each in reads)
+        assert bool(reads) == bool(asked)
 
 
 def packets(count: int) -> list[bytes]:
@@ -447,6 +589,87 @@ async def test_what_was_read_of_a_closed_connection_is_dropped() -> None:
         left.send(b"".join(packets(100)))
         inner.loop_read()
         sock, inner._sock = inner._sock, None
+        await asyncio.sleep(0)
+        assert len(got) == AT_ONCE
+        inner._sock = sock
+
+
+async def test_the_kernel_is_asked_once_a_read_and_for_a_long_rest_at_once() -> None:
+    async with reading() as (left, inner, got, asked):
+        long = publish_packet(PublishMessage("t", b"x" * 3 * CHUNK, 0, False, NONE), 0)
+        left.send(long)
+        inner.loop_read()
+        while not got:
+            inner.loop_read()
+        assert got == [b"x" * 3 * CHUNK]
+        assert asked[:2] == [CHUNK, len(long) - CHUNK]
+
+
+async def test_between_two_reads_the_kernel_is_asked_for_long_parts_alone() -> None:
+    async with reading() as (left, inner, _, asked):
+        left.send(b"abc")
+        assert inner._sock_recv(2) == b"ab"
+        assert inner._sock_recv(2) == b"c"
+        assert asked == [CHUNK]
+        with pytest.raises(BlockingIOError):
+            inner._sock_recv(CHUNK - 1)
+        assert asked == [CHUNK]
+        with pytest.raises(BlockingIOError):
+            inner._sock_recv(CHUNK)
+        assert asked == [CHUNK, CHUNK], "a part as long as the buffer is always asked for"
+        left.send(b"\xd0\0")
+        assert inner.loop_read() == 0
+
+
+async def test_a_read_takes_the_number_of_packets_on_to_paho() -> None:
+    client = aiomqtt.Client("h", protocol=aiomqtt.ProtocolVersion.V5)
+    inner: Any = client._client
+    asked: list[int] = []
+
+    def read(most: int) -> int:
+        asked.append(most)
+        inner._sock_recv(1)
+        return 7 if len(asked) == 4 else 0
+
+    inner.loop_read, inner._sock_recv = read, lambda _size: b"12345678"
+    PacketReader(client, lambda _client: None)
+    assert inner.loop_read() == 7
+    assert asked == [1, 1, 1, 1], "a failure ends the turn"
+    asked.clear()
+    inner.loop_read(5)
+    assert asked == [5, 5, 5, 5]
+    client._disconnected.cancel()
+
+
+@pytest.mark.parametrize("has_ended", [False, True])
+async def test_a_rest_that_cannot_be_read_ends_the_session_once(has_ended: bool) -> None:
+    client = aiomqtt.Client("h", protocol=aiomqtt.ProtocolVersion.V5)
+    inner: Any = client._client
+    counts: list[int] = []
+
+    def read(_most: int) -> int:
+        counts.append(1)
+        inner._sock_recv(1)
+        if len(counts) > AT_ONCE:
+            raise OSError(5, "Input/output error")
+        return 0
+
+    inner.loop_read, inner._sock_recv, inner._sock = read, lambda _size: bytes(100), object()
+    PacketReader(client, lambda _client: None)
+    assert inner.loop_read() == 0
+    if has_ended:
+        client._disconnected.set_exception(KeyError("before"))
+    await asyncio.sleep(0)
+    assert len(counts) == AT_ONCE + 1
+    assert type(client._disconnected.exception()) is (KeyError if has_ended else OSError)
+    inner._sock = None
+
+
+async def test_a_rest_of_another_connection_is_not_read() -> None:
+    async with reading() as (left, inner, got, _):
+        left.send(b"".join(packets(100)))
+        inner.loop_read()
+        sock, inner._sock = inner._sock, SimpleNamespace(close=list)
         await asyncio.sleep(0)
         assert len(got) == AT_ONCE
         inner._sock = sock
