@@ -34,7 +34,8 @@ CLEARING_HARMS, CLEARING_EXCESS = 6.0, 0.25
 """Harms that the suspicion predicts for the pairs since then, and the share of them seen at most, that end it."""
 CLEARING_PAIRS, CLEARING_ERRORS = 5, 2.0
 """Pairs since a suspicion, and standard errors above 0, that show that the anchor earns less now."""
-FORMAT = 2
+FORMAT = 3
+"""2: blocks were counted as units; 3: a watch no longer measures its first block from 0."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -223,10 +224,10 @@ class Guard:
         Raises:
             KeyError, TypeError, ValueError: the body is malformed.
         """
-        if body["format"] not in (1, FORMAT):
-            raise ValueError(f"format {body['format']!r}; this program reads 1 and {FORMAT}")
+        if body["format"] not in (1, 2, FORMAT):
+            raise ValueError(f"format {body['format']!r}; this program reads 1 to {FORMAT}")
         self.pairs = int(body["pairs"])
-        if body["format"] == FORMAT:  # an earlier program counted blocks, and no harm in them
+        if body["format"] >= 2:  # an earlier program counted blocks, and no harm in them
             self.units = int(body["units"])
             self.harmed = {str(name): float(value) for name, value in body["harmed"].items()}
         self._suspected, self._suspect = int(body["suspected"]), str(body.get("suspect", "reward"))
@@ -237,7 +238,8 @@ class Guard:
             if name in self.rates:
                 self.rates[name] = HarmRateWatch.of(numbers)
         for name in self.watches:
-            self.watches[name] = LevelWatch.of(body["watches"][name])
+            found = LevelWatch.of(body["watches"][name])
+            self.watches[name] = found if body["format"] == FORMAT else LevelWatch()
 
 
 def rare_harm_bound(units: int, confidence: float = 0.95) -> float:

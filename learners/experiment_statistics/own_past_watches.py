@@ -58,6 +58,8 @@ class LevelWatch:
         """
         if not abs(value) < LARGEST_VALUE:
             return False
+        if not self.count:
+            self.mean = value  # the first block has no past, and its distance from 0 says nothing
         least = FREQUENT_EVENTS / event_rate if 0.0 < event_rate < 1.0 else 0.0 if event_rate else math.inf
         deviation = math.sqrt(max(self.square, 0.0))
         rate = max(1.0 / (self.count + 1), 1.0 / PAST_BLOCKS)

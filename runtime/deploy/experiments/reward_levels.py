@@ -16,7 +16,7 @@ from learners.experiment_statistics.paired_outcomes import HARMS, TickOutcome
 from learners.safeguards.reward_ledger import LedgerEntry
 
 VERSIONS = 8
-"""Versions that are remembered, the newest."""
+"""Versions that are remembered, those that acted last."""
 MEMORY = 10_000
 """Units over which a level adapts."""
 EPISODES = 3
@@ -71,6 +71,8 @@ class RewardLevels:
     """Of the running episode, if one version acted in all of it."""
     _return: float = 0.0
     _ticks: int = 0
+    _begun: bool = False
+    """The beginning of the running episode was seen: the first one after a start may have begun long before."""
 
     @property
     def episodic(self) -> bool:
@@ -93,13 +95,14 @@ class RewardLevels:
                 self._version = None
             if not entry.done:
                 continue
-            if self._version is not None:
+            if self._begun and self._version is not None:
                 _level(self.returns, self._version).add(self._return)
                 _level(self.lengths, self._version).add(self._ticks)
                 ended.append((self._version, self._return))
-            self.episodes += 1
-            self.length += (self._ticks - self.length) / min(self.episodes, 50)
-            self.since_end, self._ticks, self._return = 0, 0, 0.0
+            if self._begun:
+                self.episodes += 1
+                self.length += (self._ticks - self.length) / min(self.episodes, 50)
+            self._begun, self.since_end, self._ticks, self._return = True, 0, 0, 0.0
         return ended
 
     def of(self, version: str | None, *, episodic: bool) -> Level | None:
@@ -135,11 +138,12 @@ class RewardLevels:
 
 
 def _level(levels: OrderedDict[str, Level], version: str) -> Level:
+    """Return the level of a version that has just acted; what has not acted for longest is forgotten."""
     if version not in levels:
         levels[version] = Level()
-        while len(levels) > VERSIONS:
-            oldest = next(name for name in levels if name != "untrained")
-            del levels[oldest]
+    levels.move_to_end(version)
+    while len(levels) > VERSIONS:
+        del levels[next(name for name in levels if name != "untrained")]
     return levels[version]
 
 

@@ -417,6 +417,15 @@ def test_a_watch_suspects_no_slow_series_and_finds_a_fall() -> None:
         assert any(watch.update(last + 20.0) for _ in range(4))
 
 
+def test_a_watch_finds_the_same_falls_whatever_the_level_of_the_figure() -> None:
+    series = np.random.default_rng(74).normal(size=400)
+    series[100:] += 10.0  # deviations
+    for offset in (0.0, 100.0, 500.0, -1e4):
+        watch = LevelWatch()
+        found = [block for block, value in enumerate(series.tolist()) if watch.update(value + offset)]
+        assert found[0] == 100
+
+
 def test_pairs_that_show_the_anchor_worse_end_a_suspicion_of_rewards() -> None:
     rng, guard = np.random.default_rng(72), Guard(pair_s=48.0)
     for _ in range(500):
@@ -445,6 +454,11 @@ def test_the_state_of_a_guard_of_an_earlier_program_is_restored_without_its_coun
     assert (again.pairs, again.units) == (30, 0)
     assert again.excluded_rate("failure") is None
     assert again.dump()["detectors"] == guard.dump()["detectors"]
+    guard.block(5.0, {})
+    again.restore(guard.dump() | {"format": 2})  # its watches measured their first block from 0
+    assert again.watches == Guard(pair_s=48.0).watches
+    again.restore(guard.dump())
+    assert again.watches == guard.watches
 
 
 def harm_blocks(guard: Guard, probability: float, count: int, rng: np.random.Generator) -> int:

@@ -148,6 +148,19 @@ async def test_a_fall_without_another_trusted_version_is_reported(tmp_path: Path
     assert one.live == "only"
 
 
+async def test_a_fall_is_taken_back_however_much_more_the_version_earns_than_its_rewards_vary(tmp_path: Path) -> None:
+    draw, fallen = noise(7), [False]
+
+    def world(version: str, _tick: int) -> WorldTick:
+        return WorldTick(500.0 * (version != "untrained") - 10.0 * (fallen[0] and version == "good") + draw())
+
+    one = await two_trusted(tmp_path, world)
+    fallen[0] = True
+    await one.run(1_200.0, until=lambda: "policy_rolled_back" in one.kinds())
+    assert one.last("policy_suspected")["figure"] == "reward"
+    assert one.live == "old"
+
+
 def episodes(seed: int, hung: Callable[[str], bool]) -> World:
     """Episodes of about 10 ticks that end with a success."""
     rng = np.random.default_rng(seed)
