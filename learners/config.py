@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from typing import Annotated, Literal, Self
 
 import regex
@@ -122,6 +123,15 @@ class PolicySettings(Settings):
     )
 
 
+RANKS: Mapping[str, int] = {"sensor": 1, "program": 2, "operator": 3}
+"""By name of an authority: its rank."""
+
+
+def rank_of(authority: str | int | None) -> int | None:
+    """Return the rank of an authority: of two sources that contradict each other, the one of the lower rank is quarantined."""
+    return authority if isinstance(authority, int) else RANKS.get(str(authority))
+
+
 class SourceSettings(Settings):
     """One source of rewards: what it rates, and its authority."""
 
@@ -200,7 +210,9 @@ class DecisionReward(Settings):
         description="what it rates, as under `sources` of a `topic` reward. `tick`: compared with the rewards computed at the tick",
     )
     authority: Literal["operator", "program", "sensor"] | int = Field(
-        "sensor", description="its authority, as under `sources` of a `topic` reward"
+        "sensor",
+        description="its authority, as under `sources` of a `topic` reward; not `operator`, and not above a source with `operator` or "
+        "a number that rates the same: that may be a person, and a model quarantines no person",
     )
 
     @property

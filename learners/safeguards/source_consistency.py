@@ -22,7 +22,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from learners.config import AnyReward, DecisionReward, TopicReward
+from learners.config import RANKS, AnyReward, DecisionReward, TopicReward, rank_of
 from learners.safeguards.reward_ledger import LedgerEntry
 
 LIMIT = 0.35
@@ -46,7 +46,6 @@ MOST = 256
 FORMAT = 2
 OWN = "tick"
 """What a source rates that is to be compared with the rewards computed at the tick itself."""
-RANKS: Mapping[str, int] = {"sensor": 1, "program": 2, "operator": 3}
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,14 +61,10 @@ def source_rules(rewards: Iterable[AnyReward]) -> dict[str, SourceRule]:
     found: dict[str, SourceRule] = {}
     for reward in rewards:
         if isinstance(reward, TopicReward):
-            found |= {name: SourceRule(one.rates, _rank_of(one.authority)) for name, one in reward.sources.items()}
+            found |= {name: SourceRule(one.rates, rank_of(one.authority)) for name, one in reward.sources.items()}
         elif isinstance(reward, DecisionReward):
-            found[reward.source] = SourceRule(reward.rates, _rank_of(reward.authority))
+            found[reward.source] = SourceRule(reward.rates, rank_of(reward.authority))
     return found
-
-
-def _rank_of(authority: str | int | None) -> int | None:
-    return authority if isinstance(authority, int) else RANKS.get(str(authority))
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,7 +7,7 @@ from typing import Any
 
 from actuators.config import AnyActuator
 from actuators.expressions import Expression, ExpressionError
-from learners.config import AnyReward, DecisionReward, TaskSettings
+from learners.config import BY_MODEL, AnyReward, DecisionReward, TaskSettings, TopicReward, rank_of
 from learners.goal_models.config import GOAL, DeliberatorSettings, EmbeddingBackend, TaskBackend
 from learners.task_kinds import KINDS, reading
 from sensors.config import PREFIX, AnyStream, Settings, fields_of
@@ -135,12 +135,18 @@ def check_corrections(deliberator: DeliberatorSettings, tasks: Mapping[str, Task
 
 
 def check_rewards(rewards: Sequence[AnyReward], deliberator: DeliberatorSettings | None) -> None:
-    """Check that rewards of kind `decision` have a model that answers, and that other rewards judge the policy.
+    """Check that rewards of kind `decision` have a model that answers, that other rewards judge the policy, and who outranks whom.
 
     Raises:
-        ValueError: they do not.
+        ValueError: they do not, a model has more authority than a person may have, or a source on the topic has a model's name.
     """
     asked = [reward for reward in rewards if isinstance(reward, DecisionReward)]
+    given = [(topic.name, source) for topic in rewards if isinstance(topic, TopicReward) for source in topic.sources]
+    for name, source in given:
+        if source.startswith(BY_MODEL):
+            raise ValueError(
+                f"rewards: {name}.sources.{source}: names with {BY_MODEL} are those of rewards of kind decision"
+            )
     if not asked:
         return
     if deliberator is None or isinstance(deliberator.backend, EmbeddingBackend | TaskBackend):
@@ -151,6 +157,23 @@ def check_rewards(rewards: Sequence[AnyReward], deliberator: DeliberatorSettings
         raise ValueError(
             f"rewards: {asked[0].name} is of kind decision, and no promotion is judged by a model alone; add a reward of another kind"
         )
+    for reward in asked:
+        _check_authority(reward, rewards)
+
+
+def _check_authority(reward: DecisionReward, rewards: Sequence[AnyReward]) -> None:
+    """Check that a model has no more authority than a source that may be a person: all but those named program or sensor."""
+    if reward.authority == "operator":
+        raise ValueError(f"rewards: {reward.name}.authority: operator is for people; write program, sensor or a number")
+    rank = rank_of(reward.authority)
+    for topic in rewards:
+        for name, source in topic.sources.items() if isinstance(topic, TopicReward) else ():
+            other = None if source.authority in {"program", "sensor"} else rank_of(source.authority)
+            if source.rates == reward.rates and rank is not None and other is not None and rank > other:
+                raise ValueError(
+                    f"rewards: {reward.name}.authority: {reward.authority} ({rank}) is above {topic.name}.sources.{name} ({other}), "
+                    f"which rates the same and may be a person, whom a model would quarantine; write at most {other}"
+                )
 
 
 def with_goal_stream(body: dict[str, Any]) -> dict[str, Any]:

@@ -220,3 +220,45 @@ def test_settings_name_what_is_missing() -> None:
     config = Config.model_validate(known | {"rewards": [*known["rewards"], asking]})
     assert isinstance(config.rewards[1], DecisionReward)
     assert config.rewards[1].source == "model:content"
+
+
+@pytest.mark.parametrize(
+    ("model", "anna", "refused"),
+    [
+        ("operator", None, "operator is for people"), ("operator", "operator", "operator is for people"),
+        (4, "operator", r"4 \(4\) is above f\.sources\.anna \(3\)"), ("program", 1, r"program \(2\) is above .*write at most 1"),
+        (7, 6, "may be a person"), ("sensor", -1, "may be a person"),
+        (3, "operator", None), ("program", "operator", None), (7, 8, None), (7, 7, None),
+        (4, None, None), ("program", "sensor", None), (9, "program", None),
+    ],
+)  # fmt: skip
+def test_no_settings_give_a_model_more_authority_than_a_person(
+    model: str | int, anna: str | int | None, refused: str | None
+) -> None:
+    """What the settings allow is tried: the model contradicts anna, and she is never quarantined unless she is called a machine."""
+    known = yaml.safe_load((ROOT / "configs" / "rooms.yaml").read_text())
+    known["deliberator"] = known["deliberator"] | {"backend": {"kind": "decision"}}
+    topic = {"name": "f", "kind": "topic", "sources": {"anna": {"rates": "comfort", "authority": anna}}}
+    asking = {"name": "content", "kind": "decision", "question": "Is all well?", "authority": model, "rates": "comfort"}
+    known["rewards"] = [*known["rewards"], topic, asking]
+    if refused is not None:
+        with pytest.raises(ValidationError, match=refused):
+            Config.model_validate(known)
+        return
+    court, ledger, found = Quarantine(source_rules(Config.model_validate(known).rewards)), Ledger(1.0), list[Finding]()
+    rng = np.random.default_rng(0)
+    for n, value in enumerate(rng.normal(size=600)):
+        ledger.decided(LedgerEntry(f"s-{n}", n * 5.0, "a", acted=True, refused=False))
+        ledger.credit("anna", value, f"s-{n}")
+        ledger.judge("model:content", -value, f"s-{n}")
+        for entry in ledger.settle(n * 5.0):
+            found += court.observe(entry)
+    assert found
+    assert ("anna" in court.names) == (anna in {"program", "sensor"})
+
+
+def test_no_source_on_the_topic_takes_the_name_of_a_model() -> None:
+    known = yaml.safe_load((ROOT / "configs" / "rooms.yaml").read_text())
+    topic = {"name": "f", "kind": "topic", "sources": {"model:content": {"rates": "tick", "authority": "operator"}}}
+    with pytest.raises(ValidationError, match="are those of rewards of kind decision"):
+        Config.model_validate(known | {"rewards": [*known["rewards"], topic]})
