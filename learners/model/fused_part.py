@@ -53,7 +53,27 @@ class GroupedPolicyModule(nn.Module):
     """`FlatPolicyModule` of a policy in `eval()`, with the telemetry streams of one width as one batch of matrices.
 
     A graph has about fifty nodes for each stream that runs alone. A house has hundreds of sensors, and each node costs microseconds.
-    It computes what the policy computes, but for rounding.
+    It computes what the policy computes, but for rounding. Its graph is that of `joined`.
+
+    Args:
+        policy: the weights, which must not change afterwards.
+    """
+
+    def __init__(self, policy: Policy) -> None:
+        super().__init__()
+        self.joined = JoinedPolicyModule(policy)
+        self.inputs = policy.spec.graph_inputs()
+        """For each argument of `joined`, the arguments of this module that it joins."""
+
+    def forward(self, *inputs: Tensor) -> Tensor:
+        """Return the state [B, D]."""
+        return self.joined(*(torch.cat([inputs[i] for i in places], dim=1) for places in self.inputs))  # type: ignore[no-any-return]
+
+
+class JoinedPolicyModule(nn.Module):
+    """`GroupedPolicyModule` whose arguments are one array [B, G, W] of each group of telemetry streams, then the tokens of the others.
+
+    A graph takes microseconds to be handed an input, however short it is.
 
     Args:
         policy: the weights, which must not change afterwards.
@@ -71,24 +91,24 @@ class GroupedPolicyModule(nn.Module):
         self.counts = [stream.tokens for stream in streams]
         places = policy.spec.telemetry_groups()
         self.groups = nn.ModuleList(_TelemetryGroup(policy, group) for group in places)
-        grouped = [s for group in places for s in group]
-        self.alone = [s for s in range(len(streams)) if s not in grouped]
-        order = [*grouped, *self.alone]
+        order = [i - 2 for joined in policy.spec.graph_inputs()[2:] for i in joined]
+        self.alone = order[sum(map(len, places)) :]
         self.register_buffer("tokens", _sorted_places(order, dict(enumerate(self.counts))), persistent=False)
         widths = {s: stream.width for s, stream in enumerate(streams) if stream.modality == "telemetry"}
         self.register_buffer("numbers", _sorted_places([s for s in order if s in widths], widths), persistent=False)
 
-    def forward(self, present_BS: Tensor, ages_BS: Tensor, *tokens: Tensor) -> Tensor:
+    def forward(self, present_BS: Tensor, ages_BS: Tensor, *inputs: Tensor) -> Tensor:
         """Return the state [B, D]."""
         fusion, streams = self.policy.fusion, self.policy.spec.streams
         assert fusion is not None
-        made = [group(present_BS, ages_BS, tokens) for group in self.groups]
+        count = len(self.groups)
+        made = [group(present_BS, ages_BS, x) for group, x in zip(self.groups, inputs[:count], strict=True)]
         adapted, numbers = [one[0] for one in made], [one[1] for one in made]
-        for s in self.alone:
+        for s, tokens in zip(self.alone, inputs[count:], strict=True):
             here_B = present_BS[:, s]
-            adapted.append(fusion.adapters[s](tokens[s], here_B, ages_BS[:, s]) + fusion.streams[s])
+            adapted.append(fusion.adapters[s](tokens, here_B, ages_BS[:, s]) + fusion.streams[s])
             if streams[s].modality == "telemetry":
-                normal = fusion.adapters[s].normalise(masked(tokens[s], here_B))  # type: ignore[operator]
+                normal = fusion.adapters[s].normalise(masked(tokens, here_B))  # type: ignore[operator]
                 numbers.append(masked(normal, here_B).flatten(1))
         x_BKD = torch.cat(adapted, dim=1).index_select(1, self.tokens)
         raw_BF = torch.cat(numbers, dim=1).index_select(1, self.numbers)
@@ -101,11 +121,10 @@ class _TelemetryGroup(nn.Module):
 
     def __init__(self, policy: Policy, places: Sequence[int]) -> None:
         super().__init__()
-        self.places = list(places)
         fusion: Any = policy.fusion
         adapters = [fusion.adapters[s] for s in places]
         stacked = {
-            "index": torch.tensor(self.places),
+            "index": torch.tensor(list(places)),
             "seen": torch.stack([one.normalise.count > 0 for one in adapters])[:, None],
             "count": torch.stack([one.normalise.count for one in adapters])[:, None],
             "mean": torch.stack([one.normalise.mean for one in adapters]),
@@ -113,17 +132,16 @@ class _TelemetryGroup(nn.Module):
             "eps": adapters[0].normalise.eps,
             "weight": torch.stack([one.project.weight.T for one in adapters]),
             "bias": torch.stack([one.project.bias + one.place[0] + one.age.bias for one in adapters])
-            + fusion.streams[self.places],
+            + fusion.streams[list(places)],
             "age": torch.stack([one.age.weight.T for one in adapters]),
         }
         for name, values in stacked.items():
             self.register_buffer(name, values.detach().clone(), persistent=False)
 
-    def forward(self, present_BS: Tensor, ages_BS: Tensor, tokens: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+    def forward(self, present_BS: Tensor, ages_BS: Tensor, x_BGW: Tensor) -> tuple[Tensor, Tensor]:
         """Return adapted tokens [B, G, D] and normalised numbers [B, G W]."""
         b: Any = self
         present_BG1 = present_BS.index_select(1, b.index)[..., None]
-        x_BGW = torch.cat([tokens[s] for s in self.places], dim=1)
         x_BGW = torch.where(present_BG1, x_BGW, torch.zeros_like(x_BGW))
         var_GW = torch.where(b.seen, b.scatter / b.count.clamp(min=1).to(x_BGW.dtype), torch.ones_like(b.scatter))
         normal_BGW = ((x_BGW - b.mean) / (var_GW + b.eps).sqrt()).clamp(-CLIP, CLIP)

@@ -194,6 +194,16 @@ class PolicySpec:
                 by_width.setdefault(stream.width, []).append(place)
         return [places for places in by_width.values() if len(places) > 1]
 
+    def graph_inputs(self) -> list[list[int]]:
+        """Return for each input of the fused part's graph which flat arguments it joins: masks, ages, groups, then single streams.
+
+        Flat arguments are masks, ages, and the tokens of each stream. Those that are joined lie side by side on the second axis.
+        """
+        groups = self.telemetry_groups()
+        grouped = {place for places in groups for place in places}
+        alone = [[place] for place in range(len(self.streams)) if place not in grouped]
+        return [[0], [1], *([place + 2 for place in places] for places in (*groups, *alone))]
+
     @property
     def telemetry_width(self) -> int:
         """Numbers of all telemetry streams together."""

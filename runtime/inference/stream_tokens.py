@@ -10,7 +10,7 @@ import threading
 import time
 from collections import defaultdict, deque
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
@@ -38,13 +38,14 @@ class _Cached:
     reading: Reading
     version: str
     tokens_TW: NDArray[Any]
-    is_finite: bool = field(init=False)
-    features_1TW: NDArray[np.float32] = field(init=False)
+    is_finite: bool
+    features_1TW: NDArray[np.float32]
     """The tokens as the policy reads them; nothing changes them in place."""
 
-    def __post_init__(self) -> None:
-        self.is_finite = bool(np.isfinite(self.tokens_TW).all())
-        self.features_1TW = np.array(self.tokens_TW, np.float32)[None]
+
+def _cached(reading: Reading, version: str, tokens_TW: NDArray[Any]) -> _Cached:
+    is_finite = bool(np.isfinite(tokens_TW).all())
+    return _Cached(reading, version, tokens_TW, is_finite, np.array(tokens_TW, np.float32)[None])
 
 
 class StreamTokens:
@@ -90,11 +91,12 @@ class StreamTokens:
         """Encode new readings, streams that share an encoder in one batch; return these streams and the seconds of each encoder."""
         work: dict[str, list[Reading]] = defaultdict(list)
         early: list[str] = []
+        telemetry: list[Telemetry] = []
         for name, reading in observation.readings.items():
             cached = self._cache.get(name)
             if isinstance(reading, Telemetry):
                 if cached is None or cached.reading is not reading:
-                    self._cache[name] = _Cached(reading, "", self._numbers(reading)[None])
+                    telemetry.append(reading)
             elif name in self._routes:
                 encoder = encoders[self._routes[name]]
                 if cached is None or cached.reading is not reading or cached.version != encoder.version:
@@ -103,12 +105,13 @@ class StreamTokens:
                         early.append(name)
                     else:
                         work[self._routes[name]].append(reading)
+        self._take_numbers(telemetry)
         took_s: dict[str, float] = {}
         for route, readings in work.items():
             encoder, start = encoders[route], time.perf_counter()
             tokens_BTW = self._encode_now(route, encoder, readings)
             for reading, tokens_TW in zip(readings, tokens_BTW, strict=True):
-                self._cache[reading.stream] = _Cached(reading, encoder.version, tokens_TW)
+                self._cache[reading.stream] = _cached(reading, encoder.version, tokens_TW)
             took_s[route] = time.perf_counter() - start
         return (*early, *(reading.stream for readings in work.values() for reading in readings)), took_s
 
@@ -132,8 +135,21 @@ class StreamTokens:
         ages = [observation.ages_s.get(name, float("inf")) for name in self._names]
         return TickFeatures(tokens, np.array([present]), np.array([ages], np.float32))
 
-    def _numbers(self, reading: Telemetry) -> NDArray[np.float32]:
-        return policy_numbers(reading.fields, reading.values, self._field_kinds.get(reading.stream, {}))
+    def _take_numbers(self, readings: Sequence[Telemetry]) -> None:
+        """Take new telemetry; readings of as many plain numbers become one array."""
+        plain: dict[int, list[Telemetry]] = defaultdict(list)
+        for reading in readings:
+            kinds = self._field_kinds.get(reading.stream, {})
+            if kinds or len(readings) == 1:
+                numbers_W = policy_numbers(reading.fields, reading.values, kinds)
+                self._cache[reading.stream] = _cached(reading, "", numbers_W[None])
+            else:
+                plain[len(reading.values)].append(reading)
+        for width, group in plain.items():
+            numbers_G1TW = np.concatenate([one.values for one in group]).astype(np.float32).reshape(-1, 1, 1, width)
+            finite_G = np.isfinite(numbers_G1TW).all(axis=(1, 2, 3)).tolist()
+            for reading, features_1TW, is_finite in zip(group, numbers_G1TW, finite_G, strict=True):
+                self._cache[reading.stream] = _Cached(reading, "", features_1TW[0], is_finite, features_1TW)
 
     def _ready_for(self, reading: Reading, version: str) -> _Cached | None:
         """Return the tokens that an encoder of this version made when the reading arrived."""
@@ -153,4 +169,4 @@ class StreamTokens:
         route = self._routes[reading.stream]
         encoder = self._acting()[route]
         (tokens_TW,) = self._encode_now(route, encoder, [reading])
-        self._ready_tokens[reading.stream].append(_Cached(reading, encoder.version, tokens_TW))
+        self._ready_tokens[reading.stream].append(_cached(reading, encoder.version, tokens_TW))

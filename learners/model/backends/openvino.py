@@ -18,6 +18,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+import numpy as np
 from numpy.typing import NDArray
 
 from learners.checkpoints.manifest import GraphFiles
@@ -39,6 +40,8 @@ Precision = Literal["float32", "bfloat16"]
 LIBRARY: str = openvino.__version__
 MADV_DONTNEED = 4
 GRAPH_WEIGHTS = "/graph.bin"
+JOINED = ["reflexd", "joined"]
+"""Where a graph says which arguments each of its inputs joins: `0,1,2+4+5,3`."""
 NICE = 10
 """Of a compilation beside the ticks; the learner has more."""
 
@@ -84,18 +87,35 @@ class OpenVinoRun:
         else:
             self._compiled = _core().compile_model(graph, "CPU", options)
         self._request = self._compiled.create_infer_request()
+        self._joined = _joined_inputs(graph)
         self._inputs: dict[int, NDArray[Any]] = {}
         """The arrays of the last run, which the request reads: one that comes again is not handed over again."""
 
     def arrays(self, *inputs: NDArray[Any]) -> NDArray[Any]:
-        """Run on the inputs' own memory, which must be contiguous; return a copy of the output."""
-        for i, array in enumerate(inputs):
+        """Run on the inputs' own memory, which must be contiguous; return a copy of the output.
+
+        Raises:
+            RuntimeError: the graph takes other inputs.
+        """
+        for i, array in enumerate(self._as_graph(inputs)):
             if self._inputs.get(i) is not array:
                 self._request.set_input_tensor(i, openvino.Tensor(array, shared_memory=True))
                 self._inputs[i] = array
         self._request.infer()
         out: NDArray[Any] = self._request.get_output_tensor(0).data.copy()
         return out
+
+    def _as_graph(self, inputs: Sequence[NDArray[Any]]) -> Sequence[NDArray[Any]]:
+        """Return the arrays that the graph takes."""
+        joined, count = self._joined, len(self._compiled.inputs)
+        if joined is not None and len(inputs) == 1 + max(max(places) for places in joined):
+            inputs = [
+                inputs[places[0]] if len(places) == 1 else np.concatenate([inputs[i] for i in places], axis=1)
+                for places in joined
+            ]
+        if len(inputs) != count:
+            raise RuntimeError(f"the graph takes {count} inputs, not {len(inputs)}")
+        return inputs
 
     def warm_up(self, *inputs: NDArray[Any]) -> None:
         """Run once, so that OpenVINO makes its own copies of the weights, and release the memory of the graph file."""
@@ -107,6 +127,24 @@ class OpenVinoRun:
         import torch  # noqa: PLC0415 - only for callers that have torch already
 
         return torch.from_numpy(self.arrays(*(tensor.contiguous().numpy() for tensor in inputs)))
+
+
+def _joined_inputs(graph: Any) -> list[list[int]] | None:
+    """Return which arguments each input of a graph joins, if it says so.
+
+    Raises:
+        RuntimeError: it says something else.
+    """
+    if not graph.has_rt_info(JOINED):
+        return None
+    text = str(graph.get_rt_info(JOINED).value)
+    try:
+        found = [[int(i) for i in places.split("+")] for places in text.split(",")]
+    except ValueError:
+        found = []
+    if sorted(i for places in found for i in places) != list(range(sum(map(len, found)))) or not found:
+        raise RuntimeError(f"the graph joins its inputs in an unknown way: {text[:80]}")
+    return found
 
 
 def _drop_read_pages() -> None:
@@ -153,19 +191,27 @@ def graph_files(graph: Any) -> GraphFiles:
 def convert(module: nn.Module, example: tuple[Tensor, ...]) -> Any:
     """Convert the module to an OpenVINO graph with free batch and length.
 
+    A module that joins arguments has `joined`, which is converted, and `inputs`: which arguments each argument of `joined` joins.
+
     Raises:
         RuntimeError: a construct the converter does not know.
     """
     import torch  # noqa: PLC0415 - only a conversion needs it
     from openvino.tools.ovc import convert_model  # noqa: PLC0415 - only a conversion needs it
 
+    places: list[list[int]] | None = getattr(module, "inputs", None)
+    if places is not None:
+        module, example = module.joined, tuple(torch.cat([example[i] for i in joined], dim=1) for joined in places)  # type: ignore[assignment]
     # the converter of OpenVINO 2026 traces with what torch 2.13 calls deprecated; the two are pinned together
     try:
         with torch.no_grad(), warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            return convert_model(module, example_input=tuple(torch.cat((x, x)) for x in example))
+            graph = convert_model(module, example_input=tuple(torch.cat((x, x)) for x in example))
     finally:
         _forget_traces()
+    if places is not None:
+        graph.set_rt_info(",".join("+".join(map(str, joined)) for joined in places), JOINED)
+    return graph
 
 
 def _forget_traces() -> None:

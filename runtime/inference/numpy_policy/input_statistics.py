@@ -106,9 +106,9 @@ class InputStatistics:
         if not self.enabled:
             return
         for names, statistics in self._groups:
-            fresh_S = np.array([name in fresh for name in names])
+            fresh_S = np.fromiter((name in fresh for name in names), bool, len(names))
             if fresh_S.any():
-                statistics.observe(np.stack([features.tokens[name].reshape(-1) for name in names]), fresh_S)
+                statistics.observe(np.concatenate([features.tokens[name] for name in names], axis=1)[0], fresh_S)
 
     def applied_to(self, fuse: Fuse) -> Fuse:
         """Return `fuse` on normalised telemetry."""

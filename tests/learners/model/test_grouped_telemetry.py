@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from actuators.actions import ActionSpace, Choice
-from learners.model.backends.openvino import OpenVinoRun, convert
+from learners.model.backends.openvino import JOINED, OpenVinoRun, convert, graph_files, read_graph
 from learners.model.fused_part import FlatPolicyModule, example_inputs, module_of
 from learners.model.policy import Policy
 from learners.model.spec import PolicySpec, StreamSpec
@@ -76,3 +76,29 @@ def test_an_array_that_comes_again_counts_as_it_is_now() -> None:
 def test_streams_of_different_widths_run_alone() -> None:
     policy = Policy(PolicySpec(streams=(NUMBERS[0], NUMBERS[1], ORDER), actions=ACTIONS))
     assert isinstance(module_of(policy), FlatPolicyModule)
+    assert policy.spec.graph_inputs() == [[0], [1], [2], [3], [4]]
+
+
+@torch.inference_mode()
+def test_a_stored_graph_takes_each_group_as_one_array_and_an_older_one_each_stream() -> None:
+    policy = policy_of("latent-attention")
+    example = example_inputs(policy.spec)
+    graph = read_graph(graph_files(convert(module_of(policy), example)))
+    assert policy.spec.graph_inputs() == [[0], [1], [2, 5, 8], [4, 9], [3], [6], [7]]
+    assert len(graph.inputs) == 7
+    older = read_graph(graph_files(convert(FlatPolicyModule(policy).eval(), example)))
+    assert len(older.inputs) == len(example) == 10
+    now, before = OpenVinoRun(graph, "float32", 1), OpenVinoRun(older, "float32", 1)
+    assert torch.allclose(now(*example), before(*example), rtol=1e-4, atol=1e-5)
+    for run in (now, before):
+        with pytest.raises(RuntimeError, match=r"takes (7|10) inputs, not 9"):
+            run(*example[:-1])
+
+
+@pytest.mark.parametrize("text", ["", "0,1,x", "0,1,2+2,3,4,5,6", "0,1,3", "-1,0,1", "0,,1"])
+@torch.inference_mode()
+def test_a_graph_that_joins_in_an_unknown_way_is_refused(text: str) -> None:
+    graph = convert(torch.nn.Linear(4, 3).eval(), (torch.ones(1, 4),))
+    graph.set_rt_info(text, JOINED)
+    with pytest.raises(RuntimeError, match="unknown way"):
+        OpenVinoRun(graph, "float32", 1)
