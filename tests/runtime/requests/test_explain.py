@@ -123,7 +123,9 @@ async def test_a_process_without_torch_and_at_low_priority_explains_and_ends_whe
         process = explainer.process
         assert process is not None
         assert "libtorch" not in mapped(process)
-        assert os.getpriority(os.PRIO_PROCESS, process) == max(os.getpriority(os.PRIO_PROCESS, 0), NICENESS["background"])
+        assert os.getpriority(os.PRIO_PROCESS, process) == max(
+            os.getpriority(os.PRIO_PROCESS, 0), NICENESS["background"]
+        )
         await eventually(lambda: explainer.process is None, "the end of the idle process")
     assert not mapped(process)
     assert answer == explained(agent.explanations(), "s-99")["answer"]
