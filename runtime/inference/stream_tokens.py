@@ -147,7 +147,7 @@ class StreamTokens:
                 plain[len(reading.values)].append(reading)
         for width, group in plain.items():
             numbers_G1TW = np.concatenate([one.values for one in group]).astype(np.float32).reshape(-1, 1, 1, width)
-            finite_G: NDArray[np.bool_] = np.isfinite(numbers_G1TW).reshape(len(group), -1).all(axis=1)
+            finite_G: Any = np.isfinite(numbers_G1TW).reshape(len(group), -1).all(axis=1)
             for reading, features_1TW, is_finite in zip(group, numbers_G1TW, finite_G, strict=True):
                 self._cache[reading.stream] = _Cached(reading, "", features_1TW[0], bool(is_finite), features_1TW)
 
