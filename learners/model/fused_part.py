@@ -71,7 +71,7 @@ class GroupedPolicyModule(nn.Module):
 
 
 class JoinedPolicyModule(nn.Module):
-    """`GroupedPolicyModule` whose arguments are one array [B, G, W] of each group of telemetry streams, then the tokens of the others.
+    """`GroupedPolicyModule` with one array [B, G, W] of each group of telemetry streams as arguments, then the tokens of the others.
 
     A graph takes microseconds to be handed an input, however short it is.
 
