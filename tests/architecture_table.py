@@ -16,7 +16,7 @@ FLOW = (
     "learners/ipc",
     "learners/worker", "learners/gym", "learners/export", "learners/fleet_data", "runtime", "runtime/process", "runtime/config",
     "runtime/backup", "runtime/mqtt", "runtime/gate", "runtime/gate/stop", "runtime/supervisor", "runtime/control", "runtime/inference",
-    "runtime/inference/numpy_policy", "runtime/feedback", "runtime/drift", "runtime/deliberation", "runtime/models", "runtime/fleet",
+    "runtime/inference/numpy_policy", "runtime/feedback", "runtime/drift", "runtime/deliberation", "runtime/models", "runtime/fleet", "runtime/fleet/stop",
     "runtime/deploy", "runtime/deploy/experiments", "runtime/recording", "runtime/monitoring", "runtime/requests", "runtime/agent",
     "runtime/dashboard", "runtime/console", "runtime/discovery", "runtime/mcp_server", "runtime/cli",
 )  # fmt: skip

@@ -84,12 +84,21 @@ def agents(settings: Path, *, as_json: bool) -> None:
 
     from runtime.console.status import plain
 
-    table = Table("agent", "state", "backlog", "drawn", "policy", "fleet version", "apart")
+    table = Table("agent", "uplink", "agent's state", "backlog", "drawn", "policy", "fleet version", "apart")
     for name, report in sorted(found.items()):
         drawn = "" if report.sampling_probability is None else f"{report.sampling_probability:.3g}"
         backlog = "" if report.backlog_rows is None else str(report.backlog_rows)
         version = "" if report.fleet_version is None else str(report.fleet_version)
-        cells = (name, report.state, backlog, drawn, report.policy or "", version, report.apart or "")
+        cells = (
+            name,
+            report.state,
+            report.daemon_state or "",
+            backlog,
+            drawn,
+            report.policy or "",
+            version,
+            report.apart or "",
+        )
         table.add_row(*(plain(cell, MAX_REASON) for cell in cells))
     Console().print(table)
 
@@ -103,7 +112,8 @@ def agents(settings: Path, *, as_json: bool) -> None:
 def page(settings: Path, listen: str, metrics: str | None, hosts: tuple[str, ...]) -> None:
     """Serve a page with every agent of FLEET.yaml, from the broker's retained reports, until Ctrl-C.
 
-    The token to sign in is in `page-token` of the data folder. Operators may roll back and pause waves.
+    The token of an operator is in `page-token` of the data folder, that of a viewer in `page-viewer-token`. Operators may stop agents,
+    roll back and pause waves.
     """
     from runtime.fleet.group_page import run_page
     from runtime.fleet.server_settings import load_fleet
@@ -176,6 +186,41 @@ def rollback(settings: Path, share: float) -> None:
         click.echo(f"{policy.version} is withdrawn from {policy.group}; no earlier version passed its waves")
     else:
         _say(policy)
+
+
+@fleet.command()
+@FLEET_FILE
+@click.argument("name", type=AgentName(), required=False)
+@click.option("--all", "everyone", is_flag=True, help="Stop every agent of the group.")
+@click.option("--json", "as_json", is_flag=True, help="Print the answers as JSON.")
+@refusing
+def stop(settings: Path, name: str | None, *, everyone: bool, as_json: bool) -> None:
+    """Engage the software stop of the agent NAME, or of all with --all, and print what each of them answers.
+
+    Only a person at the agent releases it. The exit code is 1 where an agent did not answer that it is stopped. It is no emergency
+    stop.
+    """
+    from runtime.console.status import plain
+    from runtime.fleet.server_settings import load_fleet
+    from runtime.fleet.stop.caller import stop_agents
+    from runtime.mqtt import MqttLost
+
+    if (name is None) != everyone:
+        raise InvalidInput("name one agent, or write --all for every agent of the group")
+    loaded = load_fleet(settings)
+    try:
+        answers = asyncio.run(stop_agents(loaded, name, "reflexd fleet stop"))
+    except MqttLost as error:
+        raise click.ClickException(f"no stop was sent: {error}") from None
+    if as_json:
+        click.echo(json.dumps({agent: each.model_dump() for agent, each in answers.items()}))
+    else:
+        for agent, each in answers.items():
+            click.echo(plain(f"{agent}: {each.in_words()}", MAX_REASON))
+    if not answers:
+        raise click.ClickException(f"no agent of {loaded.group} has ever reported, and none answered")
+    if any(each.outcome != "stopped" for each in answers.values()):
+        sys.exit(1)
 
 
 @fleet.command("pause-wave")

@@ -41,6 +41,11 @@ class FleetSettings(Settings):
         description="file of the public key that signs the policies of the fleet. Default: policies of the fleet are not accepted",
     )
 
+    stop: bool = Field(
+        True,
+        description="obey a stop of the fleet: the uplink passes it on to `stop` of this agent. Nothing of the fleet releases it",
+    )
+
     @field_validator("url")
     @classmethod
     def _url(cls, url: str) -> str:

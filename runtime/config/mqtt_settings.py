@@ -13,7 +13,7 @@ from sensors.config import Settings
 
 SCHEMES = {"mqtt": 1883, "mqtts": 8883, "embedded": 1883}
 """Default port of each scheme of `mqtt.url`."""
-Client = Literal["gate", "agent", "dashboard", "status", "top", "request", "mcp", "device"]
+Client = Literal["gate", "agent", "dashboard", "status", "top", "request", "mcp", "device", "fleet"]
 """The clients of the broker; each may have its own login."""
 
 
@@ -126,6 +126,10 @@ class MqttSettings(Settings):
     )
     mcp: Credentials | None = Field(None, description="login of `reflexd mcp`")
     device: Credentials | None = Field(None, description="login of the simulated device (`plant:`)")
+    fleet: Credentials | None = Field(
+        None,
+        description="login of the uplink at the agent's own broker: it passes on a stop of the fleet and reads the status",
+    )
     keepalive_s: int = Field(
         2, ge=1, le=600, description="MQTT keep-alive; a broker that stops answering is detected within half of it"
     )
@@ -192,6 +196,7 @@ class MqttSettings(Settings):
             "request": self.request,
             "mcp": self.mcp,
             "device": self.device,
+            "fleet": self.fleet,
         }
         return {client: login for client, login in own.items() if login is not None}
 

@@ -1,4 +1,7 @@
-"""`python -m runtime.fleet CONFIG`: the uplink of a device as a process of its own, without torch and without the agent's broker."""
+"""`python -m runtime.fleet CONFIG`: the uplink of a device as a process of its own, without torch.
+
+At the agent's broker it only passes on a stop of the fleet, and reads the status (`stop/relay.py`).
+"""
 
 from __future__ import annotations
 
@@ -18,6 +21,7 @@ from runtime.config.fleet_settings import FleetSettings
 from runtime.config.loader import load_argument
 from runtime.config.schema import Config
 from runtime.fleet.policy_receiver import PolicyReceiver
+from runtime.fleet.stop.relay import SESSION_S, StopRelay
 from runtime.fleet.topics import FleetTopics
 from runtime.fleet.uplink import ByteBudget, Uplink, identity_of, report_payload
 from runtime.mqtt import Address, Connection, Will
@@ -55,6 +59,7 @@ def build(config: Config, settings: FleetSettings) -> Uplink:
     policies = None
     if settings.key is not None and config.learner.enabled:  # else nothing would examine them
         policies = PolicyReceiver(config.state_dir, link, topics, read_public(settings.key), identity, outbox)
+    relay = stop_relay(config, settings, topics, outbox)
     uplink = Uplink(
         queue=queue,
         link=link,
@@ -62,6 +67,7 @@ def build(config: Config, settings: FleetSettings) -> Uplink:
         agent=config.agent,
         identity=identity,
         outbox=outbox,
+        stops=relay,
         policies=policies,
         spec_file=spec_path(config.state_dir),
         state_dir=config.state_dir,
@@ -69,6 +75,30 @@ def build(config: Config, settings: FleetSettings) -> Uplink:
         report=lambda: report_payload(uplink, identity(), {}),
     )
     return uplink
+
+
+def stop_relay(config: Config, settings: FleetSettings, topics: FleetTopics, outbox: Outbox) -> StopRelay:
+    """Build what passes a stop of the fleet on to the agent; where it cannot, it answers with the reason.
+
+    Raises:
+        OSError, ValueError: the address of the fleet's broker cannot be used.
+    """
+    link = Connection(
+        Address.of(settings.mqtt(), "agent"),
+        f"reflexd-fleet-{config.agent}-stop",
+        session_s=SESSION_S,
+        max_payload=4_096,
+    )
+    local, refusal = None, "fleet.stop is false on this device"
+    if settings.stop:
+        try:
+            local = Connection(Address.of(config.mqtt, "fleet"), f"reflexd-{config.agent}-fleet")
+        except (OSError, ValueError) as error:
+            refusal = str(error)
+            log.warning(
+                "uplink.no_stop", reason=refusal, effect="this device answers a stop of the fleet with a refusal"
+            )
+    return StopRelay(link, local, topics, config.agent, outbox, refusal)
 
 
 async def serve(config: Config, settings: FleetSettings) -> None:

@@ -1,7 +1,8 @@
 """Make what a new agent needs at the fleet's broker: a user with a random password, its access rules, and a piece of settings.
 
 Two files below the server's data folder are for a mosquitto of your own: `enrolled/passwords` and `enrolled/acl`. Each agent may write
-its own segments and report, and read its own answers and the group's policy. The server's user may do the opposite.
+its own segments, report and answers to a stop. It may read its own answers, its own stop, that of the group, and the group's policy.
+The server's user may do the opposite: no agent stops another one.
 """
 
 from __future__ import annotations
@@ -77,6 +78,9 @@ def _rules(topics: FleetTopics, agents: list[str]) -> list[str]:
             f"topic readwrite {topics.learner}",
             f"topic read {topics.spec('+')}",
             f"topic read {topics.verdict('+')}",
+            f"topic write {topics.stop_all}",
+            f"topic write {topics.stop('+')}",
+            f"topic read {topics.stopped('+')}",
         ),
         *(f"topic readwrite {topics.policy}", f"topic readwrite {topics.policy}/#", "topic write reflexd/echo/+"),
     ]
@@ -85,6 +89,11 @@ def _rules(topics: FleetTopics, agents: list[str]) -> list[str]:
             *("", f"user {agent}", f"topic write {topics.up(agent)}", f"topic write {topics.report(agent)}"),
             *(f"topic write {topics.spec(agent)}", f"topic write {topics.verdict(agent)}"),
             *(f"topic read {topics.ack(agent)}", f"topic read {topics.policy}", f"topic read {topics.policy}/#"),
+            *(
+                f"topic read {topics.stop_all}",
+                f"topic read {topics.stop(agent)}",
+                f"topic write {topics.stopped(agent)}",
+            ),
             "topic write reflexd/echo/+",
         ]
     return lines

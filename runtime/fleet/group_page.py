@@ -1,7 +1,7 @@
 """Serve the page of a fleet and its Prometheus metrics, from the retained reports at the broker alone.
 
-The page lists each agent with state, version, wave, reward, backlog and last verdict. An operator may roll back and pause waves there,
-as the verbs do. Sign-in, host names and origins are those of an agent's page (`runtime/dashboard/sign_in.py`). Reports are
+The page lists each agent with state, version, wave, reward, backlog and last verdict. An operator may stop one agent or all, roll back,
+and pause waves there, as the verbs do. A viewer may not. Sign-in, host names and origins are those of an agent's page (`runtime/dashboard/sign_in.py`). Reports are
 untrusted: they are validated, bounded, and sent to browsers as JSON, which shows them as text.
 """
 
@@ -10,31 +10,37 @@ from __future__ import annotations
 import asyncio
 import signal
 import time
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 import structlog
 from aiohttp import web
 from prometheus_client import CollectorRegistry
 from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.registry import Collector
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from learners.checkpoints.manifest import CheckpointRefused
 from learners.files import private_folder
+from learners.fleet_data.segment import NAME
 from runtime.dashboard.auth import Access, token_file
 from runtime.dashboard.sign_in import HEADERS, SignIn, check_origin, html_page
 from runtime.fleet.policy_publisher import PolicyPublisher
 from runtime.fleet.reports import GroupWatch
 from runtime.fleet.server_settings import FleetServerSettings
+from runtime.fleet.stop.caller import StopCaller
+from runtime.fleet.stop.messages import StopAnswer
 from runtime.fleet.wave_runner import PAUSED
 from runtime.mqtt import MqttLost
 from runtime.process.http_server import address, put_headers, serve, serve_metrics
 
 log = structlog.get_logger(__name__)
 
-Action = Literal["rollback", "pause", "resume"]
+SHOWN = 20
+"""Agents that a sentence names."""
+GroupAction = Literal["rollback", "pause", "resume"]
+Action = GroupAction | Literal["stop", "stop_all"]
 
 
 class ActionRequest(BaseModel):
@@ -42,6 +48,14 @@ class ActionRequest(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
     action: Action
+    agent: str | None = Field(None, pattern=NAME)
+    """Of `stop`, and of nothing else."""
+
+    @model_validator(mode="after")
+    def _names_its_agent(self) -> Self:
+        if (self.agent is None) == (self.action == "stop"):
+            raise ValueError("`stop` names an agent, and no other action does")
+        return self
 
 
 @dataclass(slots=True)
@@ -55,6 +69,7 @@ class FleetPage(SignIn):
         token_hint: where the operator's token is.
         watch: the newest reports.
         act: does what an operator asks for, and returns a sentence.
+        stops: stops agents, over the connection of `watch`.
     """
 
     agent: str
@@ -62,7 +77,8 @@ class FleetPage(SignIn):
     hosts: frozenset[str] | None
     token_hint: str
     watch: GroupWatch
-    act: Callable[[Action], Awaitable[str]]
+    act: Callable[[GroupAction], Awaitable[str]]
+    stops: StopCaller
 
     def application(self) -> web.Application:
         """Build the application."""
@@ -85,7 +101,7 @@ class FleetPage(SignIn):
         role = self.role(request)
         if role is None:
             raise web.HTTPUnauthorized(text="sign in first")
-        return web.json_response({"role": role, **group_state(self.agent, self.watch)})
+        return web.json_response({"role": role, **group_state(self.agent, self.watch, self.stops.newest)})
 
     async def action(self, request: web.Request) -> web.Response:
         """Do what an operator asks for."""
@@ -99,16 +115,43 @@ class FleetPage(SignIn):
             wanted = ActionRequest.model_validate_json(await request.read())
         except ValidationError:
             raise web.HTTPBadRequest(text="the page's server does not know this action: reload the page") from None
+        # before it is done: a stop is in the log whatever becomes of it
+        log.info("fleet.page_action", action=wanted.action, agent=wanted.agent)
         try:
-            outcome = await self.act(wanted.action)
+            outcome = await self._do(wanted)
         except (MqttLost, CheckpointRefused, OSError, ValueError) as error:
             raise web.HTTPServiceUnavailable(text=str(error)) from None
-        log.info("fleet.page_action", action=wanted.action)
         return web.json_response({"outcome": outcome})
 
+    async def _do(self, wanted: ActionRequest) -> str:
+        """Do what an operator asks for; return a sentence.
 
-def group_state(group: str, watch: GroupWatch) -> dict[str, Any]:
-    """Return what the page shows, as JSON."""
+        Raises:
+            MqttLost, CheckpointRefused, OSError, ValueError: it could not be done.
+        """
+        if wanted.action not in {"stop", "stop_all"}:
+            return await self.act(wanted.action)  # type: ignore[arg-type]
+        answers = await self.stops.stop(wanted.agent, self.watch.found.agents.keys(), "the fleet's page")
+        if wanted.agent is not None:
+            return f"{wanted.agent}: {answers[wanted.agent].in_words()}"
+        stopped = sum(each.outcome == "stopped" for each in answers.values())
+        others = [name for name, each in answers.items() if each.outcome != "stopped"]
+        left = (
+            f". Not stopped: {', '.join(others[:SHOWN])}{' and others' if len(others) > SHOWN else ''}"
+            if others
+            else ""
+        )
+        return f"{stopped} of {len(answers)} agents are stopped{left}"
+
+
+def group_state(group: str, watch: GroupWatch, stops: Mapping[str, StopAnswer]) -> dict[str, Any]:
+    """Return what the page shows, as JSON.
+
+    Args:
+        group: its name.
+        watch: the newest reports.
+        stops: by agent, its answer to the newest stop.
+    """
     learner = watch.found.learner
     progress = {} if learner is None else learner.progress
     trust = progress.get("trust")
@@ -116,9 +159,12 @@ def group_state(group: str, watch: GroupWatch) -> dict[str, Any]:
     wave = None if learner is None else learner.wave
     agents = [
         {
-            **report.model_dump(include={"agent", "state", "policy", "wave", "backlog_rows", "verdict", "apart"}),
+            **report.model_dump(
+                include={"agent", "state", "daemon_state", "policy", "wave", "backlog_rows", "verdict", "apart"}
+            ),
             "reward": _reward(trust, name),
             "excluded": excluded.get(name, ""),
+            "stop": stops[name].in_words() if name in stops else "",
         }
         for name, report in sorted(watch.found.agents.items())
     ]
@@ -191,8 +237,8 @@ class GroupMetrics(Collector):
         )
 
 
-async def act_on(settings: FleetServerSettings, action: Action) -> str:
-    """Do what an operator asks for, as the verbs of `reflexd fleet` do.
+async def act_on(settings: FleetServerSettings, action: GroupAction) -> str:
+    """Do what an operator asks for the group, as the verbs of `reflexd fleet` do.
 
     Raises:
         MqttLost, CheckpointRefused, OSError, ValueError: it could not be done.
@@ -226,9 +272,10 @@ async def run_page(
     private_folder(settings.data)
     path = settings.data / "page-token"
     watch = GroupWatch(settings)
-    access = Access(token_file(path), None, time.monotonic)
+    access = Access(token_file(path), token_file(settings.data / "page-viewer-token"), time.monotonic)
+    caller = StopCaller(watch.link, watch.topics)
     hint = f"The operator's token is in {path.absolute()}."
-    page = FleetPage(settings.group, access, hosts, hint, watch, lambda action: act_on(settings, action))
+    page = FleetPage(settings.group, access, hosts, hint, watch, lambda action: act_on(settings, action), caller)
     ending = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, ending.set)

@@ -29,6 +29,7 @@ from learners.fleet_data.uplink_queue import PendingSegment, UplinkIdentity, Upl
 from learners.ipc.outbox import Outbox
 from learners.ipc.policy_spec import spec_path
 from runtime.fleet.policy_receiver import PolicyReceiver
+from runtime.fleet.stop.relay import StopRelay
 from runtime.fleet.topics import FleetTopics, SegmentAnswer
 from runtime.mqtt import Connection, Message, MqttLost
 from runtime.mqtt.topics import decode, encode
@@ -116,6 +117,8 @@ class Uplink:
     """The policy spec of the agent, which the fleet's learner needs; None publishes none."""
     state_dir: Path | None = None
     """Of the daemon: its records say what became of the fleet's versions; None publishes no verdicts."""
+    stops: StopRelay | None = None
+    """Passes a stop of the fleet on to the agent."""
     policies: PolicyReceiver | None = None
     """Receives the policies of the fleet; None without `fleet.key`."""
     answer_s: tuple[float, float] = ANSWER_S
@@ -142,6 +145,8 @@ class Uplink:
                 group.create_task(self.link.run(), name="uplink mqtt")
                 group.create_task(self._report(), name="uplink report")
                 group.create_task(self._send(), name="uplink")
+                if self.stops is not None:
+                    group.create_task(self.stops.run(), name="uplink stop")
                 if self.policies is not None:
                     group.create_task(self.policies.run(), name="uplink policies")
         finally:
@@ -286,6 +291,7 @@ def report_payload(uplink: Uplink, identity: UplinkIdentity | None, more: dict[s
         "state": "online",
         "stamp": time.time(),
         "daemon": identity and identity.daemon,
+        "daemon_state": uplink.stops and uplink.stops.state(),
         "spec": identity and identity.spec,
         "backlog_rows": queue.backlog_rows(),
         "sampling_probability": queue.sampling_probability,

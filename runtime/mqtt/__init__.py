@@ -3,7 +3,18 @@
 from __future__ import annotations
 
 from runtime.mqtt.connection import Connection
-from runtime.mqtt.connection_types import Address, Handler, Limit, Message, MqttLost, Subscription, Will
+from runtime.mqtt.connection_types import Address, BrokerRefused, Handler, Limit, Message, MqttLost, Subscription, Will
 from runtime.mqtt.publisher import Delivery
 
-__all__ = ["Address", "Connection", "Delivery", "Handler", "Limit", "Message", "MqttLost", "Subscription", "Will"]
+__all__ = [
+    "Address",
+    "BrokerRefused",
+    "Connection",
+    "Delivery",
+    "Handler",
+    "Limit",
+    "Message",
+    "MqttLost",
+    "Subscription",
+    "Will",
+]

@@ -42,6 +42,7 @@ from runtime.mqtt.client import (
 from runtime.mqtt.connection_problem import ConnectionProblem
 from runtime.mqtt.connection_types import (
     Address,
+    BrokerRefused,
     BrokerSilent,
     Handler,
     Limit,
@@ -52,6 +53,7 @@ from runtime.mqtt.connection_types import (
     Will,
     properties,
 )
+from runtime.mqtt.packets import PublishRefused
 from runtime.mqtt.publisher import Done, Keep, Sender
 from runtime.mqtt.subscriber import Receiver
 
@@ -213,6 +215,7 @@ class Connection:
         """Send and wait: for the acknowledgement at QoS 1, for the socket at QoS 0.
 
         Raises:
+            BrokerRefused: the broker refuses it, such as by its ACL.
             MqttLost: no connection, or no acknowledgement in time.
         """
         client = self._client
@@ -222,7 +225,8 @@ class Connection:
             out = PublishMessage(topic, payload, qos, retain, properties(expiry_s, None, None))
             await publish(client, out, timeout_s)
         except aiomqtt.MqttError as error:
-            raise MqttLost(f"{topic}: {error}") from None
+            kind = BrokerRefused if isinstance(error, PublishRefused) else MqttLost
+            raise kind(f"{topic}: {error}") from None
 
     def expect_answers(self, reply_to: str) -> None:
         """Subscribe to a response topic at each connect, so that no request waits for the subscription."""

@@ -19,6 +19,10 @@ class MqttLost(ConnectionError):  # noqa: N818 - reads as what happened
     """There is no connection, or no answer in time."""
 
 
+class BrokerRefused(MqttLost):
+    """The broker took a message and refused it, such as by its ACL."""
+
+
 class BrokerSilent(MqttLost):
     """The broker acknowledged nothing in time; this side ended the session."""
 

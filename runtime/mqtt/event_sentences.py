@@ -65,6 +65,7 @@ TABLE: dict[str, Row] = {
     "experiment_state_unreadable": ("bad", True, "The state of the experiments cannot be read: {reason}."),
     "feedback_rejected": ("bad", True, "A reward or label was refused: {reason}."),
     "finetune_skipped": ("plain", False, "Task {task} was not fine-tuned: {reason}."),
+    "fleet_stop": ("bad", True, "The fleet ({source}) asked this agent to stop: {outcome}."),
     "goal_changed": ("plain", True, "The goal is {goal} now ({why})."),
     "goal_requested": (
         "plain",

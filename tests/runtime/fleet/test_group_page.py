@@ -14,9 +14,10 @@ from prometheus_client import CollectorRegistry, generate_latest
 
 from fakes import Mosquitto
 from runtime.dashboard.auth import Access
-from runtime.fleet.group_page import Action, FleetPage, GroupMetrics, act_on
+from runtime.fleet.group_page import FleetPage, GroupAction, GroupMetrics, act_on
 from runtime.fleet.reports import GroupWatch
 from runtime.fleet.server_settings import FleetServerSettings
+from runtime.fleet.stop.caller import StopCaller
 from runtime.fleet.topics import AgentReport, FleetTopics, GroupLearnerReport, IngestReport
 from runtime.fleet.wave_runner import PAUSED
 from runtime.mqtt import Address, Connection
@@ -62,10 +63,11 @@ async def page(tmp_path: Path, broker: Mosquitto) -> AsyncIterator[tuple[str, Gr
     watch = GroupWatch(settings)
     access = Access(TOKEN, VIEWER, time.monotonic)
 
-    async def act(action: Action) -> str:
+    async def act(action: GroupAction) -> str:
         return await act_on(settings, action)
 
-    view = FleetPage("arms", access, frozenset({"127.0.0.1"}), "", watch, act)
+    stops = StopCaller(watch.link, watch.topics)
+    view = FleetPage("arms", access, frozenset({"127.0.0.1"}), "", watch, act, stops)
     running = asyncio.create_task(watch.link.run())
     try:
         async with serve(view.application(), "127.0.0.1:0") as port:
@@ -104,7 +106,10 @@ async def test_fifty_agents_are_shown_in_under_a_second_and_only_operators_act(
         for foreign in ({"Origin": "http://evil.example"}, {}):
             assert (await browser.post(f"{url}/action", json=wanted, headers=foreign)).status == 403
         assert (await browser.get(f"{url}/state", headers={"Host": "evil.example"})).status == 421
-        bodies: tuple[object, ...] = ({"action": "format"}, {"action": "pause", "more": 1}, [], None)
+        bodies: tuple[object, ...] = (
+            *({"action": "format"}, {"action": "pause", "more": 1}, [], None, {"action": "stop"}),
+            *({"action": "stop_all", "agent": "arm-00"}, {"action": "stop", "agent": "arm/00"}, {"action": "release"}),
+        )
         for body in bodies:
             assert (await browser.post(f"{url}/action", json=body, headers=origin)).status == 400
         paused = tmp_path / "arms" / PAUSED

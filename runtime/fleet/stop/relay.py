@@ -1,0 +1,173 @@
+"""Pass a stop of the fleet on to the stop of this device's agent, and answer with what its gate says.
+
+Two connections of its own, so that no segment and no policy delays a stop: one to the fleet's broker, and one to the agent's. The
+relay writes nothing at the agent's broker but `stop`, and there nothing but a stop: it never releases one. The fleet's broker stores a
+stop for `SESSION_S` while the device is away, as it does for a gate. Whatever is malformed is a stop.
+
+A stop that the agent's broker does not take is tried again until it does. Each attempt is answered, so that a person sees
+that nobody answered. Event, through the outbox: `fleet_stop`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+import time
+from contextlib import suppress
+from dataclasses import dataclass, field
+
+import structlog
+
+from learners.ipc.outbox import Outbox
+from runtime.fleet.stop.messages import MAX_IDS, MAX_REASON, Outcome, StopAnswer, named, read_order
+from runtime.fleet.topics import FleetTopics
+from runtime.mqtt import BrokerRefused, Connection, Message, MqttLost
+from runtime.mqtt.topics import Refused, Status, Topics, decode, encode, parse
+
+log = structlog.get_logger(__name__)
+
+SESSION_S = 86_400
+"""How long the fleet's broker stores a stop while this device is away."""
+GATE_S = 2.0
+"""For the agent's broker, and then for the answer of its gate."""
+RETRY_S = 2.0
+"""Before a stop that the agent's broker did not take is tried again."""
+NAME = "fleet-stop"
+"""Of the response topic at the agent's broker."""
+
+
+@dataclass(slots=True)
+class StopRelay:
+    """The way of a fleet's stop on one device. Create it inside the running loop.
+
+    Args:
+        fleet: the connection to the fleet's broker, for the stop alone.
+        local: the connection to the agent's broker; None where this device obeys no stop of the fleet.
+        topics: of the group.
+        agent: its name.
+        outbox: takes the event.
+        refusal: why this device obeys none.
+    """
+
+    fleet: Connection
+    local: Connection | None
+    topics: FleetTopics
+    agent: str
+    outbox: Outbox
+    refusal: str = ""
+    gate_s: float = GATE_S
+    retry_s: float = RETRY_S
+    daemon_state: str | None = None
+    """As the agent's gate publishes it; None while that is not known."""
+    _own: Topics = field(init=False)
+    _waiting: dict[str, str] = field(default_factory=dict)
+    """By id of a message, its source. One stop answers them all."""
+    _arrived: asyncio.Event = field(default_factory=asyncio.Event)
+    _reply_to: str = ""
+
+    def __post_init__(self) -> None:
+        self._own = Topics(self.agent)
+        self._reply_to = self._own("response", NAME, secrets.token_hex(6))
+        for topic in (self.topics.stop_all, self.topics.stop(self.agent)):
+            self.fleet.subscribe(topic, self._ordered, retained="send")
+        if self.local is not None:
+            self.local.expect_answers(self._reply_to)
+            self.local.subscribe(self._own("status"), self._status, retained="send")
+
+    async def run(self) -> None:
+        """Pass stops on until cancelled."""
+        async with asyncio.TaskGroup() as group:
+            group.create_task(self.fleet.run(), name="fleet stop")
+            if self.local is not None:
+                group.create_task(self.local.run(), name="agent's stop")
+            group.create_task(self._serve(), name="stops")
+
+    def state(self) -> str | None:
+        """Return the state of the daemon as its gate publishes it; None while nothing says so."""
+        return self.daemon_state if self.local is not None and self.local.connected else None
+
+    def _ordered(self, message: Message) -> None:
+        """Take a message of the fleet.
+
+        Raises:
+            Refused: it is a release.
+        """
+        try:
+            order = read_order(message)
+        except Refused as refusal:
+            self._answer([named(message.payload)[0]], "refused", str(refusal))
+            raise
+        if order is None:
+            return
+        self._waiting[order[0]] = order[1]
+        while len(self._waiting) > MAX_IDS:
+            del self._waiting[next(iter(self._waiting))]
+        self._arrived.set()
+
+    def _status(self, message: Message) -> None:
+        self.daemon_state = decode(Status, message.payload).state if message.payload else None
+
+    async def _serve(self) -> None:
+        while True:
+            await self._arrived.wait()
+            self._arrived.clear()
+            orders, self._waiting = self._waiting, {}
+            outcome, reason, is_over = await self._engage()
+            self._answer(list(orders), outcome, reason)
+            if is_over:
+                self._note(orders, outcome, reason)
+                continue
+            self._waiting = {**orders, **self._waiting}
+            with suppress(TimeoutError):  # a further stop is passed on at once
+                async with asyncio.timeout(self.retry_s):
+                    await self._arrived.wait()
+            self._arrived.set()
+
+    async def _engage(self) -> tuple[Outcome, str, bool]:
+        """Stop the agent once; return outcome, reason, and whether nothing is left to be done here."""
+        if self.local is None:
+            return "refused", self.refusal, True
+        topic, payload = self._own("stop"), encode({"engaged": True, "source": "fleet"})
+        try:
+            async with asyncio.timeout(self.gate_s):
+                await self.local.up()
+            answer = await self.local.request(topic, payload, reply_to=self._reply_to, timeout_s=self.gate_s)
+        except (TimeoutError, MqttLost):
+            return await self._store(self.local, topic, payload)
+        return _outcome_of(answer)
+
+    async def _store(self, local: Connection, topic: str, payload: bytes) -> tuple[Outcome, str, bool]:
+        """Leave the stop with the agent's broker, which stores it for the gate and the stop listener."""
+        try:
+            await local.publish(topic, payload, timeout_s=self.gate_s)
+        except BrokerRefused as error:
+            return "refused", f"the agent's broker: {error}", True
+        except MqttLost as error:
+            return "no_answer", f"the agent's broker: {local.trouble or error}; the stop is tried again", False
+        return "no_answer", "no gate of the agent answered; the agent's broker has the stop", True
+
+    def _answer(self, ids: list[str], outcome: Outcome, reason: str) -> None:
+        answer = StopAnswer(agent=self.agent, ids=ids, outcome=outcome, reason=reason[:MAX_REASON], stamp=time.time())
+        self.fleet.enqueue(self.topics.stopped(self.agent), encode(answer), qos=1, keep="latest")
+
+    def _note(self, orders: dict[str, str], outcome: Outcome, reason: str) -> None:
+        source = next(iter(orders.values()), "") or "not named"
+        fields = {"group": self.topics.group, "source": source, "outcome": outcome, "reason": reason}
+        log.warning("uplink.fleet_stop", **fields)
+        try:
+            self.outbox.post("fleet_stop", fields)
+        except OSError as error:
+            log.warning("uplink.event_not_stored", reason=str(error))
+
+
+def _outcome_of(answer: Message) -> tuple[Outcome, str, bool]:
+    """Return what the answer of a gate says."""
+    try:
+        body = parse(answer.payload)
+    except Refused as refusal:
+        return "no_answer", f"the answer of the gate is malformed: {refusal}", True
+    fields = body if isinstance(body, dict) else {}
+    data = fields.get("data")
+    if fields.get("status") == "ok" and isinstance(data, dict) and data.get("stopped") is True:
+        return "stopped", "", True
+    return "refused", str(fields.get("error") or "the gate says that it is not stopped"), True
