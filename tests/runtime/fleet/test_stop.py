@@ -221,11 +221,11 @@ async def test_only_the_server_may_stop_and_only_an_agent_answers_for_itself(tmp
     try:
         more = f", username: tester, password: {logins['tester']}"
         relay = relay_of(tmp_path, probe, own.url, more=more)
-        agent = Connection(Address("127.0.0.1", probe.port, login("other")), "other")
-        async with world_of(tmp_path / "state", own) as world, relaying(relay), running(agent):
+        intruder = Connection(Address("127.0.0.1", probe.port, login("other")), "other")
+        async with world_of(tmp_path / "state", own) as world, relaying(relay), running(intruder):
             for topic in (TOPICS.stop("tester"), TOPICS.stop_all, TOPICS.stop("other"), TOPICS.stopped("tester")):
                 with pytest.raises(BrokerRefused):
-                    await agent.publish(topic, stop_payload("1", "other"), timeout_s=10)
+                    await intruder.publish(topic, stop_payload("1", "other"), timeout_s=10)
             assert not world.host.gate.stopped
             found = await stop_agents(settings, "tester", "a test", 10)
             assert (found["tester"].outcome, world.host.gate.stopped) == ("stopped", True)
