@@ -201,8 +201,8 @@ def stop(settings: Path, name: str | None, *, everyone: bool, as_json: bool) -> 
     stop.
     """
     from runtime.console.status import plain
+    from runtime.fleet.reports import stop_agents
     from runtime.fleet.server_settings import load_fleet
-    from runtime.fleet.stop.caller import stop_agents
     from runtime.mqtt import MqttLost
 
     if (name is None) != everyone:

@@ -21,6 +21,7 @@ from runtime.config.fleet_settings import FleetSettings
 from runtime.config.loader import load_argument
 from runtime.config.schema import Config
 from runtime.fleet.policy_receiver import PolicyReceiver
+from runtime.fleet.stop.messages import StopTopics
 from runtime.fleet.stop.relay import SESSION_S, StopRelay
 from runtime.fleet.topics import FleetTopics
 from runtime.fleet.uplink import ByteBudget, Uplink, identity_of, report_payload
@@ -59,7 +60,7 @@ def build(config: Config, settings: FleetSettings) -> Uplink:
     policies = None
     if settings.key is not None and config.learner.enabled:  # else nothing would examine them
         policies = PolicyReceiver(config.state_dir, link, topics, read_public(settings.key), identity, outbox)
-    relay = stop_relay(config, settings, topics, outbox)
+    relay = stop_relay(config, settings, outbox)
     uplink = Uplink(
         queue=queue,
         link=link,
@@ -77,7 +78,7 @@ def build(config: Config, settings: FleetSettings) -> Uplink:
     return uplink
 
 
-def stop_relay(config: Config, settings: FleetSettings, topics: FleetTopics, outbox: Outbox) -> StopRelay:
+def stop_relay(config: Config, settings: FleetSettings, outbox: Outbox) -> StopRelay:
     """Build what passes a stop of the fleet on to the agent; where it cannot, it answers with the reason.
 
     Raises:
@@ -98,7 +99,7 @@ def stop_relay(config: Config, settings: FleetSettings, topics: FleetTopics, out
             log.warning(
                 "uplink.no_stop", reason=refusal, effect="this device answers a stop of the fleet with a refusal"
             )
-    return StopRelay(link, local, topics, config.agent, outbox, refusal)
+    return StopRelay(link, local, StopTopics(settings.group), config.agent, outbox, refusal)
 
 
 async def serve(config: Config, settings: FleetSettings) -> None:

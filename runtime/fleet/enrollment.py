@@ -15,6 +15,7 @@ from pathlib import Path
 from learners.files import locked, private_folder, write_atomically
 from runtime.config.mqtt_settings import Credentials
 from runtime.fleet.server_settings import FleetServerSettings
+from runtime.fleet.stop.messages import StopTopics
 from runtime.fleet.topics import SHARED, FleetTopics
 from runtime.supervisor.broker import password_line
 
@@ -68,6 +69,7 @@ def enrolled(settings: FleetServerSettings) -> list[str]:
 
 def _rules(topics: FleetTopics, agents: list[str]) -> list[str]:
     """Return the lines of mosquitto's ACL file."""
+    stops = StopTopics(topics.group)
     lines = [
         f"user {SERVER}",
         *(f"topic read {topics.up('+')}", f"topic read {SHARED}/{topics.up('+')}"),
@@ -78,9 +80,9 @@ def _rules(topics: FleetTopics, agents: list[str]) -> list[str]:
             f"topic readwrite {topics.learner}",
             f"topic read {topics.spec('+')}",
             f"topic read {topics.verdict('+')}",
-            f"topic write {topics.stop_all}",
-            f"topic write {topics.stop('+')}",
-            f"topic read {topics.stopped('+')}",
+            f"topic write {stops.of_all}",
+            f"topic write {stops.of('+')}",
+            f"topic read {stops.answer('+')}",
         ),
         *(f"topic readwrite {topics.policy}", f"topic readwrite {topics.policy}/#", "topic write reflexd/echo/+"),
     ]
@@ -90,9 +92,9 @@ def _rules(topics: FleetTopics, agents: list[str]) -> list[str]:
             *(f"topic write {topics.spec(agent)}", f"topic write {topics.verdict(agent)}"),
             *(f"topic read {topics.ack(agent)}", f"topic read {topics.policy}", f"topic read {topics.policy}/#"),
             *(
-                f"topic read {topics.stop_all}",
-                f"topic read {topics.stop(agent)}",
-                f"topic write {topics.stopped(agent)}",
+                f"topic read {stops.of_all}",
+                f"topic read {stops.of(agent)}",
+                f"topic write {stops.answer(agent)}",
             ),
             "topic write reflexd/echo/+",
         ]

@@ -30,7 +30,7 @@ from runtime.fleet.policy_publisher import PolicyPublisher
 from runtime.fleet.reports import GroupWatch
 from runtime.fleet.server_settings import FleetServerSettings
 from runtime.fleet.stop.caller import StopCaller
-from runtime.fleet.stop.messages import StopAnswer
+from runtime.fleet.stop.messages import StopAnswer, StopTopics
 from runtime.fleet.wave_runner import PAUSED
 from runtime.mqtt import MqttLost
 from runtime.process.http_server import address, put_headers, serve, serve_metrics
@@ -273,7 +273,7 @@ async def run_page(
     path = settings.data / "page-token"
     watch = GroupWatch(settings)
     access = Access(token_file(path), token_file(settings.data / "page-viewer-token"), time.monotonic)
-    caller = StopCaller(watch.link, watch.topics)
+    caller = StopCaller(watch.link, StopTopics(settings.group))
     hint = f"The operator's token is in {path.absolute()}."
     page = FleetPage(settings.group, access, hosts, hint, watch, lambda action: act_on(settings, action), caller)
     ending = asyncio.Event()

@@ -1,4 +1,4 @@
-"""Collect the retained reports of a group from the fleet's broker, for `reflexd fleet status`, `agents` and `page`."""
+"""Collect the retained reports of a group from the fleet's broker, for `reflexd fleet status`, `agents`, `stop` and `page`."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from runtime.fleet.server_settings import FleetServerSettings
+from runtime.fleet.stop.caller import ANSWERS_S, StopCaller
+from runtime.fleet.stop.messages import StopAnswer, StopTopics
 from runtime.fleet.topics import AgentReport, FleetTopics, GroupLearnerReport, IngestReport
 from runtime.mqtt import Address, Connection, Message, MqttLost
 from runtime.mqtt.topics import Refused, decode
@@ -92,3 +94,30 @@ async def collect(settings: FleetServerSettings, timeout_s: float = CONNECT_S) -
         running.cancel()
         await asyncio.wait([running])
     return watch.found
+
+
+async def stop_agents(
+    settings: FleetServerSettings, agent: str | None, source: str, timeout_s: float = ANSWERS_S
+) -> dict[str, StopAnswer]:
+    """Connect, stop one agent or all that ever reported, and return the answers by agent.
+
+    Raises:
+        MqttLost: the fleet's broker does not answer, or refuses the message.
+    """
+    watch = GroupWatch(settings)
+    caller = StopCaller(watch.link, StopTopics(settings.group))
+    running = asyncio.create_task(watch.link.run(), name="fleet stop")
+    try:
+        async with asyncio.timeout(CONNECT_S):
+            await watch.link.up()
+        if agent is None:  # the list of those who have to answer
+            await watch.link.caught_up(CONNECT_S)
+        return await caller.stop(agent, watch.found.agents.keys(), source, timeout_s)
+    except TimeoutError:
+        reason = watch.link.trouble or "no answer"
+        raise MqttLost(
+            f"{settings.mqtt.host}:{settings.mqtt.port}: {reason}; stop the agents on their own pages"
+        ) from None
+    finally:
+        running.cancel()
+        await asyncio.wait([running])

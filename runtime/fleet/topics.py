@@ -63,19 +63,6 @@ class FleetTopics:
         return f"{self.policy}/blob/{digest}/{number}"
 
     @property
-    def stop_all(self) -> str:
-        """The topic that stops every agent of the group; the server alone may write it."""
-        return f"{self.base}/stop"
-
-    def stop(self, agent: str) -> str:
-        """Return the topic that stops one agent; the server alone may write it."""
-        return f"{self.base}/stop/{agent}"
-
-    def stopped(self, agent: str) -> str:
-        """Return the topic of an agent's answers to a stop, which this agent alone may write."""
-        return f"{self.base}/stopped/{agent}"
-
-    @property
     def policy(self) -> str:
         """The retained topic of the signed manifest; parts of the blob are below `policy/blob`."""
         return f"{self.base}/policy"

@@ -10,13 +10,14 @@ import secrets
 from collections.abc import Collection
 from contextlib import suppress
 
-from runtime.fleet.reports import CONNECT_S, MAX_AGENTS, GroupWatch
-from runtime.fleet.server_settings import FleetServerSettings
-from runtime.fleet.stop.messages import StopAnswer, stop_payload
-from runtime.fleet.topics import FleetTopics
-from runtime.mqtt import Connection, Message, MqttLost
+from runtime.fleet.stop.messages import StopAnswer, StopTopics, stop_payload
+from runtime.mqtt import Connection, Message
 from runtime.mqtt.topics import Refused, decode
 
+SENT_S = 5.0
+"""For the fleet's broker to acknowledge the message."""
+MAX_AGENTS = 10_000
+"""Names of which the newest answer is remembered."""
 ANSWERS_S = 6.0
 """For the answers of all agents: above what a device waits for its broker and its gate."""
 
@@ -29,12 +30,12 @@ class StopCaller:
         topics: of the group.
     """
 
-    def __init__(self, link: Connection, topics: FleetTopics) -> None:
+    def __init__(self, link: Connection, topics: StopTopics) -> None:
         self._link, self._topics = link, topics
         self.newest: dict[str, StopAnswer] = {}
         """By agent, its newest answer to any stop."""
         self._arrived = asyncio.Event()
-        link.subscribe(topics.stopped("+"), self._answered)
+        link.subscribe(topics.answer("+"), self._answered)
 
     async def stop(
         self, agent: str | None, known: Collection[str], source: str, timeout_s: float = ANSWERS_S
@@ -45,14 +46,14 @@ class StopCaller:
             agent: which one; None for all.
             known: agents that have to answer a stop of all; further ones are stopped, too.
             source: who asks, for the log of the device.
-            timeout_s: for the answers; it returns as soon as nobody is missing.
+            timeout_s: for the answers; it returns once no answer is missing.
 
         Raises:
             MqttLost: the fleet's broker does not answer, or refuses the message.
         """
         identifier = secrets.token_hex(16)
-        topic = self._topics.stop_all if agent is None else self._topics.stop(agent)
-        await self._link.publish(topic, stop_payload(identifier, source), timeout_s=CONNECT_S)
+        topic = self._topics.of_all if agent is None else self._topics.of(agent)
+        await self._link.publish(topic, stop_payload(identifier, source), timeout_s=SENT_S)
         wanted = set(known) if agent is None else {agent}
         with suppress(TimeoutError):
             async with asyncio.timeout(timeout_s):
@@ -80,36 +81,9 @@ class StopCaller:
 
     def _answered(self, message: Message) -> None:
         answer = decode(StopAnswer, message.payload)
-        if message.topic != self._topics.stopped(answer.agent):
+        if message.topic != self._topics.answer(answer.agent):
             raise Refused(f"{answer.agent} wrote on {message.topic}")
         if answer.agent not in self.newest and len(self.newest) >= MAX_AGENTS:
             raise Refused(f"more than {MAX_AGENTS} names")
         self.newest[answer.agent] = answer
         self._arrived.set()
-
-
-async def stop_agents(
-    settings: FleetServerSettings, agent: str | None, source: str, timeout_s: float = ANSWERS_S
-) -> dict[str, StopAnswer]:
-    """Connect, stop one agent or all that ever reported, and return the answers by agent.
-
-    Raises:
-        MqttLost: the fleet's broker does not answer, or refuses the message.
-    """
-    watch = GroupWatch(settings)
-    caller = StopCaller(watch.link, watch.topics)
-    running = asyncio.create_task(watch.link.run(), name="fleet stop")
-    try:
-        async with asyncio.timeout(CONNECT_S):
-            await watch.link.up()
-        if agent is None:  # the list of those who have to answer
-            await watch.link.caught_up(CONNECT_S)
-        return await caller.stop(agent, watch.found.agents.keys(), source, timeout_s)
-    except TimeoutError:
-        reason = watch.link.trouble or "no answer"
-        raise MqttLost(
-            f"{settings.mqtt.host}:{settings.mqtt.port}: {reason}; stop the agents on their own pages"
-        ) from None
-    finally:
-        running.cancel()
-        await asyncio.wait([running])

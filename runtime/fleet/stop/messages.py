@@ -5,6 +5,7 @@ The server writes `stop` for all agents of a group, or `stop/<agent>` for one. T
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Literal
 
 from pydantic import Field
@@ -19,8 +20,28 @@ MAX_ID = 32
 MAX_IDS = 1_000
 """That one answer names."""
 MAX_REASON = 500
-WORDS: dict[Outcome, str] = {"stopped": "stopped", "refused": "refused", "no_answer": "nobody answered"}
+WORDS: dict[Outcome, str] = {"stopped": "stopped", "refused": "refused", "no_answer": "no answer"}
 """What a person reads."""
+
+
+@dataclass(frozen=True, slots=True)
+class StopTopics:
+    """The topics of the stop of one group."""
+
+    group: str
+
+    @property
+    def of_all(self) -> str:
+        """The topic that stops every agent of the group; the server alone may write it."""
+        return f"reflexd/fleet/{self.group}/stop"
+
+    def of(self, agent: str) -> str:
+        """Return the topic that stops one agent; the server alone may write it."""
+        return f"{self.of_all}/{agent}"
+
+    def answer(self, agent: str) -> str:
+        """Return the topic of an agent's answers to a stop, which this agent alone may write."""
+        return f"reflexd/fleet/{self.group}/stopped/{agent}"
 
 
 class StopAnswer(Payload):

@@ -5,7 +5,7 @@ relay writes nothing at the agent's broker but `stop`, and there nothing but a s
 stop for `SESSION_S` while the device is away, as it does for a gate. Whatever is malformed is a stop.
 
 A stop that the agent's broker does not take is tried again until it does. Each attempt is answered, so that a person sees
-that nobody answered. Event, through the outbox: `fleet_stop`.
+that no answer. Event, through the outbox: `fleet_stop`.
 """
 
 from __future__ import annotations
@@ -19,8 +19,7 @@ from dataclasses import dataclass, field
 import structlog
 
 from learners.ipc.outbox import Outbox
-from runtime.fleet.stop.messages import MAX_IDS, MAX_REASON, Outcome, StopAnswer, named, read_order
-from runtime.fleet.topics import FleetTopics
+from runtime.fleet.stop.messages import MAX_IDS, MAX_REASON, Outcome, StopAnswer, StopTopics, named, read_order
 from runtime.mqtt import BrokerRefused, Connection, Message, MqttLost
 from runtime.mqtt.topics import Refused, Status, Topics, decode, encode, parse
 
@@ -51,14 +50,14 @@ class StopRelay:
 
     fleet: Connection
     local: Connection | None
-    topics: FleetTopics
+    topics: StopTopics
     agent: str
     outbox: Outbox
     refusal: str = ""
     gate_s: float = GATE_S
     retry_s: float = RETRY_S
     daemon_state: str | None = None
-    """As the agent's gate publishes it; None while that is not known."""
+    """As the agent's gate publishes it; None before the first status."""
     _own: Topics = field(init=False)
     _waiting: dict[str, str] = field(default_factory=dict)
     """By id of a message, its source. One stop answers them all."""
@@ -68,7 +67,7 @@ class StopRelay:
     def __post_init__(self) -> None:
         self._own = Topics(self.agent)
         self._reply_to = self._own("response", NAME, secrets.token_hex(6))
-        for topic in (self.topics.stop_all, self.topics.stop(self.agent)):
+        for topic in (self.topics.of_all, self.topics.of(self.agent)):
             self.fleet.subscribe(topic, self._ordered, retained="send")
         if self.local is not None:
             self.local.expect_answers(self._reply_to)
@@ -148,7 +147,7 @@ class StopRelay:
 
     def _answer(self, ids: list[str], outcome: Outcome, reason: str) -> None:
         answer = StopAnswer(agent=self.agent, ids=ids, outcome=outcome, reason=reason[:MAX_REASON], stamp=time.time())
-        self.fleet.enqueue(self.topics.stopped(self.agent), encode(answer), qos=1, keep="latest")
+        self.fleet.enqueue(self.topics.answer(self.agent), encode(answer), qos=1, keep="latest")
 
     def _note(self, orders: dict[str, str], outcome: Outcome, reason: str) -> None:
         source = next(iter(orders.values()), "") or "not named"

@@ -18,6 +18,7 @@ from runtime.fleet.group_page import FleetPage, GroupAction, GroupMetrics, act_o
 from runtime.fleet.reports import GroupWatch
 from runtime.fleet.server_settings import FleetServerSettings
 from runtime.fleet.stop.caller import StopCaller
+from runtime.fleet.stop.messages import StopTopics
 from runtime.fleet.topics import AgentReport, FleetTopics, GroupLearnerReport, IngestReport
 from runtime.fleet.wave_runner import PAUSED
 from runtime.mqtt import Address, Connection
@@ -66,7 +67,7 @@ async def page(tmp_path: Path, broker: Mosquitto) -> AsyncIterator[tuple[str, Gr
     async def act(action: GroupAction) -> str:
         return await act_on(settings, action)
 
-    stops = StopCaller(watch.link, watch.topics)
+    stops = StopCaller(watch.link, StopTopics("arms"))
     view = FleetPage("arms", access, frozenset({"127.0.0.1"}), "", watch, act, stops)
     running = asyncio.create_task(watch.link.run())
     try:

@@ -27,17 +27,17 @@ from runtime.dashboard.auth import Access
 from runtime.fleet.__main__ import stop_relay
 from runtime.fleet.enrollment import enroll
 from runtime.fleet.group_page import FleetPage, act_on
-from runtime.fleet.reports import GroupWatch
+from runtime.fleet.reports import GroupWatch, stop_agents
 from runtime.fleet.server_settings import FleetServerSettings
-from runtime.fleet.stop.caller import StopCaller, stop_agents
-from runtime.fleet.stop.messages import stop_payload
+from runtime.fleet.stop.caller import StopCaller
+from runtime.fleet.stop.messages import StopTopics, stop_payload
 from runtime.fleet.stop.relay import StopRelay
 from runtime.fleet.topics import AgentReport, FleetTopics
 from runtime.mqtt import Address, BrokerRefused, Connection
 from runtime.mqtt.topics import encode
 from runtime.process.http_server import serve
 
-TOPICS = FleetTopics("arms")
+TOPICS, STOPS = FleetTopics("arms"), StopTopics("arms")
 OPERATOR, VIEWER = "operator-token-of-a-test", "viewer-token-of-a-test-"
 
 
@@ -50,7 +50,7 @@ def relay_of(
     path.write_text(text.replace("1000000}", f"1000000{more}}}") + f'mqtt: {{url: "{own or fleet.url}"}}\n')
     config = load(path).config
     assert config.fleet is not None
-    relay = stop_relay(config, config.fleet, TOPICS, Outbox(folder / agent / "learner" / "outbox"))
+    relay = stop_relay(config, config.fleet, Outbox(folder / agent / "learner" / "outbox"))
     relay.retry_s, relay.gate_s = 0.1, 1.0
     return relay
 
@@ -98,7 +98,7 @@ async def test_the_verb_stops_one_agent_through_its_own_gate_and_shows_the_answe
         assert relay.state() != "stopped"
         other = await verb(tmp_path, broker, "another")
         assert (other.exit_code, world.host.gate.stopped) == (1, False)
-        assert "another: nobody answered" in other.output
+        assert "another: no answer" in other.output
         done = await verb(tmp_path, broker, "tester")
         assert (done.exit_code, done.output, world.host.gate.stopped) == (0, "tester: stopped\n", True)
         assert world.host.latches.has("stopped", value=True)
@@ -129,7 +129,7 @@ async def test_a_stop_of_all_names_each_agent_that_did_not_stop(tmp_path: Path, 
     assert (await verb(tmp_path, broker, "tester", "--all")).exit_code == 2
 
 
-async def test_without_a_gate_or_a_broker_of_the_agent_nobody_answers_and_the_stop_is_tried_again(
+async def test_without_a_gate_or_a_broker_of_the_agent_there_is_no_answer_and_the_stop_is_tried_again(
     tmp_path: Path, broker: Mosquitto
 ) -> None:
     own = Mosquitto(tmp_path).start()
@@ -143,7 +143,7 @@ async def test_without_a_gate_or_a_broker_of_the_agent_nobody_answers_and_the_st
         own.stop()
         relay = relay_of(tmp_path, broker, own.url)
         watch = GroupWatch(server(tmp_path, broker))
-        caller = StopCaller(watch.link, watch.topics)
+        caller = StopCaller(watch.link, STOPS)
         async with relaying(relay), running(watch.link):
             found = await caller.stop("tester", ["tester"], "a test", 2)
             assert found["tester"].outcome == "no_answer"
@@ -171,20 +171,20 @@ async def test_nothing_from_afar_releases_and_what_is_malformed_stops(tmp_path: 
     relay = relay_of(tmp_path, broker)
     outside = Connection(Address("127.0.0.1", broker.port), "server")
     answers: list[dict[str, Any]] = []
-    outside.subscribe(TOPICS.stopped("+"), lambda message: answers.append(orjson.loads(message.payload)))
+    outside.subscribe(STOPS.answer("+"), lambda message: answers.append(orjson.loads(message.payload)))
     async with world_of(tmp_path / "state", broker) as world, relaying(relay), running(outside):
         assert await outside.caught_up(10)
-        await outside.publish(TOPICS.stop("tester"), b'{"engaged": false}', timeout_s=10)
+        await outside.publish(STOPS.of("tester"), b'{"engaged": false}', timeout_s=10)
         await eventually(lambda: [each["outcome"] for each in answers] == ["refused"], "the refusal")
         assert not world.host.gate.stopped
         for payload in (b"", b"\xff", b'{"engaged": "false"}', b'{"engaged": false, "id": "1"}', b"[]"):
             answers.clear()
             await world.send("reflexd/tester/stop", {"engaged": False})
             await eventually(lambda: not world.host.gate.stopped, "the release at the agent")
-            await outside.publish(TOPICS.stop_all, payload, timeout_s=10)
+            await outside.publish(STOPS.of_all, payload, timeout_s=10)
             await eventually(lambda: world.host.gate.stopped, f"a stop by {payload!r}")
             await eventually(lambda: any(each["outcome"] == "stopped" for each in answers), "its answer")
-        await outside.publish(TOPICS.stop("tester"), b'{"engaged": false}', timeout_s=10)
+        await outside.publish(STOPS.of("tester"), b'{"engaged": false}', timeout_s=10)
         await eventually(lambda: answers[-1]["outcome"] == "refused", "the refusal of a release")
         assert world.host.gate.stopped
 
@@ -192,10 +192,10 @@ async def test_nothing_from_afar_releases_and_what_is_malformed_stops(tmp_path: 
 async def test_a_flood_of_stops_is_one_stop_and_the_newest_is_answered(tmp_path: Path, broker: Mosquitto) -> None:
     relay = relay_of(tmp_path, broker)
     watch = GroupWatch(server(tmp_path, broker))
-    caller = StopCaller(watch.link, watch.topics)
+    caller = StopCaller(watch.link, STOPS)
     async with world_of(tmp_path / "state", broker) as world, relaying(relay), running(watch.link):
         for number in range(150):
-            watch.link.enqueue(TOPICS.stop("tester"), stop_payload(str(number), "a flood"), qos=1)
+            watch.link.enqueue(STOPS.of("tester"), stop_payload(str(number), "a flood"), qos=1)
         found = await caller.stop("tester", [], "a test", 20)
         assert (found["tester"].outcome, world.host.gate.stopped) == ("stopped", True)
 
@@ -223,7 +223,7 @@ async def test_only_the_server_may_stop_and_only_an_agent_answers_for_itself(tmp
         relay = relay_of(tmp_path, probe, own.url, more=more)
         intruder = Connection(Address("127.0.0.1", probe.port, login("other")), "other")
         async with world_of(tmp_path / "state", own) as world, relaying(relay), running(intruder):
-            for topic in (TOPICS.stop("tester"), TOPICS.stop_all, TOPICS.stop("other"), TOPICS.stopped("tester")):
+            for topic in (STOPS.of("tester"), STOPS.of_all, STOPS.of("other"), STOPS.answer("tester")):
                 with pytest.raises(BrokerRefused):
                     await intruder.publish(topic, stop_payload("1", "other"), timeout_s=10)
             assert not world.host.gate.stopped
@@ -254,7 +254,7 @@ async def test_a_broker_of_the_agent_that_refuses_the_login_or_the_topic_is_name
     )
     config = load(tmp_path / "logins.yaml").config
     assert config.fleet is not None
-    relay = stop_relay(config, config.fleet, TOPICS, Outbox(tmp_path / "outbox"))
+    relay = stop_relay(config, config.fleet, Outbox(tmp_path / "outbox"))
     async with relaying(relay):
         found = await stop_agents(server(tmp_path, broker), "tester", "a test", 10)
     assert (found["tester"].outcome, "mqtt.fleet: missing" in found["tester"].reason) == ("refused", True)
@@ -271,7 +271,7 @@ async def test_on_the_page_an_operator_stops_and_a_viewer_may_not(tmp_path: Path
         "",
         watch,
         lambda action: act_on(settings, action),
-        StopCaller(watch.link, watch.topics),
+        StopCaller(watch.link, STOPS),
     )
     relay = relay_of(tmp_path, broker)
     jar = aiohttp.CookieJar(unsafe=True)
