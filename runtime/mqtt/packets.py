@@ -306,8 +306,6 @@ class PacketWriter:
     def _settle(self, identifier: int, error: Exception | None) -> None:
         settled, *_ = self._under_way.pop(identifier)
         self._urgent_queued.discard(identifier)
-        for waiting in self._waiting:
-            waiting.pop(identifier, None)
         try:
             settled(error)
         except Exception as failure:  # noqa: BLE001 - the connection is in order all the same

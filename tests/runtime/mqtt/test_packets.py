@@ -23,6 +23,8 @@ from runtime.mqtt.packets import (
     AT_ONCE,
     CHUNK,
     LATE_S,
+    MAX_LENGTH,
+    MAX_TOPIC,
     MOST_LATE_LOOKS,
     MOST_UNANSWERED,
     PacketReader,
@@ -74,6 +76,30 @@ def test_a_length_takes_as_many_bytes_as_the_specification_says() -> None:
 def test_a_topic_that_no_packet_may_contain(topic: str) -> None:
     with pytest.raises(ValueError, match=r"topic|surrogates"):
         publish_packet(PublishMessage(topic, b"", 1, False, NONE), 1)
+
+
+class Long(bytes):
+    """A payload that says that it is long."""
+
+    said = 0
+
+    def __len__(self) -> int:
+        return self.said
+
+
+def test_limits_of_a_packet_itself() -> None:
+    """MQTT 5.0, 1.5.4 and 2.1.4: a topic of 65,535 bytes, and 268,435,455 bytes after the first ones."""
+    assert publish_packet(PublishMessage("t" * MAX_TOPIC, b"", 0, False, NONE), 0).endswith(b"t\0")
+    payload = Long()
+    Long.said = MAX_LENGTH - 2 - 1 - len(NONE)
+    assert publish_packet(PublishMessage("t", payload, 0, False, NONE), 0).startswith(b"\x30\xff\xff\xff\x7f")
+    Long.said += 1
+    with pytest.raises(ValueError, match=r"^a message of 268435456 bytes; at most 268435455$"):
+        publish_packet(PublishMessage("t", payload, 0, False, NONE), 0)
+    with pytest.raises(
+        ValueError, match=r"^a topic to publish on is not empty and has no wildcard and no null character$"
+    ):
+        publish_packet(PublishMessage("", b"", 0, False, NONE), 0)
 
 
 def test_the_reason_of_a_refusal() -> None:
@@ -169,7 +195,7 @@ async def test_each_message_is_settled_once_by_what_comes_first() -> None:
     out = PublishMessage("t", b"x", 1, False, NONE)
     async with writing(Socket()) as (writer, inner):
         writer.publish(out, results.append)
-        assert writer.answer[1] == float("-inf")
+        assert writer.answer == (0.0, float("-inf"))
         acknowledge(inner, 1, 0x10)
         acknowledge(inner, 1, 0x10)
         assert results == [None]
@@ -184,7 +210,7 @@ async def test_each_message_is_settled_once_by_what_comes_first() -> None:
         acknowledge(inner, 3)
         writer.publish(out, results.append)
         writer.close()
-        assert "the session ended" in str(results[3])
+        assert str(results[3]) == "the session ended before the acknowledgement"
         assert len(results) == 4
 
 
@@ -259,13 +285,13 @@ async def test_a_broken_connection_settles_the_message_and_ends_the_session() ->
             raise BrokenPipeError(32, "Broken pipe")
 
         inner._sock.send = broken
-        writer.publish(PublishMessage("t", b"x", 1, False, NONE), results.append)
+        assert writer.publish(PublishMessage("t", b"x", 1, False, NONE), results.append) is None, "nothing waits"
         assert "Broken pipe" in str(results[0])
         assert isinstance(writer._client._disconnected.exception(), BrokenPipeError)
         inner._sock.close()
         inner._sock = None
         writer.publish(PublishMessage("t", b"x", 0, False, NONE), results.append)
-        assert "no connection" in str(results[1])
+        assert str(results[1]) == "no connection"
 
 
 async def test_an_identifier_under_way_is_not_used_again() -> None:
@@ -454,6 +480,109 @@ async def test_a_message_that_waits_behind_an_acknowledgement_of_the_same_identi
         assert [(packet["command"], packet["mid"]) for packet in inner._out_packet] == [(0x30, 1), (0x40, 2)]
 
 
+async def test_what_waits_for_room_keeps_its_order() -> None:
+    """Room may grow while a message waits; a later one does not overtake it, and urgent ones go first."""
+    for waits_urgent, later_urgent in (False, False), (True, False), (True, True):
+        async with writing(Socket()) as (writer, inner):
+            connected(inner, ReceiveMaximum=1)
+            send_on(writer)
+            send_on(writer, urgent=waits_urgent, payload=b"waits")
+            connected(inner, ReceiveMaximum=10)
+            send_on(writer, urgent=later_urgent, payload=b"later")
+            assert b"later" not in inner._sock.taken
+            acknowledge(inner, 1)
+            assert inner._sock.taken.index(b"waits") < inner._sock.taken.index(b"later")
+            assert writer._unanswered == {2, 3}
+    async with writing(Socket()) as (writer, inner):
+        connected(inner, ReceiveMaximum=2)
+        names = ("first", "held", "urgent 1", "urgent 2")
+        sent = [writer.publish(PublishMessage(n, b"", 1, False, NONE), lambda _: None, urgent="u" in n) for n in names]
+        assert sent == [None, 2, None, 4], "an identifier comes back where the message waits"
+        for acknowledged, leaves in (1, b"urgent 2"), (3, None), (4, b"held"):
+            before = len(inner._sock.taken)
+            acknowledge(inner, acknowledged)
+            assert (leaves or b"") in inner._sock.taken[before:]
+            assert bool(leaves) == bool(inner._sock.taken[before:])
+
+
+@pytest.mark.parametrize(("room", "ordinary"), [(1, 1), (2, 1), (3, 2), (4, 3), (8, 6), (10, 8), (1_000, 750)])
+async def test_a_quarter_of_the_room_is_for_urgent_messages(room: int, ordinary: int) -> None:
+    async with writing(Socket()) as (writer, inner):
+        connected(inner, ReceiveMaximum=room)
+        for _ in range(room + 1):
+            send_on(writer)
+        assert len(writer._unanswered) == ordinary
+        for _ in range(room + 1):
+            send_on(writer, urgent=True)
+        assert len(writer._unanswered) == room
+
+
+async def test_an_urgent_message_that_waited_for_room_goes_to_the_front_of_a_full_socket() -> None:
+    async with writing(Socket(*[-1] * 20)) as (writer, inner):
+        connected(inner, ReceiveMaximum=2)
+        send_on(writer, qos=0)
+        assert not writer._urgent_queued
+        send_on(writer, qos=0)
+        send_on(writer)
+        send_on(writer, urgent=True)
+        send_on(writer, urgent=True)
+        acknowledge(inner, 3)
+        assert [(packet["mid"], packet["qos"], packet["info"].mid) for packet in inner._out_packet] == [
+            (1, 0, 1), (4, 1, 4), (5, 1, 5), (2, 0, 2), (3, 1, 3)]  # fmt: skip
+        assert writer._urgent_queued == {4, 5}
+        acknowledge(inner, 4)
+        assert writer._urgent_queued == {5}
+        assert writer.withdraw(5)
+        assert writer._urgent_queued == set()
+        assert inner._last_msg_out == pytest.approx(time.monotonic(), abs=5)
+    async with writing(Socket(*[-1] * 20)) as (writer, inner):
+        send_on(writer, urgent=True)
+        assert writer._urgent_queued == set(), "alone it is at the front"
+
+
+async def test_a_retained_message_can_be_withdrawn() -> None:
+    async with writing(Socket(*[-1] * 9)) as (writer, inner):
+        send_on(writer, qos=0)
+        waits = writer.publish(PublishMessage("t", b"", 1, True, NONE), lambda _error: None)
+        assert waits == 2
+        assert writer.withdraw(2)
+        assert len(inner._out_packet) == 1
+
+
+@pytest.mark.parametrize("ends", ["time", "session"])
+async def test_all_others_are_settled_where_a_callback_withdraws_one(
+    ends: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settled: list[tuple[int, str]] = []
+    now_s = 1_000.0
+    monkeypatch.setattr("runtime.mqtt.packets.time", SimpleNamespace(monotonic=lambda: now_s))
+    async with writing(FullSocket()) as (writer, _):
+
+        def note(error: Exception | None, number: int) -> None:
+            settled.append((number, str(error)))
+            if number == 0:
+                writer.withdraw(2)
+
+        for number in range(4):
+            writer.publish(
+                PublishMessage("a", b"", 1, False, NONE),
+                lambda error, number=number: note(error, number),
+                1.0,  # type: ignore[misc]
+            )
+        if ends == "time":
+            now_s = 1_001.0
+            writer._expire(now_s)
+        else:
+            writer.close()
+        rest = (
+            "the broker took or acknowledged too little of what was sent before"
+            if ends == "time"
+            else "the session ended before the acknowledgement"
+        )
+        assert settled[1:] == [(2, rest), (3, rest)]
+        assert settled[0] == (0, "Operation timed out" if ends == "time" else rest)
+
+
 async def test_late_looks_and_what_is_due(monkeypatch: pytest.MonkeyPatch) -> None:
     """A look that is late by more than `LATE_S` looks again half of it later, `MOST_LATE_LOOKS` times in succession."""
     now_s, calls = 1_000.0, []
@@ -467,6 +596,8 @@ async def test_late_looks_and_what_is_due(monkeypatch: pytest.MonkeyPatch) -> No
         writer._timeout_s = 1.0
         exact, later = send_on(writer), []
         assert calls.pop() == (1_001.0, writer._expire, 1_001.0)
+        also = send_on(writer)
+        assert calls == [], "the same look finds both"
         now_s = 1_000.25
         later = send_on(writer)
         assert calls == [], "the look that is due first finds the next one"
@@ -478,15 +609,20 @@ async def test_late_looks_and_what_is_due(monkeypatch: pytest.MonkeyPatch) -> No
             assert exact == later == []
         now_s = 1_001.0
         writer._expire(1_000.0)
-        assert [str(error) for error in exact] == ["Operation timed out"]
+        assert [str(error) for error in exact + also] == ["Operation timed out"] * 2
         assert later == []
         assert calls.pop() == (1_001.25, writer._expire, 1_001.25)
         for _ in range(MOST_LATE_LOOKS):
             writer._expire(now_s - 2 * LATE_S)
         assert later == [], "they are counted anew after a look"
         now_s = 1_001.25
-        writer._expire(now_s - LATE_S)
-        assert len(later) == 1, "a look that is late by exactly `LATE_S` is none of the late ones"
+        writer._expire(now_s)
+        assert len(later) == 1
+        now_s = LATE_S
+        early = send_on(writer)
+        writer._under_way = {name: (done, 0.0, 0.0) for name, (done, _, _) in writer._under_way.items()}
+        writer._expire(0.0)
+        assert len(early) == 1, "a look that is late by exactly `LATE_S` is none of the late ones"
         writer._timer = None
 
 
@@ -501,7 +637,9 @@ async def test_a_callback_that_fails_ends_no_session() -> None:
         writer.publish(PublishMessage("t", b"x", 1, False, NONE), fail)
         acknowledge(inner, 1)
         assert not writer._client._disconnected.done()
-    assert [type(failure["exception"]) for failure in failures] == [KeyError]
+    ((failure),) = failures
+    assert type(failure.pop("exception")) is KeyError
+    assert failure == {"message": "a publish was settled"}
 
 
 @asynccontextmanager
@@ -638,6 +776,33 @@ async def test_a_read_takes_the_number_of_packets_on_to_paho() -> None:
     asked.clear()
     inner.loop_read(5)
     assert asked == [5, 5, 5, 5]
+    client._disconnected.cancel()
+
+
+async def test_nothing_more_is_read_where_everything_was_handled() -> None:
+    client = aiomqtt.Client("h", protocol=aiomqtt.ProtocolVersion.V5)
+    inner: Any = client._client
+    asked: list[int] = []
+
+    def read(_most: int) -> int:
+        asked.append(size)
+        inner._sock_recv(size)
+        return 0
+
+    inner.loop_read, inner._sock_recv, inner._sock = read, lambda _size: bytes(100), object()
+    PacketReader(client, lambda _client: None)
+    size = 100
+    inner.loop_read()
+    assert asked == [100]
+    size = 1
+    inner.loop_read()
+    assert len(asked) == 1 + AT_ONCE
+    size = 100 - AT_ONCE
+    inner.loop_read()
+    assert len(asked) == 2 + AT_ONCE
+    await asyncio.sleep(0)
+    assert len(asked) == 2 + AT_ONCE, "the rest was handled before its turn"
+    inner._sock = None
     client._disconnected.cancel()
 
 
