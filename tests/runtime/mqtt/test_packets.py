@@ -79,21 +79,21 @@ def test_a_topic_that_no_packet_may_contain(topic: str) -> None:
 
 
 class Long(bytes):
-    """A payload that says that it is long."""
+    """A payload with a length of its own choice."""
 
-    said = 0
+    length = 0
 
     def __len__(self) -> int:
-        return self.said
+        return self.length
 
 
 def test_limits_of_a_packet_itself() -> None:
     """MQTT 5.0, 1.5.4 and 2.1.4: a topic of 65,535 bytes, and 268,435,455 bytes after the first ones."""
     assert publish_packet(PublishMessage("t" * MAX_TOPIC, b"", 0, False, NONE), 0).endswith(b"t\0")
     payload = Long()
-    Long.said = MAX_LENGTH - 2 - 1 - len(NONE)
+    Long.length = MAX_LENGTH - 2 - 1 - len(NONE)
     assert publish_packet(PublishMessage("t", payload, 0, False, NONE), 0).startswith(b"\x30\xff\xff\xff\x7f")
-    Long.said += 1
+    Long.length += 1
     with pytest.raises(ValueError, match=r"^a message of 268435456 bytes; at most 268435455$"):
         publish_packet(PublishMessage("t", payload, 0, False, NONE), 0)
     with pytest.raises(
