@@ -14,6 +14,8 @@ from learners.task_kinds import KINDS, Augmentation, TaskKind
 from sensors.config import Settings
 
 Train = Literal["frozen", "top", "lora", "full"]
+LARGEST_REWARD = 1e12
+"""Largest limit of a reward: squares and sums of larger ones are not finite in training and in experiments."""
 
 
 class EncoderSettings(Settings):
@@ -154,7 +156,10 @@ class TopicReward(Settings):
     kind: Literal["topic"]
     scale: float = Field(1.0, gt=0, description="factor on every reward, so that the usual ones are within `clip`")
     clip: float = Field(
-        10.0, gt=0, description="scaled rewards are clipped to [-clip, clip]; the event `reward_clipped` says so"
+        10.0,
+        gt=0,
+        le=LARGEST_REWARD,
+        description="scaled rewards are clipped to [-clip, clip]; the event `reward_clipped` says so",
     )
     silence: Literal["zero", "unknown"] = Field(
         "zero", description="what a tick without a reward means in an experiment: a reward of 0, or nothing"
@@ -174,7 +179,7 @@ class ExpressionReward(Settings):
     name: str = Field(description="name of this reward, distinct among `rewards`")
     kind: Literal["expression"]
     value: str = Field(description="arithmetic expression over telemetry fields and actuator names")
-    clip: float = Field(10.0, gt=0, description="rewards are clipped to [-clip, clip]")
+    clip: float = Field(10.0, gt=0, le=LARGEST_REWARD, description="rewards are clipped to [-clip, clip]")
 
 
 class PluginReward(Settings):
@@ -183,7 +188,7 @@ class PluginReward(Settings):
     name: str = Field(description="name of this reward, distinct among `rewards`")
     kind: Literal["plugin"]
     plugin: str = Field(description="name of the entry point")
-    clip: float = Field(10.0, gt=0, description="rewards are clipped to [-clip, clip]")
+    clip: float = Field(10.0, gt=0, le=LARGEST_REWARD, description="rewards are clipped to [-clip, clip]")
 
 
 class DecisionReward(Settings):

@@ -131,6 +131,23 @@ class PromotionWorld:
         """Let a candidate that passed the filters wait."""
         self.versions.waiting = version
         await self.experiments.take_proposal()
+        self._follow()
+
+    def restart(self, *, clean: bool = True) -> None:
+        """End the agent and start it again; what was arriving is lost."""
+        before = self.experiments
+        before.close(clean=clean)
+        self.experiments = ExperimentController(
+            self.rules, before.checkpoints, before.state_dir, self._emit, before.wall, before.quarantine
+        )
+        self.experiments.start()
+        self.outcomes = OutcomeTracker(Ledger(self.rules.settle_s), NoSources(), self.experiments, before.wall)  # type: ignore[arg-type]
+        self._arriving.clear()
+
+    def _follow(self) -> None:
+        """Follow LIVE, as the updater does."""
+        if self.versions.pointer.version not in (None, self.experiments.state.live):
+            self.experiments.became_live(str(self.versions.pointer.version), self.versions.pointer.by)
 
     async def run(self, seconds: float, until: Callable[[], bool] = lambda: False) -> float:
         """Let virtual time pass; return how much did."""
@@ -162,8 +179,7 @@ class PromotionWorld:
         self.outcomes.ticked(self._result(arm.version, decision, found))
         if self.experiments.decided.is_set():
             await self.experiments.conclude()
-            if self.versions.pointer.version not in (None, self.experiments.state.live):
-                self.experiments.became_live(str(self.versions.pointer.version), self.versions.pointer.by)
+            self._follow()
 
     def _result(self, version: str, decision: str, found: WorldTick) -> TickResult:
         one = found.outcome

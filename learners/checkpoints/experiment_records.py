@@ -34,7 +34,7 @@ def versions_of_experiments(state_dir: Path) -> frozenset[str]:
     named += [body.get("live"), body.get("waiting"), trust.get("anchor"), trust.get("previous")]
     named += [plan.get(arm) for arm in ("champion", "challenger", "anchor")]
     if trust.get("anchor") is None:  # the best version so far may act again
-        named += [_mapping(body.get("proof")).get(name) for name in ("best", "leader")]
+        named += [_mapping(body.get("proof")).get(name) for name in ("best", "leader", "rival")]
     old = _content(state_dir / PROBATION_FILE)
     trial = _mapping(old.get("trial"))
     named += [old.get("good"), trial.get("version"), trial.get("before")]

@@ -64,7 +64,7 @@ EVENTS: dict[str, str] = {
     "policy_swapped": "The engine acts with another version from this tick on.",
     "live_pointer_damaged": "The file that names the acting version is damaged; the last version that passed acts, or none and mode shadow.",
     "policy_unusable": "Policies acted before and none of them loads; random weights decide in mode shadow.",
-    "policy_suspected": "The live version looks worse than before; it is compared more often with the version trusted before, if one exists.",
+    "policy_suspected": "The live version looks worse than before; it is compared with the version trusted before, or with the best of the others.",
     "policy_trusted": "A version is the first that is worth protecting; from now on only a proof replaces it.",
     "policy_untrained": "There is no trained policy; random weights act.",
     "quarantine_state_unreadable": "`quarantine.json` is unreadable; no source is quarantined.",

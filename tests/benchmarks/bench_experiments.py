@@ -282,9 +282,6 @@ async def learning(
         await one.run(PROPOSED_S)
         world.levels[f"v{minute}"] = level(minute)
         await one.propose(f"v{minute}")
-        pointer = one.versions.pointer
-        if pointer.version not in (None, one.live):  # it went live at once
-            one.experiments.became_live(str(pointer.version), pointer.by)
     return one
 
 
@@ -437,9 +434,41 @@ async def nothing(first: int, runs: int) -> None:
         )  # fmt: skip
 
 
+async def leader(first: int, runs: int) -> None:
+    """A leader that is not trusted yet falls by 10 deviations to below the untrained policy, or nothing happens; no newer version comes."""
+    for loss in (10.0, 0.0):
+        took, wrong = [], 0
+        for seed in range(first, first + runs):
+            draw, fallen = noise(seed, RHO), [False]
+            worth = {"early": 3.0, "best": 6.0, "newer": 1.0}
+
+            def world(version: str, _tick: int) -> WorldTick:
+                falls = loss if fallen[0] and version == "best" else 0.0  # noqa: B023
+                return WorldTick(worth.get(version, 0.0) - falls + draw())  # noqa: B023
+
+            with tempfile.TemporaryDirectory() as folder:
+                one = PromotionWorld(Path(folder), world, rules=RULES)
+                await one.run(60.0)
+                for version in worth:
+                    await one.propose(version)
+                    await one.run(60.0, until=lambda: one.experiments.state.racing)  # noqa: B023
+                if one.live != "best" or one.experiments.state.trust.anchor is not None:
+                    continue
+                fallen[0] = True
+                seconds = await one.run(HOUR_S, until=lambda: one.live != "best")  # noqa: B023
+                took.append(seconds if one.live == "early" else None)
+                wrong += one.live != "best"
+        seen = times(took) if loss else f"{wrong} of {len(took)}"
+        row(
+            f"a leader falls by {loss:g} deviations before it is trusted: another one leads",
+            "all" if loss else "0",
+            seen,
+        )
+
+
 TRIALS: dict[str, Callable[[int, int], Awaitable[None]]] = {
     "worse": worse, "falls": falls, "hang": hang, "equal": equal, "effects": effects, "pace": pace, "nothing": nothing,
-    "superseded": superseded, "streams": streams, "gains": gains, "races": races,
+    "superseded": superseded, "streams": streams, "gains": gains, "races": races, "leader": leader,
 }  # fmt: skip
 
 

@@ -226,7 +226,7 @@ class ExperimentController:
 
     def _watch_harms(self, decision: str, outcome: TickOutcome) -> None:
         """Give the harms of the live version to the guard, whether or not it is compared with another one."""
-        if self._now.version != self.state.live or self.state.trust.anchor is None:
+        if self._now.version != self.state.live or not self.state.watched:
             return
         block = self.state.harms.add(decision, outcome, self.rules.block_of_one_version())
         if block is not None:
@@ -237,10 +237,12 @@ class ExperimentController:
         guard = self.state.guard
         before = guard.suspicious
         if guard.block(reward, harms, ticks) and not before:
-            self.emit(
-                "policy_suspected",
-                {"version": self.state.live, "figure": guard.suspect, "reference": self.state.reference()},
-            )
+            self._suspect(str(guard.suspect))
+
+    def _suspect(self, figure: str) -> None:
+        """Publish that the live version looks worse, and let another one race against it while nothing is trusted."""
+        reference = self.state.proof.fell() if self.state.racing else self.state.reference()
+        self.emit("policy_suspected", {"version": self.state.live, "figure": figure, "reference": reference})
 
     def credit(self, source: str, value: float, decision: str | None, *, done: bool, failure: bool = False) -> None:
         """Add a reward to the unit of its decision; `done` where it ends an episode.
@@ -307,11 +309,13 @@ class ExperimentController:
             else self.state.block.add(entries, self.rules.block_of_one_version(), self.quarantine.names)
         )
         for version, value in units:
-            if version == self.state.live and self.state.trust.anchor is not None:
+            if version == self.state.live and self.state.watched:
                 self._guard_block(value, {}, 0)
             if self.state.trust.anchor is None and self.rules.enabled:
                 self.state.proof.add(version, value, untrained=version == UNTRAINED)
                 proof = self.state.proof
+                if self.state.racing and proof.is_behind():
+                    self._suspect("reward")
                 if version != UNTRAINED and (proof.settled() if self.state.racing else proof.found()) is not None:
                     self.decided.set()
 
@@ -393,6 +397,8 @@ class ExperimentController:
         if self.state.live == UNTRAINED or not self.rules.enabled:
             return
         anchor, reference = self.state.trust.anchor, self.state.reference()
+        if self.state.racing and self.state.waiting is None:
+            self.state.waiting = self.state.proof.rival
         if (
             self.state.waiting is not None
             and (anchor is not None or self.state.racing)
@@ -413,6 +419,8 @@ class ExperimentController:
         self, champion: str, challenger: str | None, anchor: str | None, share: float, *,
         requested: bool = False, race: bool = False,
     ) -> None:  # fmt: skip
+        if race and challenger is not None:
+            self.state.proof.race_again(challenger)
         self.state.trust.experiments += 1
         number = self.state.trust.experiments
         versions = (champion, challenger, anchor)

@@ -90,9 +90,13 @@ class ExperimentEndings:
         self.emit("experiment_ended", {**fields, "reason": verdict.reason, "result": sentence, **look_figures(phase)})
         if ahead:
             proof.lead(challenger)
+            self.state.renew_guard()
             return
         self.state.trust.note(challenger, f"not live: {sentence}")
-        proof.race_lost()
+        if challenger == proof.rival:  # not a newer one
+            proof.rival = None
+        else:
+            proof.race_lost()
         await self.trust_leader()
 
     async def first_leader(self) -> None:
@@ -104,10 +108,11 @@ class ExperimentEndings:
         if version != self.state.live:
             before = self.state.live
             if not await self.promote(version, sentence, by="untrusted"):
-                self.state.proof.versions.pop(version, None)  # it cannot be loaded any more
+                self.state.proof.drop(version)  # it cannot be loaded any more
                 return
             self.state.trust.note(before, f"not live: {version} earned more")
         self.state.proof.lead(version)
+        self.state.renew_guard()
         self.state.trust.note(version, f"live, not yet trusted: {sentence}")
         await self.trust_leader()
 
@@ -161,6 +166,7 @@ class ExperimentEndings:
     def unloadable(self, version: str, reason: str) -> None:
         """Give up a version that cannot be loaded."""
         self.state.trust.judged.append(version)
+        self.state.proof.drop(version)
         self.state.trust.note(version, f"cannot be loaded: {reason}")
         if self.state.waiting == version:
             self.state.waiting = None

@@ -12,6 +12,9 @@ The first leader is found once a version is clearly better than the untrained po
 - the last `WINDOW` versions together earned no more than the `WINDOW` before them (a stall), or
 - the newest version has acted for `LONG_UNITS` units, and no other came.
 
+The guard watches the leader alone as well. Once it looks worse than before, or clearly worse than another version was, the best of the
+others races against it, and it has to earn trust again (`fell`).
+
 While each version beats those before it, waiting costs nothing, and races would slow the learning down. A first leader may be far from
 what the learner reaches a little later, so it is not trusted yet: proofs would keep it for too long.
 """
@@ -52,12 +55,41 @@ class FirstAnchor:
     lost: int = 0
     """Races in succession that newer versions did not win."""
     led: int = 0
-    """Units of the leader, those before it took the lead included."""
+    """Units of the leader, those before it took the lead included; those since it fell, if it did."""
+    rival: str | None = None
+    """An earlier version that is to race against the leader, because that one fell."""
 
     def lead(self, version: str) -> None:
         """Give the lead to a version."""
         level = self.versions.get(version)
         self.leader, self.lost, self.led = version, 0, 0 if level is None else level.count
+        self.rival = None
+
+    def is_behind(self) -> bool:
+        """Return whether another version earned clearly more, before or after; a race against it has to show whether that still holds."""
+        judged, rival = self._judged(), self.best(without=self.leader)
+        if self.rival is not None or rival is None or self.leader not in judged:
+            return False
+        away = judged[rival].mean - judged[self.leader].mean
+        return away > 0 and away >= FALL * _joint(judged[rival], judged[self.leader])
+
+    def race_again(self, version: str) -> None:
+        """Begin the race of the rival: what it earned in another time does not count."""
+        if version == self.rival:
+            self.versions.pop(version, None)
+
+    def fell(self) -> str | None:
+        """Note that the leader looks worse than before: what it earned and survived is forgotten. Return the rival, if there is any."""
+        self.versions.pop(self.leader or "", None)
+        self.lost, self.led = 0, 0
+        self.rival = self.best(without=self.leader)
+        return self.rival
+
+    def drop(self, version: str) -> None:
+        """Forget a version that cannot act any more."""
+        self.versions.pop(version, None)
+        if self.rival == version:
+            self.rival = self.best(without=self.leader)
 
     def race_lost(self) -> None:
         """Note that a newer version did not overtake the leader."""
@@ -69,13 +101,21 @@ class FirstAnchor:
             return None
         if self.lost >= SURVIVED:
             return f"{self.lost} newer versions did not overtake it in paired blocks"
-        return f"no version overtook it in {self.led} units" if self.led >= LONG_UNITS else None
+        if self.led < LONG_UNITS or not self._earns_more():
+            return None
+        return f"no version overtook it in {self.led} units"
 
     def gain(self) -> str:
         """Say what the leader earned, and the untrained policy before it."""
         level = self.versions.get(self.leader or "")
         earned = f"{level.mean:.4g}" if level is not None else "more"
-        return f"better than the untrained policy ({earned} after {self.untrained.mean:.4g} of the untrained policy)"
+        claim = "better than the untrained policy" if self._earns_more() else "the best so far"
+        return f"{claim} ({earned} after {self.untrained.mean:.4g} of the untrained policy)"
+
+    def _earns_more(self) -> bool:
+        """Return whether the leader earned more than the untrained policy, since it led or fell."""
+        level = self.versions.get(self.leader or "")
+        return level is None or not self.untrained.count or level.mean > self.untrained.mean
 
     def add(self, version: str, value: float, *, untrained: bool) -> None:
         """Take one unit of a version."""
@@ -87,7 +127,9 @@ class FirstAnchor:
             self.versions[version] = Level()
             while len(self.versions) > VERSIONS:
                 self.versions.popitem(last=False)
-        self.versions[version].add(value)
+        level = self.versions[version]
+        level.add(value)
+        level.count = min(level.count, LONG_UNITS)  # what it earned long ago counts less and less
 
     def found(self) -> tuple[str, str] | None:
         """Return the first leader and a sentence with the reason; None while learning climbs or nothing is clear."""
@@ -113,9 +155,9 @@ class FirstAnchor:
         unit = f"{judged[best].mean:.4g} after {self.untrained.mean:.4g} of the untrained policy"
         return best, f"better than the untrained policy ({unit}, before and after), and {why}"
 
-    def best(self) -> str | None:
+    def best(self, without: str | None = None) -> str | None:
         """Return the version that earned most so far, of equal ones the newest; None before one has acted long enough."""
-        judged = self._judged()
+        judged = {name: level for name, level in self._judged().items() if name != without}
         return max(reversed(judged), key=lambda name: judged[name].mean - _error(judged[name]), default=None)
 
     def _judged(self) -> dict[str, Level]:
@@ -132,6 +174,7 @@ class FirstAnchor:
             "leader": self.leader,
             "lost": self.lost,
             "led": self.led,
+            "rival": self.rival,
         }
 
     @classmethod
@@ -145,8 +188,9 @@ class FirstAnchor:
         found = cls(Level(int(count), float(mean), float(square)))
         for name, (count, mean, square) in body["versions"].items():
             found.versions[str(name)] = Level(int(count), float(mean), float(square))
-        leader = body.get("leader")  # an earlier program knew none
+        leader, rival = body.get("leader"), body.get("rival")  # an earlier program knew none
         found.leader = None if leader is None else str(leader)
+        found.rival = None if rival is None else str(rival)
         found.lost, found.led = int(body.get("lost", 0)), int(body.get("led", 0))
         return found
 

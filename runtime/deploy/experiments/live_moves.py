@@ -81,12 +81,18 @@ class LiveMoves:
             self.emit("rollback_failed", {"version": version, **fields, "reason": str(live)})
             return
         state, trust = self.state, self.state.trust
+        is_trusted = trust.anchor is not None
         trust.forget(version)
         trust.judged.append(version)
         trust.note(version, f"taken back: {fields['why']}")
         state.live = live.version or UNTRAINED
-        if trust.anchor is None and live.version is not None:
+        if is_trusted and trust.anchor is None and live.version is not None:
             trust.choose(live.version, "proof")
+        state.proof.drop(version)
+        if state.proof.leader == version:
+            state.proof.leader = None
+            if live.version is not None:
+                state.proof.lead(live.version)
         self.emit("policy_rolled_back", {"version": version, "to": live.version, **fields})
         if self.is_acting:
             self.emit("policy_swapped", {"version": state.live, "before": version})

@@ -42,7 +42,9 @@ MOST_ALONE_S = 3_600.0
 GIVE_UP_PAIRS = 12
 """Pairs after which a challenger without a gain gives way to a newer one that waits; one without a proof too, at first."""
 RACE_PAIRS, RACE_AHEAD = 4, 1.0
-"""A race is won after these pairs if the mean difference is above 0 by this number of standard errors, and that of no harm is."""
+"""A race is won after these pairs if the mean difference is above 0 by this number of standard errors, and that of no harm by more."""
+ONE_INCIDENT = 1.0 + 1e-9
+"""Standard errors of a harm in a single pair, whatever its size and the number of pairs; rounding must not decide."""
 PROMISING = 2.0
 """Standard errors of the mean gain from which a challenger goes on beyond its allowance."""
 
@@ -349,7 +351,7 @@ class ExperimentPhase:
 
     def _is_ahead(self) -> bool:
         """Return whether the challenger has won the race."""
-        harmed = any(standard_errors(values) >= RACE_AHEAD for values in self.harms.values())
+        harmed = any(standard_errors(values) > ONE_INCIDENT for values in self.harms.values())
         return standard_errors(self.differences) >= RACE_AHEAD and not harmed
 
     def _follow_estimate(self) -> None:

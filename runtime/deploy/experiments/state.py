@@ -71,10 +71,16 @@ class ExperimentState:
             self.trust.anchor is None and self.proof.leader not in (None, UNTRAINED) and self.proof.leader == self.live
         )
 
+    @property
+    def watched(self) -> bool:
+        """Whether the guard watches the live version: it is protected by trust, or it leads."""
+        return self.trust.anchor is not None or self.racing
+
     def way_back(self, version: str) -> str | None:
-        """Return the trusted version that replaces another one, or the leader while nothing is trusted."""
-        if self.trust.anchor is None and self.proof.leader not in (None, version):
-            return self.proof.leader
+        """Return the trusted version that replaces another one; while nothing is trusted, the leader or the best of the others."""
+        if self.trust.anchor is None:
+            leader = self.proof.leader
+            return leader if leader not in (None, version) else self.proof.best(without=version)
         if self.trust.anchor not in (None, version):
             return self.trust.anchor
         return self.trust.previous if self.trust.previous != version else None

@@ -8,7 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 from promotion_world import PromotionWorld, World, WorldTick, noise
+from pydantic import ValidationError
 
+from learners.config import LARGEST_REWARD, TopicReward
 from learners.experiment_statistics.paired_outcomes import HARMS, TickOutcome
 from runtime.deploy.experiments.plan_from_settings import ExperimentRules
 from runtime.deploy.experiments.reward_levels import RunningHarms
@@ -223,3 +225,100 @@ async def test_an_experiment_over_episodes_ends_where_no_episode_ends_any_more(t
     assert one.live == "good"
     assert state.alpha.experiments == 1
     assert "equal" in state.trust.judged
+
+
+async def test_the_largest_rewards_that_the_settings_allow_end_no_agent_and_survive_a_restart(tmp_path: Path) -> None:
+    rng = np.random.default_rng(8)
+
+    def world(_version: str, _tick: int) -> WorldTick:
+        return WorldTick(LARGEST_REWARD * float(rng.choice([-1.0, 1e-12, 1.0])), messages=int(rng.integers(1, 4)))
+
+    one = await two_trusted(tmp_path, world)
+    await one.propose("c")
+    await one.run(1_200.0)
+    one.restart()
+    assert "experiment_started" in one.kinds()
+    assert "experiment_state_unreadable" not in one.kinds()
+    assert one.experiments.state.trust.anchor == "good"
+    for clip in (1e13, float("inf"), float("nan")):
+        with pytest.raises(ValidationError, match="clip"):
+            TopicReward(name="a", kind="topic", clip=clip)
+
+
+BLOCKS = ExperimentRules(period_s=1.0, gamma=0.0)
+
+
+async def racing(folder: Path, world: World) -> PromotionWorld:
+    """A world in which nothing is trusted and `best` leads, because the later `newer` was worse; `early` was before both."""
+    one = PromotionWorld(folder, world, rules=BLOCKS)
+    await one.run(20.0)
+    for version in ("early", "best", "newer"):
+        await one.propose(version)
+        await one.run(20.0, until=lambda: one.experiments.state.racing)
+    assert one.experiments.state.racing
+    assert one.live == "best"
+    one.events.clear()
+    return one
+
+
+async def test_a_leader_that_falls_before_it_is_trusted_gives_the_lead_to_the_best_of_the_others(
+    tmp_path: Path,
+) -> None:
+    draw, fallen, earned = noise(21), [False], {"early": 5.0, "best": 8.0, "newer": 2.0}
+
+    def world(version: str, _tick: int) -> WorldTick:
+        return WorldTick((-5.0 if fallen[0] and version == "best" else earned.get(version, 0.0)) + draw())
+
+    one = await racing(tmp_path, world)
+    await one.run(30.0)
+    fallen[0] = True
+    took_s = await one.run(1_800.0, until=lambda: one.live != "best")
+    assert one.last("policy_suspected") == {"version": "best", "figure": "reward", "reference": "early"}
+    assert one.live == "early"
+    assert took_s < 180.0
+    await one.run(600.0)
+    assert one.experiments.state.trust.anchor == "early"
+
+
+async def test_a_leader_that_falls_where_no_other_version_is_better_is_trusted_only_once_it_earns_more_than_the_untrained(
+    tmp_path: Path,
+) -> None:
+    draw, worth = noise(22), [0.0]
+    earned = {"early": 5.0, "best": 8.0, "newer": 2.0}
+    one = await racing(
+        tmp_path, lambda version, _: WorldTick((earned[version] + worth[0] if version in earned else 0.0) + draw())
+    )
+    worth[0] = -20.0
+    await one.run(1_800.0)
+    raced = [data["version"] for _, kind, data in one.events if kind == "experiment_ended"]
+    assert raced[:2] == ["early", "newer"]
+    assert len(raced) <= 4
+    assert (one.live, one.experiments.state.trust.anchor) == ("best", None)
+    worth[0] = 0.0
+    await one.run(1_800.0)
+    assert one.experiments.state.trust.anchor == "best"
+
+
+async def test_a_version_that_is_not_trusted_is_given_up_when_the_agent_dies_twice_with_it(tmp_path: Path) -> None:
+    draw, earned = noise(23), {"early": 5.0, "best": 8.0, "newer": 2.0}
+    one = await racing(tmp_path, lambda version, _: WorldTick(earned.get(version, 0.0) + draw()))
+    one.restart(clean=False)
+    assert one.live == "best"
+    one.restart(clean=False)
+    assert one.live == one.experiments.state.proof.leader == "early"
+    assert one.experiments.state.trust.anchor is None
+    assert one.last("policy_rolled_back")["to"] == "early"
+
+
+async def test_while_versions_follow_freely_the_best_acts_again_when_the_agent_dies_twice_with_the_newest(
+    tmp_path: Path,
+) -> None:
+    draw = noise(24)
+    one = PromotionWorld(tmp_path, lambda version, _: WorldTick(1.0 * (version != "untrained") + draw()), rules=BLOCKS)
+    for version in ("first", "second"):
+        await one.propose(version)
+        await one.run(20.0)
+    for _ in range(2):
+        assert one.live == "second"
+        one.restart(clean=False)
+    assert (one.live, one.experiments.state.trust.anchor) == ("first", None)

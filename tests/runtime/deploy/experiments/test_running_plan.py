@@ -266,6 +266,16 @@ def test_a_race_is_lost_after_few_pairs_without_a_gain() -> None:
     assert not with_differences(1.0, -1.0, race=True).give_up(GIVE_UP_PAIRS)
 
 
+@pytest.mark.parametrize("pairs", range(RACE_PAIRS, GIVE_UP_PAIRS))
+def test_one_incident_decides_no_race_and_two_do(pairs: int) -> None:
+    for incidents in (1, 2):
+        phase = phase_of(8, LossBudget())
+        phase.race, phase.differences = True, [1.0 + n % 2 for n in range(pairs)]
+        phase.harms = {"refusal": [0.37 * (n >= pairs - incidents) for n in range(pairs)]}
+        phase._follow_estimate()
+        assert (phase.verdict is not None) is (incidents == 1)
+
+
 def test_a_race_is_won_after_few_pairs_and_survives_a_restart() -> None:
     phase = phase_of(8, LossBudget())
     phase.race = True
