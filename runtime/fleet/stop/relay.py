@@ -4,8 +4,8 @@ Two connections of its own, so that no segment and no policy delays a stop: one 
 relay writes nothing at the agent's broker but `stop`, and there nothing but a stop: it never releases one. The fleet's broker stores a
 stop for `SESSION_S` while the device is away, as it does for a gate. Whatever is malformed is a stop.
 
-A stop that the agent's broker does not take is tried again until it does. Each attempt is answered, so that a person sees
-that no answer. Event, through the outbox: `fleet_stop`.
+A stop is tried again until the gate answers: a broker stores nothing for a gate that never connected. A new status, which a gate publishes
+when it connects, shortens the wait. Each attempt is answered, so that a person sees that there was none. Event, through the outbox: `fleet_stop`.
 """
 
 from __future__ import annotations
@@ -29,8 +29,10 @@ SESSION_S = 86_400
 """How long the fleet's broker stores a stop while this device is away."""
 GATE_S = 2.0
 """For the agent's broker, and then for the answer of its gate."""
-RETRY_S = 2.0
-"""Before a stop that the agent's broker did not take is tried again."""
+RETRY_S = (2.0, 60.0)
+"""Before a stop without an answer is tried again: at first, doubled each time, and at most."""
+SILENT_S = 600.0
+"""How long a gate may be silent while its broker takes the stop. Further attempts would undo releases where an answer cannot come."""
 NAME = "fleet-stop"
 """Of the response topic at the agent's broker."""
 
@@ -55,7 +57,8 @@ class StopRelay:
     outbox: Outbox
     refusal: str = ""
     gate_s: float = GATE_S
-    retry_s: float = RETRY_S
+    retry_s: tuple[float, float] = RETRY_S
+    silent_s: float = SILENT_S
     daemon_state: str | None = None
     """As the agent's gate publishes it; None before the first status."""
     _own: Topics = field(init=False)
@@ -63,6 +66,10 @@ class StopRelay:
     """By id of a message, its source. One stop answers them all."""
     _arrived: asyncio.Event = field(default_factory=asyncio.Event)
     _reply_to: str = ""
+    _taken_s: float | None = None
+    """Since when the agent's broker takes a stop that its gate does not answer."""
+    _is_stated: bool = False
+    """Whether the gate has published `stopped` since the last attempt began."""
 
     def __post_init__(self) -> None:
         self._own = Topics(self.agent)
@@ -105,8 +112,12 @@ class StopRelay:
 
     def _status(self, message: Message) -> None:
         self.daemon_state = decode(Status, message.payload).state if message.payload else None
+        self._is_stated = self.daemon_state == "stopped"
+        if self._waiting:  # without an answer so far
+            self._arrived.set()
 
     async def _serve(self) -> None:
+        pause_s = self.retry_s[0]
         while True:
             await self._arrived.wait()
             self._arrived.clear()
@@ -115,17 +126,20 @@ class StopRelay:
             self._answer(list(orders), outcome, reason)
             if is_over:
                 self._note(orders, outcome, reason)
+                pause_s, self._taken_s = self.retry_s[0], None
                 continue
             self._waiting = {**orders, **self._waiting}
             with suppress(TimeoutError):  # a further stop is passed on at once
-                async with asyncio.timeout(self.retry_s):
+                async with asyncio.timeout(pause_s):
                     await self._arrived.wait()
+            pause_s = min(2 * pause_s, self.retry_s[1])
             self._arrived.set()
 
     async def _engage(self) -> tuple[Outcome, str, bool]:
         """Stop the agent once; return outcome, reason, and whether nothing is left to be done here."""
         if self.local is None:
             return "refused", self.refusal, True
+        self._is_stated = False
         topic, payload = self._own("stop"), encode({"engaged": True, "source": "fleet"})
         try:
             async with asyncio.timeout(self.gate_s):
@@ -143,7 +157,17 @@ class StopRelay:
             return "refused", f"the agent's broker: {error}", True
         except MqttLost as error:
             return "no_answer", f"the agent's broker: {local.trouble or error}; the stop is tried again", False
-        return "no_answer", "no gate of the agent answered; the agent's broker has the stop", True
+        if self._is_stated:
+            return "stopped", "its status says so; the answer of its gate did not arrive here", True
+        now_s = time.monotonic()
+        self._taken_s = now_s if self._taken_s is None else self._taken_s
+        if now_s - self._taken_s >= self.silent_s:
+            return (
+                "no_answer",
+                f"no gate of the agent answered for {self.silent_s:.0f} s; its broker has the stop",
+                True,
+            )
+        return "no_answer", "no gate of the agent answered; the stop is tried again", False
 
     def _answer(self, ids: list[str], outcome: Outcome, reason: str) -> None:
         answer = StopAnswer(agent=self.agent, ids=ids, outcome=outcome, reason=reason[:MAX_REASON], stamp=time.time())

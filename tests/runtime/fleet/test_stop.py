@@ -51,7 +51,7 @@ def relay_of(
     config = load(path).config
     assert config.fleet is not None
     relay = stop_relay(config, config.fleet, Outbox(folder / agent / "learner" / "outbox"))
-    relay.retry_s, relay.gate_s = 0.1, 1.0
+    relay.retry_s, relay.gate_s = (0.1, 0.5), 1.0
     return relay
 
 
@@ -154,6 +154,40 @@ async def test_without_a_gate_or_a_broker_of_the_agent_there_is_no_answer_and_th
                 assert world.host.gate.stopped
     finally:
         own.stop()
+
+
+async def test_a_gate_with_answers_that_cannot_be_read_is_known_by_its_status_and_may_be_released(
+    tmp_path: Path, broker: Mosquitto
+) -> None:
+    (tmp_path / "acl").write_text("topic deny reflexd/tester/response/fleet-stop/#\ntopic readwrite #\n")
+    (tmp_path / "acl").chmod(0o644)
+    own = Mosquitto(tmp_path)
+    own.extra = f"listener {own.port} 127.0.0.1\nuser root\nallow_anonymous true\nacl_file {tmp_path}/acl\n"
+    own.start()
+    relay = relay_of(tmp_path, broker, own.url)
+    relay.gate_s = 0.3
+    try:
+        async with world_of(tmp_path / "state", own) as world, relaying(relay):
+            found = await stop_agents(server(tmp_path, broker), "tester", "a test", 10)
+            assert (found["tester"].outcome, "its status says so" in found["tester"].reason) == ("stopped", True)
+            await world.send("reflexd/tester/stop", {"engaged": False})
+            await eventually(lambda: not world.host.gate.stopped, "the release at the agent")
+            assert await relay.fleet.caught_up(10)
+            assert not relay._waiting
+    finally:
+        own.stop()
+
+
+async def test_a_silent_gate_is_given_up_so_that_a_release_lasts(tmp_path: Path, broker: Mosquitto) -> None:
+    relay = relay_of(tmp_path, broker)
+    relay.gate_s, relay.retry_s, relay.silent_s = 0.1, (0.05, 0.05), 0.3
+    watch = GroupWatch(server(tmp_path, broker))
+    caller = StopCaller(watch.link, STOPS)
+    async with relaying(relay), running(watch.link):
+        found = await caller.stop("tester", ["tester"], "a test", 0.2)
+        assert found["tester"].outcome == "no_answer"
+        await eventually(lambda: "no gate of the agent answered for" in caller.newest["tester"].reason, "the end")
+        assert not relay._waiting
 
 
 async def test_a_device_that_was_away_from_the_fleet_is_stopped_when_it_comes_back(
