@@ -171,21 +171,22 @@ def publish(settings: Path, directory: Path | None, key: str | None, share: floa
 @fleet.command()
 @FLEET_FILE
 @SHARE
+@click.option(
+    "--force", is_flag=True, help="Return to the newest earlier version, also where it never passed its waves."
+)
 @refusing
-def rollback(settings: Path, share: float) -> None:
+def rollback(settings: Path, share: float, *, force: bool) -> None:
     """Take the published version out for good, and publish the newest earlier one that passed. Repeat it where the broker did not answer.
 
-    Passed are versions that went through all of their waves, and those that a person published. Without one, no agent tries any.
+    Passed are versions that went through all of their waves. Without one, the version is only withdrawn, and no agent tries any. A
+    version that a person published and that never passed is named; --force returns to it.
     """
-    from runtime.fleet.policy_publisher import PolicyPublisher
+    from runtime.fleet.policy_publisher import PolicyPublisher, rollback_in_words
     from runtime.fleet.server_settings import load_fleet
 
     publisher = PolicyPublisher(load_fleet(settings))
-    policy = checked(lambda: asyncio.run(publisher.roll_back(share)))
-    if policy.version in policy.withdrawn:
-        click.echo(f"{policy.version} is withdrawn from {policy.group}; no earlier version passed its waves")
-    else:
-        _say(policy)
+    policy = checked(lambda: asyncio.run(publisher.roll_back(share, force=force)))
+    click.echo(rollback_in_words(publisher, policy))
 
 
 @fleet.command()

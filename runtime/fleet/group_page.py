@@ -26,7 +26,7 @@ from learners.files import private_folder
 from learners.fleet_data.segment import NAME
 from runtime.dashboard.auth import Access, token_file
 from runtime.dashboard.sign_in import HEADERS, SignIn, check_origin, html_page
-from runtime.fleet.policy_publisher import PolicyPublisher
+from runtime.fleet.policy_publisher import PolicyPublisher, rollback_in_words
 from runtime.fleet.reports import GroupWatch
 from runtime.fleet.server_settings import FleetServerSettings
 from runtime.fleet.stop.caller import StopCaller
@@ -244,8 +244,8 @@ async def act_on(settings: FleetServerSettings, action: GroupAction) -> str:
         MqttLost, CheckpointRefused, OSError, ValueError: it could not be done.
     """
     if action == "rollback":
-        policy = await PolicyPublisher(settings).roll_back(1.0)
-        return f"{policy.version} is in force"
+        publisher = PolicyPublisher(settings)
+        return rollback_in_words(publisher, await publisher.roll_back(1.0))
     path = settings.data / settings.group / PAUSED
     private_folder(path.parent)
     if action == "pause":

@@ -1,8 +1,9 @@
 """Publish a version to a group: the blob in retained parts, then the signed manifest.
 
 `<data>/<group>/policies` has every version that was published, under the fleet's own key, and says which one is in force. A
-rollback publishes an earlier one again, with a higher counter. `passed.json` names the versions that passed all of their waves, or
-that a person published: a withdrawal and a rollback return to no other one. A rollback takes a version out only while the broker answers, and notes
+rollback publishes an earlier one again, with a higher counter. `passed.json` names the versions that passed all of their waves, and
+`by-hand.json` those that a person published to all agents. A withdrawal returns to the newest of both. A rollback by hand returns to one
+that passed its waves, and to another one only where the person insists. A rollback takes a version out only while the broker answers, and notes
 it, so that a rollback that was interrupted publishes the same version when it is repeated. The verbs `reflexd fleet publish` and
 `rollback` use it.
 """
@@ -13,9 +14,10 @@ import asyncio
 import hashlib
 import secrets
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -50,6 +52,8 @@ class PolicyPublisher:
 
     settings: FleetServerSettings
     clock: Callable[[], float] = time.time
+    skipped: list[str] = field(default_factory=list)
+    """Versions that the last rollback passed by because they never passed their waves, the newest first."""
 
     @property
     def folder(self) -> Path:
@@ -90,23 +94,33 @@ class PolicyPublisher:
         version = _imported(checkpoints, directory.name) if by == "wave" else None
         if version is None:
             version = checkpoints.import_version(directory, public)
-        if by == "person":
-            self.note_passed(version)
         checkpoints.promote(version, by="publish")
         self._pending.unlink(missing_ok=True)
         return version
 
     def passed(self) -> list[str]:
-        """Return the versions that passed all of their waves or that a person published, the newest last."""
+        """Return the versions that passed all of their waves, the newest last."""
         return self._names("passed.json")
 
+    def trusted(self) -> list[str]:
+        """Return the versions that passed all of their waves, and those that a person published to all agents."""
+        return [*self.passed(), *self._names("by-hand.json")]
+
     def note_passed(self, version: str) -> None:
-        """Note that agents may return to a version.
+        """Note that a version passed all of its waves.
 
         Raises:
             OSError: the disk refuses.
         """
         self._note_name("passed.json", version)
+
+    def note_by_hand(self, version: str) -> None:
+        """Note that a person published a version to all agents.
+
+        Raises:
+            OSError: the disk refuses.
+        """
+        self._note_name("by-hand.json", version)
 
     def in_force(self) -> str | None:
         """Return the version in force; None if there is none."""
@@ -117,11 +131,14 @@ class PolicyPublisher:
         """Names the version that a rollback takes out, until the one before it is published."""
         return self.folder / "rollback-pending.json"
 
-    def go_back(self) -> str:
-        """Take the version in force out for good; return the version in force then: the newest one before it that passed.
+    def go_back(self, *, force: bool = False) -> str:
+        """Take the version in force out for good; return the version in force then: the newest one before it that passed its waves.
 
         Without one, the version in force stays so and is only withdrawn: no agent tries any. A repeated call takes out no further
         version before the broker has that one.
+
+        Args:
+            force: return to the newest one before it, also where it never passed its waves.
 
         Raises:
             CheckpointRefused: no version was published yet.
@@ -134,40 +151,49 @@ class PolicyPublisher:
         else:
             failing = version
             write_atomically(self._pending, orjson.dumps(failing), mode=0o600)
-        return self._take_out(failing)
+        return self._take_out(failing, None if force else self.passed())
 
-    def _take_out(self, version: str) -> str:
-        """Withdraw a version, and return the version in force then: where it was in force, the newest one before it that passed."""
+    def _take_out(self, version: str, allowed: Collection[str] | None) -> str:
+        """Withdraw a version, and return the version in force then: where it was in force, the newest one before it that is allowed.
+
+        Args:
+            version: as the fleet calls it.
+            allowed: versions that agents may return to; None for any that was not taken out.
+        """
         self._note_name("withdrawn.json", version)
-        checkpoints, passed = self._checkpoints(), set(self.passed())
-        for earlier in reversed(checkpoints.live().promoted):
+        self.skipped.clear()
+        checkpoints = self._checkpoints()
+        for earlier in dict.fromkeys(reversed(checkpoints.live().promoted)):
             live = checkpoints.live()
-            if (
-                live.version == version
-                and earlier in passed
-                and earlier not in {version, *live.failed, *self.withdrawn()}
-            ):
-                with suppress(CheckpointRefused):  # it cannot be loaded any more
-                    checkpoints.rollback(failing=version, to=earlier)
+            if live.version != version:
+                break
+            if earlier in {version, *live.failed, *self.withdrawn()}:
+                continue
+            if allowed is not None and earlier not in allowed:
+                self.skipped.append(earlier)
+                continue
+            with suppress(CheckpointRefused):  # it cannot be loaded any more
+                checkpoints.rollback(failing=version, to=earlier)
         return str(checkpoints.live().version)
 
-    async def roll_back(self, share: float) -> FleetPolicy:
-        """Take the version in force out for good, once the broker answers, and publish the newest one before it that passed.
+    async def roll_back(self, share: float, *, force: bool = False) -> FleetPolicy:
+        """Take the version in force out for good, once the broker answers, and publish the newest one before it that passed its waves.
 
-        Without one, the manifest only withdraws.
+        Without one, the manifest only withdraws. `skipped` names newer ones that never passed.
 
         Args:
             share: of the agents that try it.
+            force: publish the newest one before it, also where it never passed its waves.
 
         Raises:
             MqttLost: the broker does not answer; where it had answered before, a repetition publishes the same version.
             CheckpointRefused: no version was published yet, or it cannot be read.
             ValueError: it names no spec.
         """
-        return await self.publish(share, before=self.go_back)
+        return await self.publish(share, before=partial(self.go_back, force=force))
 
     async def withdraw(self, version: str) -> FleetPolicy:
-        """Take a version out on every agent, and publish the newest one before it that passed; without one, no agent tries any.
+        """Take a version out on every agent, and publish the newest one before it that is `trusted`; without one, no agent tries any.
 
         Args:
             version: as the fleet calls it.
@@ -176,7 +202,7 @@ class PolicyPublisher:
             MqttLost: the broker does not answer; a repetition publishes the same.
             CheckpointRefused: the version in force cannot be read.
         """
-        return await self.publish(1.0, before=lambda: self._take_out(version), wave="all")
+        return await self.publish(1.0, before=lambda: self._take_out(version, self.trusted()), wave="all")
 
     def _note_name(self, file: str, version: str) -> None:
         private_folder(self.folder)
@@ -226,6 +252,8 @@ class PolicyPublisher:
             message = sign(policy, load_key(self.settings.data))
             await link.publish(topics.policy, message, retain=True, timeout_s=PART_S)
             self._pending.unlink(missing_ok=True)
+            if wave == "manual" and share == 1 and policy.version not in policy.withdrawn:
+                self.note_by_hand(policy.version)
         except TimeoutError:
             reason = link.trouble or "no answer"
             raise MqttLost(f"{self.settings.mqtt.host}:{self.settings.mqtt.port}: {reason}") from None
@@ -269,6 +297,22 @@ class PolicyPublisher:
     def _checkpoints(self) -> Checkpoints:
         private_folder(self.folder)
         return Checkpoints(self.folder / "policies", load_key(self.settings.data))
+
+
+def rollback_in_words(publisher: PolicyPublisher, policy: FleetPolicy) -> str:
+    """Return what a rollback did, and which versions it passed by because they never passed their waves.
+
+    Args:
+        publisher: that rolled back.
+        policy: the manifest that it published.
+    """
+    skipped = f"{', '.join(publisher.skipped)} never passed all waves" if publisher.skipped else ""
+    if policy.version in policy.withdrawn:
+        way = f". {skipped}: `reflexd fleet rollback --force` returns to {publisher.skipped[0]}" if skipped else ""
+        return f"{policy.version} is withdrawn from {policy.group}; no earlier version passed its waves{way}"
+    unproven = "" if policy.version in publisher.passed() else ", which NEVER PASSED all waves"
+    text = f"{policy.version}{unproven} is published to {policy.share:.0%} of {policy.group} as number {policy.counter}"
+    return f"{text}; {skipped}, and the rollback passed by" if skipped else text
 
 
 def spec_digest_of(loaded: LoadedCheckpoint) -> str:

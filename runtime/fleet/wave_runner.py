@@ -162,7 +162,7 @@ class WaveRunner:
             hold_s=self.settings.hold_s,
             alpha=self.settings.alpha,
             away=members.difference(online),
-            is_compared=bool(self.publisher.passed()),
+            is_compared=bool(self.publisher.trusted()),
         )
         if decision.step == "stop":
             self._count_lone_stop(version, decision.lone)

@@ -7,10 +7,12 @@ import hashlib
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Literal
 
 import learning
 import orjson
 import pytest
+from click.testing import CliRunner
 
 from fakes import Mosquitto, eventually
 from learners.checkpoints.manifest import CheckpointRefused
@@ -20,8 +22,9 @@ from learners.checkpoints.trusted_keys import read_public
 from learners.fleet_data.received_policies import received, withdrawn
 from learners.fleet_data.uplink_queue import UplinkIdentity
 from learners.ipc.outbox import Outbox
+from runtime.cli.main import main
 from runtime.fleet import policy_publisher
-from runtime.fleet.policy_publisher import PolicyPublisher
+from runtime.fleet.policy_publisher import PolicyPublisher, rollback_in_words
 from runtime.fleet.policy_receiver import PolicyReceiver
 from runtime.fleet.server_settings import FleetServerSettings
 from runtime.fleet.topics import FleetTopics
@@ -84,7 +87,9 @@ async def test_a_policy_a_newer_one_and_a_rollback_arrive_and_a_replay_does_not(
         assert found.name == second
         spy.enqueue("reflexd/fleet/arms/policy", recorded[0], qos=1)
         await eventually(lambda: receiver.refused == 1, "the refusal of a replay")
-        assert server.go_back() == first
+        assert server.go_back() == second  # the first never passed its waves: the second is only withdrawn
+        assert server.skipped == [first]
+        assert server.go_back(force=True) == first
         await server.publish(1.0)
         await eventually(lambda: receiver.accepted is not None and receiver.accepted.counter == 3, "the rollback")
         found = received(state)
@@ -126,6 +131,7 @@ async def test_a_rollback_that_did_not_reach_the_broker_can_be_repeated(
     for scale in (1.0, 2.0, 3.0):
         directory, known = trained(tmp_path, scale)
         names.append(server.add(directory, known, lambda _: False))
+        server.note_passed(names[-1])
     away = FleetServerSettings.model_validate(server.settings.model_dump() | {"mqtt": {"url": "mqtt://127.0.0.1:1"}})
     monkeypatch.setattr(policy_publisher, "CONNECT_S", 0.05)
     with pytest.raises(MqttLost):
@@ -142,12 +148,58 @@ async def test_a_rollback_that_did_not_reach_the_broker_can_be_repeated(
         assert (policy.version, set(policy.withdrawn)) == (names[0], set(names))
 
 
-async def test_a_rollback_by_hand_returns_to_no_version_that_did_not_pass(tmp_path: Path, broker: Mosquitto) -> None:
-    server, names = publisher(tmp_path, broker), []
+def stored(folder: Path, server: PolicyPublisher, scale: float, by: Literal["person", "wave"]) -> str:
+    directory, known = trained(folder, scale)
+    return server.add(directory, known, lambda _: False, by=by)
+
+
+async def test_a_rollback_by_hand_returns_to_no_version_that_did_not_pass_unless_forced(
+    tmp_path: Path, broker: Mosquitto
+) -> None:
+    server = publisher(tmp_path, broker)
     with pytest.raises(CheckpointRefused, match="no version was published"):
         await server.roll_back(1.0)
-    for scale, by in ((1.0, "person"), (2.0, "wave"), (3.0, "wave")):
-        directory, known = trained(tmp_path, scale)
-        names.append(server.add(directory, known, lambda _: False, by=by))
+    passed = stored(tmp_path, server, 1.0, "wave")
+    server.note_passed(passed)
+    by_hand = stored(tmp_path, server, 2.0, "person")
+    await server.publish(1.0)
+    bad = stored(tmp_path, server, 3.0, "wave")
     policy = await server.roll_back(1.0)
-    assert (policy.version, policy.withdrawn) == (names[0], [names[2]])
+    assert (policy.version, policy.withdrawn, server.skipped) == (passed, [bad], [by_hand])
+    assert f"{by_hand} never passed all waves" in rollback_in_words(server, policy)
+
+
+def verb(folder: Path, broker: Mosquitto, *arguments: str) -> str:
+    path = folder / "fleet.yaml"
+    path.write_text(f'group: arms\ndata: data\nmqtt: {{url: "{broker.url}"}}\n')
+    result = CliRunner().invoke(main, ["fleet", "rollback", str(path), *arguments])
+    assert result.exit_code == 0, result.output
+    return result.output
+
+
+async def test_the_verb_withdraws_first_and_names_what_force_would_return_to(tmp_path: Path, broker: Mosquitto) -> None:
+    server = publisher(tmp_path, broker)
+    by_hand = stored(tmp_path, server, 1.0, "person")
+    await server.publish(0.1)
+    bad = stored(tmp_path, server, 2.0, "person")
+    await server.publish(1.0)
+    said = await asyncio.to_thread(verb, tmp_path, broker)
+    assert f"{bad} is withdrawn from arms; no earlier version passed its waves" in said
+    assert f"--force` returns to {by_hand}" in said
+    assert server.in_force() == bad  # withdrawn, and no other one is in force
+    said = await asyncio.to_thread(verb, tmp_path, broker, "--force")
+    assert f"{by_hand}, which NEVER PASSED all waves, is published" in said.replace("waves is", "waves, is")
+    assert server.in_force() == by_hand
+
+
+async def test_a_withdrawal_returns_to_what_a_person_published_to_all_and_not_to_a_part(
+    tmp_path: Path, broker: Mosquitto
+) -> None:
+    server = publisher(tmp_path, broker)
+    to_all = stored(tmp_path, server, 1.0, "person")
+    await server.publish(1.0)
+    to_few = stored(tmp_path, server, 2.0, "person")
+    await server.publish(0.1)
+    bad = stored(tmp_path, server, 3.0, "wave")
+    policy = await server.withdraw(bad)
+    assert (policy.version, server.skipped) == (to_all, [to_few])

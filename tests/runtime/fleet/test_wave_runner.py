@@ -153,6 +153,7 @@ async def test_without_a_version_that_passed_a_withdrawal_only_withdraws(tmp_pat
 async def test_a_version_that_a_person_published_is_returned_to(tmp_path: Path) -> None:
     group = Group(tmp_path)
     by_hand = group.publisher.add(group.checkpoints.folder / group.candidate(1), str(public(group)), lambda _: False)
+    group.publisher.note_by_hand(by_hand)
     canary = await group.begin(2)
     group.say("worse", canary)
     await group.runner.step()
