@@ -183,12 +183,12 @@ async def test_the_verb_withdraws_first_and_names_what_force_would_return_to(tmp
     await server.publish(0.1)
     bad = stored(tmp_path, server, 2.0, "person")
     await server.publish(1.0)
-    said = await asyncio.to_thread(verb, tmp_path, broker)
-    assert f"{bad} is withdrawn from arms; no earlier version passed its waves" in said
-    assert f"--force` returns to {by_hand}" in said
+    output = await asyncio.to_thread(verb, tmp_path, broker)
+    assert f"{bad} is withdrawn from arms; no earlier version passed its waves" in output
+    assert f"--force` returns to {by_hand}" in output
     assert server.in_force() == bad  # withdrawn, and no other one is in force
-    said = await asyncio.to_thread(verb, tmp_path, broker, "--force")
-    assert f"{by_hand}, which NEVER PASSED all waves, is published" in said.replace("waves is", "waves, is")
+    output = await asyncio.to_thread(verb, tmp_path, broker, "--force")
+    assert f"{by_hand}, which NEVER PASSED all waves, is published" in output.replace("waves is", "waves, is")
     assert server.in_force() == by_hand
 
 
