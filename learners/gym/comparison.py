@@ -58,6 +58,23 @@ class SeedGroup:
         """Return the seeds that did not end, or ended below `least`."""
         return [one for one in self.results if one.score is None or (least is not None and one.score < least)]
 
+    def facts(self, least: float | None) -> dict[str, Any]:
+        """Return the group as plain values."""
+        one = self.results[0]
+        middle, low, high = interquartile_mean(self.scores) if self.scores else (None, None, None)
+        return {
+            "name": self.name,
+            "environment": one.environment,
+            "algorithm": one.algorithm,
+            "steps": one.steps,
+            "scores": {str(each.seed): each.score for each in self.results},
+            "mean": float(np.mean(self.scores)) if self.scores else None,
+            "interquartile_mean": middle,
+            "low": low,
+            "high": high,
+            "failed": [each.seed for each in self.failed(least)],
+        }
+
     def row(self, least: float | None) -> str:
         """Return the group as a line of the table."""
         failed = [

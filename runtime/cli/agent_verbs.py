@@ -15,7 +15,7 @@ import click
 from rich.console import Console
 from rich.table import Table
 
-from runtime.cli.options import FILE, load_or_demo, refusing, takes_settings
+from runtime.cli.options import FILE, load_or_demo, refusing, show, takes_settings, with_json
 from runtime.mqtt.rpc import EXPLAIN_S, Answer
 
 BAR = 24
@@ -45,19 +45,14 @@ def picture(answer: Answer) -> None:
 @click.command()
 @click.argument("decision")
 @takes_settings()
-@click.option("--json", "as_json", is_flag=True, help="Print the explanation as JSON.")
+@with_json("the explanation")
 @refusing
 def explain(decision: str, config: Path | None, *, as_json: bool) -> None:
     """Explain DECISION (an id of the topic `decision`): contribution and age of each stream, policy version, gate verdict.
 
     Example: reflexd explain 3f9c1a2b7d4e-1042
     """
-    from runtime.console.client import NoAnswer, send_request
-
-    try:
-        answer = send_request(load_or_demo(config), "explain", {"decision": decision}, timeout_s=EXPLAIN_S)
-    except NoAnswer as error:
-        raise click.ClickException(str(error)) from None
+    answer = _answer(config, "explain", {"decision": decision}, timeout_s=EXPLAIN_S)
     if as_json:
         click.echo(json.dumps(answer, indent=2))
     else:
@@ -67,64 +62,74 @@ def explain(decision: str, config: Path | None, *, as_json: bool) -> None:
 @click.command()
 @click.argument("state", type=click.Choice(["on", "off"]))
 @takes_settings()
+@with_json("the answer")
 @refusing
-def record(state: str, config: Path | None) -> None:
+def record(state: str, config: Path | None, *, as_json: bool) -> None:
     """Start or end a recording (MCAP) of all readings and decisions in the running daemon.
 
     Example: reflexd record on; reflexd record off
     """
+    answer = _answer(config, "record", {"on": state == "on"})
+    show(answer, _recorded(answer, is_on=state == "on"), as_json=as_json)
+
+
+def _recorded(answer: Answer, *, is_on: bool) -> str:
+    """Return what a recording became, for a person."""
+    if "path" not in answer:
+        return "no recording is under way"
+    if is_on:
+        return f"recording to {answer['path']}"
+    return f"{answer['path']}: {answer['written']} messages in {answer['files']} files, {answer['dropped']} dropped"
+
+
+def _answer(config: Path | None, verb: str, body: dict[str, Any], **options: float) -> Answer:
+    """Send a request and return the answer's data; without an answer the program ends with its reason."""
     from runtime.console.client import NoAnswer, send_request
 
     try:
-        answer = send_request(load_or_demo(config), "record", {"on": state == "on"})
+        return send_request(load_or_demo(config), verb, body, **options)
     except NoAnswer as error:
         raise click.ClickException(str(error)) from None
-    click.echo(json.dumps(answer))
-
-
-def _request(config: Path | None, verb: str, body: dict[str, Any]) -> None:
-    """Send a request and print the answer's data as JSON."""
-    from runtime.console.client import NoAnswer, send_request
-
-    try:
-        answer = send_request(load_or_demo(config), verb, body)
-    except NoAnswer as error:
-        raise click.ClickException(str(error)) from None
-    click.echo(json.dumps(answer))
 
 
 @click.command()
 @click.argument("mode", type=click.Choice(["shadow", "assist", "autonomous"]))
 @takes_settings()
+@with_json("the answer")
 @refusing
-def mode(mode: str, config: Path | None) -> None:
+def mode(mode: str, config: Path | None, *, as_json: bool) -> None:
     """Switch the running daemon to MODE: shadow decides, assist proposes, autonomous acts.
 
     Example: reflexd mode autonomous --config home.yaml
     """
-    _request(config, "mode", {"mode": mode})
+    answer = _answer(config, "mode", {"mode": mode})
+    show(answer, ", ".join(f"{name}: {now}" for name, now in answer["modes"].items()), as_json=as_json)
 
 
 @click.command()
 @takes_settings()
+@with_json("the answer")
 @refusing
-def arm(config: Path | None) -> None:
+def arm(config: Path | None, *, as_json: bool) -> None:
     """Let the policy of the running daemon act.
 
     Example: reflexd arm --config home.yaml
     """
-    _request(config, "arm", {})
+    answer = _answer(config, "arm", {})
+    waits = f"not armed yet; it waits for: {'; '.join(answer['waiting_for'])}"
+    show(answer, "armed" if answer["armed"] else waits, as_json=as_json)
 
 
 @click.command()
 @takes_settings()
+@with_json("the answer")
 @refusing
-def disarm(config: Path | None) -> None:
+def disarm(config: Path | None, *, as_json: bool) -> None:
     """Keep the policy of the running daemon from acting until someone arms it.
 
     Example: reflexd disarm --config home.yaml
     """
-    _request(config, "disarm", {})
+    show(_answer(config, "disarm", {}), "disarmed", as_json=as_json)
 
 
 @click.group()
@@ -135,26 +140,23 @@ def sources() -> None:
 @sources.command()
 @click.argument("source")
 @takes_settings()
+@with_json("the answer")
 @refusing
-def release(source: str, config: Path | None) -> None:
+def release(source: str, config: Path | None, *, as_json: bool) -> None:
     """Release a quarantined SOURCE of rewards (or label:SOURCE); the daemon uses its data again and stops checking it.
 
     Example: reflexd sources release button-3
     """
-    from runtime.console.client import NoAnswer, send_request
-
-    try:
-        answer = send_request(load_or_demo(config), "release", {"source": source})
-    except NoAnswer as error:
-        raise click.ClickException(str(error)) from None
-    click.echo(json.dumps(answer))
+    show(
+        _answer(config, "release", {"source": source}), f"{source} is released: its data counts again", as_json=as_json
+    )
 
 
 @click.command()
 @click.argument("file", type=FILE)
 @takes_settings("the demo's")
 @click.option("--policy", help="Decide with this version instead, and list the decisions that differ.")
-@click.option("--json", "as_json", is_flag=True, help="Print the report as JSON.")
+@with_json("the report")
 @refusing
 def replay(file: Path, config: Path | None, policy: str | None, *, as_json: bool) -> None:
     """Repeat the decisions of a recording with the policy versions that made them, and compare each one.

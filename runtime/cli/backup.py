@@ -9,7 +9,7 @@ from pathlib import Path
 
 import click
 
-from runtime.cli.options import ANY, FILE, InvalidInput, load_or_demo, refusing, takes_settings
+from runtime.cli.options import ANY, FILE, InvalidInput, load_or_demo, refusing, show, takes_settings, with_json
 
 
 @contextmanager
@@ -32,8 +32,9 @@ def _size(count: int) -> str:
 @click.argument("file", type=ANY)
 @takes_settings()
 @click.option("--recordings", is_flag=True, help="Include the recordings.")
+@with_json("path, number of files, bytes and what is left out")
 @refusing
-def backup(file: Path, config: Path | None, *, recordings: bool) -> None:
+def backup(file: Path, config: Path | None, *, recordings: bool, as_json: bool) -> None:
     """Write the state of the daemon of CONFIG (default: the demo) into the new FILE; the daemon may be running.
 
     FILE contains policies, experience, labels, fine-tuned models, keys, tokens, the software stop and modes set by hand. Keep it as
@@ -57,8 +58,11 @@ def backup(file: Path, config: Path | None, *, recordings: bool) -> None:
             "left out: the key that signs policies is not in state_dir; keep a copy of systemd's credential checkpoint-key",
             err=True,
         )
-    click.echo(
-        f"{done.path}: {done.files} files, {_size(done.bytes)} of the state, {_size(done.path.stat().st_size)} on disk"
+    size = done.path.stat().st_size
+    show(
+        {"path": done.path, "files": done.files, "bytes": done.bytes, "size": size, "left_out": done.left_out},
+        f"{done.path}: {done.files} files, {_size(done.bytes)} of the state, {_size(size)} on disk",
+        as_json=as_json,
     )
     if done.left_out:
         click.echo("the backup is not complete", err=True)
@@ -69,8 +73,9 @@ def backup(file: Path, config: Path | None, *, recordings: bool) -> None:
 @click.argument("file", type=FILE)
 @takes_settings()
 @click.option("--replace", is_flag=True, help="Rename a state folder that is not empty, and restore in its place.")
+@with_json("folder, number of files, bytes, time of the backup and the folder of the earlier state")
 @refusing
-def restore(file: Path, config: Path | None, *, replace: bool) -> None:
+def restore(file: Path, config: Path | None, *, replace: bool, as_json: bool) -> None:
     """Restore the state of the daemon of CONFIG (default: the demo) from FILE, which `reflexd backup` wrote.
 
     Stop the daemon first. Everything is unpacked and verified before anything changes. Restore only files that you made: a backup
@@ -94,4 +99,14 @@ def restore(file: Path, config: Path | None, *, replace: bool) -> None:
         click.echo(f"the backup is of agent {done.head.agent}; these settings are of agent {settings.agent}", err=True)
     if done.set_aside is not None:
         click.echo(f"the earlier state is now {done.set_aside}; delete it when you no longer need it", err=True)
-    click.echo(f"{settings.state_dir}: {done.files} files, {_size(done.bytes)}, as of {done.head.created}")
+    show(
+        {
+            "state_dir": settings.state_dir,
+            "files": done.files,
+            "bytes": done.bytes,
+            "created": done.head.created,
+            "earlier": done.set_aside,
+        },
+        f"{settings.state_dir}: {done.files} files, {_size(done.bytes)}, as of {done.head.created}",
+        as_json=as_json,
+    )

@@ -12,7 +12,7 @@ import click
 from rich.console import Console
 from rich.table import Table
 
-from runtime.cli.options import FILE, FOLDER, InvalidInput, load_or_demo, refusing, renamed
+from runtime.cli.options import FILE, FOLDER, InvalidInput, load_or_demo, refusing, renamed, show, with_json
 
 if TYPE_CHECKING:
     from learners.checkpoints.manifest import Manifest
@@ -25,7 +25,7 @@ T = TypeVar("T")
 @click.group(invoke_without_command=True)
 @click.option("--config", type=FILE, help="The daemon's settings; default: the demo.")
 @click.option("--task", help="Use the versions of this task instead of the policy's.")
-@click.option("--json", "as_json", is_flag=True, help="Print the list as JSON.")
+@with_json("the list")
 @click.pass_context
 @refusing
 def checkpoints(context: click.Context, config: Path | None, task: str | None, *, as_json: bool) -> None:
@@ -44,7 +44,7 @@ def checkpoints(context: click.Context, config: Path | None, task: str | None, *
         if as_json:
             click.echo(json.dumps(checked(lambda: rows(context.obj) if task is None else context.obj[0].rows(task))))
             return
-        checked(lambda: show(context.obj) if task is None else show_task(*context.obj))
+        checked(lambda: list_versions(context.obj) if task is None else list_task_versions(*context.obj))
 
 
 def checked(work: Callable[[], T]) -> T:
@@ -60,29 +60,31 @@ def checked(work: Callable[[], T]) -> T:
 
 @checkpoints.command()
 @click.argument("version")
+@with_json("the live version")
 @click.pass_obj
 @refusing
-def promote(folder: Checkpoints | tuple[TaskVersions, str], version: str) -> None:
+def promote(folder: Checkpoints | tuple[TaskVersions, str], version: str, *, as_json: bool) -> None:
     """Make VERSION live, after its files and its signature are verified. No promotion step is run."""
     if isinstance(folder, tuple):
         versions, task = folder
         version = checked(lambda: versions.promote(task, version))["version"]
     else:
         checked(lambda: folder.promote(version))
-    click.echo(f"{version} is live")
+    show({"live": version}, f"{version} is live", as_json=as_json)
 
 
 @checkpoints.command()
+@with_json("the live version")
 @click.pass_obj
 @refusing
-def rollback(folder: Checkpoints | tuple[TaskVersions, str]) -> None:
+def rollback(folder: Checkpoints | tuple[TaskVersions, str], *, as_json: bool) -> None:
     """Mark the live version as failed, and make the version before it live."""
     if isinstance(folder, tuple):
         versions, task = folder
         live = checked(lambda: versions.rollback(task))["to"]
     else:
         live = checked(folder.rollback).version
-    click.echo(f"{live} is live")
+    show({"live": live}, f"{live} is live", as_json=as_json)
 
 
 checkpoints.add_command(renamed("adopt", "reflexd checkpoints import DIR"))
@@ -95,9 +97,12 @@ checkpoints.add_command(renamed("adopt", "reflexd checkpoints import DIR"))
     metavar="KEY",
     help="The key that must have signed it: its fingerprint (`SHA256:...`, printed by `reflexd train`) or a PEM file.",
 )
+@with_json("the live version")
 @click.pass_obj
 @refusing
-def import_version(folder: Checkpoints | tuple[TaskVersions, str], directory: Path, key: str | None) -> None:
+def import_version(
+    folder: Checkpoints | tuple[TaskVersions, str], directory: Path, key: str | None, *, as_json: bool
+) -> None:
     """Import the checkpoint that `reflexd train` wrote to DIRECTORY and make it live.
 
     Without --key, an unknown key is shown once: compare its fingerprint with the one that `reflexd train` printed. A confirmed
@@ -105,10 +110,11 @@ def import_version(folder: Checkpoints | tuple[TaskVersions, str], directory: Pa
     """
     if isinstance(folder, tuple):
         raise InvalidInput("`import` reads policies; fine-tune a task from labels, or name a folder in its `model:`")
-    click.echo(f"{import_directory(folder, directory, key)} is live")
+    version = import_directory(folder, directory, key)
+    show({"live": version}, f"{version} is live", as_json=as_json)
 
 
-def show_task(versions: TaskVersions, task: str) -> None:
+def list_task_versions(versions: TaskVersions, task: str) -> None:
     """Print one line for each version, oldest first."""
     body = versions.rows(task)
     table = Table("version", "state", "made", "metrics")
@@ -140,7 +146,7 @@ def rows(checkpoints: Checkpoints) -> dict[str, Any]:
     return {"live": live.version, "versions": found}
 
 
-def show(checkpoints: Checkpoints) -> None:
+def list_versions(checkpoints: Checkpoints) -> None:
     """Print one line for each version, oldest first, with the reason why it is live or not."""
     from learners.checkpoints.experiment_records import notes_of_experiments
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import click
 
-from runtime.cli.options import ANY, load_or_demo, refusing, takes_settings
+from runtime.cli.options import ANY, load_or_demo, refusing, show, takes_settings, with_json
 
 FORMATS = ("mcap", "lerobot", "onnx")
 TIME = click.DateTime(["%Y-%m-%d", "%Y-%m-%d %H:%M", "%Y-%m-%d %H:%M:%S", "%Y-%m-%dT%H:%M:%S"])
@@ -27,6 +27,7 @@ TIME = click.DateTime(["%Y-%m-%d", "%Y-%m-%d %H:%M", "%Y-%m-%d %H:%M:%S", "%Y-%m
     "--pictures/--no-pictures", default=True, show_default=True, help="lerobot: export only ticks with stored images."
 )
 @click.option("--task", help="lerobot: the task description for ticks without a stored text.")
+@with_json("format, path and summary")
 @refusing
 def export(
     config: Path | None,
@@ -40,6 +41,7 @@ def export(
     *,
     experience: bool,
     pictures: bool,
+    as_json: bool,
 ) -> None:
     """Export the recordings, the experience or the policy of the daemon of CONFIG (default: the demo); it may be running.
 
@@ -71,4 +73,4 @@ def export(
             options,
             lambda done, total: bar.update(job, completed=done, total=total),
         )
-    click.echo(summary)
+    show({"format": form, "out": out, "summary": summary}, summary, as_json=as_json)

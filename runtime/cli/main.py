@@ -35,8 +35,10 @@ from runtime.cli.options import (
     refuse,
     refusing,
     renamed,
+    show,
     startable,
     takes_settings,
+    with_json,
 )
 from runtime.cli.service import service
 from runtime.cli.training import compare, evaluate, finetune, train
@@ -210,8 +212,9 @@ def status(config: Path | None, *, as_json: bool, timeout_s: float) -> None:
 
 @main.command(cls=CommandWithExamples, epilog="reflexd link\nreflexd link robot.yaml")
 @takes_settings()
+@with_json("the link")
 @refusing
-def link(config: Path | None) -> None:
+def link(config: Path | None, *, as_json: bool) -> None:
     """Print a link that signs one browser in to the page of CONFIG (default: the demo), once, within an hour."""
     import time
 
@@ -220,7 +223,8 @@ def link(config: Path | None) -> None:
     settings = load_or_demo(config).config
     if settings.dashboard is None:
         raise ValueError("dashboard: there is no page; add `dashboard: {}` to the settings")
-    click.echo(create_link(settings.state_dir, settings.dashboard.listen, time.time()))
+    found = create_link(settings.state_dir, settings.dashboard.listen, time.time())
+    show({"link": found}, found, as_json=as_json)
 
 
 @main.command()
@@ -275,8 +279,9 @@ def plant(
 
 @main.command(cls=CommandWithExamples, epilog="reflexd prepare robot.yaml")
 @takes_settings()
+@with_json("the backend of each model")
 @refusing
-def prepare(config: Path | None) -> None:
+def prepare(config: Path | None, *, as_json: bool) -> None:
     """Convert and measure the models of CONFIG (default: the demo), so that the first start is fast.
 
     The results are stored in the user's cache. The verb does not write to `state_dir`.
@@ -287,7 +292,11 @@ def prepare(config: Path | None) -> None:
     settings = load_or_demo(config).config
     with tempfile.TemporaryDirectory() as folder:
         settings = settings.model_copy(update={"state_dir": Path(folder)})
-        build_engine(settings, open_checkpoints(settings.state_dir, settings.promotion)).close()
+        engine = build_engine(settings, open_checkpoints(settings.state_dir, settings.promotion))
+        engine.close()
+    backends = {name: f"{one.backend} {one.precision}" for name, one in sorted(engine.choices.items())}
+    text = ", ".join(f"{name} on {backend}" for name, backend in backends.items()) or "nothing to convert"
+    show({"runtime": engine.runtime, "backends": backends}, f"prepared: {text}", as_json=as_json)
 
 
 for _command in (

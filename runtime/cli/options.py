@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import functools
+import json
 import os
 import re
 import signal
@@ -11,7 +12,7 @@ import sys
 import tempfile
 import time
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from importlib.resources import as_file, files
 from pathlib import Path
 from typing import IO, Any, ParamSpec, TypeVar
@@ -89,6 +90,20 @@ def takes_settings(what: str = "the demo", *, required: bool = False) -> Callabl
         return click.argument("config", type=FILE, required=False)(with_option)
 
     return decorate
+
+
+def with_json(what: str) -> Callable[[Callable[..., T]], Callable[..., T]]:
+    """Give a verb the option `--json`, as the argument `as_json`.
+
+    Args:
+        what: is printed as JSON, for the help.
+    """
+    return click.option("--json", "as_json", is_flag=True, help=f"Print {what} as JSON.")
+
+
+def show(body: Mapping[str, Any], text: str, *, as_json: bool) -> None:
+    """Print the result of a verb: a text for a person, or the body on one line of JSON."""
+    click.echo(json.dumps(body, default=str) if as_json else text)
 
 
 def renamed(name: str, now: str) -> click.Command:

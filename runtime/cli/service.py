@@ -19,7 +19,7 @@ from pathlib import Path
 import click
 
 from learners.files import write_atomically
-from runtime.cli.options import takes_settings
+from runtime.cli.options import show, takes_settings, with_json
 from runtime.config.loader import ConfigError, load
 
 UNIT = "reflexd.service"
@@ -188,7 +188,8 @@ def service() -> None:
 )
 @click.option("--root", type=click.Path(file_okay=False, path_type=Path), default=Path("/"), show_default=True)
 @click.option("--dry-run", is_flag=True, help="Print the unit and what is wrong with it; write nothing.")
-def install_command(config: Path, credentials: tuple[str, ...], root: Path, *, dry_run: bool) -> None:
+@with_json("the written files and the exposure")
+def install_command(config: Path, credentials: tuple[str, ...], root: Path, *, dry_run: bool, as_json: bool) -> None:
     """Write and verify the systemd unit for CONFIG.
 
     Secrets: `reflexd service install robot.yaml --credential mqtt-password:/etc/reflexd/mqtt-password`, and in the settings
@@ -196,21 +197,26 @@ def install_command(config: Path, credentials: tuple[str, ...], root: Path, *, d
     """
     try:
         if dry_run:
-            click.echo(planned(config, credentials))
+            unit = planned(config, credentials)
+            show({"unit": unit}, unit, as_json=as_json)
             return
         done = install(config, root=root, credentials=credentials)
     except (CannotInstall, OSError) as error:
         click.echo(str(error), err=True)
         sys.exit(2)
-    for path in (done.unit, *done.drop_ins):
-        click.echo(f"written: {path}")
-    click.echo(f"verified; exposure {done.exposure} (0 is closed, 10 is open)")
-    click.echo("start it:  systemctl daemon-reload && systemctl enable --now reflexd")
+    written = [str(path) for path in (done.unit, *done.drop_ins)]
+    lines = [
+        *(f"written: {path}" for path in written),
+        f"verified; exposure {done.exposure} (0 is closed, 10 is open)",
+        "start it:  systemctl daemon-reload && systemctl enable --now reflexd",
+    ]
+    show({"written": written, "exposure": done.exposure}, "\n".join(lines), as_json=as_json)
 
 
 @service.command("uninstall")
 @click.option("--root", type=click.Path(file_okay=False, path_type=Path), default=Path("/"), show_default=True)
-def uninstall_command(root: Path) -> None:
+@with_json("the deleted files")
+def uninstall_command(root: Path, *, as_json: bool) -> None:
     """Delete the systemd unit; settings and state remain.
 
     Example: systemctl disable --now reflexd; reflexd service uninstall
@@ -220,9 +226,6 @@ def uninstall_command(root: Path) -> None:
     except OSError as error:
         click.echo(f"{error.filename}: {error.strerror}", err=True)
         sys.exit(2)
-    for path in gone:
-        click.echo(f"deleted: {path}")
-    if not gone:
-        click.echo(f"there is no unit below {root}; nothing was deleted")
-        return
-    click.echo("tell systemd:  systemctl daemon-reload")
+    lines = [*(f"deleted: {path}" for path in gone), "tell systemd:  systemctl daemon-reload"]
+    nothing = f"there is no unit below {root}; nothing was deleted"
+    show({"deleted": [str(path) for path in gone]}, "\n".join(lines) if gone else nothing, as_json=as_json)

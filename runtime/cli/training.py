@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 import yaml
 
-from runtime.cli.options import ANY, FILE, FOLDER, SEED, TaskKinds, refusing
+from runtime.cli.options import ANY, FILE, FOLDER, SEED, TaskKinds, refusing, show, with_json
 from runtime.config.yaml_core import CoreLoader
 
 if TYPE_CHECKING:
+    from learners.gym.comparison import SeedGroup
     from learners.gym.lock_step import TrainSettings
     from learners.model.spec import Algorithm
 
@@ -72,6 +73,7 @@ class Demonstrations(click.ParamType):  # type: ignore[type-arg] # generic only 
     is_flag=True,
     help="Continue the training in the folder OUT exactly where it was last saved; what has ended is not trained again.",
 )
+@with_json("results.json, of several seeds their comparison,")
 @refusing
 def train(
     environment: str,
@@ -83,6 +85,8 @@ def train(
     algorithm: Algorithm,
     demonstrations: int | Path,
     resume: bool,  # noqa: FBT001 - as the option
+    *,
+    as_json: bool,
 ) -> None:
     """Train a policy on the gymnasium environment ENV, in lock-step: the environment waits for each update.
 
@@ -104,7 +108,7 @@ def train(
     if seeds is not None:
         options = ["--steps", str(steps), "--algorithm", algorithm, "--demonstrations", str(demonstrations)]
         options += [part for value in values for part in ("--set", value)] + (["--resume"] if resume else [])
-        _train_seeds(environment, seeds, out, steps, with_algorithm(settings, algorithm), options)
+        _train_seeds(environment, seeds, out, steps, with_algorithm(settings, algorithm), options, as_json=as_json)
         return
     results = train_in(
         environment,
@@ -122,10 +126,11 @@ def train(
             f"{environment}: {cut} episodes of evaluations did not end and were cut; give the environment a time limit",
             err=True,
         )
-    click.echo(
-        f"{environment}: mean return {final['mean']:.1f} ± {final['std']:.1f} over {final['episodes']} episodes; {results['wall_s']:.0f} s; {out}/results.json"
-    )
-    click.echo(f"signed with the key {results['key']}; `reflexd checkpoints import {out}` asks for it once")
+    lines = [
+        f"{environment}: mean return {final['mean']:.1f} ± {final['std']:.1f} over {final['episodes']} episodes; {results['wall_s']:.0f} s; {out}/results.json",
+        f"signed with the key {results['key']}; `reflexd checkpoints import {out}` asks for it once",
+    ]
+    show(results, "\n".join(lines), as_json=as_json)
 
 
 def _named_values(texts: tuple[str, ...]) -> dict[str, Any]:
@@ -160,7 +165,14 @@ def _named_value(text: str) -> tuple[str, Any]:
 
 
 def _train_seeds(
-    environment: str, seeds: str, out: Path, steps: int, settings: TrainSettings, options: list[str]
+    environment: str,
+    seeds: str,
+    out: Path,
+    steps: int,
+    settings: TrainSettings,
+    options: list[str],
+    *,
+    as_json: bool,
 ) -> None:
     """Train every seed in a process of its own, and print their comparison; exit code 1 if a seed failed."""
     from learners.gym.comparison import grouped, read_one
@@ -182,8 +194,8 @@ def _train_seeds(
         click.echo(f"seed {seed}: {'done' if code == 0 else f'failed with exit code {code}: {line}'}", err=True)
 
     failed = train_seeds(list(folders), command, lambda seed: folders[seed] / "log", report)
-    for group in grouped((out.resolve(), read_one(folder / NAME)) for folder in folders.values()):
-        click.echo(group.row(None))
+    found = grouped((out.resolve(), read_one(folder / NAME)) for folder in folders.values())
+    _show_groups(found, None, as_json=as_json)
     if failed:
         raise SystemExit(1)
 
@@ -192,8 +204,9 @@ def _train_seeds(
 @click.argument("folders", metavar="DIR...", nargs=-1, required=True, type=FOLDER)
 @click.option("--least", type=float, help="Final mean return below which a seed counts as failed.")
 @click.option("--plot", type=FILE, help="PNG with the learning curves.")
+@with_json("the comparison")
 @refusing
-def compare(folders: tuple[Path, ...], least: float | None, plot: Path | None) -> None:
+def compare(folders: tuple[Path, ...], least: float | None, plot: Path | None, *, as_json: bool) -> None:
     """Compare trainings over their seeds: mean, interquartile mean with a 95 % bootstrap interval, and failed seeds.
 
     Each DIR is an output folder of `reflexd train`, or a folder of such folders.
@@ -204,11 +217,16 @@ def compare(folders: tuple[Path, ...], least: float | None, plot: Path | None) -
     from learners.gym.comparison import plot as draw
 
     compared = groups(folders)
-    for group in compared:
-        click.echo(group.row(least))
+    _show_groups(compared, least, as_json=as_json)
     if plot is not None:
         draw(plot, compared)
-        click.echo(f"plot: {plot}")
+        click.echo(f"plot: {plot}", err=as_json)
+
+
+def _show_groups(compared: Sequence[SeedGroup], least: float | None, *, as_json: bool) -> None:
+    """Print a line for each group of trainings, or all of them as JSON."""
+    body = {"groups": [group.facts(least) for group in compared]}
+    show(body, "\n".join(group.row(least) for group in compared), as_json=as_json)
 
 
 def writing(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -322,8 +340,9 @@ def _writing_given(options: dict[str, Any]) -> dict[str, Any]:
 )
 @click.option("--slice", "slices", multiple=True, metavar="COLUMN", help=SLICE_HELP)
 @writing
+@with_json("report.json")
 @refusing
-def finetune(train_file: Path, **options: Any) -> None:
+def finetune(train_file: Path, *, as_json: bool, **options: Any) -> None:
     """Fine-tune a pretrained model from labelled files: CoNLL columns, CSV, TSV, JSON lines, or one folder for each class.
 
     Example: reflexd finetune --task token-classification --model bundled:minilm-l6 --train train.conll --validation dev.conll --test test.conll --out runs/ner
@@ -355,10 +374,9 @@ def finetune(train_file: Path, **options: Any) -> None:
         if isinstance(found, dict):
             values = f"{found['from']:.4f}, {found['pretrained']:.4f} from the pretrained model"
             click.echo(f"{split}: {values}, gain {found['gain']:+.4f}", err=True)
-    click.echo(json.dumps(report["metrics"], indent=2))
-    click.echo(
-        f"{report['trained_parameters']:,} of {report['total_parameters']:,} parameters; {report['wall_s']:.0f} s; {options['out']}/report.json"
-    )
+    size = f"{report['trained_parameters']:,} of {report['total_parameters']:,} parameters"
+    lines = [json.dumps(report["metrics"], indent=2), f"{size}; {report['wall_s']:.0f} s; {options['out']}/report.json"]
+    show(report, "\n".join(lines), as_json=as_json)
 
 
 @click.command()
@@ -375,8 +393,9 @@ def finetune(train_file: Path, **options: Any) -> None:
 )
 @click.option("--language", help="Speech recognition: the language that is spoken; default: that of the folder.")
 @writing
+@with_json("the whole report")
 @refusing
-def evaluate(task: str, model: str, test: Path, out: Path | None, **options: Any) -> None:
+def evaluate(task: str, model: str, test: Path, out: Path | None, *, as_json: bool, **options: Any) -> None:
     """Measure a fine-tuned model on a labelled file, and print the metrics as JSON.
 
     Slices and explained errors go to standard error, and with --out to report.json.
@@ -389,7 +408,7 @@ def evaluate(task: str, model: str, test: Path, out: Path | None, **options: Any
         decided = ", ".join(f"{part['part']} ({part['fall']:+.2f})" for part in error["decided"]) or "no single part"
         sure = f"{error['predicted']} ({error['probability']:.2f}), not {error['is']}"
         click.echo(f"{error['where']}: {sure}; decided by {decided}", err=True)
-    click.echo(json.dumps(report["metrics"], indent=2))
+    show(report, json.dumps(report["metrics"], indent=2), as_json=as_json)
 
 
 def _echo_few_labels(report: dict[str, Any]) -> None:

@@ -92,7 +92,7 @@ async def test_the_list_of_versions_says_why_each_is_live_or_not(
     stage = await trusted(tmp_path, 18)
     await verdict(stage, "negated")
     stage.experiments.close(clean=True)
-    checkpoints.show(stage.checkpoints)
+    checkpoints.list_versions(stage.checkpoints)
     lines = capsys.readouterr().out.splitlines()
     received = {name: next(line for line in lines if stage.version[name] in line) for name in ("good", "negated")}
     assert "a person made it live" in received["good"]
