@@ -161,7 +161,7 @@ def test_a_recording_is_decided_again_bit_for_bit_across_a_promotion(daemon: Dae
     watcher.wait("decision", lambda body: body["policy"] != before, 120)
     for _ in range(20):
         watcher.wait("decision")
-    ended = daemon.verb("record", "off", "--config", str(daemon.config))
+    ended = daemon.verb("record", "off", "--config", str(daemon.config), "--json")
     facts = json.loads(ended.stdout)
     assert facts["dropped"] == 0
     done = daemon.verb("replay", facts["path"], "--config", str(daemon.config), "--json")
