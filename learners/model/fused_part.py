@@ -130,6 +130,7 @@ class _TelemetryGroup(nn.Module):
             "mean": torch.stack([one.normalise.mean for one in adapters]),
             "scatter": torch.stack([one.normalise.scatter for one in adapters]),
             "eps": adapters[0].normalise.eps,
+            "resolution": adapters[0].normalise.resolution,
             "weight": torch.stack([one.project.weight.T for one in adapters]),
             "bias": torch.stack([one.project.bias + one.place[0] + one.age.bias for one in adapters])
             + fusion.streams[list(places)],
@@ -144,7 +145,8 @@ class _TelemetryGroup(nn.Module):
         present_BG1 = present_BS.index_select(1, b.index)[..., None]
         x_BGW = torch.where(present_BG1, x_BGW, torch.zeros_like(x_BGW))
         var_GW = torch.where(b.seen, b.scatter / b.count.clamp(min=1).to(x_BGW.dtype), torch.ones_like(b.scatter))
-        normal_BGW = ((x_BGW - b.mean) / (var_GW + b.eps).sqrt()).clamp(-CLIP, CLIP)
+        deviation_GW = (var_GW + (b.eps + (b.resolution * b.mean).square())).sqrt()
+        normal_BGW = ((x_BGW - b.mean) / deviation_GW).clamp(-CLIP, CLIP)
         normal_BGW = torch.where(b.seen, normal_BGW, x_BGW)
         ages_BG1 = ages_BS.index_select(1, b.index)[..., None]
         ages_BG1 = torch.where(present_BG1, ages_BG1, torch.zeros_like(ages_BG1)).clamp(0.0, MAX_AGE_S)

@@ -54,7 +54,7 @@ class Adapter(nn.Module):
 
     def __init__(self, stream: StreamSpec, width: int, dropout: float) -> None:
         super().__init__()
-        self.normalise = Normaliser(stream.width)
+        self.normalise = Normaliser(stream.width, telemetry=stream.modality == "telemetry")
         # an encoder's tokens may be of any scale before statistics are gathered; telemetry must keep its own
         encoded = stream.modality != "telemetry"
         self.level = nn.Sequential(nn.LayerNorm(stream.width), FeatureDropout(dropout)) if encoded else nn.Identity()

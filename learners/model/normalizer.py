@@ -3,7 +3,7 @@
 Telemetry has arbitrary units, and encoder tokens share a large common part without information. Both are scaled to mean 0 and
 deviation 1, with statistics from experience (Welford 1962, merged by Chan et al. 1983). Without data, nothing is changed. After
 `limit` rows, each new row has the weight 1 / `limit`. The statistics then follow a changed world slowly, and the trained weights
-stay valid.
+stay valid. A number far outside of all that was seen counts as `FARTHEST` deviations, so that one faulty reading does not hide a signal.
 
 Shapes: N rows, W width.
 """
@@ -14,6 +14,14 @@ import torch
 from torch import Tensor, nn
 
 CLIP = 10.0
+EPS = 1e-6
+"""Added to the variance of an encoder's tokens: smaller spreads are rounding of float16."""
+TELEMETRY_EPS, TELEMETRY_RESOLUTION = 1e-24, 2.0**-18
+"""Of telemetry, which has any unit: added to the variance, and the share of the mean below which a spread is rounding of float32."""
+LARGEST = 1e18
+"""Larger numbers count as this: their squares would be infinite, and hide the signal for ever."""
+FARTHEST, FARTHEST_AFTER = 30.0, 16
+"""Deviations beyond which a number counts as this far, and the rows after which the deviation is known."""
 
 
 class Normaliser(nn.Module):
@@ -23,14 +31,17 @@ class Normaliser(nn.Module):
     mean: Tensor
     scatter: Tensor
     eps: Tensor
+    resolution: Tensor
 
-    def __init__(self, width: int, *, limit: int = 100_000, eps: float = 1e-6) -> None:
+    def __init__(self, width: int, *, limit: int = 100_000, telemetry: bool = False) -> None:
         super().__init__()
         self.limit = limit
         self.register_buffer("count", torch.zeros((), dtype=torch.float64))
         self.register_buffer("mean", torch.zeros(width))
         self.register_buffer("scatter", torch.zeros(width))  # sum of squared distances from the mean
+        eps, resolution = (TELEMETRY_EPS, TELEMETRY_RESOLUTION) if telemetry else (EPS, 0.0)
         self.register_buffer("eps", torch.tensor(eps), persistent=False)
+        self.register_buffer("resolution", torch.tensor(resolution), persistent=False)
 
     @torch.no_grad()
     def reset(self) -> None:
@@ -44,8 +55,12 @@ class Normaliser(nn.Module):
         rows = len(x_NW)
         if rows == 0:
             return
-        var_W, mean_W = torch.var_mean(x_NW, dim=0, correction=0)
         before = float(self.count)
+        x_NW = x_NW.clamp(-LARGEST, LARGEST)
+        if before >= FARTHEST_AFTER:
+            reach_W = FARTHEST * self._deviation(self.scatter / before)
+            x_NW = torch.minimum(torch.maximum(x_NW, self.mean - reach_W), self.mean + reach_W)
+        var_W, mean_W = torch.var_mean(x_NW, dim=0, correction=0)
         remaining = min(before, max(0.0, float(self.limit - rows)))
         if remaining < before:
             self.scatter *= remaining / before
@@ -60,5 +75,8 @@ class Normaliser(nn.Module):
         """Normalise and clip to ±10; a number that never varied comes out as 0 at its mean."""
         seen = self.count > 0
         var_W = torch.where(seen, self.scatter / self.count.clamp(min=1).to(x.dtype), torch.ones_like(self.scatter))
-        normal = (x - self.mean) / (var_W + self.eps).sqrt()
+        normal = (x - self.mean) / self._deviation(var_W)
         return torch.where(seen, normal.clamp(-CLIP, CLIP), x)
+
+    def _deviation(self, var_W: Tensor) -> Tensor:
+        return (var_W + (self.eps + (self.resolution * self.mean).square())).sqrt()

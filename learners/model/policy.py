@@ -35,7 +35,11 @@ class Policy(nn.Module):
         super().__init__()
         self.spec = spec
         self.fusion = None if spec.plain else Fusion(spec)
-        self.telemetry = nn.ModuleList(Normaliser(s.width) for s in spec.telemetry) if spec.plain else nn.ModuleList()
+        self.telemetry = (
+            nn.ModuleList(Normaliser(s.width, telemetry=True) for s in spec.telemetry)
+            if spec.plain
+            else nn.ModuleList()
+        )
         self.state_width = spec.telemetry_width + (0 if spec.plain else spec.width)
         older = spec.history - 1
         self.recall = nn.Linear(older * self.state_width, spec.width) if older and not spec.plain else None

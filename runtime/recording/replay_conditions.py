@@ -26,11 +26,13 @@ _WORDS = {
     "device": "another device",
     "threads": "another number of threads",
     "processor": "another machine: the processor differs",
+    "telemetry": "telemetry is normalised in another way, so that small spreads and faulty readings count differently",
     "graph": "graphs that this program converts round in another way, so that last bits of decisions may differ",
 }
 ALONE, TOGETHER = "each telemetry stream alone", "telemetry streams of one width together"
-FORMER = {"graph": ALONE}
-"""What recordings mean that state conditions, but not this one: programs of that time knew nothing else."""
+SPREADS, ANY_UNIT = "spreads below .001 come out too small", "any unit alike"
+FORMER = {"graph": ALONE, "telemetry": SPREADS}
+"""What recordings mean that state conditions, but not these: programs of that time knew nothing else."""
 
 
 def conditions(config: Config, engine: Engine) -> dict[str, str]:
@@ -45,6 +47,8 @@ def conditions(config: Config, engine: Engine) -> dict[str, str]:
     }
     if engine.spec.telemetry_groups():
         found["graph"] = TOGETHER
+    if engine.spec.telemetry:
+        found["telemetry"] = ANY_UNIT
     if engine.version == UNTRAINED:
         found["untrained"] = engine.untrained_digest
     for name, choice in sorted(engine.choices.items()):

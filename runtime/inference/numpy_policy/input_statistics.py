@@ -19,7 +19,9 @@ from runtime.inference.numpy_policy.history import Fuse, TickFeatures
 PREFIX = "statistics/"
 MEMORY = 1_000
 """Readings that the statistics remember: no weights depend on them yet, so they may follow quickly."""
-CLIP, EPS = 10.0, np.float32(1e-6)
+CLIP, EPS, RESOLUTION = 10.0, np.float32(1e-24), np.float32(2.0**-18)
+FARTHEST, FARTHEST_AFTER = np.float32(30.0), 16
+"""Deviations beyond which a number counts as this far, and the readings after which the deviation is known."""
 LARGEST = np.float32(1e18)
 """Larger readings count as this: their squares would be infinite, and every later decision not a number."""
 KEYS = ("count", "mean", "scatter")
@@ -31,7 +33,7 @@ def normalised(
     """Normalise the last dimension and clip to +-10; without any rows, return `x`."""
     if count <= 0:
         return x
-    deviation_W = np.sqrt(scatter_W / np.float32(max(count, 1.0)) + EPS)
+    deviation_W = _deviation(scatter_W / np.float32(max(count, 1.0)), mean_W)
     normal: NDArray[np.float32] = np.minimum(
         np.maximum((x - mean_W) / deviation_W, np.float32(-CLIP)), np.float32(CLIP)
     )
@@ -56,6 +58,8 @@ class RunningStatistics:
         shrunk_S = np.divide(remaining_S, self.count_S, out=np.ones_like(remaining_S), where=self.count_S > 0)
         total_S = remaining_S + 1.0
         shift_SW = np.clip(x_SW, -LARGEST, LARGEST) - self.mean_SW
+        reach_SW = np.where(_column(self.count_S) >= FARTHEST_AFTER, FARTHEST * self._deviations(), np.float32(np.inf))
+        shift_SW = np.minimum(np.maximum(shift_SW, -reach_SW), reach_SW)
         old_SW = self.scatter_SW * _column(shrunk_S)
         scatter_SW = old_SW + np.square(shift_SW) * _column(remaining_S / total_S)
         mean_SW = self.mean_SW + shift_SW * _column(1.0 / total_S)
@@ -71,12 +75,21 @@ class RunningStatistics:
 
     def normalised(self, x_SBTW: NDArray[np.float32]) -> NDArray[np.float32]:
         """Normalise the last dimension as `normalised` does; a stream without any rows stays as it is."""
-        if self._deviation_SW is None:
-            self._deviation_SW = np.sqrt(self.scatter_SW / _column(np.maximum(self.count_S, 1.0)) + EPS)
-        mean_SBTW, deviation_SBTW = self.mean_SW[:, None, None], self._deviation_SW[:, None, None]
+        mean_SBTW, deviation_SBTW = self.mean_SW[:, None, None], self._deviations()[:, None, None]
         normal_SBTW = np.minimum(np.maximum((x_SBTW - mean_SBTW) / deviation_SBTW, np.float32(-CLIP)), np.float32(CLIP))
         is_known_S = self.count_S > 0
         return normal_SBTW if is_known_S.all() else np.where(is_known_S[:, None, None, None], normal_SBTW, x_SBTW)
+
+    def _deviations(self) -> NDArray[np.float32]:
+        if self._deviation_SW is None:
+            var_SW = self.scatter_SW / _column(np.maximum(self.count_S, 1.0))
+            self._deviation_SW = _deviation(var_SW, self.mean_SW)
+        return self._deviation_SW
+
+
+def _deviation(var: NDArray[np.float32], mean: NDArray[np.float32]) -> NDArray[np.float32]:
+    found: NDArray[np.float32] = np.sqrt(var + (EPS + np.square(RESOLUTION * mean)))
+    return found
 
 
 def _column(values_S: NDArray[np.float64]) -> NDArray[np.float32]:

@@ -108,7 +108,7 @@ def test_a_single_telemetry_stream_is_the_context_itself() -> None:
     assert torch.equal(policy.encode(given), given.tokens["joints"][:, 0])
     policy.observe(given)
     x = given.tokens["joints"][:, 0]
-    want = (x - x.mean(0)) / (x.var(0, correction=0) + 1e-6).sqrt()
+    want = (x - x.mean(0)) / x.std(0, correction=0)
     torch.testing.assert_close(policy.encode(given), want)
     assert Policy(PolicySpec(spec.streams, ACTIONS, history=2)).context_width == 6
 
@@ -146,6 +146,40 @@ def test_normaliser_merges_batches_as_if_seen_at_once_and_then_forgets_slowly() 
     torch.testing.assert_close(normaliser.mean, 0.75 * mean + 0.25 * 4)
     torch.testing.assert_close(normaliser.scatter / 100, 0.75 * var + 0.75 * 0.25 * (4 - mean).square())
     assert normaliser(torch.full((1, 3), 1e9)).tolist() == [[10.0] * 3]
+
+
+def observed(x_NW: torch.Tensor, *, rows: int = 500) -> Normaliser:
+    normaliser = Normaliser(x_NW.shape[1], telemetry=True)
+    for part in x_NW.split(rows):
+        normaliser.observe(part)
+    return normaliser
+
+
+@pytest.mark.parametrize("unit", [1e-9, 1e-6, 1e-4, 1e-2, 1.0, 1e6, 1e12])
+@pytest.mark.parametrize("level", [0.0, 3.0, 1_000.0])
+def test_telemetry_of_any_unit_and_level_comes_out_alike(unit: float, level: float) -> None:
+    seen = (torch.randn(4_000, 2, generator=torch.Generator().manual_seed(1)).double() + level) * unit
+    out = observed(seen.float())(seen.float())
+    assert out.std(0).tolist() == pytest.approx([1.0, 1.0], abs=0.03)
+    assert out.mean(0).tolist() == pytest.approx([0.0, 0.0], abs=0.03)
+
+
+@pytest.mark.parametrize("value", [0.0, 1e-9, 0.1, 293.15, 101_325.0, 1e12])
+def test_a_constant_comes_out_as_0(value: float) -> None:
+    seen = torch.full((4_000, 1), value)
+    assert abs(float(observed(seen, rows=7)(seen[:1]))) < 0.2
+
+
+def test_a_faulty_reading_hides_no_signal_and_a_changed_one_is_followed() -> None:
+    seen = torch.randn(4_000, 1, generator=torch.Generator().manual_seed(2))
+    for fault, at in ((1e10, 20), (-1e25, 4_000), (3e38, 4_000)):
+        out = observed(torch.cat((seen[:at], torch.full((1, 1), fault), seen[:4_000])), rows=20)(seen)
+        assert float(out.std()) == pytest.approx(1.0, abs=0.12)
+    slow, changed = Normaliser(1, limit=5_000, telemetry=True), seen * 1e6 + 1e7
+    for part in (*seen.split(500), *changed.repeat(12, 1).split(500)):
+        slow.observe(part)
+    assert slow(changed).std().item() == pytest.approx(1.0, abs=0.12)
+    assert slow(changed).mean().item() == pytest.approx(0.0, abs=0.1)
 
 
 def test_save_and_load_give_the_same_policy(tmp_path: Path) -> None:

@@ -21,7 +21,16 @@ from runtime.inference import stream_tokens
 from runtime.inference.decision import InferenceResult
 from runtime.inference.engine import HISTORY_FILE
 from runtime.inference.numpy_policy.history import TickFeatures
-from runtime.inference.numpy_policy.input_statistics import LARGEST, MEMORY, InputStatistics, normalised
+from runtime.inference.numpy_policy.input_statistics import (
+    EPS,
+    FARTHEST,
+    FARTHEST_AFTER,
+    LARGEST,
+    MEMORY,
+    RESOLUTION,
+    InputStatistics,
+    normalised,
+)
 from runtime.inference.torch_engine import TorchEngine, untrained
 from sensors.readings import Observation, Telemetry
 
@@ -31,6 +40,7 @@ KINDS: dict[str, tuple[list[float], list[float]]] = {
     "encoder ticks": ([2_048, 2_048, 2_048], [800, 800, 800]),
     "pressure in Pa": ([101_325, 293, 45], [100, 1, 10]),
     "degrees": ([180, 180, 180], [100, 100, 100]),
+    "small units": ([0, 1e-3, 5e-6], [1e-5, 1e-5, 1e-6]),
 }
 SPEC = PolicySpec(
     (StreamSpec("s", "telemetry", 1, 3),), ActionSpace((Continuous("arm", (-1.0, -1.0), (1.0, 1.0)),)), history=2
@@ -111,6 +121,10 @@ class OneStream:
             self.scatter = self.scatter * np.float32(remaining / self.count)
         total = remaining + 1.0
         shift_W = np.clip(x_W, -LARGEST, LARGEST) - self.mean
+        if self.count >= FARTHEST_AFTER:
+            var_W = self.scatter / np.float32(self.count)
+            reach_W = FARTHEST * np.sqrt(var_W + (EPS + np.square(RESOLUTION * self.mean)))
+            shift_W = np.clip(shift_W, -reach_W, reach_W)
         self.scatter = self.scatter + np.square(shift_W) * np.float32(remaining / total)
         self.mean = self.mean + shift_W * np.float32(1.0 / total)
         self.count = total

@@ -42,6 +42,12 @@ def test_a_recording_of_before_telemetry_was_one_array_is_named(tmp_path: Path) 
     assert differences(here, here) == []
 
 
+def test_a_recording_of_before_telemetry_of_any_unit_counted_alike_is_named(tmp_path: Path) -> None:
+    here = stated(tmp_path, 3)
+    former = {name: value for name, value in here.items() if name != "telemetry"}
+    assert ["recorded spreads below .001" in one for one in differences(former, here)] == [True]
+
+
 @pytest.mark.parametrize("widths", [(3,), (3, 4)])
 def test_the_form_of_a_graph_is_no_difference_where_no_streams_share_a_width(
     tmp_path: Path, widths: tuple[int, ...]
