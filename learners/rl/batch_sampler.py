@@ -28,6 +28,8 @@ MOST_OF_AGENT = 1 / 8
 teach all others."""
 TRIES_REMEMBERED = 65_536
 """Draws after which earlier ones count half in the estimate of how many rows can be drawn."""
+PASSED_REMEMBERED = 4
+"""Sizes of the main ring: rows that left it after which earlier ones count half in the estimate of how often an episode ends."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +67,14 @@ class BatchSampler:
         self.demonstration_fraction, self.failure_share = demonstration_fraction, failure_share
         self.tries = (0, 0)
         """Rows of the main ring that uniform draws tried lately, and how many of them could be drawn."""
+        self.passed = (0, 0)
+        """Rows at which somebody acted that left the main ring lately, and how many of them were endings."""
         self._lists: dict[str, NDArray[np.int64]] | None = None
+
+    def note_passed(self, *, is_ending: bool) -> None:
+        """Count a row that leaves the main ring; old ones lose weight."""
+        rows, endings = self.passed[0] + 1, self.passed[1] + int(is_ending)
+        self.passed = (rows // 2, endings // 2) if rows > PASSED_REMEMBERED * self._main.size else (rows, endings)
 
     def invalidate(self) -> None:
         """Search the strata again at the next draw: one of their rows changed."""
@@ -139,7 +148,8 @@ class BatchSampler:
     ) -> NDArray[np.float32]:
         """Return importance weights B: endings count as often as they happened, not as often as they are sampled.
 
-        The share of demonstrations is intended (RLPD), so it is not corrected. A row that is only in the reserve represents itself alone.
+        The share of demonstrations is intended (RLPD), so it is not corrected. The reserve holds endings of a time of which it holds
+        hardly anything else. So all endings together count as often as the rows of that time and of the main ring ended.
 
         Args:
             at_B: the sampled positions.
@@ -150,11 +160,28 @@ class BatchSampler:
         endings, uniform = drawn[1], len(at_B) - sum(drawn)
         each = 1 / max(1.0, sizes[2])
         is_expert_B = self._columns.is_expert_NU[at_B].any(-1) * density_B
-        is_ending_B = self._columns.ends(at_B) * (endings / max(1, sizes[1]))
-        wanted_B = (uniform + endings) * each + is_expert_B
+        ends_B = self._columns.ends(at_B)
+        is_ending_B = ends_B * (endings / max(1, sizes[1]))
+        wanted_B = (uniform + endings) * each * np.where(
+            ends_B, self._ending_weight(sizes[1], sizes[2]), 1.0
+        ) + is_expert_B
         found_B = np.where(at_B < self._main.stop, uniform * each, 0.0) + is_expert_B + is_ending_B
         weights: NDArray[np.float32] = (wanted_B / found_B).astype(np.float32)
         return weights
+
+    def _ending_weight(self, endings: int, rows: float) -> float:
+        """Return the weight of an ending beside that of a row of the main ring, at most 1.
+
+        Args:
+            endings: that can be drawn, those of the reserve included.
+            rows: of the main ring that can be drawn.
+        """
+        if not self.passed[0] or self._lists is None:
+            return 1.0
+        there = self._lists["endings"]
+        in_main = int(self._drawable(there[there < self._main.stop]).sum())
+        rate = (in_main + self.passed[1]) / (rows + self.passed[0])
+        return min(1.0, rate * rows / max(1, endings))
 
     def special(self) -> dict[str, NDArray[np.int64]]:
         """Return positions of the reserved strata; they are searched again only when one of them changed."""

@@ -58,6 +58,8 @@ class BufferIndex:
     where an older version saved it."""
     tries: tuple[int, int] = (0, 0)
     """Uniform draws lately, and how many of them could be used; 0 where none was made."""
+    passed: tuple[int, int] = (0, 0)
+    """See `BatchSampler.passed`; 0 where an older version saved it."""
 
 
 class ReplayBuffer:
@@ -189,7 +191,7 @@ class ReplayBuffer:
         """Return which rows are stored, oldest first."""
         main, reserve = (tuple(self._columns.number_N[ring.order()].tolist()) for ring in (self._main, self._reserve))
         linked = (*self._linked_N[self._reserve.order()].tolist(), self._moved_last)
-        return BufferIndex(main, reserve, self._trail, linked, self._sampler.tries)
+        return BufferIndex(main, reserve, self._trail, linked, self._sampler.tries, self._sampler.passed)
 
     def refill(self, held: BufferIndex, rows: Mapping[int, Transition]) -> None:
         """Fill an empty replay as another one was; rows that are gone are passed over."""
@@ -204,7 +206,7 @@ class ReplayBuffer:
                     ring.added += 1
                 was_passed_over = number not in rows
         self._trail, self._moved_last = held.since_reserved, linked[-1]
-        self._sampler.tries = held.tries
+        self._sampler.tries, self._sampler.passed = held.tries, held.passed
 
     def snapshot(self) -> tuple[dict[str, NDArray[Any]], dict[str, Any]]:
         """Return all that is held, as arrays by name and JSON; a draw after it is the same here and where it was restored."""
@@ -219,6 +221,7 @@ class ReplayBuffer:
             "trail": self._trail,
             "moved_last": self._moved_last,
             "tries": list(self._sampler.tries),
+            "passed": list(self._sampler.passed),
             "columns": rest,
         }
 
@@ -240,6 +243,8 @@ class ReplayBuffer:
         self._follows_N[at], self._preceded_N[at], self._linked_N[at] = follows, preceded, linked
         self._trail, self._moved_last = rest["trail"], rest["moved_last"]
         self._sampler.tries = (rest["tries"][0], rest["tries"][1])
+        rows, endings = rest.get("passed", (0, 0))  # an earlier program did not count them
+        self._sampler.passed = (rows, endings)
         self._sampler.invalidate()
 
     def _held_positions(self) -> NDArray[np.int64]:
@@ -375,6 +380,8 @@ class ReplayBuffer:
         """Move the oldest of the main ring to the reserve when it belongs to something reserved."""
         ahead = self._main.start + (at - self._main.start + np.arange(LEAD_UP + self.spec.history)) % self._main.size
         near = self._columns.ends(ahead) | self._columns.is_expert_NU[ahead].any(-1)
+        if self._columns.acted_NU[at].any():
+            self._sampler.note_passed(is_ending=bool(self._columns.ends(at)))
         self._trail = 0 if near[0] else self._trail + 1
         is_adjacent, self._moved_last = self._moved_last, bool(near.any() or self._trail <= self.steps)
         if not self._moved_last:

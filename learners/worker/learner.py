@@ -280,7 +280,7 @@ class Learner:
             "random": {"draw": self.draw.get_state(), "torch": torch.get_rng_state()},
             "held": {
                 name: torch.tensor(getattr(held, name), dtype=torch.int64)
-                for name in ("main", "reserve", "linked", "tries")
+                for name in ("main", "reserve", "linked", "tries", "passed")
             },
         }
         position = document(self.position, held.since_reserved, self.replay.versions)
@@ -317,7 +317,8 @@ class Learner:
             held = {name: tuple(tensor.tolist()) for name, tensor in loaded.tensors["held"].items()}
             linked = tuple(map(bool, held["linked"])) if "linked" in held else None
             tries, fits = held.get("tries", (0, 0))
-            self._refill(BufferIndex(held["main"], held["reserve"], trail, linked, (tries, fits)))
+            rows, endings = held.get("passed", (0, 0))
+            self._refill(BufferIndex(held["main"], held["reserve"], trail, linked, (tries, fits), (rows, endings)))
             torch.set_rng_state(loaded.tensors["random"]["torch"])
         self._repeat([entry for entry in entries if entry.number > self.position.entry], load)
         return loaded is not None

@@ -310,6 +310,26 @@ def test_endings_count_as_often_as_they_happened_while_most_rows_cannot_be_sampl
     assert ends / total == pytest.approx(0.01, abs=0.002)
 
 
+def test_endings_of_the_reserve_count_no_more_than_the_rows_of_their_time() -> None:
+    """The reserve holds endings of 12,000 ticks, and the main ring 800 of these."""
+    memory, generator = replay(max_rows=1_000, max_bytes=1 << 30), torch.Generator().manual_seed(0)
+    for n in range(12_000):
+        memory.append(tick(n, done=n % 500 == 250), n)
+    restored = replay(max_rows=1_000, max_bytes=1 << 30)
+    restored.restore(*memory.snapshot())
+    refilled = replay(max_rows=1_000, max_bytes=1 << 30)
+    refilled.refill(memory.held(), {n: tick(n, done=n % 500 == 250) for n in range(12_000)})
+    assert memory.strata().terminal > 10
+    for one in (memory, restored, refilled):
+        ends = total = 0.0
+        for _ in range(300):
+            batch = one.sample(64, generator)
+            assert batch.weights is not None
+            ends += float(batch.weights[batch.discounts == 0].sum())
+            total += float(batch.weights.sum())
+        assert ends / total == pytest.approx(1 / 500, rel=0.15)
+
+
 def test_terminal_rows_and_demonstrations_have_their_share() -> None:
     memory = replay()
     generator = torch.Generator().manual_seed(0)
