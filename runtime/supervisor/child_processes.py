@@ -52,6 +52,8 @@ class Spec:
     stdin: bool = False
     essential: bool = True
     """The daemon ends when it fails too often. A child that is not essential is tried again every `WINDOW_S`, for ever."""
+    blas_threads: int | None = 1
+    """As `environment` has it; None for a process that trains."""
 
 
 class RestartLimitExceeded(Exception):  # noqa: N818 - reads as what happened
@@ -72,7 +74,8 @@ def table(config: Config, path: Path, *, faults: tuple[str, ...] = (), verbose: 
         "{gate_fd}",
         str(path),
     ]
-    specs = [Spec("agent", tuple(child.with_parent_death(agent, priority="tick")), linked=True, stdin=True)]
+    command = tuple(child.with_parent_death(agent, priority="tick"))
+    specs = [Spec("agent", command, linked=True, stdin=True, blas_threads=config.engine.threads)]
     if has_own_session(config):
         command = tuple(child.outliving(listener, priority="first"))
         specs.append(Spec("stop listener", command, stop_channel=True, grace_s=3.0, essential=False))
@@ -81,10 +84,10 @@ def table(config: Config, path: Path, *, faults: tuple[str, ...] = (), verbose: 
         learner = [*python, "learners.worker", str(settings)]
         # at once: its imports alone would hold up the agent's on few cores
         command = tuple(child.with_parent_death(learner, priority=config.learner.priority))
-        specs.append(Spec("learner", command, essential=False))  # the policy acts on without it
+        specs.append(Spec("learner", command, essential=False, blas_threads=None))  # the policy acts on without it
     if has_models_process(config):
         models = child.with_parent_death([*python, "runtime.models", str(path)], priority="background")
-        specs.append(Spec("models", tuple(models), grace_s=3.0, essential=False))
+        specs.append(Spec("models", tuple(models), grace_s=3.0, essential=False, blas_threads=None))
     if config.fleet is not None:
         uplink = child.with_parent_death([*python, "runtime.fleet", str(path)], priority="nice")
         specs.append(Spec("uplink", tuple(uplink), grace_s=3.0, essential=False))
@@ -111,14 +114,24 @@ def has_models_process(config: Config) -> bool:
     )
 
 
-def environment() -> dict[str, str]:
-    """What children inherit: this environment, and the packages of this very program before any of the working folder."""
+def environment(blas_threads: int | None = None) -> dict[str, str]:
+    """What children inherit: this environment, and the packages of this very program before any of the working folder.
+
+    A thread of OpenBLAS waits for the next product of matrices by running for 25 ms. At ten small ones a second, as numpy has them in
+    the features of sound, it would take half of a core for nothing. So it sleeps at once, and a process that does not train has none.
+
+    Args:
+        blas_threads: of numpy's products of matrices; None for as many as there are cores.
+    """
     root = str(Path(__file__).resolve().parents[2])
     inherited = os.environ.get("PYTHONPATH")
     paths = [] if "site-packages" in root else [root]
     joined = os.pathsep.join([*paths, *([inherited] if inherited else [])])
     quiet = {"PYTHONSAFEPATH": "1", "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
-    return os.environ | quiet | ({"PYTHONPATH": joined} if joined else {})
+    blas = {"OPENBLAS_THREAD_TIMEOUT": "4"} | (
+        {} if blas_threads is None else {"OPENBLAS_NUM_THREADS": str(blas_threads)}
+    )
+    return blas | os.environ | quiet | ({"PYTHONPATH": joined} if joined else {})
 
 
 @dataclass(slots=True)
@@ -172,7 +185,7 @@ class Child:
                 stdin=None if self.spec.stdin else asyncio.subprocess.DEVNULL,
                 start_new_session=True,  # a Ctrl-C in the terminal is for the supervisor alone, which ends its children in order
                 pass_fds=() if descriptor is None else (descriptor,),
-                env=environment(),
+                env=environment(self.spec.blas_threads),
             )
         finally:
             self.unlink()

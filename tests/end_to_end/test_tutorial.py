@@ -73,7 +73,9 @@ def test_every_command_of_the_tutorial_works_in_its_order(folder: tuple[Path, in
         reported = {line: run(line, place, port) for line in lines[2:]}
         assert "room/sensor" in next(text for line, text in reported.items() if line.startswith("mosquitto_sub"))
         assert ": autonomous" in next(text for line, text in reported.items() if "mode autonomous" in line)
-        assert next(text for line, text in reported.items() if line.startswith("reflexd arm")).splitlines()[0] == "armed"
+        assert (
+            next(text for line, text in reported.items() if line.startswith("reflexd arm")).splitlines()[0] == "armed"
+        )
         wait_for(lambda: _heats(port), "the policy switches the heater on", 60)
     finally:
         end(daemon)

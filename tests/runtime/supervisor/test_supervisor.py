@@ -27,7 +27,7 @@ from runtime.process import child
 from runtime.process.log import Scrubber
 from runtime.process.systemd import Notifier
 from runtime.supervisor import supervisor
-from runtime.supervisor.child_processes import Spec, environment
+from runtime.supervisor.child_processes import Spec, environment, table
 from runtime.supervisor.supervisor import Supervisor
 
 CONFIG = """\
@@ -200,6 +200,34 @@ async def test_the_embedded_broker_is_restarted(tmp_path: Path) -> None:
         await eventually(lambda: broker.restarts == 1, "the restart")
         await run.device.moving()
         await eventually(lambda: run.device.statuses[-1]["state"] == "online")
+
+
+THREADS = """
+import os, numpy
+numpy.ones((300, 300)) @ numpy.ones((300, 300))
+print(len(os.listdir("/proc/self/task")), os.environ["OPENBLAS_THREAD_TIMEOUT"])
+"""
+
+
+def test_threads_of_numpy_never_run_while_they_wait(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One of OpenBLAS that waits by running took three quarters of a core beside the agent of the demo."""
+    monkeypatch.delenv("OPENBLAS_NUM_THREADS", raising=False)
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    for count in 1, 2:
+        counted = subprocess.run(
+            [sys.executable, "-c", THREADS], env=environment(count), capture_output=True, text=True, check=True
+        )
+        assert counted.stdout.split() == [str(min(count, os.cpu_count() or 1)), "4"]
+    assert "OPENBLAS_NUM_THREADS" not in environment()
+    monkeypatch.setenv("OPENBLAS_NUM_THREADS", "3")
+    assert environment(1)["OPENBLAS_NUM_THREADS"] == "3", "what a person sets counts"
+    path = tmp_path / "small.yaml"
+    path.write_text(
+        f"agent: small\nstate_dir: {tmp_path}\nmqtt: {{url: 'mqtt://127.0.0.1:1'}}\nengine: {{threads: 4}}\ndashboard: {{}}\n"
+        "streams: {a: {kind: telemetry, fields: [x]}}\nactuators: {lamp: {kind: choice, choices: [on1, off1], safe: off1}}\n"
+    )
+    blas = {spec.name: spec.blas_threads for spec in table(load(path).config, path)}
+    assert blas == {"agent": 4, "stop listener": 1, "learner": None, "dashboard": 1}
 
 
 def test_no_torch_in_the_supervisor() -> None:
