@@ -8,6 +8,7 @@ from __future__ import annotations
 import difflib
 import json
 import logging
+import os
 import sys
 import tempfile
 from dataclasses import asdict
@@ -42,6 +43,7 @@ from runtime.cli.options import (
 )
 from runtime.cli.service import service
 from runtime.cli.training import compare, evaluate, finetune, train
+from runtime.process.child import IDLE_BLAS
 
 
 class CommandWithExamples(click.Command):
@@ -88,6 +90,8 @@ def main() -> None:
     # verbs that query or show print no log lines; run, demo and plant configure logging again
     structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.ERROR))
     logging.getLogger().addHandler(logging.NullHandler())  # else records of other libraries go to standard error
+    for name, value in IDLE_BLAS.items():  # before a verb imports numpy
+        os.environ.setdefault(name, value)
 
 
 @main.command(

@@ -35,6 +35,8 @@ NICENESS: dict[Priority, int] = {
 `first`: the gate and the listener for stops. `tick`: the agent and the broker. `page`: it carries stops. `background`: what a person
 may wait for. `swap`: what a new version waits for; at 19 it would get a hundredth of a core that other programs keep busy.
 """
+IDLE_BLAS = {"OPENBLAS_THREAD_TIMEOUT": "4"}
+"""Environment in which a thread of numpy's OpenBLAS sleeps when it has nothing to do; otherwise it runs for 25 ms to wait."""
 ORPHAN = 75
 """Exit code of a child if its parent died before the child started."""
 

@@ -117,8 +117,8 @@ def has_models_process(config: Config) -> bool:
 def environment(blas_threads: int | None = None) -> dict[str, str]:
     """What children inherit: this environment, and the packages of this very program before any of the working folder.
 
-    A thread of OpenBLAS waits for the next product of matrices by running for 25 ms. At ten small ones a second, as numpy has them in
-    the features of sound, it would take half of a core for nothing. So it sleeps at once, and a process that does not train has none.
+    At ten small products of matrices a second, as in the features of sound, the threads of numpy that wait would take half of a core
+    for nothing. So they sleep, and a process that does not train has none.
 
     Args:
         blas_threads: of numpy's products of matrices; None for as many as there are cores.
@@ -128,9 +128,7 @@ def environment(blas_threads: int | None = None) -> dict[str, str]:
     paths = [] if "site-packages" in root else [root]
     joined = os.pathsep.join([*paths, *([inherited] if inherited else [])])
     quiet = {"PYTHONSAFEPATH": "1", "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
-    blas = {"OPENBLAS_THREAD_TIMEOUT": "4"} | (
-        {} if blas_threads is None else {"OPENBLAS_NUM_THREADS": str(blas_threads)}
-    )
+    blas = child.IDLE_BLAS | ({} if blas_threads is None else {"OPENBLAS_NUM_THREADS": str(blas_threads)})
     return blas | os.environ | quiet | ({"PYTHONPATH": joined} if joined else {})
 
 
