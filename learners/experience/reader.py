@@ -221,16 +221,19 @@ class Reader:
         """Return the sources of quarantined rewards."""
         return [source for (source,) in self._all("SELECT source FROM sources WHERE quarantined ORDER BY source", ())]
 
-    def labels(self, task: str, since: int = 0, *, held_out: bool = False) -> list[Label]:
+    def labels(self, task: str, since: int = 0, *, held_out: bool = False, newest: int | None = None) -> list[Label]:
         """Return the labels of a task that count, oldest first: no removed ones, and none of quarantined sources (`label:SOURCE`).
 
         Args:
             task: name of the task.
             since: only labels with a larger number.
             held_out: those that were put aside as the held-out file, instead of those that may train.
+            newest: how many at most, the newest of them; default: all.
         """
         query = _LABELS if self._has_label_history() else _FORMER_LABELS
-        return [_read_label(row) for row in self._all(query, (task, since, int(held_out)))]
+        query = f"SELECT * FROM ({query} DESC LIMIT ?) ORDER BY id"  # noqa: S608 - two constants
+        limit = -1 if newest is None else newest
+        return [_read_label(row) for row in self._all(query, (task, since, int(held_out), limit))]
 
     def label_history(self, task: str, count: int, before: int | None = None) -> list[StoredLabel]:
         """Return the newest labels of a task with those that were corrected or removed, newest first.

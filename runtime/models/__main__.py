@@ -25,6 +25,7 @@ from learners.config import TaskSettings
 from learners.experience.reader import Reader
 from learners.goal_models.answers import GoalAnswer, YesNoAnswer
 from learners.goal_models.config import DeliberatorSettings, TaskBackend
+from learners.goal_models.remembered_orders import MOST
 from learners.goal_models.runner import DeliberationRunner, Labelled
 from learners.speech.runner import SpeechRunner
 from learners.speech.transcripts import SpeechCallbacks, TranscribedUtterance
@@ -241,7 +242,9 @@ def _labelled(config: Config) -> Labelled:
     if task is None:
         return tuple
     reader = Reader(config.state_dir / "experience")
-    return lambda: [(one.text, one.label) for one in reader.labels(task) if one.text and isinstance(one.label, str)]
+    return lambda: [
+        (one.text, one.label) for one in reader.labels(task, newest=MOST) if one.text and isinstance(one.label, str)
+    ]
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -4,7 +4,9 @@
 
 `orders` reads `goal_orders.txt`: thirty orders for each of ten goals, half of them indirect, and thirty texts that ask for nothing. Of
 each, a third is held out. The sentence encoder (baseline) and the bundled language model (zero-shot) answer them; then the
-encoder with remembered corrections, and a text-classification task that is fine-tuned from them. `hostile` sends texts to a deliberator with a backend that
+encoder with remembered corrections, and a text-classification task that is fine-tuned from them. With several seeds, the last rows have
+the answers of all splits together. `least` is the calibration error of exactly right probabilities, on average: with some hundred answers in ten bins it is not 0. `disturbed` is the share of texts that ask for nothing to which another goal than the default is
+probable enough to be put in force. `hostile` sends texts to a deliberator with a backend that
 obeys them. `faults` puts a goal in force by a real HTTP server, and breaks the server. `idle` counts questions of a day without orders.
 """
 
@@ -26,6 +28,7 @@ from typing import Any
 import numpy as np
 import torch
 from aiohttp import web
+from numpy.typing import NDArray
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT)]
@@ -56,6 +59,8 @@ GOALS = {
 DEFAULT = "idle"
 KINDS = ("killed", "hung", "garbage", "slow", "wrong schema")
 TTL_S, TIMEOUT_S = 4.0, 0.5
+DRAWS = 200
+"""Of right and wrong answers, for the least calibration error to expect."""
 LATE_S = 1.0
 """Beyond `ttl_s`, for a loop that shares two cores with other programs."""
 FOREIGN = "open_the_door"
@@ -100,19 +105,27 @@ def split(seed: int) -> tuple[list[Order], list[Order]]:
     return learn, held
 
 
+def calibration_error(right: NDArray[np.float64], sure: NDArray[np.float64]) -> float:
+    """Return the expected calibration error in ten bins."""
+    bins = np.minimum((sure * 10).astype(int), 9)
+    return sum(abs(float((right - sure)[bins == b].mean())) * float((bins == b).mean()) for b in set(bins.tolist()))
+
+
 def figures(held: Sequence[Order], answers: Sequence[Mapping[str, float]]) -> dict[str, float]:
-    """Return accuracies by style, of all, and the expected calibration error in ten bins."""
+    """Return accuracies of all and by style, calibration error, the least one to expect, and the share of disturbed idle texts."""
     best = [max(answer, key=lambda goal: answer[goal]) for answer in answers]
     right = np.array([chosen == goal for chosen, (goal, _, _) in zip(best, held, strict=True)], float)
     sure = np.array([answer[chosen] for answer, chosen in zip(answers, best, strict=True)])
     styles = np.array([style for _, style, _ in held])
-    bins = np.minimum((sure * 10).astype(int), 9)
-    error = sum(
-        abs(float(right[bins == b].mean() - sure[bins == b].mean())) * float((bins == b).mean())
-        for b in set(bins.tolist())
-    )
     by_style = {style: float(right[styles == style].mean()) for style in ("direct", "indirect", "none")}
-    return {"all": float(right.mean()), **by_style, "calibration": error}
+    draws = np.random.default_rng(0).random((DRAWS, len(sure))) < sure
+    least = float(np.mean([calibration_error(drawn.astype(float), sure) for drawn in draws]))
+    enough = DeliberatorSettings.model_fields["confidence"].default
+    disturbed = float(((right == 0) & (sure >= enough))[styles == "none"].mean())
+    return {
+        "all": float(right.mean()), **by_style, "disturbed": disturbed, "calibration": calibration_error(right, sure),
+        "least": least,
+    }  # fmt: skip
 
 
 def show(what: str, found: Mapping[str, float]) -> None:
@@ -157,28 +170,42 @@ def corrected(learn: Sequence[Order], held: Sequence[Order], count: int, seed: i
 
 
 def run_orders(seeds: Sequence[int], counts: Sequence[int], *, zero_shot: bool, fine_tuned: bool) -> None:
-    """Print a row for each backend and seed."""
+    """Print a row for each backend and seed, and one for each backend of all seeds together."""
     encoder = open_model(EmbeddingBackend(), GOALS)
+    assert isinstance(encoder, SentenceSimilarity)
     language = open_model(DecisionBackend(kind="decision"), GOALS) if zero_shot else None
+    together: defaultdict[str, tuple[list[Order], list[Mapping[str, float]]]] = defaultdict(lambda: ([], []))
+
+    def note(what: str, held: Sequence[Order], answers: Sequence[Mapping[str, float]]) -> None:
+        show(what, figures(held, answers))
+        together[what][0].extend(held)
+        together[what][1].extend(answers)
+
     for seed in seeds:
         learn, held = split(seed)
         print(f"seed {seed}: {len(learn)} orders to learn from, {len(held)} held out")
-        show("baseline: similarity of sentences", figures(held, asked(encoder, held)))
+        note("baseline: similarity of sentences", held, asked(encoder, held))
         if language is not None:
             took: list[tuple[float, float]] = []
-            show("bundled:smollm2-135m, zero-shot", figures(held, asked(language, held, took)))
+            note("bundled:smollm2-135m, zero-shot", held, asked(language, held, took))
             wall_s, busy_s = (np.percentile(column, 95) for column in zip(*took, strict=True))
             print(
                 f"  p95 of a decision {wall_s:.2f} s, {busy_s:.2f} s of processor time, {torch.get_num_threads()} threads"
             )
         for count in counts:
-            assert isinstance(encoder, SentenceSimilarity)
+            of_goal = Counter(goal for goal, _, _ in learn[:count])
+            print(f"  {count} corrections: {min(of_goal[goal] for goal in GOALS)} to {max(of_goal.values())} of a goal")
             encoder.remember([(text, goal) for goal, _, text in learn[:count]])
-            show(f"baseline that remembers {count} corrections", figures(held, asked(encoder, held)))
+            took = []
+            note(f"baseline that remembers {count} corrections", held, asked(encoder, held, took))
+            print(f"  p95 of a decision {np.percentile([wall_s for wall_s, _ in took], 95):.3f} s")
             encoder.remember([])
-            if not fine_tuned:
-                continue
-            show(f"task after {count} corrections", figures(held, corrected(learn, held, count, seed)))
+            if fine_tuned:
+                note(f"task after {count} corrections", held, corrected(learn, held, count, seed))
+    if len(seeds) > 1:
+        print(f"seeds {' '.join(map(str, seeds))} together")
+        for what, (all_held, answers) in together.items():
+            show(what, figures(all_held, answers))
 
 
 class House:

@@ -15,7 +15,7 @@ from learners.experience.store import Label, Store
 from learners.goal_models.answers import GoalQuestion
 from learners.goal_models.config import DeliberatorSettings, EmbeddingBackend
 from learners.goal_models.local_models import TOGETHER, SentenceSimilarity, open_model
-from learners.goal_models.remembered_orders import LEAST, MOST, described, remember
+from learners.goal_models.remembered_orders import MOST, PENALTIES, GoalExamples, _fit, described, remember
 from learners.goal_models.runner import REMEMBER_S, DeliberationRunner
 from runtime.config.schema import Config
 from runtime.models.__main__ import _labelled
@@ -55,8 +55,40 @@ def test_answers_are_as_sure_as_they_are_right(noise: float) -> None:
     hits = torch.tensor([names[int(best)] == goal for best, goal in zip(found.argmax(-1), right, strict=True)])
     sure = float(found.amax(-1).mean())
     assert abs(sure - float(hits.float().mean())) < 0.06, (sure, hits.float().mean())
-    few = remember(names, names, centres, labels[: LEAST - 1], orders_MW[: LEAST - 1])
-    assert few.scale == 1.0
+
+
+def test_each_order_is_answered_as_if_the_fit_had_never_seen_it() -> None:
+    """The short way gives what a fit without the order gives, with the weights of the others as they were."""
+    generator = torch.Generator().manual_seed(3)
+    orders_MW, given_DW = (unit(torch.randn(count, 6, generator=generator)) for count in (9, 4))
+    goals_MG = torch.nn.functional.one_hot(torch.tensor([0, 0, 0, 0, 0, 1, 1, 2, 2])).float()
+    goals_DG = torch.nn.functional.one_hot(torch.tensor([0, 1, 2, 2])).float()
+    centre_W = torch.cat([orders_MW, given_DW]).mean(0)
+    _, unseen_MG = _fit(GoalExamples(orders_MW, goals_MG), GoalExamples(given_DW, goals_DG), centre_W, 0.3)
+    goals_NG = torch.cat([goals_MG, goals_DG]).double()
+    moved_NV = torch.cat([torch.cat([orders_MW, given_DW]) - centre_W, torch.ones(13, 1)], 1).double()
+    weight_N = (13 / 3 / goals_NG.sum(0))[goals_NG.argmax(-1)]
+    for left_out in range(9):
+        others = torch.arange(13) != left_out
+        rows_OV = moved_NV[others] * weight_N[others, None].sqrt()
+        targets_OG = (goals_NG[others] - 1 / 3) * weight_N[others, None].sqrt()
+        padded = torch.cat([rows_OV, 0.3**0.5 * torch.eye(7)]), torch.cat([targets_OG, torch.zeros(7, 3)])
+        alone_VG = torch.linalg.lstsq(*padded).solution
+        assert torch.allclose((moved_NV[left_out] @ alone_VG).float(), unseen_MG[left_out], atol=1e-5)
+
+
+def test_one_order_leaves_the_usual_trust_and_many_contradicting_ones_take_it() -> None:
+    generator = torch.Generator().manual_seed(0)
+    names, centres = list(GOALS), unit(torch.randn(3, 16, generator=generator))
+    one = remember(names, names, centres, ["warm"], centres[1:2])
+    assert one.penalty in PENALTIES[1:3]
+    assert 7 < one.scale < 14
+    orders_MW = unit(centres.repeat(40, 1) + torch.randn(120, 16, generator=generator) / 8)
+    clear = remember(names, names, centres, names * 40, orders_MW)
+    wrong = remember(
+        names, names, centres, [names[int(n)] for n in torch.randint(0, 3, (120,), generator=generator)], orders_MW
+    )
+    assert clear.scale >= one.scale > 1.5 * wrong.scale, (clear.scale, one.scale, wrong.scale)
 
 
 def test_a_goal_with_hundreds_of_corrections_takes_no_order_from_the_others() -> None:
@@ -161,7 +193,7 @@ def test_a_question_is_answered_before_all_orders_are_read_and_the_rest_is_read_
     assert parts == [1, 6]
 
 
-def test_the_models_process_reads_what_counts_of_the_labels(tmp_path: Path) -> None:
+def test_the_models_process_reads_what_counts_of_the_labels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     known = {
         "agent": "a", "state_dir": str(tmp_path), "actuators": {"lamp": {"kind": "choice", "choices": ["off", "on"], "safe": "off"}},
         "streams": {"orders": {"kind": "text", "source": "topic", "ttl_s": 60, "max_age_s": 60, "encoder": "language"}},
@@ -179,6 +211,13 @@ def test_the_models_process_reads_what_counts_of_the_labels(tmp_path: Path) -> N
     store.quarantine("label:mallory")
     assert store.flush()
     assert list(read()) == [("brr", "warm")]
+    for number in range(3):
+        store.add_label(Label("intents", "idle", f"text {number}", source="anna"))
+    store.add_label(Label("intents", "guard", "newest of all", source="mallory"))
+    assert store.flush()
+    assert [text for text, _ in read()] == ["brr", "text 0", "text 1", "text 2"]
+    monkeypatch.setattr("runtime.models.__main__.MOST", 2)
+    assert list(read()) == [("text 1", "idle"), ("text 2", "idle")]
     store.close()
     assert isinstance(config.deliberator, DeliberatorSettings)
     assert list(_labelled(config.model_copy(update={"deliberator": None}))()) == []
