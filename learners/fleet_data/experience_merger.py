@@ -47,6 +47,8 @@ MAX_ROWS = 8_192
 TRIM_S = 5.0
 ABSENT_S = 3_600.0
 """An agent that brought no rows for so long does not count when shares are computed."""
+PROTECTED_S = 7 * 86_400.0
+"""So long after it brought rows last, an agent has a part of the store that the others do not displace."""
 LEAST_TURN = 128
 """Rows below which an agent with a full share waits for a longer run."""
 MOST_WAITING = 262_144
@@ -153,6 +155,7 @@ class ExperienceMerger:
                 break
         self._exclude_liars()
         if time.monotonic() - self._trimmed_s > TRIM_S:
+            self.database.protected = self._present(agents, PROTECTED_S)
             with self.database:
                 gone = self.database.trim(self._wall())
             if gone:
@@ -205,15 +208,15 @@ class ExperienceMerger:
         names = sorted(path.name for path in folder.iterdir() if path.is_dir()) if folder.is_dir() else []
         return [name for name in names if name > self._last_agent] + [n for n in names if n <= self._last_agent]
 
-    def _present(self, agents: Iterable[str]) -> list[str]:
-        """Return the agents that brought rows lately, by the server's clock."""
+    def _present(self, agents: Iterable[str], within_s: float = ABSENT_S) -> list[str]:
+        """Return the agents that brought rows within so many seconds, by the server's clock."""
         present = []
         for agent in agents:
             try:
                 changed_s = (self.group / "agents" / agent / "position.json").stat().st_mtime
             except OSError:
                 continue
-            if self._wall() - changed_s < ABSENT_S:
+            if self._wall() - changed_s < within_s:
                 present.append(agent)
         return present
 

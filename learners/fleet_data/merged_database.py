@@ -2,16 +2,22 @@
 
 A row and the position behind it are on disk together or not at all. So a process that is killed between two rows neither loses a
 row nor stores it twice. `experience_merger.py` uses it.
+
+A full store bounds what one agent has of it: at most `FAIR` times an equal part of the bytes, and as much of the reserve for
+demonstrations, corrections and outcomes. An agent above its part gives its own oldest rows first. So neither an agent that sends alone for
+days nor one that calls all of its rows demonstrations displaces what the others showed.
 """
 
 from __future__ import annotations
 
+from collections import Counter, defaultdict
 from collections.abc import Collection
 from itertools import groupby
 from pathlib import Path
 
-from learners.experience.database import Database
+from learners.experience.database import BLOCK, Database
 from learners.experience.transition import Transition
+from learners.fleet_data.agent_shares import FAIR
 from learners.fleet_data.segment import LANES, Lane
 
 _TABLES = """
@@ -39,6 +45,77 @@ class MergedDatabase(Database):
         super().__init__(folder, max_bytes=max_bytes, reserve=reserve, raw_retention_s=0.0)
         self._db.execute("PRAGMA synchronous = FULL").fetchall()  # a power cut must not lose rows that training counts
         self._db.executescript(_TABLES)
+
+    protected: Collection[str] | None = None
+    """Agents with a part of the store that others do not displace; None for all that have rows."""
+    _owners: dict[int, str]
+    """By block, the agent with most of its rows."""
+
+    def add(self, transition: Transition) -> int:
+        """Store one tick of an agent; return its row number.
+
+        Raises:
+            learners.transition.Malformed: not finite or not of a storable shape.
+        """
+        row = super().add(transition)
+        self._owners.setdefault(row // BLOCK, agent_of(transition.session))
+        return row
+
+    def shares(self) -> dict[str, float]:
+        """Return which part of `max_bytes` each agent has."""
+        held: Counter[str] = Counter()
+        for block, (size, _) in self._blocks.items():
+            held[self._owners.get(block, "")] += size
+        return {name: size / self.max_bytes for name, size in held.items()}
+
+    def _count(self) -> None:
+        super()._count()
+        found = self._db.execute(
+            f"SELECT row / {BLOCK}, substr(session, 1, instr(session, '/') - 1), count(*) FROM transitions GROUP BY 1, 2"  # noqa: S608 - a constant
+            " ORDER BY 3"
+        )
+        self._owners = {block: agent for block, agent, _ in found}  # the last one has most
+
+    def _doomed(self) -> list[int]:
+        """Return the blocks to evict: those of agents above their part, their oldest first; then the oldest of all.
+
+        Reserved blocks of an agent stay within its part of the reserve.
+        """
+        excess = self.bytes - self.max_bytes
+        if excess <= 0:
+            return []
+        blocks: dict[str, list[int]] = defaultdict(list)
+        held, reserved = Counter[str](), Counter[str]()
+        for block in sorted(self._blocks):
+            name, (size, is_reserved) = self._owners.get(block, ""), self._blocks[block]
+            blocks[name].append(block)
+            held[name] += size
+            reserved[name] += size if is_reserved else 0
+        count = sum(self.protected is None or name in self.protected for name in held)
+        part, newest = min(1.0, FAIR / max(1, count)), max(self._blocks)
+        doomed: dict[int, None] = {}
+
+        def evict(name: str, block: int) -> int:
+            size, is_reserved = self._blocks[block]
+            least = self.reserve * self.max_bytes
+            is_safe = reserved.total() - size < least and reserved[name] - size < part * least
+            if block == newest or block in doomed or (is_reserved and is_safe):
+                return 0
+            doomed[block] = None
+            held[name] -= size
+            reserved[name] -= size if is_reserved else 0
+            return size
+
+        for name in sorted(held, key=lambda each: -held[each]):
+            for block in blocks[name]:
+                if excess <= 0 or held[name] <= part * self.max_bytes:
+                    break
+                excess -= evict(name, block)
+        for block in sorted(self._blocks):
+            if excess <= 0:
+                break
+            excess -= evict(self._owners.get(block, ""), block)
+        return list(doomed)
 
     def positions(self, agent: str, boot: str) -> dict[Lane, int]:
         """Return for each lane of a boot the last row that is stored here, or was passed."""
@@ -84,6 +161,11 @@ class MergedDatabase(Database):
         """Take the rows of an excluded agent again, from its first one on disk. Call it inside a transaction."""
         self._db.execute("DELETE FROM excluded_agents WHERE agent = ?", (agent,))
         self._db.execute("DELETE FROM merged_lanes WHERE agent = ?", (agent,))
+
+
+def agent_of(session: str) -> str:
+    """Return the agent of a session of the merged store."""
+    return session.partition("/")[0]
 
 
 def session_name(agent: str, session: str) -> str:
