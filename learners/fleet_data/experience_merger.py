@@ -209,7 +209,7 @@ class ExperienceMerger:
         return [name for name in names if name > self._last_agent] + [n for n in names if n <= self._last_agent]
 
     def _present(self, agents: Iterable[str], within_s: float = ABSENT_S) -> list[str]:
-        """Return the agents that brought rows within so many seconds, by the server's clock."""
+        """Return the agents that brought rows within a time, by the server's clock."""
         present = []
         for agent in agents:
             try:

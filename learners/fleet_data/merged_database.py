@@ -3,8 +3,8 @@
 A row and the position behind it are on disk together or not at all. So a process that is killed between two rows neither loses a
 row nor stores it twice. `experience_merger.py` uses it.
 
-A full store bounds what one agent has of it: at most `FAIR` times an equal part of the bytes, and as much of the reserve for
-demonstrations, corrections and outcomes. An agent above its part gives its own oldest rows first. So neither an agent that sends alone for
+A full store bounds what one agent has of it: at most `FAIR` times an equal part of the bytes. The same part bounds what it has of the reserve
+for demonstrations, corrections and outcomes. An agent above its part gives its own oldest rows first. So neither an agent that sends alone for
 days nor one that calls all of its rows demonstrations displaces what the others showed.
 """
 

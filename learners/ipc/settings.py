@@ -56,9 +56,10 @@ class Backend(_Section):
 
 
 class FleetRoute(_Section):
-    """Of the fleet: the key that signs its policies."""
+    """Of the fleet: the key that signs its policies, and what this device trains itself."""
 
     key: Path | None = None
+    local: Literal["all", "head", "none"] = "all"
 
 
 class LearnerConfig(_Section):

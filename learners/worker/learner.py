@@ -59,6 +59,7 @@ class Learner:
         device: of the training.
         batch: transitions of an update; default: the settings'.
         recoded: the re-encoded tokens after an encoder's swap.
+        heads_only: train the heads alone; everything before them, and the statistics of the inputs, stay as loaded.
     """
 
     def __init__(
@@ -74,14 +75,20 @@ class Learner:
         device: torch.device | str = "cpu",
         batch: int | None = None,
         recoded: TokenStore | None = None,
+        heads_only: bool = False,
     ) -> None:
-        self.recoded = recoded
+        self.recoded, self.heads_only = recoded, heads_only
+        self.started_from: str | None = None
+        """The version that training began from, or was set back to last. It survives restarts where only heads are trained."""
         self.spec, self.settings, self.source, self.state, self.journal = spec, settings, source, state, journal
         self.device, self.rate_hz, self.build = torch.device(device), rate_hz, build
         self.batch = batch or settings.batch
         self.warmup = settings.warmup or (CHOICE_WARMUP if spec.actions.choices else WARMUP)
         torch.manual_seed(settings.seed)
         self.policy: Any = build(spec).to(self.device).eval()
+        if heads_only:
+            for name, parameter in self.policy.named_parameters():
+                parameter.requires_grad_(name.startswith("heads."))
         self.algorithm = Algorithm(self.policy, torch.Generator(self.device).manual_seed(settings.seed))
         self.draw = torch.Generator().manual_seed(settings.seed)
         self.mirror = MirrorAugmentation(spec, settings.mirror_augmentation) if settings.mirror_augmentation else None
@@ -190,11 +197,15 @@ class Learner:
         changed = [name for name, version in versions.items() if known.get(name, version) != version]
         if changed:
             self._normalise()
-            self.algorithm.forget_statistics(changed)
+            if not self.heads_only:
+                self.algorithm.forget_statistics(changed)
         known.update(versions)
 
     def _normalise(self) -> None:
-        """Merge the ticks just taken in into the statistics of the inputs."""
+        """Merge the ticks just taken in into the statistics of the inputs, which are no part of the heads."""
+        if self.heads_only:
+            self._seen.clear()
+            return
         shapes = {s.name: (s.tokens, s.width) for s in self.spec.streams}
         tokens = [
             {name: x for name, x in each.tokens.items() if x.shape == shapes.get(name) and self._is_present(each, name)}
@@ -284,7 +295,10 @@ class Learner:
             },
         }
         position = document(self.position, held.since_reserved, self.replay.versions)
-        version = self.state.save(tensors, {"position": position, "spec": orjson.loads(self.spec.to_json())})
+        documents = {"position": position, "spec": orjson.loads(self.spec.to_json())}
+        if self.heads_only:
+            documents["heads"] = {"started_from": self.started_from}
+        version = self.state.save(tensors, documents)
         self.state.promote(version)
         self.journal.restart([])
         if self.recoded is not None:
@@ -303,7 +317,11 @@ class Learner:
             self.journal.restart([])  # it continues a state that cannot be loaded
             return False
         entries = self.journal.entries()
+        if loaded is not None and ("heads" in loaded.documents) != self.heads_only:
+            self.journal.restart([])  # other parameters were trained: their moments do not fit
+            return False
         if loaded is not None:
+            self.started_from = loaded.documents.get("heads", {}).get("started_from")
             try:
                 self.position, trail, self.replay.versions = load_position(loaded.documents["position"])
             except (KeyError, TypeError, ValueError) as error:
@@ -333,6 +351,7 @@ class Learner:
         }
         self._note(version=version, exploration=exploration)
         self.load_weights(weights, exploration)
+        self.started_from = version
 
     def _note(self, **what: Any) -> None:
         self.journal.note(JournalEntry(self.position.entry + 1, self.position.update, **what))
@@ -344,6 +363,7 @@ class Learner:
             self.position.entry = entry.number
             if entry.version is not None:
                 self.load_weights(load(entry.version), entry.exploration)
+                self.started_from = entry.version
             elif entry.encoders is not None:
                 self._follow(entry.encoders)
             elif entry.recoded is not None:

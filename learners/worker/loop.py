@@ -49,7 +49,7 @@ from learners.worker.finetune_process import tasks_of
 from learners.worker.finetuning import FinetuneRunner
 from learners.worker.journal import Journal
 from learners.worker.learner import Learner
-from learners.worker.policy_candidates import CandidateManager
+from learners.worker.policy_candidates import CandidateManager, fleet_base
 from learners.worker.torch_limits import background_stream
 
 POLL_S = 0.2
@@ -87,6 +87,10 @@ class LearnerLoop:
         key = load_key(inputs.state_dir, credentials_folder())
         promotion = inputs.promotion
         self.inputs, self.spec, self.stop = inputs, spec, stop
+        self.local = "all" if inputs.fleet is None or inputs.fleet.key is None else inputs.fleet.local
+        """What is trained here: `all`, the `head` of the fleet's live version, or `none`."""
+        self._bases: dict[str, str | None] = {}
+        """By version, the version of the fleet that it is or stands on."""
         self.device = pick_device(inputs.device)
         self.reader = Reader(inputs.state_dir / "experience")
         self.outbox = Outbox(folder / "outbox")
@@ -103,6 +107,7 @@ class LearnerLoop:
             rate_hz=inputs.tick.rate_hz,
             device=self.device,
             recoded=recoded,
+            heads_only=self.local == "head",
         )
         self.encoder_versions = EncoderVersions(inputs)
         self.reencoder = Reencoder(self.reader, recoded, self.encoder_versions)
@@ -193,8 +198,9 @@ class LearnerLoop:
             self._withdraw(self.inputs.fleet)
         self.candidates.follow_live()
         self.learner.follow_encoders(self.encoder_versions.followed(partial(self.outbox.post, "encoder_refused")))
+        trains = self._follow_base()
         self.learner.ingest()
-        done = self.learner.train(self.clock() + settings.update_every_s, clock=self.clock)
+        done = self.learner.train(self.clock() + settings.update_every_s, clock=self.clock) if trains else 0
         state = "training" if done else ("waiting" if not self.learner.position.update else "idle")
         self.finetuning.step()
         self._tell("finetuning" if self.finetuning.task else state)
@@ -211,8 +217,40 @@ class LearnerLoop:
             pass
         elif self.reencoder.waiting > ENCODED_LATER:
             pass  # an encoder changed: a candidate is evaluated with its tokens
-        elif self._is_due("promote", settings.promote_every_s) and self.candidates.has_new_updates:
+        elif trains and self._is_due("promote", settings.promote_every_s) and self.candidates.has_new_updates:
             self.candidates.begin()
+
+    def _follow_base(self) -> bool:
+        """Train on from the fleet's version that is live now, where only its heads are trained; return whether anything is trained.
+
+        A new version of the fleet replaces the base, and the local head on the one before is dropped: it fits other features.
+        """
+        if self.local != "head":
+            return self.local == "all"
+        live = self.checkpoints.live().version
+        base = self._base_of(live)
+        if live is None or base is None:
+            return False
+        if base != self._base_of(self.learner.started_from):
+            try:
+                weights = self._weights(live)
+            except CheckpointRefused as refusal:
+                self.candidates.report_refusal(refusal)
+                return False
+            self.candidates.reset(live, weights)
+            self.learner.save()
+        if self.candidates.local_base != base:
+            self.candidates.local_base = base
+            self.candidates.drop_local()
+        return True
+
+    def _base_of(self, version: str | None) -> str | None:
+        """Return the version of the fleet that a version is or stands on; None if it is of this device alone, or gone."""
+        if version is None:
+            return None
+        if version not in self._bases:
+            self._bases = {m.version: fleet_base(m) for m in self.checkpoints.list()}
+        return self._bases.get(version)
 
     def _withdraw(self, fleet: FleetRoute) -> None:
         """Take back the versions that the fleet withdrew."""

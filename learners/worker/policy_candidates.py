@@ -23,6 +23,7 @@ from typing import Any
 
 import orjson
 import torch
+from torch import Tensor
 
 from learners.checkpoints.manifest import CheckpointRefused, Manifest
 from learners.checkpoints.signing import PublicKey
@@ -88,6 +89,8 @@ class CandidateManager:
         self._candidate: tuple[str, Any] = ("", None)
         self._evaluated = -1
         """Number of the last update that was evaluated."""
+        self.local_base: str | None = None
+        """The version of the fleet with the heads that are trained here; None where a whole policy is."""
 
     @property
     def has_new_updates(self) -> bool:
@@ -133,13 +136,27 @@ class CandidateManager:
         """Return the manifests of what was imported from versions of the fleet."""
         return [m for m in self.checkpoints.list() if m.metrics.get("adopted_from") in names]
 
+    def reset(self, version: str, weights: dict[str, Tensor]) -> None:
+        """Continue training from the weights of a version; nothing is evaluated before a further update."""
+        self.learner.reset_to_version(version, weights)
+        self._evaluated = self.learner.position.update
+
+    def drop_local(self) -> None:
+        """Take back the candidate with a local head on another version of the fleet than `local_base`."""
+        proposed = self.checkpoints.proposed()
+        manifest = next((m for m in self.checkpoints.list() if m.version == proposed), None)
+        base = None if manifest is None else local_base(manifest)
+        if manifest is not None and base not in {None, self.local_base} and proposed != self.checkpoints.live().version:
+            self.checkpoints.rollback(failing=manifest.version, by="fleet")
+
     def withdraw(self, names: Collection[str]) -> None:
-        """Take back what the fleet withdrew: end its evaluation, mark it as failed, and roll back where it is live.
+        """Take back what the fleet withdrew, and every local head on it: end the evaluation, mark it as failed, roll back where it is live.
 
         Args:
             names: versions as the fleet calls them.
         """
-        for version in [m.version for m in self._adopted(names)]:
+        local = [m for m in self.checkpoints.list() if local_base(m) in names]
+        for version in [m.version for m in (*self._adopted(names), *local)]:
             if self._candidate[0] == version:
                 self.evaluation, self._candidate = None, ("", None)
             live = self.checkpoints.live()
@@ -232,7 +249,9 @@ class CandidateManager:
             },
             parent=self.checkpoints.live().version,
             encoder_versions=learner.replay.versions,
-            data=data | ({"tasks": self.tasks.versions()} if self.tasks else {}),
+            data=data
+            | ({"tasks": self.tasks.versions()} if self.tasks else {})
+            | ({"local_head_on": self.local_base} if self.local_base is not None else {}),
             metrics={"score": learner.reward_mean, "updates": position.update, **learner.metrics},
             graphs=compiled.graphs,
         )
@@ -291,3 +310,15 @@ class CandidateManager:
                 policy.load_state_dict(loaded.tensors["policy"])
                 self.live = (version, policy)
         return self.live
+
+
+def fleet_base(manifest: Manifest) -> str | None:
+    """Return the version of the fleet that a version is, or that its local head stands on; None where it is of this device alone."""
+    adopted = manifest.metrics.get("adopted_from")
+    return adopted if isinstance(adopted, str) else local_base(manifest)
+
+
+def local_base(manifest: Manifest) -> str | None:
+    """Return the version of the fleet that a version with a local head stands on; None for any other version."""
+    base = manifest.data.get("local_head_on")
+    return base if isinstance(base, str) and "adopted_from" not in manifest.metrics else None

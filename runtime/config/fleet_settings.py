@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Self
+from typing import Literal, Self
 
 from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
 
@@ -41,6 +41,11 @@ class FleetSettings(Settings):
         description="file of the public key that signs the policies of the fleet. Default: policies of the fleet are not accepted",
     )
 
+    local: Literal["all", "head", "none"] = Field(
+        "all",
+        description="what this device trains itself, with `key`: `all` of its own policy, beside the fleet's; `head`, only the heads of the "
+        "fleet's live version, until the next one is live; `none`, nothing. See [fleet.md](fleet.md#what-a-device-trains-itself)",
+    )
     stop: bool = Field(
         True,
         description="obey a stop of the fleet: the uplink passes it on to `stop` of this agent. Nothing of the fleet releases it",
@@ -55,6 +60,10 @@ class FleetSettings(Settings):
     def _usable(self) -> Self:
         if self.url.startswith("embedded:"):
             raise ValueError("fleet.url: a device does not start the fleet's broker; write mqtt:// or mqtts://")
+        if self.local != "all" and self.key is None:
+            raise ValueError(
+                f"fleet.local: {self.local} builds on policies of the fleet, and without fleet.key none is accepted; add fleet.key"
+            )
         try:
             self.mqtt()
         except ValidationError as error:  # its text repeats the input, which may hold a password

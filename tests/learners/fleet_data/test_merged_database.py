@@ -60,8 +60,8 @@ def test_an_agent_that_sends_alone_has_its_part_and_the_others_keep_theirs(
     part = database.shares()
     assert part["liar"] <= FAIR / 4 + 0.02
     assert sum(part[name] for name in HONEST) >= 1 - FAIR / 4 - 0.04
-    kept = counts(database, "intervention")
-    assert all(kept[name] >= corrections[name] for name in HONEST)
+    left = counts(database, "intervention")
+    assert all(left[name] >= corrections[name] for name in HONEST)
     newest = [
         tick
         for (tick,) in database._db.execute("SELECT tick FROM transitions WHERE session LIKE 'liar/%' ORDER BY row")
