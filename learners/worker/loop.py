@@ -90,7 +90,7 @@ class LearnerLoop:
         self.local = "all" if inputs.fleet is None or inputs.fleet.key is None else inputs.fleet.local
         """What is trained here: `all`, the `head` of the fleet's live version, or `none`."""
         self._bases: dict[str, str | None] = {}
-        """By version, the version of the fleet that it is or stands on."""
+        """By version, the version of the fleet that it is or builds on."""
         self.device = pick_device(inputs.device)
         self.reader = Reader(inputs.state_dir / "experience")
         self.outbox = Outbox(folder / "outbox")
@@ -245,7 +245,7 @@ class LearnerLoop:
         return True
 
     def _base_of(self, version: str | None) -> str | None:
-        """Return the version of the fleet that a version is or stands on; None if it is of this device alone, or gone."""
+        """Return the version of the fleet that a version is or builds on; None if it is of this device alone, or gone."""
         if version is None:
             return None
         if version not in self._bases:

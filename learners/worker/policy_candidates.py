@@ -313,12 +313,12 @@ class CandidateManager:
 
 
 def fleet_base(manifest: Manifest) -> str | None:
-    """Return the version of the fleet that a version is, or that its local head stands on; None where it is of this device alone."""
+    """Return the version of the fleet that a version is, or that its local head builds on; None where it is of this device alone."""
     adopted = manifest.metrics.get("adopted_from")
     return adopted if isinstance(adopted, str) else local_base(manifest)
 
 
 def local_base(manifest: Manifest) -> str | None:
-    """Return the version of the fleet that a version with a local head stands on; None for any other version."""
+    """Return the version of the fleet that a version with a local head builds on; None for any other version."""
     base = manifest.data.get("local_head_on")
     return base if isinstance(base, str) and "adopted_from" not in manifest.metrics else None
