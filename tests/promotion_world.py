@@ -20,7 +20,7 @@ from learners.checkpoints.store import Live
 from learners.experiment_statistics.paired_outcomes import TickOutcome
 from learners.safeguards.reward_ledger import Ledger
 from learners.safeguards.source_consistency import Quarantine
-from runtime.control.tick import TickResult, executed_actions
+from runtime.control.tick import TickResult, executed_actions, overall_mode
 from runtime.deploy.experiments.controller import ExperimentController
 from runtime.deploy.experiments.plan_from_settings import ExperimentRules
 from runtime.feedback.outcomes import OutcomeTracker
@@ -100,6 +100,8 @@ class PromotionWorld:
         self.count, self.now_s = 0, BEGUN_S
         self.events: list[tuple[float, str, dict[str, Any]]] = []
         self.acted: list[str] = []
+        self.modes = {"valve": "autonomous"}
+        """By actuator; a takeover is one of `valve`."""
         self.versions = VersionsInMemory()
         ledger, quarantine = Ledger(rules.settle_s), Quarantine({})
         self.experiments = ExperimentController(
@@ -186,15 +188,20 @@ class PromotionWorld:
         outcome = Outcome(True, None, 1, "override" if one.takeover else "policy")
         if one.refusal:
             outcome = Outcome(False, "min_hold", 0, "none")
+        outcomes = {"valve": outcome} | {
+            name: Outcome(True, None, 1, "policy") if mode == "autonomous" else Outcome(False, "mode", None, "none")
+            for name, mode in self.modes.items()
+            if name != "valve" or (mode != "autonomous" and not one.takeover)
+        }
         verdict = GateVerdict(
-            decision, True, one.stop, {"valve": "autonomous"}, {"valve": outcome},
+            decision, True, one.stop, self.modes, outcomes,
             overridden={"valve": 1.0} if found.overridden else {},
         )  # fmt: skip
         decided = InferenceResult(version, {"valve": Action(1, 1.0)}, 0.0, {}, {}, {}, 0.0)
         executed, by = executed_actions(decided.actions, verdict)
         return TickResult(
             observation=Observation(self.count, self.now_s, {}, {}), decided=decided, verdict=verdict, decision=decision,
-            executed=executed, by=by, stamp_unix_s=self.now_s, latency_s=0.0, stored=True, mode="autonomous",
+            executed=executed, by=by, stamp_unix_s=self.now_s, latency_s=0.0, stored=True, mode=overall_mode(self.modes),
             explore=False, answered_s=0.0,
         )  # fmt: skip
 

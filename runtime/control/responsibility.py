@@ -13,14 +13,26 @@ POLICY_RULES = frozenset(
 """Refusals that are the policy's own doing."""
 
 
+def moves_alone(result: TickResult) -> frozenset[str]:
+    """Return the actuators that the policy moves without a person: those of the verdict in mode `autonomous`.
+
+    In `assist` a person confirms each action, and in `shadow` the policy does not act: both are part of the world then.
+    """
+    verdict = result.verdict
+    if verdict is None:
+        return frozenset()
+    return frozenset(name for name in verdict.outcomes if verdict.mode.get(name, "autonomous") == "autonomous")
+
+
 def responsibility(result: TickResult) -> tuple[bool, bool]:
     """Return whether the outcome is the policy's doing, and whether the gate refused its action for what it was.
 
-    It is not the policy's doing without a verdict, while disarmed or stopped, under an override, or in a mode in which the
-    policy does not act.
+    It is not the policy's doing without a verdict, while disarmed or stopped, under an override of an actuator that it moves alone, or
+    where it moves none alone.
     """
-    verdict = result.verdict
-    if verdict is None or not verdict.armed or verdict.stopped or "override" in result.by.values():
+    verdict, alone = result.verdict, moves_alone(result)
+    by = {result.by.get(name) for name in alone}
+    if verdict is None or not verdict.armed or verdict.stopped or "override" in by:
         return False, False
-    refused = any(outcome.rule in POLICY_RULES for outcome in verdict.outcomes.values())
-    return refused or "policy" in result.by.values(), refused
+    refused = any(verdict.outcomes[name].rule in POLICY_RULES for name in alone)
+    return refused or "policy" in by, refused

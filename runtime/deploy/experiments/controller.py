@@ -31,13 +31,14 @@ from learners.experiment_statistics.plan import SHARES, Arm
 from learners.experiment_statistics.switchback import Assignment
 from learners.safeguards.reward_ledger import LedgerEntry
 from learners.safeguards.source_consistency import Quarantine
-from runtime.control.responsibility import responsibility
+from runtime.control.responsibility import moves_alone, responsibility
 from runtime.control.tick import TickResult
 from runtime.control.tick_version import TickVersion
 from runtime.deploy.experiments.endings import ExperimentEndings
 from runtime.deploy.experiments.live_moves import LiveMoves
 from runtime.deploy.experiments.manual_promotion_watch import ALONE_S, RewardDropCheck
 from runtime.deploy.experiments.plan_from_settings import ExperimentRules
+from runtime.deploy.experiments.reward_lateness import RewardLateness
 from runtime.deploy.experiments.running_plan import ExperimentPhase, pairs_allowed
 from runtime.deploy.experiments.state import NOT_TRUSTED, ExperimentState
 from runtime.deploy.experiments.trusted_version import TRUSTED_BY, trust_reason
@@ -48,10 +49,8 @@ from runtime.process.state_file import StateFile, StateUnreadable
 SAVE_EVERY_S = 5.0
 REQUESTED_SHARE = 0.5
 """Share of a version that a person made live, while it is compared with the trusted one."""
-MOST_LATE_S = 600.0
-"""Longest wait for late rewards."""
-LATE_MARGIN = 1.5
-"""Pairs stay open for this multiple of the lateness seen."""
+LONG_HOLD_S = 60.0
+"""After a hold of this length the live version acts, so that no challenger moves the other actuators for hours."""
 
 
 @dataclass(slots=True)
@@ -73,9 +72,9 @@ class ExperimentController:
     endings: ExperimentEndings = field(init=False)
     state: ExperimentState = field(init=False)
     falls: RewardDropCheck = field(default_factory=RewardDropCheck)
-    mode: str = "autonomous"
+    lateness: RewardLateness = field(default_factory=RewardLateness)
     acting: bool = False
-    """The policy may act now."""
+    """The policy may act now, and moves an actuator without a person."""
     _now: TickVersion = field(default_factory=lambda: TickVersion(UNTRAINED))
     _counted: tuple[int, Assignment] | None = None
     """Experiment and assignment of the tick before, where it was counted."""
@@ -84,6 +83,10 @@ class ExperimentController:
     """Decision of the tick before."""
     _dones: set[str] = field(default_factory=set)
     _tick: int = 0
+    _held_s: float = 0.0
+    """How long a person has held an actuator that the policy moves alone."""
+    _held_from: str = ""
+    """The version that acted when the hold began."""
     _unwritten: bool = False
     _running: bool = True
     _crashed: bool = False
@@ -173,6 +176,8 @@ class ExperimentController:
         alarmed = self.state.way_back(self.state.live) if self._alarm is not None else None
         if alarmed is not None and alarmed in loaded:
             self._now = TickVersion(alarmed)
+        elif self._held_s >= LONG_HOLD_S:
+            return self._now
         elif self.state.phase is not None and self.acting and not self.decided.is_set():
             found = self.state.phase.assign()
             if found is not None and found[0] in loaded:
@@ -191,24 +196,20 @@ class ExperimentController:
         """Take one finished tick: its harms; its rewards come by `credit`."""
         acted, refused = responsibility(result)
         verdict = result.verdict
-        held = "override" in result.by.values()
+        alone = moves_alone(result)
+        held = any(result.by.get(name) == "override" for name in alone)
+        if held and not self._held_s:
+            self._held_from = self._now.version
+        self._held_s = self._held_s + self.rules.period_s if held else 0.0
         stopped = self.acting and verdict is not None and verdict.stopped
-        mode = result.mode
-        if (
-            mode != self.mode
-            and self.state.phase is not None
-            and self.state.phase.plan.weaker != self.rules.weaker(mode)
-        ):
-            self.endings.cancel("the mode changed")
-        self.mode = mode
-        modes = ("autonomous", "assist")
-        self.acting = verdict is not None and verdict.armed and not verdict.stopped and mode in modes
+        overridden = verdict is not None and not alone.isdisjoint(verdict.overridden)
+        self.acting = verdict is not None and verdict.armed and not verdict.stopped and bool(alone)
         assignment, phase = self._now.assignment, self.state.phase
         before, self._counted = self._counted, None
         counted = phase is not None and before is not None and before[0] == phase.number
-        if phase is not None and before is not None and counted and verdict is not None and verdict.overridden:
+        if phase is not None and before is not None and counted and overridden:
             phase.correct(before[1])  # a person's command since the tick before
-        if verdict is not None and verdict.overridden:
+        if overridden:
             self.state.harms.late(self._newest, "takeover")
         self._newest = result.decision
         if verdict is None or not (acted or held or stopped):
@@ -226,7 +227,8 @@ class ExperimentController:
 
     def _watch_harms(self, decision: str, outcome: TickOutcome) -> None:
         """Give the harms of the live version to the guard, whether or not it is compared with another one."""
-        if self._now.version != self.state.live or not self.state.watched:
+        begun_by_another = self._held_s > 0 and self._held_from != self.state.live
+        if self._now.version != self.state.live or begun_by_another or not self.state.watched:
             return
         block = self.state.harms.add(decision, outcome, self.rules.block_of_one_version())
         if block is not None:
@@ -251,7 +253,7 @@ class ExperimentController:
         """
         phase = self.state.phase
         if decision is not None:
-            self._note_lateness(decision)
+            self._note_lateness(source, decision)
             if phase is not None and source not in self.quarantine.names:
                 phase.credit(decision, source, value)
         counted = failure and phase is not None and decision is not None and phase.failed(decision)
@@ -262,13 +264,12 @@ class ExperimentController:
         if done and decision is not None:
             self._dones = {decision}
 
-    def _note_lateness(self, decision: str) -> None:
+    def _note_lateness(self, source: str, decision: str) -> None:
         """Follow how late rewards arrive, so that pairs stay open for them."""
         _, _, index = decision.rpartition("-")
         if index.isdecimal():
             late_s = max(0, self._tick - int(index)) * self.rules.period_s
-            if late_s <= MOST_LATE_S:
-                self.state.late_s = max(self.state.late_s * 0.9999, LATE_MARGIN * late_s)
+            self.state.late_s = self.lateness.follow(source, late_s, self.state.late_s)
 
     def settled(self, entries: list[LedgerEntry]) -> None:
         """Take settled decisions, oldest first: measure levels, close pairs, and let test and guard decide."""
@@ -401,6 +402,7 @@ class ExperimentController:
             self.state.waiting = self.state.proof.rival
         if (
             self.state.waiting is not None
+            and self.acting
             and (anchor is not None or self.state.racing)
             and {self.state.waiting, self.state.live, anchor or self.state.live, reference or self.state.live}
             <= set(loaded)
@@ -425,7 +427,7 @@ class ExperimentController:
         number = self.state.trust.experiments
         versions = (champion, challenger, anchor)
         plan = self.rules.plan(
-            versions, number, levels=self.state.levels, mode=self.mode, share=share, alpha=self.state.alpha.next_alpha(),
+            versions, number, levels=self.state.levels, share=share, alpha=self.state.alpha.next_alpha(),
             reference=self.state.reference() if champion == anchor else None,
         )  # fmt: skip
         arm: Arm = "challenger" if requested else "champion"

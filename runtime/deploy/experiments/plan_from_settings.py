@@ -54,10 +54,6 @@ class ExperimentRules:
         """Return whether a unit is a whole episode."""
         return levels.episodic and self.gamma > 0
 
-    def weaker(self, mode: str) -> bool:
-        """Return whether versions act in long blocks of a fixed order, which is weaker evidence."""
-        return not self.alternate or mode == "assist"
-
     def block_of_one_version(self) -> int:
         """Return the ticks of a block of the first proof and of the guard, in which one version acts."""
         design = block_design(self.gamma, action_lag_ticks=ACTION_LAG_TICKS)
@@ -90,7 +86,6 @@ class ExperimentRules:
         number: int,
         *,
         levels: RewardLevels,
-        mode: str,
         share: float,
         alpha: float,
         reference: str | None = None,
@@ -101,13 +96,12 @@ class ExperimentRules:
             versions: champion, challenger and anchor.
             number: of the experiment; the coins follow from it and the versions.
             levels: what units of each version earned so far.
-            mode: of the agent.
             share: of all blocks in which the challenger acts.
             alpha: probability to promote a version that is worse than allowed.
             reference: version that the guard compares the champion with where the champion is the anchor.
         """
         champion, challenger, anchor = versions
-        episodic, weaker = self.episodic(levels), self.weaker(mode)
+        episodic, weaker = self.episodic(levels), not self.alternate
         design = block_design(self.gamma, action_lag_ticks=ACTION_LAG_TICKS, episodic=episodic)
         block, washout = design.block_ticks, design.washout_ticks
         if self.gamma <= 0 and not episodic:

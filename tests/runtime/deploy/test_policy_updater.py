@@ -233,6 +233,7 @@ async def test_all_arms_of_an_experiment_are_in_memory_and_the_rest_is_released(
     first, second, third = bench.versions
     bench.promote(first)
     await bench.updater.start()
+    bench.experiments.acting = True
     bench.propose(second)
     await bench.updater.sync()
     await bench.updater.sync()

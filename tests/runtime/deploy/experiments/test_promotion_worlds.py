@@ -13,6 +13,7 @@ from pydantic import ValidationError
 from learners.config import LARGEST_REWARD, TopicReward
 from learners.experiment_statistics.paired_outcomes import HARMS, TickOutcome
 from runtime.deploy.experiments.plan_from_settings import ExperimentRules
+from runtime.deploy.experiments.reward_lateness import RewardLateness
 from runtime.deploy.experiments.reward_levels import RunningHarms
 
 RULES = ExperimentRules(period_s=1.0, gamma=0.5)
@@ -225,6 +226,79 @@ async def test_an_experiment_over_episodes_ends_where_no_episode_ends_any_more(t
     assert one.live == "good"
     assert state.alpha.experiments == 1
     assert "equal" in state.trust.judged
+
+
+@pytest.mark.parametrize("other", ["shadow", "assist"])
+async def test_an_experiment_runs_while_the_policy_moves_one_of_its_actuators_alone(tmp_path: Path, other: str) -> None:
+    one = await two_trusted(tmp_path, levels(0, old=1.0, good=1.0, better=6.0))
+    one.modes = {"valve": "autonomous", "lamp": other}
+    await one.propose("better")
+    await one.run(3_000.0, until=lambda: "experiment_ended" in one.kinds())
+    assert one.live == "better"
+
+
+@pytest.mark.parametrize("confirmed", [False, True])
+async def test_where_a_person_confirms_every_action_nothing_is_compared_and_the_newest_candidate_waits(
+    tmp_path: Path, *, confirmed: bool
+) -> None:
+    draw, at_work = noise(9), [False]
+
+    def world(version: str, _tick: int) -> WorldTick:
+        held = at_work[0] and confirmed
+        return WorldTick(
+            1.0 * (version != "untrained") + draw(), TickOutcome(takeover=held), overridden=at_work[0] and not held
+        )
+
+    one = await two_trusted(tmp_path, world)
+    at_work[0], one.modes = True, {"valve": "assist"}
+    await one.run(2.0)
+    for version in ("c1", "c2"):
+        await one.propose(version)
+        await one.run(600.0)
+    assert (set(one.acted[-1_200:]), one.kinds()) == ({"good"}, [])
+    at_work[0], one.modes = False, {"valve": "autonomous"}
+    await one.run(60.0)
+    assert one.last("experiment_started")["challenger"] == "c2"
+
+
+async def test_while_a_person_holds_one_actuator_for_long_the_live_version_moves_the_others(tmp_path: Path) -> None:
+    draw, until = noise(10), [-1]
+    one: PromotionWorld
+
+    def world(version: str, tick: int) -> WorldTick:
+        if version == "c" and until[0] < 0:
+            until[0] = tick + 7_200
+        return WorldTick(1.0 * (version != "untrained") + draw(), TickOutcome(takeover=tick < until[0]))
+
+    one = await two_trusted(tmp_path, world)
+    one.modes = {"valve": "autonomous", "lamp": "autonomous"}
+    one.experiments.state.trust.pace = 2
+    await one.propose("c")
+    await one.run(3_600.0)
+    assert 60 <= one.acted.count("c") <= 62
+    assert "policy_suspected" not in one.kinds(), "the hold began while the challenger acted"
+    await one.run(4_200.0)
+    assert one.acted.count("c") > 62
+    phase = one.experiments.state.phase
+    assert phase is not None
+    assert phase.plan.challenger == "c"
+
+
+async def test_a_few_rewards_after_an_outage_keep_no_pair_open_and_slow_people_do() -> None:
+    late, found = RewardLateness(), 0.0
+    for n in range(300):
+        found = late.follow("sensor", 540.0 if n == 150 else 0.1, found)
+        assert n < 150 or found == pytest.approx(0.15)
+    for n in range(3_000):
+        found = late.follow("sensor", 0.1, found)
+        found = late.follow("person", 60.0, found) if n % 600 == 0 else found
+    assert found == pytest.approx(90.0)
+    for _ in range(120):
+        found = late.follow("person", 400.0, found)
+    for _ in range(1_000):
+        found = late.follow("person", 60.0, found)
+    assert found == pytest.approx(90.0)
+    assert late.follow("person", 1e9, found) == found
 
 
 async def test_the_largest_rewards_that_the_settings_allow_end_no_agent_and_survive_a_restart(tmp_path: Path) -> None:
