@@ -62,6 +62,8 @@ class TrainSettings:
     """How many of the best policies are compared at the end."""
     save_every: int = 5_000
     """Steps after which the end of an episode is saved, for an exact resume."""
+    threads: int = 1
+    """Of torch. Two wait for each other longer than they compute in networks of this size; and results depend on their number."""
 
 
 @dataclass(slots=True)

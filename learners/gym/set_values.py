@@ -20,6 +20,7 @@ FIELDS: dict[str, tuple[str, ...]] = {
     "learner.demonstration_fraction": ("demonstrations",),
     "learner.n_step": ("steps", "choice_steps"),
     "learner.replay_gb": ("memory_bytes",),
+    "learner.threads": ("threads",),
     "learner.updates_per_step": ("updates_per_step",),
     "learner.warmup": ("warmup", "choice_warmup"),
     "policy.algorithm": ("algorithm",),

@@ -65,6 +65,7 @@ def train(
     """
     torch.set_flush_denormal(True)
     used = with_algorithm(settings or TrainSettings(), algorithm)
+    torch.set_num_threads(used.threads)
     given = named(demonstrations)
     saved = SavedTraining(
         out, {"environment": environment, "seed": seed, "settings": settings_values(used), "demonstrations": given}

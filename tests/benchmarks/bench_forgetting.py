@@ -1,6 +1,6 @@
 """What fine-tuning forgets, when an encoder learns one task after another; labels in waves are bench_waves.py's.
 
-    .venv/bin/python tests/benchmarks/bench_forgetting.py [--only encoder|chat] [--per-class 20] [--sentences 600]
+    .venv/bin/python tests/benchmarks/bench_forgetting.py [--only encoder|chat] [--per-class 20] [--sentences 600] [--tested 10]
 
 encoder: intents (CLINC150, head and encoder), then entities (WNUT 2017) with `full`, `top` and `lora` on the same encoder, then the
 old intent head on the new encoder (`after`), then that head alone trained again (`back`). A LoRA adapter can be taken out
@@ -29,6 +29,8 @@ from learners.model.encoders.bundled_weights import resolve
 from learners.tasks.task_classes import open_task
 
 MINILM = "bundled:minilm-l6"
+SENTENCES = 130
+"""Of the test split for each tested example of a class; ten times that are all."""
 OPTIONS = {"epochs": 4, "patience": 4}
 
 
@@ -43,16 +45,16 @@ def per_class(rows: list[dict[str, Any]], count: int) -> list[dict[str, Any]]:
     return chosen
 
 
-def encoder(out: Path, count: int, sentences: int) -> Table:
+def encoder(out: Path, count: int, sentences: int, tested: int) -> Table:
     """The table of one encoder and two tasks."""
     train, held, test = (datasets.read(path) for path in data.clinc(out))
-    intents = Splits(per_class(train, count), per_class(held, 4), per_class(test, 10))
+    intents = Splits(per_class(train, count), per_class(held, min(4, tested)), per_class(test, tested))
     task, settings, _ = build("text-classification", MINILM, intents.train, "full", dict(OPTIONS))
     tuned = tune(task, intents, replace(settings, epochs=8), "full")
     before = measure(tuned.task, intents.test)["accuracy"]
     tuned.task.save(out)
     tags = [datasets.read(path) for path in data.wnut(out)]
-    entities = Splits(tags[0][:sentences], tags[1][:300], tags[2])
+    entities = Splits(tags[0][:sentences], tags[1][: 30 * tested], tags[2][: SENTENCES * tested])
     table = Table("entities with", "entity F1", "intents before", "after", "lost", "back (head alone)")
     for mode in ("full", "top", "lora"):
         other, settings, _ = build("token-classification", str(out), entities.train, mode, dict(OPTIONS))
@@ -93,6 +95,7 @@ def main() -> None:
     parser.add_argument("--only", nargs="*", default=["encoder", "chat"], choices=["encoder", "chat"])
     parser.add_argument("--per-class", type=int, default=20)
     parser.add_argument("--sentences", type=int, default=600)
+    parser.add_argument("--tested", type=int, default=10, help="examples of each class that are tested")
     parser.add_argument("--threads", type=int, default=2)
     given = parser.parse_args()
     torch.set_num_threads(given.threads)
@@ -101,7 +104,7 @@ def main() -> None:
         for name in given.only:
             out = Path(folder) / name
             out.mkdir()
-            console.print(chat() if name == "chat" else encoder(out, given.per_class, given.sentences))
+            console.print(chat() if name == "chat" else encoder(out, given.per_class, given.sentences, given.tested))
 
 
 if __name__ == "__main__":
