@@ -1,8 +1,9 @@
 """A whole daemon in virtual time: the agent of `runtime.agent.build`, the learner's loop and a simulated plant in one process.
 
 Real: engine, control loop, feedback, outcomes, deployment, experience store, learner, promotion steps. Replaced: the clocks, the
-broker (messages go straight to their handlers) and the gate, which lets every action pass. The learner does every update it owes
-once a virtual second, as a daemon does that keeps up. An hour at 50 Hz takes minutes, and the same seeds give the same run.
+broker (messages go straight to their handlers) and the gate, which lets every action pass. With `judged`, the gate's own checks decide
+and overrides act; only its process is missing. The learner does every update it owes once a virtual second, as a daemon does that
+keeps up. An hour at 50 Hz takes minutes, and the same seeds give the same run.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from __future__ import annotations
 import contextlib
 import random
 import threading
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,7 +21,9 @@ import orjson
 import torch
 import yaml
 
-from actuators.safety.decisions import Proposal
+from actuators.actions import Value
+from actuators.safety.decisions import ActuatorDecision, Proposal
+from actuators.safety.gate import Gate
 from actuators.sim.plant import Plant
 from actuators.sim.registry import build_plant, plant_settings
 from actuators.wire import CommandWriter, DeviceMessage
@@ -29,7 +32,9 @@ from learners.worker.loop import LearnerLoop
 from runtime.agent.build import build
 from runtime.agent.components import Components
 from runtime.config.loader import load
+from runtime.config.schema import Config
 from runtime.gate import ipc
+from runtime.gate.agent_channel import outcomes_of
 from runtime.process.pacing import Pacer
 from sensors.base import TopicSensor
 
@@ -72,6 +77,51 @@ class PassingGate:
         return self.latest
 
 
+class JudgingGate:
+    """The checks of `actuators.safety.gate`; what they let pass goes to `send` (actuator, value, decision, version)."""
+
+    unsent = unanswered = 0
+
+    def __init__(
+        self, config: Config, clock: VirtualClock, send: Callable[[str, Value, str | None, str], None]
+    ) -> None:
+        self.latest: ipc.GateVerdict | None = None
+        self._period_s, self._clock, self._send = config.tick.period_s, clock, send
+        required = [name for name, stream in config.streams.items() if stream.required]
+        self.gate = Gate(
+            config.actuators, config.gate, required, period_s=self._period_s, now_s=clock.now(), mode=config.mode
+        )
+        self.gate.connected(clock.now())
+        for name, each in config.actuators.items():
+            self.gate.reconciled(name, each.safe, clock.now())
+        self._apply(self.gate.go_safe(clock.now()))
+
+    async def propose(self, proposal: Proposal, patience_s: float) -> ipc.GateVerdict:
+        """Judge one proposal; a command that passes has arrived when this returns."""
+        del patience_s
+        gate, now_s = self.gate, self._clock.now()
+        rulings = gate.judge(proposal, now_s)
+        self._apply(rulings, proposal)
+        self.latest = ipc.GateVerdict(
+            proposal.decision, gate.armed, gate.stopped, gate.modes, outcomes_of(gate, rulings),
+            overridden=gate.short_overrides, allowed=gate.allowed_choices(now_s + self._period_s),
+        )  # fmt: skip
+        return self.latest
+
+    def override(self, name: str, body: Mapping[str, Any]) -> None:
+        """Carry out a person's command."""
+        self._apply([self.gate.override(name, body["value"], body["hold_s"], self._clock.now())])
+
+    def _apply(self, rulings: Iterable[ActuatorDecision], proposal: Proposal | None = None) -> None:
+        for ruling in rulings:
+            if ruling.value is None:
+                continue
+            ours = proposal if ruling.by == "policy" else None
+            decision, version = (ours.decision, ours.policy) if ours is not None else (None, ruling.by)
+            self._send(ruling.actuator, ruling.value, decision, version)
+            self.gate.acknowledged(ruling.actuator, ruling.serial)
+
+
 class AtOnce(Executor):
     """Runs work where it is submitted, so that a run needs no second thread and no switch between threads."""
 
@@ -106,6 +156,10 @@ class VirtualDaemon:
     """Virtual seconds since the start, type, data."""
     returns: list[tuple[float, float, int]] = field(default_factory=list)
     """Virtual seconds, return and length of every finished episode of a gymnasium plant."""
+    states: list[tuple[float, dict[str, Any]]] = field(default_factory=list)
+    """Virtual seconds and what any other plant publishes on `plant`."""
+    judging: JudgingGate | None = None
+    """Its checks decide; without it every action passes."""
     acted: list[str] = field(default_factory=list)
     """Version of every tick."""
     overruns: float = 0.0
@@ -114,11 +168,23 @@ class VirtualDaemon:
     """Says which ticks are late."""
     _commands: CommandWriter = field(init=False)
     _begun_s: float = field(init=False)
+    _sensors: dict[str, TopicSensor] = field(init=False)
+    """By topic."""
 
     def __post_init__(self) -> None:
         config = self.parts.config
         self._commands = CommandWriter(f"reflexd/{config.agent}", config.actuators, "boot")
         self._begun_s = self.clock.now()
+        self._sensors = {
+            sensor.topic or f"reflexd/{config.agent}/in/{name}": sensor
+            for name, sensor in self.parts.sensors.items()
+            if isinstance(sensor, TopicSensor)
+        }
+
+    def judge(self) -> None:
+        """Let the gate's own checks decide from now on."""
+        self.judging = JudgingGate(self.parts.config, self.clock, self._command)
+        self.parts.control_loop.gate = self.judging  # type: ignore[assignment]
 
     @property
     def now_s(self) -> float:
@@ -136,15 +202,10 @@ class VirtualDaemon:
             self.acted.append(result.decided.policy)
             if self.chance.random() < self.overruns:
                 self._delay(self.chance.uniform(1, 2) * period_s)
-            for name, outcome in (result.verdict.outcomes if result.verdict is not None else {}).items():
-                if outcome.value is not None:
-                    command = self._commands.write(
-                        name, outcome.value, decision=result.decision, policy=result.decided.policy,
-                        stamp_s=self.clock.wall(), ttl_ms=10_000,
-                    )  # fmt: skip
-                    self._deliver(
-                        self.plant.receive(command.topic, command.payload, retained=False, now_s=self.clock.wall())
-                    )
+            if self.judging is None and result.verdict is not None:
+                for name, outcome in result.verdict.outcomes.items():
+                    if outcome.value is not None:
+                        self._command(name, outcome.value, result.decision, result.decided.policy)
             self._deliver(self.plant.step(self.clock.wall() + period_s / 4))
             if self.learner is not None and index % every == 0:
                 self.parts.store.flush()
@@ -155,6 +216,12 @@ class VirtualDaemon:
                 await self.parts.policy_updater.sync()
             if until():
                 return
+
+    def _command(self, name: str, value: Value, decision: str | None, version: str) -> None:
+        command = self._commands.write(
+            name, value, decision=decision, policy=version, stamp_s=self.clock.wall(), ttl_ms=10_000
+        )
+        self._deliver(self.plant.receive(command.topic, command.payload, retained=False, now_s=self.clock.wall()))
 
     def _delay(self, seconds: float) -> None:
         """Let time pass within a tick, while the device's own clock goes on."""
@@ -171,11 +238,14 @@ class VirtualDaemon:
                 self.parts.feedback.reward(message.payload)
             elif topic == "plant":
                 body = orjson.loads(message.payload)
-                self.returns.append((self.now_s, body["return"], body["length"]))
-            elif topic.startswith("in/"):
-                sensor = self.parts.sensors[topic.removeprefix("in/")]
-                assert isinstance(sensor, TopicSensor)
-                reading = sensor.decode(message.payload, self.clock.now())
+                if "return" in body:
+                    self.returns.append((self.now_s, body["return"], body["length"]))
+                else:
+                    self.states.append((self.now_s, body))
+            elif topic.startswith("override/") and self.judging is not None:
+                self.judging.override(topic.removeprefix("override/"), orjson.loads(message.payload))
+            elif message.topic in self._sensors:
+                reading = self._sensors[message.topic].decode(message.payload, self.clock.now())
                 if reading is not None:
                     self.parts.inbox.put(reading)
 
@@ -184,25 +254,44 @@ class VirtualDaemon:
         return [(at_s, data) for at_s, one, data in self.events if one == kind]
 
 
+def _settings(environment: str, config: Path | None) -> dict[str, Any]:
+    if config is None:
+        return plant_settings(environment, agent="virtual", rate_hz=None)
+    found: dict[str, Any] = yaml.safe_load(config.read_text())
+    return found
+
+
 @contextlib.asynccontextmanager
 async def virtual_daemon(
-    folder: Path, environment: str, *, seed: int = 0, prepare: Callable[[Path], object] | None = None, **changes: Any
+    folder: Path,
+    environment: str,
+    *,
+    seed: int = 0,
+    config: Path | None = None,
+    judged: bool = False,
+    prepare: Callable[[Path], object] | None = None,
+    **changes: Any,
 ) -> AsyncIterator[VirtualDaemon]:
-    """Build a daemon for an environment; `changes` replace parts of what `reflexd plant --config` prints.
+    """Build a daemon for an environment; `changes` replace parts of the settings.
 
     Args:
         folder: for settings and state.
-        environment: a gymnasium id.
+        environment: a gymnasium id, or another plant of `build_plant`.
         seed: of plant and learner.
+        config: settings file; by default what `reflexd plant --config` prints.
+        judged: the gate's own checks decide, and overrides act.
         prepare: called with the path of the settings before anything is built.
         changes: top-level settings; mappings are merged.
     """
-    settings: dict[str, Any] = plant_settings(environment, agent="virtual", rate_hz=None)
+    settings = _settings(environment, config)
     settings |= {"mqtt": {"url": "mqtt://127.0.0.1:9"}, "state_dir": str(folder / "state"), "device": "cpu"}
     changes.setdefault("learner", {})
     changes["learner"] = {"seed": seed, **changes["learner"]}
     for name, value in changes.items():
         settings[name] = settings.get(name, {}) | value if isinstance(value, dict) else value
+    overrides = settings.get("plant", {}).get("simulated_overrides", False)
+    for name in ("plant", "dashboard", "metrics"):  # what runs in processes and servers of its own
+        settings.pop(name, None)
     path = folder / "settings.yaml"
     path.write_text(yaml.safe_dump(settings))
     if prepare is not None:
@@ -224,8 +313,12 @@ async def virtual_daemon(
             inputs = LearnerConfig.model_validate(parts.config.model_dump())
             learner = LearnerLoop(inputs, parts.engine.spec, NeverWaits(), clock=clock.now)
             learner.begin()
-        plant = build_plant(environment, agent="virtual", seed=seed, rate_hz=None)
+        plant = build_plant(
+            environment, agent=parts.config.agent, seed=seed, rate_hz=None, simulated_overrides=overrides
+        )
         daemon = VirtualDaemon(parts, plant, clock, learner)
+        if judged:
+            daemon.judge()
         publish = parts.reporter.metrics.observe_event
 
         def observe(kind: str, data: dict[str, Any]) -> None:

@@ -7,7 +7,8 @@ verdicts, guard, and the moves of LIVE. A tick is a second, gamma is .9, and rew
 a tick, the untrained policy 0. Seeds 0 to 99 served for tuning. Each row prints what was wanted and what was seen.
 
 `effects`, `pace` and `nothing` have whole episodes as units: a return has a deviation of 45 % and at most 500, a tick is .2 s and earns
-10, and the learner proposes a version every 60 s. So an episode lasts as long as in CartPole at 50 Hz.
+10, and the learner proposes a version every 60 s. So an episode lasts as long as in CartPole at 50 Hz. `short` has episodes as in the
+demo: 2.5 to 4 s, returns of 16 untrained and 38 at best with a deviation of 12, and a version every 20 s.
 """
 
 from __future__ import annotations
@@ -41,6 +42,9 @@ TICK_REWARD, MOST = 10.0, 500.0
 SPREAD = 0.45
 """Of the logarithm of a return."""
 PROPOSED_S = 60.0
+SHORT = ExperimentRules(period_s=0.1, gamma=0.5, cap_pairs=1_000)
+SHORT_UNTRAINED, SHORT_BEST, SHORT_DEVIATION, SHORT_TICKS = 16.0, 38.0, 12.0, 32.0
+"""Returns of short episodes, their deviation, and the mean number of their ticks."""
 
 
 def row(name: str, wanted: str, seen: str) -> None:
@@ -466,8 +470,51 @@ async def leader(first: int, runs: int) -> None:
         )
 
 
+class ShortEpisodes:
+    """A world of episodes of 25 to 40 ticks of .1 s. Returns vary by more than versions differ; `levels` as above."""
+
+    def __init__(self, seed: int, levels: dict[str, float]) -> None:
+        self.levels, self.rng = levels, np.random.default_rng([seed, 4])
+        self.acted: list[tuple[float, float]] = []
+        """Seconds of the end of an episode, and level of the version that acted then."""
+        self._left, self._luck = 0, 0.0
+
+    def __call__(self, version: str, tick: int) -> WorldTick:
+        """Return what one tick earns."""
+        if not self._left:
+            self._left, self._luck = int(self.rng.integers(25, 41)), SHORT_DEVIATION * float(self.rng.normal())
+        self._left -= 1
+        if not self._left:
+            self.acted.append((tick * SHORT.period_s, self.levels[version]))
+        return WorldTick((self.levels[version] + self._luck) / SHORT_TICKS, TickOutcome(done=not self._left))
+
+
+async def short(first: int, runs: int) -> None:
+    """From nothing, with short episodes: how much of what the newest version would earn is earned."""
+    span, marks = SHORT_BEST - SHORT_UNTRAINED, ((4, 5), (9, 10), (6, 12))
+    for minutes, swing in ((2, 0.05), (4, 0.05), (4, 0.15), (8, 0.05)):
+        found, newest = [], []
+        for seed in range(first, first + runs):
+            world, rng = ShortEpisodes(seed, {"untrained": SHORT_UNTRAINED}), np.random.default_rng([seed, 6])
+            with tempfile.TemporaryDirectory() as folder:
+                one = PromotionWorld(Path(folder), world, rules=SHORT)
+                for number in range(1, 37):
+                    await one.run(20.0)
+                    share = 0.95 * (1 - np.exp(-number / 3 / minutes)) + swing * rng.normal()
+                    world.levels[f"v{number}"] = SHORT_UNTRAINED + span * float(share)
+                    await one.propose(f"v{number}")
+            found.append([np.mean([x for at_s, x in world.acted if 60 * a <= at_s < 60 * b]) for a, b in marks])
+            newest.append([np.mean([world.levels[f"v{n}"] for n in range(3 * a, 3 * b)]) for a, b in marks])
+        shares, best = (np.array(found) - SHORT_UNTRAINED) / span, (np.array(newest) - SHORT_UNTRAINED) / span
+        row(
+            f"short episodes, climbs in {minutes} min, swing {swing:g}: share in min 5, 10, 7 to 12",
+            ", ".join(f"{value:.2f}" for value in best.mean(0)),
+            f"{', '.join(f'{value:.2f}' for value in shares.mean(0))}; lowest {', '.join(f'{value:.2f}' for value in shares.min(0))}",
+        )
+
+
 TRIALS: dict[str, Callable[[int, int], Awaitable[None]]] = {
-    "worse": worse, "falls": falls, "hang": hang, "equal": equal, "effects": effects, "pace": pace, "nothing": nothing,
+    "worse": worse, "falls": falls, "hang": hang, "equal": equal, "effects": effects, "pace": pace, "nothing": nothing, "short": short,
     "superseded": superseded, "streams": streams, "gains": gains, "races": races, "leader": leader,
 }  # fmt: skip
 

@@ -304,11 +304,15 @@ class ExperimentController:
 
     def _watch(self, entries: list[LedgerEntry], ended: list[tuple[str, float]]) -> None:
         """Give the units of the version that acts to the guard, and to the first proof while nothing is trusted."""
+        is_episodic = self.rules.episodic(self.state.levels)
         units = (
             ended
-            if self.rules.episodic(self.state.levels)
+            if is_episodic
             else self.state.block.add(entries, self.rules.block_of_one_version(), self.quarantine.names)
         )
+        if is_episodic != self.state.proof.episodic:
+            self.state.proof.count(self.state.levels.returns if is_episodic else None)
+            units = []  # those of episodes are among the returns
         for version, value in units:
             if version == self.state.live and self.state.watched:
                 self._guard_block(value, {}, 0)
@@ -317,7 +321,11 @@ class ExperimentController:
                 proof = self.state.proof
                 if self.state.racing and proof.is_behind():
                     self._suspect("reward")
-                if version != UNTRAINED and (proof.settled() if self.state.racing else proof.found()) is not None:
+                if (
+                    version != UNTRAINED
+                    and (proof.settled(rivals=self.state.has_rivals) if self.state.racing else proof.found())
+                    is not None
+                ):
                     self.decided.set()
 
     # ------------------------------------------------------------------ between ticks

@@ -119,7 +119,7 @@ class ExperimentEndings:
     async def trust_leader(self) -> None:
         """Make the leader the anchor once it is settled: from now on only a proof replaces it. A race that runs is compared again."""
         proof, phase = self.state.proof, self.state.phase
-        version, why = proof.leader, proof.settled()
+        version, why = proof.leader, proof.settled(rivals=self.state.has_rivals)
         if version is None or why is None:
             return
         if (refusal := await self.moves.confirm(version)) is not None:

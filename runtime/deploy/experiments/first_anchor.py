@@ -3,13 +3,13 @@
 1. Versions follow freely, and each acts for a while. Their results are compared with those of the untrained policy before them.
    The comparison is one before and after, which is weaker than an experiment, and serves only for the start.
 2. The best version leads. Each newer version races against the leader, in paired blocks, and takes the lead as soon as it is ahead.
-3. A leader that `SURVIVED` newer versions in succession, or none in `LONG_UNITS` of its units, overtook is trusted: it becomes the
+3. A leader that `SURVIVED` newer versions in succession did not overtake is trusted, or without rivals after `LONG_UNITS`: it becomes the
    anchor. From then on only a proof replaces it.
 
 The first leader is found once a version is clearly better than the untrained policy and learning does not climb any more:
 
-- the newest version is clearly worse than the best one (a fall), or
-- the last `WINDOW` versions together earned no more than the `WINDOW` before them (a stall), or
+- the newest version is clearly worse than the best one (a fall; the best of many has also been lucky, which is allowed for), or
+- the last `WINDOW` versions or more together earned no more than as many before them, and both are well known (a stall), or
 - the newest version has acted for `LONG_UNITS` units, and no other came.
 
 The guard watches the leader alone as well. Once it looks worse than before, or clearly worse than another version was, the best of the
@@ -24,16 +24,19 @@ from __future__ import annotations
 import math
 from collections import OrderedDict
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from runtime.deploy.experiments.reward_levels import Level
+from runtime.inference.engine import UNTRAINED
 
 LEAST_UNITS = 5
 """Units of a version before it counts."""
 WINDOW = 3
 LONG_UNITS = 60
-VERSIONS = 16
+STALL_ERROR = 0.1
+"""Share of the gain over the untrained policy to which a stall has to be known, one standard error."""
+VERSIONS = 64
 """Versions that are remembered, the newest."""
 CLEAR = 3.0
 """Standard errors by which a version has to beat the untrained policy."""
@@ -58,6 +61,26 @@ class FirstAnchor:
     """Units of the leader, those before it took the lead included; those since it fell, if it did."""
     rival: str | None = None
     """An earlier version that is to race against the leader, because that one fell."""
+    episodic: bool = False
+    """Units are episodes, not blocks; the two cannot be compared."""
+
+    def count(self, returns: Mapping[str, Level] | None) -> None:
+        """Note what a unit is from now on; where that changes, what was counted before counts no more.
+
+        Args:
+            returns: of the episodes so far, by version; None where units are blocks.
+        """
+        if (returns is not None) == self.episodic:
+            return
+        self.episodic = returns is not None
+        self.untrained, self.versions = Level(), OrderedDict()
+        for version, level in (returns or {}).items():
+            if version == UNTRAINED:
+                self.untrained = replace(level)
+            else:
+                self.versions[version] = replace(level)
+        found = self.versions.get(self.leader or "")
+        self.led = 0 if found is None else found.count
 
     def lead(self, version: str) -> None:
         """Give the lead to a version."""
@@ -71,7 +94,7 @@ class FirstAnchor:
         if self.rival is not None or rival is None or self.leader not in judged:
             return False
         away = judged[rival].mean - judged[self.leader].mean
-        return away > 0 and away >= FALL * _joint(judged[rival], judged[self.leader])
+        return away > 0 and away >= _clear(len(judged)) * _joint(judged[rival], judged[self.leader])
 
     def race_again(self, version: str) -> None:
         """Begin the race of the rival: what it earned in another time does not count."""
@@ -95,13 +118,17 @@ class FirstAnchor:
         """Note that a newer version did not overtake the leader."""
         self.lost += 1
 
-    def settled(self) -> str | None:
-        """Return a sentence on why the leader is to be trusted; None while newer versions may still overtake it."""
+    def settled(self, *, rivals: bool = False) -> str | None:
+        """Return a sentence on why the leader is to be trusted; None while newer versions may still overtake it.
+
+        Args:
+            rivals: a newer version races or waits for its race, so that time alone proves nothing.
+        """
         if self.leader is None:
             return None
         if self.lost >= SURVIVED:
             return f"{self.lost} newer versions did not overtake it in paired blocks"
-        if self.led < LONG_UNITS or not self._earns_more():
+        if self.led < LONG_UNITS or rivals or not self._earns_more():
             return None
         return f"no version overtook it in {self.led} units"
 
@@ -110,12 +137,13 @@ class FirstAnchor:
         level = self.versions.get(self.leader or "")
         earned = f"{level.mean:.4g}" if level is not None else "more"
         claim = "better than the untrained policy" if self._earns_more() else "the best so far"
-        return f"{claim} ({earned} after {self.untrained.mean:.4g} of the untrained policy)"
+        return f"{claim} ({earned} after {self._start().mean:.4g} of the untrained policy)"
 
     def _earns_more(self) -> bool:
         """Return whether the leader earned more than the untrained policy, since it led or fell."""
         level = self.versions.get(self.leader or "")
-        return level is None or not self.untrained.count or level.mean > self.untrained.mean
+        start = self._start()
+        return level is None or not start.count or level.mean > start.mean
 
     def add(self, version: str, value: float, *, untrained: bool) -> None:
         """Take one unit of a version."""
@@ -133,17 +161,17 @@ class FirstAnchor:
 
     def found(self) -> tuple[str, str] | None:
         """Return the first leader and a sentence with the reason; None while learning climbs or nothing is clear."""
-        judged, best = self._judged(), self.best()
-        if best is None or self.untrained.count < LEAST_UNITS:
+        judged, best, start = self._judged(), self.best(), self._start()
+        if best is None or start.count < LEAST_UNITS:
             return None
-        gain = judged[best].mean - self.untrained.mean
-        if gain <= 0 or gain < CLEAR * _joint(judged[best], self.untrained):
+        gain = judged[best].mean - start.mean
+        if gain <= 0 or gain < CLEAR * _joint(judged[best], start):
             return None
         newest = list(judged.values())[-1]
         away = judged[best].mean - newest.mean
-        fell = away > 0 and away >= FALL * _joint(judged[best], newest)
+        fell = away > 0 and away >= _clear(len(judged)) * _joint(judged[best], newest)
         long = newest.count >= LONG_UNITS
-        if not fell and not long and not _stalled(list(judged.values())):
+        if not fell and not long and not _stalled(list(judged.values()), STALL_ERROR * gain):
             return None
         why = (
             "a later version was worse"
@@ -152,8 +180,17 @@ class FirstAnchor:
             if long
             else "later versions were no better"
         )
-        unit = f"{judged[best].mean:.4g} after {self.untrained.mean:.4g} of the untrained policy"
+        unit = f"{judged[best].mean:.4g} after {start.mean:.4g} of the untrained policy"
         return best, f"better than the untrained policy ({unit}, before and after), and {why}"
+
+    def _start(self) -> Level:
+        """Return what the untrained policy earned, and the first versions after it where it did not act for long enough."""
+        taken = [self.untrained]
+        for level in self.versions.values():
+            if sum(one.count for one in taken) >= LEAST_UNITS:
+                break
+            taken.append(level)
+        return _pooled(taken)
 
     def best(self, without: str | None = None) -> str | None:
         """Return the version that earned most so far, of equal ones the newest; None before one has acted long enough."""
@@ -175,6 +212,7 @@ class FirstAnchor:
             "lost": self.lost,
             "led": self.led,
             "rival": self.rival,
+            "episodic": self.episodic,
         }
 
     @classmethod
@@ -192,20 +230,35 @@ class FirstAnchor:
         found.leader = None if leader is None else str(leader)
         found.rival = None if rival is None else str(rival)
         found.lost, found.led = int(body.get("lost", 0)), int(body.get("led", 0))
+        found.episodic = bool(body.get("episodic", False))
         return found
 
 
-def _stalled(levels: list[Level]) -> bool:
-    """Return whether the last `WINDOW` versions earned no more than the `WINDOW` before them."""
-    if len(levels) < 2 * WINDOW:
-        return False
-    before, after = levels[-2 * WINDOW : -WINDOW], levels[-WINDOW:]
-    return _mean(after) <= _mean(before)
+def _stalled(levels: list[Level], error: float) -> bool:
+    """Return whether the newest versions earned no more than as many before them, known to a standard error of `error`.
+
+    Each side has `WINDOW` versions, and more where the units vary so much that these few say nothing.
+    """
+    for window in range(WINDOW, len(levels) // 2 + 1):
+        before, after = _pooled(levels[-2 * window : -window]), _pooled(levels[-window:])
+        if _joint(before, after) <= error:
+            return after.mean <= before.mean
+    return False
 
 
-def _mean(levels: list[Level]) -> float:
+def _pooled(levels: list[Level]) -> Level:
+    """Return the level of all units of several versions."""
     count = sum(level.count for level in levels)
-    return sum(level.mean * level.count for level in levels) / count
+    if not count:
+        return Level()
+    mean = sum(level.count * level.mean for level in levels) / count
+    squares = sum(level.count * (level.square + (level.mean - mean) ** 2) for level in levels)
+    return Level(count, mean, squares / count)
+
+
+def _clear(count: int) -> float:
+    """Return `FALL`, enlarged by how far the luckiest of `count` equal versions is above their mean, in standard errors."""
+    return math.hypot(FALL, math.sqrt(2.0 * math.log(count)))
 
 
 def _error(level: Level) -> float:

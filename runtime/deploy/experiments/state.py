@@ -76,6 +76,11 @@ class ExperimentState:
         """Whether the guard watches the live version: it is protected by trust, or it leads."""
         return self.trust.anchor is not None or self.racing
 
+    @property
+    def has_rivals(self) -> bool:
+        """Whether a challenger acts or waits."""
+        return self.waiting is not None or (self.phase is not None and self.phase.plan.challenger is not None)
+
     def way_back(self, version: str) -> str | None:
         """Return the trusted version that replaces another one; while nothing is trusted, the leader or the best of the others."""
         if self.trust.anchor is None:
