@@ -45,7 +45,8 @@ LEFTOVER_S = 3_600.0
 PROBE_BYTES = 65_536
 WINDOW = 360
 """Measurements for the forecast, the newest."""
-FORECAST_AFTER_S = 60.0
+FORECAST_AFTER_S = 600.0
+"""What the start writes says nothing about the hours that follow."""
 REPEAT_S = 3_600.0
 """Seconds between two events about one state that lasts."""
 PARTS: Mapping[str, str] = {

@@ -70,7 +70,10 @@ function disk(storage) {
   const megabytes = (n) => count(Math.round(n / 1e6));
   const use = `${megabytes(storage.used_bytes)} of ${megabytes(storage.max_bytes)} MB`;
   if (typeof storage.problem === "string") return `${use}; cannot write ${storage.problem}`;
-  return typeof storage.days_until_full === "number" ? `${use}, full in ${number(storage.days_until_full)} days` : use;
+  if (typeof storage.days_until_full !== "number") return use;
+  const fits = typeof storage.free_bytes !== "number" || storage.free_bytes >= storage.max_bytes - storage.used_bytes;
+  const left = seconds(storage.days_until_full * 86_400);
+  return fits ? `${use}; in ${left} the oldest is deleted` : `${use}; the disk is full in ${left}`;
 }
 
 export function fill(list, values) {

@@ -85,7 +85,7 @@ function why() {
 function learning() {
   const learner = health().learner ?? {};
   if (["off", undefined].includes(learner.state)) return ["", "Off", learner.state ? "the learner is not enabled" : "the learner has not reported yet"];
-  if (learner.state === "dead") return ["bad", "No", "the learner has stopped reporting"];
+  if (learner.state === "dead") return ["bad", "No", learner.updates === undefined ? "the learner has not reported since its start; it waits while other programs use all cores" : "the learner has stopped reporting"];
   const points = section("series/reward")?.length > 15 ? section("series/reward") : section("series/reward_mean");
   const found = trend(points);
   const answer = !found ? "Collecting data" : found.low > 0 ? "Yes, reward is rising" : found.high < 0 ? "No, reward is falling" : "Cannot tell yet";
