@@ -135,7 +135,8 @@ class SentenceSimilarity:
     def remember(self, labelled: Sequence[tuple[str, str]], limit_s: float = math.inf) -> bool:
         """Compare orders with these too, each with the goal that a person set; they replace the ones before.
 
-        The newest `remembered_orders.MOST` count, and of two with the same text the newer one; a goal that is not listed is left out.
+        The newest `remembered_orders.MOST` count, and of two with the same text the newer one, whatever their case and spaces; a goal that
+        is not listed is left out.
 
         Args:
             labelled: orders and goals, oldest first.
@@ -144,7 +145,10 @@ class SentenceSimilarity:
         Returns:
             Whether all have been read.
         """
-        newest = {text: goal for text, goal in labelled[-MOST:] if goal in self._goals}
+        by_words = {
+            " ".join(text.split()).casefold(): (text, goal) for text, goal in labelled[-MOST:] if goal in self._goals
+        }
+        newest = dict(by_words.values())
         known = {text: vector for text, vector in self._sentences.items() if text in newest}
         unread = [text for text in reversed(newest) if text not in known]
         if not unread and newest == self._labelled:

@@ -129,6 +129,8 @@ def test_one_correction_counts_at_once_for_orders_like_it_and_can_be_taken_back(
     assert (best(sentences, like_it), best(sentences, "I am so cold")) == ("guard", "warm")
     sentences.remember([(order, "guard"), (order, "warm")])
     assert best(sentences, like_it) == "warm", "the newer one counts"
+    sentences.remember([(order, "warm"), (f" {order.upper()}\n", "guard")])
+    assert (best(sentences, order), len(sentences._labelled)) == ("guard", 1), "also in other letters"
     sentences.remember([])
     assert sentences._remembered is None
     sentences.remember([("x" * 50_000, "warm"), ("", "idle")])
