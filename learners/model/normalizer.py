@@ -3,7 +3,7 @@
 Telemetry has arbitrary units, and encoder tokens share a large common part without information. Both are scaled to mean 0 and
 deviation 1, with statistics from experience (Welford 1962, merged by Chan et al. 1983). Without data, nothing is changed. After
 `limit` rows, each new row has the weight 1 / `limit`. The statistics then follow a changed world slowly, and the trained weights
-stay valid. A number far outside of all that was seen counts as `FARTHEST` deviations, so that one faulty reading does not hide a signal.
+stay valid. A number far outside of all that was seen is limited (`FARTHEST`), so that one faulty reading does not hide a signal.
 
 Shapes: N rows, W width.
 """
@@ -21,7 +21,10 @@ TELEMETRY_EPS, TELEMETRY_RESOLUTION = 1e-24, 2.0**-18
 LARGEST = 1e18
 """Larger numbers count as this: their squares would be infinite, and hide the signal for ever."""
 FARTHEST, FARTHEST_AFTER = 30.0, 16
-"""Deviations beyond which a number counts as this far, and the rows after which the deviation is known."""
+"""Deviations beyond which a number counts as this far, and the rows after which the deviation is known. After n rows it is at least the root of
+n. So one number doubles the variance at most, and a machine that moves after a long rest is followed within 100 rows."""
+FAULTY_SHARE, FEW_ROWS = 0.05, 20
+"""Of the rows of a batch: where more are so far away, the signal changed, and they count as they are. Of fewer rows none can tell."""
 
 
 class Normaliser(nn.Module):
@@ -58,7 +61,10 @@ class Normaliser(nn.Module):
         before = float(self.count)
         x_NW = x_NW.clamp(-LARGEST, LARGEST)
         if before >= FARTHEST_AFTER:
-            reach_W = FARTHEST * self._deviation(self.scatter / before)
+            reach_W = max(FARTHEST, before**0.5) * self._deviation(self.scatter / before)
+            if rows >= FEW_ROWS:
+                far_W = ((x_NW - self.mean).abs() > reach_W).float().mean(0)
+                reach_W = torch.where(far_W <= FAULTY_SHARE, reach_W, torch.inf)
             x_NW = torch.minimum(torch.maximum(x_NW, self.mean - reach_W), self.mean + reach_W)
         var_W, mean_W = torch.var_mean(x_NW, dim=0, correction=0)
         remaining = min(before, max(0.0, float(self.limit - rows)))

@@ -172,14 +172,15 @@ def test_a_constant_comes_out_as_0(value: float) -> None:
 
 def test_a_faulty_reading_hides_no_signal_and_a_changed_one_is_followed() -> None:
     seen = torch.randn(4_000, 1, generator=torch.Generator().manual_seed(2))
-    for fault, at in ((1e10, 20), (-1e25, 4_000), (3e38, 4_000)):
-        out = observed(torch.cat((seen[:at], torch.full((1, 1), fault), seen[:4_000])), rows=20)(seen)
-        assert float(out.std()) == pytest.approx(1.0, abs=0.12)
-    slow, changed = Normaliser(1, limit=5_000, telemetry=True), seen * 1e6 + 1e7
-    for part in (*seen.split(500), *changed.repeat(12, 1).split(500)):
-        slow.observe(part)
-    assert slow(changed).std().item() == pytest.approx(1.0, abs=0.12)
-    assert slow(changed).mean().item() == pytest.approx(0.0, abs=0.1)
+    for fault, at in ((1e10, 50), (-1e25, 4_000), (3e38, 4_000)):
+        for rows in (1, 20, 50):
+            out = observed(torch.cat((seen[:at], torch.full((1, 1), fault), seen[:4_000])), rows=rows)(seen)
+            assert 0.65 < float(out.std()) < 1.1
+    for rows in (1, 10, 100):
+        one = Normaliser(1, limit=5_000, telemetry=True)
+        for part in (*torch.full((4_000, 1), 0.2).split(rows), *seen[:1_000].split(rows)):  # at rest, then moving
+            one.observe(part)
+        assert float((one(seen).abs() < 5.0).float().mean()) > 0.96  # 5 deviations of a fifth of what was seen
 
 
 def test_save_and_load_give_the_same_policy(tmp_path: Path) -> None:
