@@ -81,7 +81,7 @@ def train_seeds(
                 del running[seed]
                 ended(seed, code, last_line(log(seed)))
 
-    with _stop_signals() as received:
+    with stop_signals() as received:
         try:
             while (waiting or running) and not received:
                 while waiting and len(running) < most:
@@ -95,11 +95,21 @@ def train_seeds(
         finally:
             _end(list(running.values()))
         collect()
+    end_by(received)
+    return sorted(failed)
+
+
+def end_by(received: Sequence[int]) -> None:
+    """End this process as the signals ask that it received; without one, return.
+
+    Raises:
+        SystemExit: SIGTERM arrived.
+        KeyboardInterrupt: SIGINT arrived.
+    """
     if signal.SIGTERM in received:
         raise SystemExit(128 + signal.SIGTERM)
     if received:
         raise KeyboardInterrupt
-    return sorted(failed)
 
 
 def last_line(path: Path) -> str:
@@ -115,7 +125,7 @@ def last_line(path: Path) -> str:
 
 
 @contextmanager
-def _stop_signals() -> Iterator[list[int]]:
+def stop_signals() -> Iterator[list[int]]:
     """Give a list that contains SIGTERM and SIGINT once they arrive; they have no other effect meanwhile."""
     received: list[int] = []
     former = {

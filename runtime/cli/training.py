@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -46,6 +48,19 @@ class Demonstrations(click.ParamType):  # type: ignore[type-arg] # generic only 
     metavar="LIST",
     help="Several seeds, such as 0-9 or 0,3,7: one process each, at most one on each core, below OUT/seed-N.",
 )
+@click.option(
+    "--engine",
+    type=click.Choice(["processes", "ray"]),
+    default="processes",
+    show_default=True,
+    help="What runs several seeds: processes here, or tasks of Ray, which needs the extra `fleet`. Each seed has its own environment.",
+)
+@click.option(
+    "--workers",
+    type=click.IntRange(1, 1_000),
+    help="Seeds at once, at most the cores. With --engine ray and without --seeds also the number of seeds, from 0.",
+)
+@click.option("--ray-address", metavar="HOST:PORT", help="A running Ray cluster; default: a local Ray.")
 @click.option("--out", type=FOLDER, required=True, help="Folder for results.json, the curve and the checkpoint.")
 @click.option(
     "--set",
@@ -80,6 +95,9 @@ def train(
     steps: int,
     seed: int | None,
     seeds: str | None,
+    engine: str,
+    workers: int | None,
+    ray_address: str | None,
     out: Path,
     values: tuple[str, ...],
     algorithm: Algorithm,
@@ -104,11 +122,20 @@ def train(
         raise ValueError("--algorithm and --set policy.algorithm are the same setting; give one of them")
     if seed is not None and seeds is not None:
         raise ValueError("--seed and --seeds exclude each other; give one of them")
+    if ray_address is not None and engine != "ray":
+        raise ValueError("--ray-address belongs to --engine ray")
+    if engine == "ray" and seeds is None:
+        seeds = str(seed) if seed is not None else f"0-{(workers or len(os.sched_getaffinity(0))) - 1}"
+    if workers is not None and seeds is None:
+        raise ValueError("--workers belongs to several seeds; add --seeds or --engine ray")
     settings = with_values(TrainSettings(), named)
     if seeds is not None:
         options = ["--steps", str(steps), "--algorithm", algorithm, "--demonstrations", str(demonstrations)]
         options += [part for value in values for part in ("--set", value)] + (["--resume"] if resume else [])
-        _train_seeds(environment, seeds, out, steps, with_algorithm(settings, algorithm), options, as_json=as_json)
+        where = SeedRuns(engine, workers, ray_address)
+        _train_seeds(
+            environment, seeds, out, steps, with_algorithm(settings, algorithm), options, where, as_json=as_json
+        )
         return
     results = train_in(
         environment,
@@ -164,6 +191,18 @@ def _named_value(text: str) -> tuple[str, Any]:
         raise ValueError(f"--set {text}: the value is not YAML: {problem}") from None
 
 
+@dataclass(frozen=True, slots=True)
+class SeedRuns:
+    """Where several seeds are trained."""
+
+    engine: str
+    """`processes` or `ray`."""
+    workers: int | None
+    """Seeds at once; None for one on each core."""
+    ray_address: str | None
+    """Of a running cluster."""
+
+
 def _train_seeds(
     environment: str,
     seeds: str,
@@ -171,29 +210,48 @@ def _train_seeds(
     steps: int,
     settings: TrainSettings,
     options: list[str],
+    where: SeedRuns,
     *,
     as_json: bool,
 ) -> None:
-    """Train every seed in a process of its own, and print their comparison; exit code 1 if a seed failed."""
+    """Train every seed in a process of its own, here or on Ray, and print their comparison; exit code 1 if a seed failed."""
     from learners.gym.comparison import grouped, read_one
     from learners.gym.results_file import NAME, write_failed, write_not_ended
     from learners.gym.seeds import parse, train_seeds
 
     folders = {seed: out / f"seed-{seed}" for seed in parse(seeds)}
-    for seed, folder in folders.items():
-        if "--resume" not in options or not (folder / NAME).exists():
-            write_not_ended(folder, environment, steps, seed, settings)
+
+    def prepare() -> None:
+        for seed, folder in folders.items():
+            if "--resume" not in options or not (folder / NAME).exists():
+                write_not_ended(folder, environment, steps, seed, settings)
+
+    def words(seed: int) -> list[str]:
+        return ["train", environment, "--seed", str(seed), *options]
 
     def command(seed: int) -> list[str]:
-        words = [sys.executable, "-m", "runtime.cli", "train", environment]
-        return [*words, "--seed", str(seed), "--out", str(folders[seed]), *options]
+        return [sys.executable, "-m", "runtime.cli", *words(seed), "--out", str(folders[seed])]
 
     def report(seed: int, code: int, line: str) -> None:
         if code:
             write_failed(folders[seed], f"exit code {code}: {line}")
         click.echo(f"seed {seed}: {'done' if code == 0 else f'failed with exit code {code}: {line}'}", err=True)
 
-    failed = train_seeds(list(folders), command, lambda seed: folders[seed] / "log", report)
+    if where.engine == "ray":
+        from runtime.cli.ray_seeds import train_on_ray
+
+        failed = train_on_ray(
+            folders,
+            words,
+            report,
+            lambda text: click.echo(text, err=True),
+            workers=where.workers,
+            address=where.ray_address,
+            ready=prepare,
+        )
+    else:
+        prepare()
+        failed = train_seeds(list(folders), command, lambda seed: folders[seed] / "log", report, where.workers)
     found = grouped((out.resolve(), read_one(folder / NAME)) for folder in folders.values())
     _show_groups(found, None, as_json=as_json)
     if failed:

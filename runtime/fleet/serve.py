@@ -12,7 +12,6 @@ from __future__ import annotations
 import asyncio
 import json
 import os
-import secrets
 import signal
 import sys
 import time
@@ -31,6 +30,7 @@ from runtime.fleet.topics import FleetTopics
 from runtime.mqtt import Address
 from runtime.process import child
 from runtime.process import log as process_log
+from runtime.process.ray_cluster import RayMissing, start_ray
 from runtime.supervisor import broker
 from runtime.supervisor.child_processes import Child, RestartLimitExceeded, Spec
 
@@ -41,10 +41,6 @@ STOP_S = 5.0
 RETRY_S = (0.5, 30.0)
 STEADY_S = 60.0
 """A run that lasted so long ends the back-off."""
-
-
-class RayMissing(ValueError):  # noqa: N818 - reads as what happened
-    """Ray is not installed; `str` says how to install it."""
 
 
 class IngestActor:
@@ -121,33 +117,6 @@ def settings_json(settings: FleetServerSettings) -> str:
     return json.dumps(body)
 
 
-def start_ray(settings: FleetServerSettings) -> Any:
-    """Start a local Ray or join a cluster; return the module.
-
-    Raises:
-        RayMissing: it is not installed.
-    """
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    os.environ.setdefault("RAY_AUTH_MODE", "token")
-    if settings.ray.address is None:
-        os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
-    try:
-        import ray  # noqa: PLC0415 - an extra
-    except ImportError:
-        raise RayMissing("Ray is not installed; run pip install 'reflexd[fleet]'") from None
-    if settings.ray.address is not None:
-        ray.init(address=settings.ray.address, namespace=f"reflexd-{settings.group}", logging_level="ERROR")
-    else:
-        ray.init(
-            num_cpus=settings.ray.cpus,
-            include_dashboard=False,
-            namespace=f"reflexd-{settings.group}",
-            logging_level="ERROR",
-            _node_ip_address="127.0.0.1",
-        )
-    return ray
-
-
 def start_ingests(ray: Any, settings: FleetServerSettings) -> list[Any]:
     """Start the ingests as named actors, or find those that run already; return them."""
     remote = ray.remote(IngestActor)
@@ -194,7 +163,9 @@ async def serve(settings: FleetServerSettings) -> int:
         stack.enter_context(exclusive_lock(settings.data))
         started = await _start_broker(settings)
         try:
-            ray = await asyncio.to_thread(start_ray, settings)
+            ray = await asyncio.to_thread(
+                start_ray, settings.ray.address, settings.ray.cpus, f"reflexd-{settings.group}"
+            )
             stack.callback(ray.shutdown)
             for number in (signal.SIGTERM, signal.SIGINT):  # after Ray, which sets its own
                 asyncio.get_running_loop().add_signal_handler(number, ending.set)

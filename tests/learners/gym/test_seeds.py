@@ -151,7 +151,9 @@ def test_only_the_requested_seeds_are_compared(tmp_path: Path, monkeypatch: pyte
     write(tmp_path / "seed-7", 7, 500.0)
     write(tmp_path / "seed-1", 1, 500.0)
 
-    def fail(numbers: Sequence[int], _: object, __: object, report: Callable[[int, int, str], None]) -> list[int]:
+    def fail(
+        numbers: Sequence[int], _: object, __: object, report: Callable[[int, int, str], None], ___: object
+    ) -> list[int]:
         for seed in numbers:
             report(seed, 3, "no memory")
         return list(numbers)
