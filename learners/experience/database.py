@@ -24,6 +24,8 @@ from learners.experience.transition import Malformed, Transition, checksum, deco
 BLOCK = 32
 """Rows that are stored or evicted together."""
 MAX_CHANGES = 200_000
+FOLLOWING = 4_096
+"""Rows after a tick that are searched for a clock that was set back."""
 LABELLED_SHARE = 0.25
 """Of `max_bytes`, what copies of labelled readings may take."""
 MOST_UNCOPIED = 1_000
@@ -281,11 +283,19 @@ class Database:
             return int(found[0]) if found else None
         if stamp_s is None:
             return None
-        timeline: list[tuple[float, int]] = self._db.execute(
-            "SELECT stamp_s, row FROM transitions WHERE stamp_s BETWEEN ? AND ? ORDER BY stamp_s, row",
+        there: list[tuple[float, int]] = self._db.execute(
+            "SELECT stamp_s, row FROM transitions WHERE stamp_s BETWEEN ? AND ? ORDER BY row",
             (stamp_s - 2 * MAX_DELAY_S, stamp_s),  # more than can be meant: the rule decides, not the rounding here
         ).fetchall()
-        return decision_in_force(timeline, stamp_s)
+        last = there[-1][1] if there else 0
+        later = "SELECT min(stamp_s) FROM transitions WHERE row > ? AND row <= ?"
+        lowest = self._db.execute(later, (last, last + FOLLOWING)).fetchone()[0]
+        timeline: list[tuple[float, int]] = []
+        for stamp, row in reversed(there):  # without those of the same time before the clock was set back
+            if lowest is None or stamp <= lowest:
+                timeline.append((stamp, row))
+                lowest = stamp
+        return decision_in_force(timeline[::-1], stamp_s)
 
     def _change(self, row: int, update: Any) -> None:
         columns = ", ".join(MUTABLE)

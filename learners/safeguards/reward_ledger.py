@@ -8,7 +8,7 @@ Stamps are Unix seconds. Knows no queue and no file.
 
 from __future__ import annotations
 
-from bisect import bisect_left, insort_right
+from bisect import bisect_left, bisect_right
 from collections import Counter, OrderedDict
 from dataclasses import dataclass, field
 
@@ -63,12 +63,13 @@ class Ledger:
     _open: OrderedDict[str, LedgerEntry] = field(default_factory=OrderedDict)
     _settled: OrderedDict[str, LedgerEntry] = field(default_factory=OrderedDict)
     _timeline: list[tuple[float, str]] = field(default_factory=list)
-    """Stamp and id of every decision that is held, sorted by stamp."""
+    """Stamp and id of every decision that is held, sorted by stamp; without those that the clock, set back, has yet to reach again."""
 
     def decided(self, entry: LedgerEntry) -> None:
         """Add a decision; its id is new, and it follows the earlier ones."""
         self._open[entry.decision] = entry
-        insort_right(self._timeline, (entry.stamp_s, entry.decision), key=_stamp_s)
+        del self._timeline[bisect_right(self._timeline, entry.stamp_s, key=_stamp_s) :]  # the clock was set back
+        self._timeline.append((entry.stamp_s, entry.decision))
         if len(self._open) > MOST:
             self._forget(self._open)
 
@@ -105,9 +106,9 @@ class Ledger:
         return entry
 
     def settle(self, now_s: float) -> list[LedgerEntry]:
-        """Settle the decisions that are `settle_s` old; return them, oldest first."""
+        """Settle the decisions that are `settle_s` old, or of the future because the clock was set back; return them, oldest first."""
         done = []
-        while self._open and now_s - next(iter(self._open.values())).stamp_s >= self.settle_s:
+        while self._open and not 0.0 <= now_s - next(iter(self._open.values())).stamp_s < self.settle_s:
             decision, entry = self._open.popitem(last=False)
             self._settled[decision] = entry
             done.append(entry)
@@ -132,7 +133,11 @@ class Ledger:
         """Remove the oldest decision of `held`."""
         decision, entry = held.popitem(last=False)
         index = bisect_left(self._timeline, entry.stamp_s, key=_stamp_s)
-        del self._timeline[self._timeline.index((entry.stamp_s, decision), index)]
+        while index < len(self._timeline) and self._timeline[index][0] == entry.stamp_s:
+            if self._timeline[index][1] == decision:
+                del self._timeline[index]
+                break
+            index += 1
 
 
 def _stamp_s(entry: tuple[float, str]) -> float:

@@ -15,7 +15,7 @@ from actuators.actions import Value
 from learners.config import BY_MODEL, AnyReward, TopicReward
 from learners.experience.store import Label, Mark, Store
 from runtime.feedback.outcomes import OutcomeTracker
-from runtime.feedback.queries import UncertaintyQueries
+from runtime.feedback.queries import MAX_OPEN, UncertaintyQueries
 from runtime.feedback.source_quarantine import SourceQuarantine
 from runtime.mqtt import topics
 from runtime.process.emit import Emit
@@ -123,7 +123,10 @@ class Feedback:
                 self._answered(label, label.id, action)
                 return
         if label.task not in self.tasks:
-            self._refuse("label_unknown_task", f"{label.task!r} is not under tasks: {sorted(self.tasks)}")
+            reason = f"{label.task!r} is not under tasks: {sorted(self.tasks)}"
+            if label.id is not None:
+                reason += f", and no question {label.id!r} is open: only the newest {MAX_OPEN} since the start are"
+            self._refuse("label_unknown_task", reason)
             return
         if label.text is None and label.decision is None and label.id is None:
             self._refuse("label_without_subject", "give `text`, `decision`, or the `id` of the question")

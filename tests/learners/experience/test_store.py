@@ -113,6 +113,19 @@ def test_a_late_reward_reaches_its_decision_or_the_tick_it_falls_in(
     assert store.drops["unknown"] == 3
 
 
+def test_a_reward_without_a_decision_belongs_to_the_newest_pass_of_a_clock_that_was_set_back(
+    tmp_path: Path, store: Store
+) -> None:
+    for n in range(20):
+        store.append(tick(n, reward=0.0))
+    for n in range(15):
+        store.append(tick(n, session="t", stamp_s=1_000.03 + n / 10, reward=0.0))
+        store.credit(1.0, stamp_s=1_000.12 + n / 10)  # the other pass has a tick at 1000.1
+    assert store.flush()
+    with Reader(tmp_path) as reader:
+        assert [row.transition.reward for row in reader.rows(0, 100)] == [0.0] * 20 + [1.0] * 15
+
+
 def test_rows_that_come_one_by_one_are_committed_together_and_a_flush_does_not_wait_for_others(
     store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:

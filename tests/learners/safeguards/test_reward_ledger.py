@@ -67,3 +67,24 @@ def test_memory_is_bounded() -> None:
     assert ledger.credit("w", 1.0, "s-100") is None
     assert ledger.decision_at(10.05) is None
     assert len(ledger._timeline) == MOST
+
+
+def test_a_clock_that_is_set_back_delays_nothing_and_rewards_find_the_new_decisions() -> None:
+    """The clock shows the last 3 seconds once more; the decisions of the two passes alternate in time."""
+    ledger = filled()
+    assert len(ledger.settle(2.9)) == 20
+    again = [LedgerEntry(f"t-{n}", n / 10 + 0.05, "b", acted=True, refused=False) for n in range(30)]
+    ledger.decided(again[0])
+    assert [one.decision for one in ledger.settle(0.05)] == [f"s-{n}" for n in range(20, 30)]
+    for one in again[1:]:
+        ledger.decided(one)
+        assert ledger.decision_at(one.stamp_s + 0.09) == one.decision
+    assert [one.decision for one in ledger.settle(1.04)] == []
+    assert len(ledger.settle(4.0)) == 30
+    for n in range(MOST):
+        ledger.decided(LedgerEntry(f"u-{n}", 5.0 + n, "b", acted=True, refused=False))
+    ledger.settle(1e6)
+    for n in range(MOST):  # all that was before is forgotten
+        ledger.decided(LedgerEntry(f"v-{n}", 1e6 + n, "b", acted=True, refused=False))
+    ledger.settle(2e6)
+    assert ledger.decision_at(5.0) is None
