@@ -66,11 +66,20 @@ class VersionsInMemory:
         self.pointer = found
         return found
 
-    def rollback(self, *, to: str | None = None, failing: str, by: str) -> Live:
-        """Move LIVE back."""
-        earlier = [name for name in self.pointer.promoted if name != failing]
-        version = to if to is not None else earlier[-1] if earlier else None
-        self.pointer = Live(version, tuple(earlier), (*self.pointer.failed, failing), 0.0, by)
+    def rollback(self, *, to: str | None = None, failing: str | None = None, by: str = "request") -> Live:
+        """Move LIVE back, as `Checkpoints` does."""
+        live = self.pointer
+        failing = live.version if failing is None else failing
+        promoted = tuple(name for name in live.promoted if name != failing)
+        failed = (*(name for name in live.failed if name != failing), str(failing))
+        if failing != live.version:
+            self.pointer = Live(live.version, promoted, failed, 0.0, live.by)
+            return self.pointer
+        earlier = [name for name in promoted if name not in live.failed]
+        if to is None and not earlier:
+            raise CheckpointRefused(str(failing), "missing", "no earlier version that acted is loadable")
+        version = to if to is not None else earlier[-1]
+        self.pointer = Live(version, (*(name for name in promoted if name != version), version), failed, 0.0, by)
         return self.pointer
 
 
@@ -128,6 +137,15 @@ class PromotionWorld:
         """Let a person make a version live."""
         self.versions.promote(version, by="request")
         self.experiments.became_live(version, "request")
+
+    def roll_back(self) -> bool:
+        """Let a person roll the live version back; return False where there is nothing to return to."""
+        try:
+            self.versions.rollback()
+        except CheckpointRefused:
+            return False
+        self._follow()
+        return True
 
     async def propose(self, version: str) -> None:
         """Let a candidate that passed the filters wait."""

@@ -123,8 +123,7 @@ class ExperimentController:
         self.state.live = live.version or UNTRAINED
         if not known:
             self._first_start(live)
-        if self.state.trust.anchor in live.failed:
-            self.state.trust.forget(str(self.state.trust.anchor))
+        self.state.forget_failed(live.failed)
         if (
             self.state.phase is not None
             and self.state.phase.version_of(self.state.phase.acts_in_plain) != self.state.live
@@ -132,6 +131,7 @@ class ExperimentController:
             self.endings.cancel("the live version was changed while no agent ran")
         if self._crashed:
             self._after_crash()
+            self.state.forget_failed(self.checkpoints.live().failed)
         self.moves.is_acting = True
         self.file.write()
 
@@ -350,6 +350,7 @@ class ExperimentController:
                 self.emit("rollback_failed", {"version": self.state.live, "why": "disk", "reason": str(error)})
             self._unwritten = True
             return
+        self.state.forget_failed(self.checkpoints.live().failed)
         self._unwritten = False
         self.decided.clear()
         self.file.changed(urgent=True)
@@ -379,14 +380,15 @@ class ExperimentController:
     def became_live(self, version: str, by: str | None) -> None:
         """Take note that LIVE names another version; `by` says who moved it."""
         before, self.state.live = self.state.live, version
+        failed = self.checkpoints.live().failed
+        self.state.forget_failed(failed)
+        if self.state.waiting == version:
+            self.state.waiting = None
         if by in ("experiment", "untrusted", "unguarded", "guard"):
             self.endings.cancel("the live version changed")
             self.file.changed(urgent=True)
             return
         self.endings.cancel("a person changed the live version")
-        failed = self.checkpoints.live().failed
-        if self.state.trust.anchor in failed:
-            self.state.trust.forget(str(self.state.trust.anchor))
         reference = self.state.trust.anchor
         if reference is None or before in failed or not self.rules.enabled:
             reason = trust_reason(by or "request") or "request"

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -80,6 +81,16 @@ class ExperimentState:
     def has_rivals(self) -> bool:
         """Whether a challenger acts or waits."""
         return self.waiting is not None or (self.phase is not None and self.phase.plan.challenger is not None)
+
+    def forget_failed(self, failed: Collection[str]) -> None:
+        """Forget versions that were rolled back, by whomever: they are trusted, tried and returned to no more."""
+        for version in failed:
+            self.trust.forget(version)
+            self.proof.drop(version)
+            if self.proof.leader == version:
+                self.proof.leader = None
+            if self.waiting == version:
+                self.waiting = None
 
     def way_back(self, version: str) -> str | None:
         """Return the trusted version that replaces another one; while nothing is trusted, the leader or the best of the others."""

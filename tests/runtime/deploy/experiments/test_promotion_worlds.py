@@ -396,3 +396,63 @@ async def test_while_versions_follow_freely_the_best_acts_again_when_the_agent_d
         assert one.live == "second"
         one.restart(clean=False)
     assert (one.live, one.experiments.state.trust.anchor) == ("first", None)
+
+
+async def test_a_person_who_promotes_the_version_that_waits_makes_it_no_challenger_of_itself(tmp_path: Path) -> None:
+    one = await two_trusted(tmp_path, levels(31, old=1.0, good=1.0, waits=1.0))
+    one.experiments.state.waiting = "waits"
+    one.trust("waits")
+    assert one.experiments.state.waiting is None
+    await one.run(600.0)
+    one.roll_back()
+    await one.run(60.0)
+    assert one.live == "good"
+    assert "waits" not in one.experiments.state.wanted()
+
+
+@pytest.mark.parametrize("seed", range(8))
+async def test_whatever_people_and_crashes_do_no_version_that_was_rolled_back_is_trusted_tried_or_acts(
+    tmp_path: Path, seed: int
+) -> None:
+    rng, worth = np.random.default_rng([32, seed]), {"untrained": 0.0}
+
+    def world(version: str, tick: int) -> WorldTick:
+        reward = worth.setdefault(version, float(rng.normal() * 2 + 1)) + float(rng.normal())
+        harms = TickOutcome(
+            takeover=rng.random() < 0.02, stop=rng.random() < 0.002, done=seed % 2 == 0 and tick % 7 == 0
+        )
+        return WorldTick(reward, harms, late_ticks=int(rng.integers(1, 4)), overridden=rng.random() < 0.01)
+
+    one, number = PromotionWorld(tmp_path, world, rules=BLOCKS), 0
+    for _ in range(80):
+        act = rng.choice(
+            ["run", "run", "propose", "propose", "promote", "roll back", "restart", "kill", "gone", "mode"]
+        )
+        state = one.experiments.state
+        if act == "run":
+            await one.run(float(rng.integers(5, 90)))
+        elif act == "propose":
+            number += 1
+            await one.propose(f"v{number}")
+        elif act == "promote" and (chosen := f"v{rng.integers(number + 1)}") not in {
+            *one.versions.pointer.failed,
+            "v0",
+        }:
+            one.trust(chosen)
+        elif act == "roll back" and one.versions.pointer.version is not None:
+            one.roll_back()
+        elif act in ("restart", "kill"):
+            one.restart(clean=act == "restart")
+        elif act == "gone" and (names := sorted(state.wanted() - {one.live, "untrained"})):
+            one.experiments.unloadable(str(rng.choice(names)), "gone")
+        elif act == "mode":
+            one.modes = {
+                "valve": str(rng.choice(["autonomous", "assist"])),
+                "lamp": str(rng.choice(["shadow", "assist"])),
+            }
+        await one.run(4.0)
+        state, failed = one.experiments.state, one.versions.pointer.failed
+        named = {*state.wanted(), state.trust.anchor, state.trust.previous, state.proof.leader, state.proof.rival}
+        assert named.isdisjoint(failed)
+        assert state.phase is None or state.phase.version_of(state.phase.acts_in_plain) == one.live
+        assert "experiment_state_unreadable" not in one.kinds()
