@@ -83,10 +83,14 @@ class Algorithm:
             trained in place.
         generator: the only source of chance.
         updates: number of updates so far; exploration fades with it, and does not restart if only the weights change.
+        prior_strength: updates of experience that an adopted policy counts as; None as `starting_policy.py` says.
     """
 
-    def __init__(self, policy: Any, generator: torch.Generator, updates: int = 0) -> None:
+    def __init__(
+        self, policy: Any, generator: torch.Generator, updates: int = 0, *, prior_strength: float | None = None
+    ) -> None:
         self.policy, self.generator, self.updates = policy, generator, updates
+        self.prior_strength = prior_strength
         self.parts = parts(policy.heads, generator)
         self.prior: Prior | None = None
         encoder = [p for name, p in policy.named_parameters() if not name.startswith("heads.") and p.requires_grad]
@@ -105,7 +109,7 @@ class Algorithm:
     def adopt(self, updates: int = 0) -> None:
         """Take the policy's present weights as a prior (`starting_policy.py`) that has served `updates` updates; a bandit has none."""
         if any(not isinstance(part, Bandit) for part in self.parts):
-            self.prior = Prior(self.policy, updates)
+            self.prior = Prior(self.policy, updates, self.prior_strength)
 
     def normalise(self, features: Features) -> None:
         """Merge the features of new ticks into the statistics of the inputs; a bandit's features must stay as they were."""
@@ -262,5 +266,5 @@ class Algorithm:
             self.target.load_state_dict(strip_prefix("encoder", state))
         self.prior = None
         if "prior_updates" in state:
-            self.prior = Prior(self.policy, int(state["prior_updates"]))
+            self.prior = Prior(self.policy, int(state["prior_updates"]), self.prior_strength)
             self.prior.policy.load_state_dict(strip_prefix("prior", state))

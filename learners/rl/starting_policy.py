@@ -31,6 +31,9 @@ FIT_UPDATES = 1_000
 """Updates in which only the critics learn."""
 STRENGTH = 10_000
 """Updates of experience that the prior counts as."""
+HEAD_STRENGTH = 50
+"""The same where only heads are trained on the features of a fleet's version: a device that differs must find out within minutes, and its
+candidate has to beat that version in an experiment all the same."""
 LEAST = 0.02
 
 
@@ -58,9 +61,11 @@ class Prior:
     Args:
         policy: what acts, with the weights of the prior; it is copied.
         updates: since the prior was adopted.
+        strength: updates of experience that it counts as; default: `STRENGTH`.
     """
 
-    def __init__(self, policy: Any, updates: int = 0) -> None:
+    def __init__(self, policy: Any, updates: int = 0, strength: float | None = None) -> None:
+        self.strength = STRENGTH if strength is None else strength
         self.policy: Any = copy.deepcopy(policy).requires_grad_(False).eval()
         self.updates = updates
 
@@ -72,7 +77,7 @@ class Prior:
     @property
     def weight(self) -> float:
         """Weight of the pull, from 1 to 0."""
-        return STRENGTH / (STRENGTH + max(0, self.updates - FIT_UPDATES))
+        return self.strength / (self.strength + max(0, self.updates - FIT_UPDATES))
 
     @property
     def outweighed(self) -> bool:

@@ -28,6 +28,7 @@ from learners.experience.transition import Transition
 from learners.model.features import recorded
 from learners.model.spec import PolicySpec
 from learners.reencoding.token_store import TokenStore
+from learners.rl import starting_policy
 from learners.rl.algorithm import CHOICE_WARMUP, WARMUP, Algorithm
 from learners.rl.mirror_augmentation import MirrorAugmentation
 from learners.rl.replay_buffer import BufferIndex, ReplayBuffer
@@ -89,7 +90,7 @@ class Learner:
         if heads_only:
             for name, parameter in self.policy.named_parameters():
                 parameter.requires_grad_(name.startswith("heads."))
-        self.algorithm = Algorithm(self.policy, torch.Generator(self.device).manual_seed(settings.seed))
+        self.algorithm = self._algorithm(torch.Generator(self.device).manual_seed(settings.seed))
         self.draw = torch.Generator().manual_seed(settings.seed)
         self.mirror = MirrorAugmentation(spec, settings.mirror_augmentation) if settings.mirror_augmentation else None
         self.replay = self._empty()
@@ -105,6 +106,10 @@ class Learner:
         self.dropped_updates = 0.0
         """Pending updates that the learner dropped to keep up with new experience."""
         self._rewards: deque[float] = deque(maxlen=RECENT)
+
+    def _algorithm(self, generator: torch.Generator, updates: int = 0) -> Algorithm:
+        strength = starting_policy.HEAD_STRENGTH if self.heads_only else None
+        return Algorithm(self.policy, generator, updates, prior_strength=strength)
 
     @property
     def reward_mean(self) -> float | None:
@@ -122,7 +127,7 @@ class Learner:
         """
         self.policy.load_state_dict(weights)
         before = self.algorithm.exploration()
-        self.algorithm = Algorithm(self.policy, self.algorithm.generator, self.algorithm.updates)
+        self.algorithm = self._algorithm(self.algorithm.generator, self.algorithm.updates)
         self.algorithm.continue_exploration({**before, **(exploration or {})})
         self.algorithm.adopt()
         self.policy.eval()

@@ -76,7 +76,7 @@ def trained(one: LearnerLoop, updates: int) -> None:
 def short_priors(monkeypatch: pytest.MonkeyPatch) -> None:
     """A version counts as a few hundred updates of evidence instead of many thousands: the worlds here are small."""
     monkeypatch.setattr(starting_policy, "FIT_UPDATES", 50)
-    monkeypatch.setattr(starting_policy, "STRENGTH", 5)
+    monkeypatch.setattr(starting_policy, "HEAD_STRENGTH", 5)
 
 
 @pytest.fixture(scope="module")
