@@ -32,7 +32,7 @@ FIT_UPDATES = 1_000
 STRENGTH = 10_000
 """Updates of experience that the prior counts as."""
 HEAD_STRENGTH = 50
-"""The same where only heads are trained on the features of a fleet's version: a device that differs must find out within minutes, and its
+"""The same where only heads are trained on the features of a fleet's version. A device that differs must find out within minutes. Its
 candidate has to beat that version in an experiment all the same."""
 LEAST = 0.02
 
