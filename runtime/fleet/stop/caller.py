@@ -70,7 +70,7 @@ class StopCaller:
     def _of(self, identifier: str, wanted: Collection[str]) -> dict[str, StopAnswer]:
         """Return the answer of each agent to one message; `no_answer` where there is none."""
         missing = (
-            "no answer from the device; the fleet's broker stores the stop for a day if the device was there before"
+            "the device is silent; the fleet's broker stores the stop for a day if the device was connected before"
         )
         return {
             name: each

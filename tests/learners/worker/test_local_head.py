@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from pydantic import ValidationError
 from torch import Tensor
 
 from learners.checkpoints.signing import public_pem
@@ -28,6 +29,7 @@ from learners.promotion.pipeline import PromotionResult
 from learners.rl import starting_policy
 from learners.worker.loop import LearnerLoop
 from learners.worker.policy_candidates import fleet_base, local_base
+from runtime.config.fleet_settings import FleetSettings
 
 torch.set_num_threads(1)
 FLEET_KEY = Ed25519PrivateKey.from_private_bytes(bytes(range(1, 33)))
@@ -277,3 +279,12 @@ def test_another_setting_starts_from_the_live_version_and_not_from_moments_of_ot
         learning.assert_identical(trunk(dict(other.learner.policy.state_dict())), trunk(fleet[0]))
         trained(other, 5)
         other.learner.save()
+
+
+def test_a_head_needs_the_key_of_the_fleet() -> None:
+    url = {"group": "arms", "url": "mqtt://127.0.0.1"}
+    assert FleetSettings.model_validate(url).local == "all"
+    assert FleetSettings.model_validate({**url, "local": "head", "key": "fleet.pem"}).local == "head"
+    for local in ("head", "none"):
+        with pytest.raises(ValidationError, match=f"{local} builds on policies of the fleet"):
+            FleetSettings.model_validate({**url, "local": local})
