@@ -117,6 +117,9 @@ def page(settings: Path, listen: str, metrics: str | None, hosts: tuple[str, ...
     """
     from runtime.fleet.group_page import run_page
     from runtime.fleet.server_settings import load_fleet
+    from runtime.process import log as process_log
+
+    process_log.configure()  # what an operator did on the page is logged
 
     names = frozenset(("localhost", "127.0.0.1", "[::1]", listen.rpartition(":")[0], *hosts))
     asyncio.run(run_page(load_fleet(settings), listen, metrics, names))
