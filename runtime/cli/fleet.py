@@ -11,10 +11,9 @@ from typing import TYPE_CHECKING
 import click
 
 from runtime.cli.checkpoints import ask_to_trust, checked
-from runtime.cli.options import FILE, FOLDER, AgentName, InvalidInput, refusing
+from runtime.cli.options import FILE, FOLDER, AgentName, InvalidInput, refusing, show, with_json
 
 if TYPE_CHECKING:
-    from learners.fleet_data.policy_manifest import FleetPolicy
     from runtime.fleet.topics import GroupLearnerReport
 
 MAX_REASON = 500
@@ -128,8 +127,9 @@ def page(settings: Path, listen: str, metrics: str | None, hosts: tuple[str, ...
 @fleet.command()
 @FLEET_FILE
 @click.argument("name", type=AgentName())
+@with_json("the settings of the device and the files of the broker")
 @refusing
-def enroll(settings: Path, name: str) -> None:
+def enroll(settings: Path, name: str, *, as_json: bool) -> None:
     """Make a user at the broker for the agent NAME, and print the settings of its device. The password is shown once."""
     from runtime.fleet.enrollment import enroll as make
     from runtime.fleet.policy_publisher import PolicyPublisher
@@ -137,9 +137,12 @@ def enroll(settings: Path, name: str) -> None:
 
     loaded = load_fleet(settings)
     made = make(loaded, name, PolicyPublisher(loaded).key_file())
-    click.echo(made.settings, nl=False)
-    click.echo("# key: copy this file to the device, and name it there")
-    click.echo(f"# for mosquitto.conf: password_file {made.passwords}, acl_file {made.acl}; then reload mosquitto")
+    notes = (
+        "# key: copy this file to the device, and name it there",
+        f"# for mosquitto.conf: password_file {made.passwords}, acl_file {made.acl}; then reload mosquitto",
+    )
+    body = {"settings": made.settings, "passwords": made.passwords, "acl": made.acl}
+    show(body, made.settings + "\n".join(notes), as_json=as_json)
 
 
 SHARE = click.option(
@@ -156,8 +159,9 @@ SHARE = click.option(
 @click.argument("directory", type=FOLDER, required=False)
 @click.option("--key", help="Fingerprint, or file of the public key, that signed DIRECTORY.")
 @SHARE
+@with_json("the published version")
 @refusing
-def publish(settings: Path, directory: Path | None, key: str | None, share: float) -> None:
+def publish(settings: Path, directory: Path | None, key: str | None, share: float, *, as_json: bool) -> None:
     """Publish the checkpoint in DIRECTORY to the group; without it, the version in force again, to widen a wave.
 
     Each agent examines it as a candidate of its own: promotion steps, experiment, guard.
@@ -168,7 +172,12 @@ def publish(settings: Path, directory: Path | None, key: str | None, share: floa
     publisher = PolicyPublisher(load_fleet(settings))
     if directory is not None:
         checked(lambda: publisher.add(directory, key, ask_to_trust))
-    _say(checked(lambda: asyncio.run(publisher.publish(share))))
+    policy = checked(lambda: asyncio.run(publisher.publish(share)))
+    show(
+        {"version": policy.version, "share": policy.share, "group": policy.group, "counter": policy.counter},
+        f"{policy.version} is published to {policy.share:.0%} of {policy.group} as number {policy.counter}",
+        as_json=as_json,
+    )
 
 
 @fleet.command()
@@ -177,8 +186,9 @@ def publish(settings: Path, directory: Path | None, key: str | None, share: floa
 @click.option(
     "--force", is_flag=True, help="Return to the newest earlier version, also where it never passed its waves."
 )
+@with_json("the version that the group returns to")
 @refusing
-def rollback(settings: Path, share: float, *, force: bool) -> None:
+def rollback(settings: Path, share: float, *, force: bool, as_json: bool) -> None:
     """Take the published version out for good, and publish the newest earlier one that passed. Repeat it where the broker did not answer.
 
     Passed are versions that went through all of their waves. Without one, the version is only withdrawn, and no agent tries any. A
@@ -189,7 +199,8 @@ def rollback(settings: Path, share: float, *, force: bool) -> None:
 
     publisher = PolicyPublisher(load_fleet(settings))
     policy = checked(lambda: asyncio.run(publisher.roll_back(share, force=force)))
-    click.echo(rollback_in_words(publisher, policy))
+    text = rollback_in_words(publisher, policy)
+    show({"version": policy.version, "text": text}, text, as_json=as_json)
 
 
 @fleet.command()
@@ -230,8 +241,9 @@ def stop(settings: Path, name: str | None, *, everyone: bool, as_json: bool) -> 
 @fleet.command("pause-wave")
 @FLEET_FILE
 @click.option("--resume", is_flag=True, help="Let waves begin and go on again.")
+@with_json("whether waves are paused")
 @refusing
-def pause_wave(settings: Path, *, resume: bool) -> None:
+def pause_wave(settings: Path, *, resume: bool, as_json: bool) -> None:
     """Let no wave of FLEET.yaml begin or go on until --resume. A wave that must stop stops all the same."""
     from learners.files import private_folder
     from runtime.fleet.server_settings import load_fleet
@@ -244,14 +256,16 @@ def pause_wave(settings: Path, *, resume: bool) -> None:
         path.unlink(missing_ok=True)
     else:
         path.touch()
-    click.echo(f"waves of {loaded.group} are {'not paused' if resume else 'paused'}")
+    text = f"waves of {loaded.group} are {'not paused' if resume else 'paused'}"
+    show({"group": loaded.group, "paused": not resume}, text, as_json=as_json)
 
 
 @fleet.command()
 @FLEET_FILE
 @click.argument("name", type=AgentName())
+@with_json("the agent and its group")
 @refusing
-def readmit(settings: Path, name: str) -> None:
+def readmit(settings: Path, name: str, *, as_json: bool) -> None:
     """Let the rows of the agent NAME train again, from its first one on disk; it was excluded because its rows looked false."""
     from runtime.fleet.server_settings import load_fleet
 
@@ -260,7 +274,8 @@ def readmit(settings: Path, name: str) -> None:
     if not folder.is_dir():
         raise InvalidInput(f"{name} has sent no rows to {loaded.group}")
     (folder / "readmit").touch()
-    click.echo(f"the learner of {loaded.group} takes the rows of {name} again in its next round")
+    text = f"the learner of {loaded.group} takes the rows of {name} again in its next round"
+    show({"agent": name, "group": loaded.group}, text, as_json=as_json)
 
 
 def _say_learner(report: GroupLearnerReport) -> None:
@@ -285,7 +300,3 @@ def _say_learner(report: GroupLearnerReport) -> None:
         click.echo(plain(f"verdicts of {name} do not count; {reason}", MAX_REASON))
     if progress.get("alert"):
         click.echo(plain(f"alert: {progress['alert']}", MAX_REASON))
-
-
-def _say(policy: FleetPolicy) -> None:
-    click.echo(f"{policy.version} is published to {policy.share:.0%} of {policy.group} as number {policy.counter}")
