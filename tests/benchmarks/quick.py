@@ -47,7 +47,7 @@ SIZES: dict[str, str] = {
     "bench_noise": "--seeds 1 --kinds text-classification --labels 40",
     "bench_offpolicy": "--runs 1",
     "bench_overruns": "--ticks 100",
-    "bench_gallery": "--seeds 0 --pictures 8",
+    "bench_gallery": "--seeds 0 --pictures 20",
     "bench_page": "--seconds 2",
     "bench_poison": "1 30",
     "bench_promotion": "--runs 1",
