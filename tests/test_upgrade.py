@@ -87,7 +87,8 @@ def experience(folder: Path) -> None:
     with closing(Store(folder, ExperienceSettings.model_validate({}))) as store:
         assert store.append(learning.made(1))
         assert store.flush()
-    assert Reader(folder).count() == 1
+    with closing(Reader(folder)) as reader:  # the last connection to close writes to the file
+        assert reader.count() == 1
     with closing(sqlite3.connect(folder / "experience.db")) as newer:
         newer.execute(f"PRAGMA user_version = {schema.SCHEMA + 1}")
     before = (folder / "experience.db").read_bytes()
