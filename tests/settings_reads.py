@@ -43,7 +43,10 @@ ROOT = Path(__file__).resolve().parents[1]
 PACKAGES = ("runtime", "learners", "sensors", "actuators")
 BASES = frozenset({"sensors.config.Settings", "actuators.config._Settings", "learners.ipc.settings._Section"})
 """What every settings model inherits from."""
-COPIES = {"runtime.config.schema.Config": "learners.ipc.settings.LearnerConfig"}
+COPIES = {
+    "runtime.config.schema.Config": "learners.ipc.settings.LearnerConfig",
+    "runtime.config.fleet_settings.FleetSettings": "learners.ipc.settings.FleetRoute",
+}
 """A model -> another one that other processes read in its place: same names, filled by `model_dump`."""
 CHECKS = "runtime.config."
 SKIPPED = (
