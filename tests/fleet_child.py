@@ -10,9 +10,9 @@ from fleet_world import BEGUN_S
 
 from learners.fleet_data.parquet_log import ParquetLog
 from runtime.config.loader import load
-from runtime.fleet.__main__ import build
 from runtime.fleet.ingest import Ingest
 from runtime.fleet.topics import FleetTopics
+from runtime.fleet.uplink_process import build
 from runtime.mqtt import Address
 
 

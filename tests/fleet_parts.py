@@ -16,10 +16,10 @@ from fleet_world import BEGUN_S, rows_on_disk
 from fakes import Mosquitto
 from learners.fleet_data.parquet_log import ParquetLog
 from runtime.config.loader import load
-from runtime.fleet.__main__ import build
 from runtime.fleet.ingest import Ingest
 from runtime.fleet.topics import FleetTopics
 from runtime.fleet.uplink import Uplink
+from runtime.fleet.uplink_process import build
 from runtime.mqtt import Address, Connection
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -38,7 +38,7 @@ from runtime.gate.operator_commands import OperatorCommands
 from runtime.gate.status import StatusPublisher
 from runtime.gate.stop.follower import STOP_LISTENER
 from runtime.mqtt import Connection, Limit, connection, publisher, subscriber
-from runtime.mqtt.client import outcome
+from runtime.mqtt.aiomqtt_client import outcome
 from runtime.mqtt.connection_types import Message, PublishMessage
 from runtime.mqtt.packets import Settled
 from runtime.mqtt.topics import Topics

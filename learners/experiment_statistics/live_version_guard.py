@@ -21,7 +21,8 @@ from typing import Any
 
 import numpy as np
 
-from learners.experiment_statistics.own_past_watches import WINDOWS, HarmRateWatch, LevelWatch
+from learners.experiment_statistics.harm_rate_watch import HarmRateWatch
+from learners.experiment_statistics.level_watch import WINDOWS, LevelWatch
 from learners.experiment_statistics.paired_detector import PairedDetector
 from learners.experiment_statistics.paired_outcomes import HARMS, PairDifference
 

@@ -5,7 +5,7 @@ input attention of Perceiver IO (Jaegle et al. 2022). The first layer can read a
 Each token encodes its stream, its position in it, and its age. Missing tokens are set to zero and masked in the attention, so
 that their content cannot reach the state, not even as NaN.
 
-`policy.fusion: low-rank-bilinear` fuses streams that refer to places in an image differently, see `matching.py`.
+`policy.fusion: low-rank-bilinear` fuses streams that refer to places in an image differently, see `low_rank_bilinear.py`.
 
 Shapes: B batch, S streams, T tokens of a stream, W their width, D width of the policy, L latents, K all tokens, H heads, E = D / H.
 """
@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from learners.model.matching import Matching
+from learners.model.low_rank_bilinear import LowRankBilinear
 from learners.model.normalizer import Normaliser
 from learners.model.spec import PolicySpec, StreamSpec
 
@@ -145,7 +145,7 @@ class Fusion(nn.Module):
         super().__init__()
         self.adapters = nn.ModuleList(Adapter(stream, spec.width, spec.feature_dropout) for stream in spec.streams)
         self.streams = nn.Parameter(torch.randn(len(spec.streams), spec.width) * 0.02)
-        self.how: nn.Module = Matching(spec) if spec.fusion == "low-rank-bilinear" else Attention(spec)
+        self.how: nn.Module = LowRankBilinear(spec) if spec.fusion == "low-rank-bilinear" else Attention(spec)
 
     def adapt(self, tokens: Sequence[Tensor], present_BS: Tensor, ages_BS: Tensor) -> list[Tensor]:
         """Return each stream's tokens B,T,D, independent of every other stream."""

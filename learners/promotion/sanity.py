@@ -8,11 +8,16 @@ from __future__ import annotations
 
 from typing import Any
 
-from learners.promotion.ope.greedy_actions import act, agreement, collapsed, shares
+import numpy as np
+
+from learners.model.spec import PolicySpec
+from learners.promotion.ope.greedy_actions import Values, act, agreement, deviation, shares
 from learners.promotion.step_types import EvaluationContext, StepResult, Working, working
 
 FEWEST = 20
 """Fewer observations than this do not show a collapse."""
+ONE_MOTION = 1e-3
+"""Deviation of a motion, as a share of its range, below which it counts as always the same."""
 
 
 def sanity(context: EvaluationContext) -> Working:
@@ -39,3 +44,9 @@ def sanity(context: EvaluationContext) -> Working:
     figures["collapsed"] = sorted(stuck)
     reason = f"always takes the same action on {', '.join(sorted(stuck))}, unlike the live version" if stuck else ""
     return StepResult(passed=not stuck, figures=figures, reason=reason)
+
+
+def collapsed(spec: PolicySpec, values: Values) -> dict[str, bool]:
+    """Return, by actuator, whether it always takes the same action."""
+    figures = {a.name: len(np.unique(values[a.name])) == 1 for a in spec.actions.choices}
+    return figures | {a.name: deviation(spec, a.name, values) < ONE_MOTION for a in spec.actions.continuous}

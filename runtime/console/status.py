@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import sys
 import time
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
@@ -229,10 +230,17 @@ def _figures(health: HealthMessage, age: str) -> Table:
     mode = f"{health.mode}, {'armed' if health.armed else 'disarmed'}"
     table.add_row("tick p50 / p99", pace, "overruns", plain(tick.overruns))
     table.add_row("policy", plain(health.policy), "mode", plain(mode))
-    table.add_row("learner", plain(learner.get("state")), "updates", plain(learner.get("updates")))
+    table.add_row("learner", plain(_learner_state(learner)), "updates", plain(learner.get("updates")))
     table.add_row("memory", plain(f"{health.memory_mb} MB"), "reward", plain(learner.get("reward_mean")))
     table.add_row("health", age)
     return table
+
+
+def _learner_state(learner: Mapping[str, Any]) -> object:
+    """Return the state in words; one that has never reported most likely waits for a core."""
+    if learner.get("state") == "dead" and learner.get("updates") is None:
+        return "no report since its start; it waits while other programs use all cores"
+    return learner.get("state")
 
 
 def _events(events: list[EventMessage]) -> Table:

@@ -6,23 +6,19 @@ thread; it is one assignment under the interpreter's lock. Knows nothing of tens
 
 from __future__ import annotations
 
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
+from runtime.control.alignment import HeldReadings, common_moment_s
 from runtime.control.frozen_streams import FrozenStreams
 from runtime.control.machine_sleep import slept_s
 from sensors.config import AnyStream
-from sensors.readings import Observation, Reading, Telemetry, Text
+from sensors.readings import Observation, Reading, Text
 
-HELD, HELD_NUMBERS = 16, 512
-"""Pictures and sounds of each stream from which those of one moment are chosen; and readings of numbers, which are small and may come
-fast."""
 LEAST_SLEEP_S = 0.01
 """A shorter sleep of the machine is noise of two clocks that are not read at once."""
-SAME_S = 1e-3
-"""Readings captured within this time are of one moment."""
 AHEAD_S = 0.5
 """A reading that is stamped later than this after now has a wrong stamp."""
 
@@ -39,30 +35,13 @@ class _Slot:
     slept_s: float = 0.0
     """How long the machine had slept when the reading came."""
     drops: Counter[str] = field(default_factory=Counter)
-    held: deque[Reading] = field(default_factory=lambda: deque(maxlen=HELD_NUMBERS))
-    """The newest readings, oldest first, to choose from where readings are aligned."""
+    held: HeldReadings = field(default_factory=HeldReadings)
+    """To choose from where readings are aligned."""
 
     def asleep_s(self, slept_s: float) -> float:
         """Return how long the machine has slept since the reading came, given how long it has slept in all."""
         asleep_s = slept_s - self.slept_s
         return asleep_s if asleep_s > LEAST_SLEEP_S else 0.0
-
-    def hold(self, reading: Reading) -> None:
-        """Hold a reading to choose from."""
-        self.held.append(reading)
-        if not isinstance(reading, Telemetry) and len(self.held) > HELD:
-            self.held.popleft()
-
-    def at(self, stamp_s: float, now_s: float) -> Reading | None:
-        """Return the newest reading that was captured at `stamp_s` or before; else the oldest that is held and not stale."""
-        found = None
-        for one in reversed(tuple(self.held)):
-            if found is not None and now_s - one.stamp_s > self.limit_s:
-                break
-            found = one
-            if one.stamp_s <= stamp_s + SAME_S:
-                break
-        return found
 
 
 class Inbox:
@@ -121,7 +100,7 @@ class Inbox:
                 slot.drops["superseded"] += 1
         slot.reading, slot.slept_s = reading, self._slept()
         if self._align == "common" and not isinstance(reading, Text):
-            slot.hold(reading)
+            slot.held.add(reading)
 
     def observe(self, tick: int, now_s: float) -> Observation:
         """Compose the observation of a tick at `now_s` (monotonic seconds), and mark its readings as used."""
@@ -143,7 +122,7 @@ class Inbox:
                 slot.held.clear()
                 continue
             if common_s is not None:
-                reading = slot.at(common_s, now_s) or reading
+                reading = slot.held.captured_at(common_s, now_s, slot.limit_s) or reading
             ages[name] = max(0.0, now_s - reading.stamp_s) + asleep_s
             if reading.stamp_source == "unknown":
                 ages[name] = max(ages[name], slot.limit_s)
@@ -160,14 +139,13 @@ class Inbox:
     def _common_s(self, now_s: float) -> float | None:
         """Return the newest moment of which every stream that is not stale has a reading; None if there is no such stream."""
         slept_s = self._slept()
-        newest = [
+        return common_moment_s(
             slot.reading.stamp_s
             for slot in self._slots.values()
             if slot.held
             and slot.reading is not None
             and now_s - slot.reading.stamp_s + slot.asleep_s(slept_s) <= slot.limit_s
-        ]
-        return min(newest, default=None)
+        )
 
     def stale(self, now_s: float) -> dict[str, float | None]:
         """Return the streams that are missing now, with their age in seconds (None: no reading yet)."""

@@ -5,21 +5,18 @@ from __future__ import annotations
 import asyncio
 import signal
 import sys
-import time
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from ipaddress import ip_address
 from pathlib import Path
 
 import structlog
 
-from learners.files import write_atomically
 from runtime.config.loader import load_argument
 from runtime.config.schema import Config, DashboardSettings
-from runtime.dashboard.auth import Access, access
+from runtime.dashboard.auth import access
 from runtime.dashboard.bridge import MqttBridge
 from runtime.dashboard.commands import CommandPublisher
 from runtime.dashboard.server import Page
+from runtime.dashboard.session_file import SESSIONS, stored_sessions
 from runtime.dashboard.settings_file import SettingsFile
 from runtime.dashboard.sockets import Hub
 from runtime.dashboard.state import ViewState
@@ -33,8 +30,6 @@ log = structlog.get_logger(__name__)
 
 LEAVE_S = 3.0
 """For connections to close."""
-SESSIONS = "dashboard-sessions.json"
-STORE_S = 600.0
 
 
 def is_loopback(host: str) -> bool:
@@ -78,46 +73,9 @@ async def run(config: Config, settings: DashboardSettings, path: Path) -> None:
     roles = access(config, settings)
     commands = CommandPublisher(topics, bridge, state.answered, SettingsFile(path, may_edit(settings)))
     page = Page(config.agent, roles, hub, commands, hosts(settings), token_hint(config, settings, path))
-    async with sessions(roles, config.state_dir / SESSIONS), serve(page.application(), settings.listen) as port:
+    async with stored_sessions(roles, config.state_dir / SESSIONS), serve(page.application(), settings.listen) as port:
         log.info("dashboard.listening", address=f"{settings.listen.rpartition(':')[0]}:{port}")
         await bridge.run()
-
-
-@asynccontextmanager
-async def sessions(roles: Access, path: Path) -> AsyncIterator[None]:
-    """Restore the sessions of an earlier process, and store them while the context lasts and at its end."""
-    try:
-        roles.restore(await asyncio.to_thread(path.read_bytes), time.time())
-    except FileNotFoundError:
-        pass
-    except (OSError, ValueError) as error:
-        log.warning(
-            "dashboard.sessions_unreadable", path=str(path), reason=str(error), effect="everybody signs in again"
-        )
-    storing = asyncio.create_task(_store(roles, path), name="sessions")
-    try:
-        yield
-    finally:
-        storing.cancel()
-        await asyncio.wait([storing])
-        _write(path, roles.dump(time.time()))
-
-
-async def _store(roles: Access, path: Path) -> None:
-    """Store the sessions soon after a change, and now and then because their ends move."""
-    stored_s = time.monotonic()
-    while True:
-        await asyncio.sleep(1.0)
-        if roles.changed or time.monotonic() - stored_s > STORE_S:
-            stored_s = time.monotonic()
-            await asyncio.to_thread(_write, path, roles.dump(time.time()))
-
-
-def _write(path: Path, content: bytes) -> None:
-    try:
-        write_atomically(path, content, mode=0o600)
-    except OSError as error:
-        log.warning("dashboard.sessions_not_stored", path=str(path), reason=str(error))
 
 
 async def until_signal(config: Config, settings: DashboardSettings, path: Path) -> None:

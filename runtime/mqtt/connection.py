@@ -27,7 +27,7 @@ import aiomqtt
 import structlog
 
 from runtime.mqtt import handshake
-from runtime.mqtt.client import (
+from runtime.mqtt.aiomqtt_client import (
     Newest,
     answered_s,
     cancelled,

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 import aiomqtt
 from aiomqtt.exceptions import MqttConnectError
 
-from runtime.mqtt.client import TAKEN_OVER, error_text
+from runtime.mqtt.aiomqtt_client import TAKEN_OVER, error_text
 from runtime.mqtt.connection_types import Address, BrokerSilent, MqttLost
 from runtime.mqtt.handshake import HandshakeFailed, NotMqtt
 

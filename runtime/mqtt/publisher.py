@@ -17,7 +17,7 @@ from uuid import uuid4
 import aiomqtt
 import structlog
 
-from runtime.mqtt.client import submit, withdraw
+from runtime.mqtt.aiomqtt_client import submit, withdraw
 from runtime.mqtt.connection_types import PublishMessage
 from runtime.mqtt.packets import PublishRefused, TooLarge, Unsent
 

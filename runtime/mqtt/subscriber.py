@@ -16,7 +16,7 @@ from uuid import uuid4
 import aiomqtt
 import structlog
 
-from runtime.mqtt.client import faithful
+from runtime.mqtt.aiomqtt_client import faithful
 from runtime.mqtt.connection_types import Limit, Message, Subscription, wild
 from runtime.mqtt.topics import Refused
 

@@ -40,6 +40,7 @@ from runtime.process import child
 from runtime.process.log import Scrubber, configure
 from runtime.process.systemd import Notifier
 from runtime.supervisor import broker
+from runtime.supervisor.agent_watchdog import kill_hung_agent
 from runtime.supervisor.child_processes import Child, RestartLimitExceeded, Spec, table
 from runtime.supervisor.reload import compare
 
@@ -47,8 +48,6 @@ log = structlog.get_logger(__name__)
 
 BROKER_S = 10.0
 """For the embedded broker to listen."""
-HUNG_S = 20.0
-"""An agent that has ticked and then was silent for so long is restarted."""
 SAME_SIGNAL_S = 0.5
 """One Ctrl-C may come twice: from the terminal, and from a program in between that passes it on."""
 CANNOT_BEGIN = 1
@@ -147,7 +146,7 @@ class Supervisor:
                     start(self._host.latches.run(), "latches"),
                     start(self._host.listener.follow_latch(), "stop latch"),
                     start(operators.serve(), "requests that wait"),
-                    start(self._watch(), "watch"),
+                    start(kill_hung_agent(self._host, partial(self._child, "agent")), "watch"),
                 ]
                 for spec in self.table() if not self._ending.is_set() else ():
                     self._launch(spec, start)
@@ -257,16 +256,6 @@ class Supervisor:
         log.error("supervisor.restart_limit", reason=reason)
         self._host.publisher.event("child_restart_limit", {"reason": reason})
         self.begin_shutdown(reason, 1)
-
-    async def _watch(self) -> None:
-        """Restart an agent that is alive and says nothing."""
-        while True:
-            await asyncio.sleep(1.0)
-            spoke_s, agent = self._host.agent.spoke_s, self._child("agent")
-            if spoke_s is not None and agent is not None and time.monotonic() - spoke_s > HUNG_S:
-                self._host.agent.spoke_s = None
-                log.error("supervisor.agent_unresponsive", silent_s=HUNG_S)
-                agent.kill()
 
     def _child(self, name: str) -> Child | None:
         return next((each for each in self.children if each.spec.name == name), None)

@@ -45,11 +45,11 @@ from learners.fleet_data.received_policies import forget_received, received  # n
 from learners.gym.lock_step import EVALUATION_SEED, GymTrainer, TrainSettings  # noqa: E402
 from learners.ipc.policy_spec import spec_path, write_policy_spec  # noqa: E402
 from runtime.config.loader import load  # noqa: E402
-from runtime.fleet.__main__ import build  # noqa: E402
 from runtime.fleet.group_learner import GroupLearner  # noqa: E402
 from runtime.fleet.policy_publisher import PolicyPublisher  # noqa: E402
 from runtime.fleet.serve import build_ingest  # noqa: E402
 from runtime.fleet.server_settings import FleetServerSettings  # noqa: E402
+from runtime.fleet.uplink_process import build  # noqa: E402
 
 RATE_HZ, CHUNK, AHEAD, EPISODES = 50.0, 128, 512, 20
 CONFIG = """

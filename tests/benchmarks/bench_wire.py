@@ -30,7 +30,7 @@ from runtime.mqtt import (  # noqa: E402
     Connection,
     Message,
 )
-from runtime.mqtt import client as own  # noqa: E402 - the path comes first
+from runtime.mqtt import aiomqtt_client as own  # noqa: E402 - the path comes first
 
 RATE_HZ, SECONDS = 50, 10
 

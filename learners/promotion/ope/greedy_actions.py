@@ -1,4 +1,4 @@
-"""Compute the best actions of a policy on logged observations, and check that its numbers are finite.
+"""Compute the best actions of a policy on logged observations: are they finite, within limits, how often each, how alike?
 
 Shapes: N decisions, A components of one continuous actuator.
 """
@@ -15,9 +15,6 @@ from numpy.typing import NDArray
 from learners.model.heads import HeadOutput
 from learners.model.spec import PolicySpec
 from learners.promotion.ope.logged_data import ActingPolicy, Logged
-
-ONE_MOTION = 1e-3
-"""Deviation of a motion, as a share of its range, below which it counts as always the same."""
 
 Values = Mapping[str, NDArray[np.float64]]
 """By actuator: index N of the choice, or motions N,A in its units."""
@@ -82,14 +79,8 @@ def shares(spec: PolicySpec, values: Values) -> dict[str, dict[str, float]]:
         counts = np.bincount(index_N, minlength=len(actuator.choices)) / max(1, len(index_N))
         figures[actuator.name] = {c: round(float(n), 4) for c, n in zip(actuator.choices, counts, strict=True)}
     for motion in spec.actions.continuous:
-        figures[motion.name] = {"deviation": round(_deviation(spec, motion.name, values), 5)}
+        figures[motion.name] = {"deviation": round(deviation(spec, motion.name, values), 5)}
     return figures
-
-
-def collapsed(spec: PolicySpec, values: Values) -> dict[str, bool]:
-    """Return, by actuator, whether it always takes the same action."""
-    figures = {a.name: len(np.unique(values[a.name])) == 1 for a in spec.actions.choices}
-    return figures | {a.name: _deviation(spec, a.name, values) < ONE_MOTION for a in spec.actions.continuous}
 
 
 def agreement(spec: PolicySpec, one: Values, two: Values) -> dict[str, float]:
@@ -101,7 +92,8 @@ def agreement(spec: PolicySpec, one: Values, two: Values) -> dict[str, float]:
     return {name: round(value, 4) for name, value in figures.items()}
 
 
-def _deviation(spec: PolicySpec, name: str, values: Values) -> float:
+def deviation(spec: PolicySpec, name: str, values: Values) -> float:
+    """Return the mean deviation of a motion, as a share of its range."""
     return float((values[name].std(0) / _range(spec, name)).mean())
 
 

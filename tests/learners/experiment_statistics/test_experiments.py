@@ -10,8 +10,8 @@ import pytest
 from learners.experiment_statistics.alpha_budget import AlphaBudget
 from learners.experiment_statistics.confidence_sequence import ConfidenceSequence
 from learners.experiment_statistics.experiment_test import ExperimentTest, short
+from learners.experiment_statistics.level_watch import LevelWatch
 from learners.experiment_statistics.live_version_guard import Guard, rare_harm_bound
-from learners.experiment_statistics.own_past_watches import LevelWatch
 from learners.experiment_statistics.paired_outcomes import HARMS, PairDifference, PairedOutcomes, TickOutcome
 from learners.experiment_statistics.plan import ExperimentPlan, PlanError, block_design, margin
 from learners.experiment_statistics.switchback import Switchback

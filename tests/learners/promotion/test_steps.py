@@ -283,7 +283,8 @@ def test_a_trial_that_waits_ends_when_its_time_is_over() -> None:
 def test_motions_are_distinguished_by_how_much_they_vary() -> None:
     from actuators.actions import ActionSpace, Choice, Continuous
     from learners.model.spec import PolicySpec
-    from learners.promotion.ope.greedy_actions import agreement, collapsed, outside, shares
+    from learners.promotion.ope.greedy_actions import agreement, outside, shares
+    from learners.promotion.sanity import collapsed
 
     arm = Continuous("arm", (-1.0, 0.0), (1.0, 4.0))
     spec = PolicySpec(learning.SPEC.streams, ActionSpace((Choice("head", ("left", "right")), arm)))

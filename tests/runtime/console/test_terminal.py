@@ -204,3 +204,13 @@ def test_old_figures_say_how_old_they_are(monkeypatch: pytest.MonkeyPatch) -> No
     text = shown(picture("demo", seen, connected=False))
     assert "last decision, 42 s ago" in text
     assert "no connection to the broker" in text
+
+
+def test_a_learner_that_waits_for_a_core_is_told_from_one_that_stopped() -> None:
+    waiting, stopped = LatestMessages(), LatestMessages()
+    waiting.take(message("health", {"learner": {"state": "dead"}}))
+    stopped.take(message("health", {"learner": {"state": "dead", "updates": 12}}))
+    assert "waits while other programs use all cores" in shown(picture("demo", waiting))
+    text = shown(picture("demo", stopped))
+    assert "dead" in text
+    assert "waits" not in text

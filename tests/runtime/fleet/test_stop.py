@@ -24,7 +24,6 @@ from runtime.cli.main import main
 from runtime.config.loader import load
 from runtime.config.mqtt_settings import Credentials
 from runtime.dashboard.auth import Access
-from runtime.fleet.__main__ import stop_relay
 from runtime.fleet.enrollment import enroll
 from runtime.fleet.group_page import FleetPage, act_on
 from runtime.fleet.reports import GroupWatch, stop_agents
@@ -33,6 +32,7 @@ from runtime.fleet.stop.caller import StopCaller
 from runtime.fleet.stop.messages import StopTopics, stop_payload
 from runtime.fleet.stop.relay import StopRelay
 from runtime.fleet.topics import AgentReport, FleetTopics
+from runtime.fleet.uplink_process import stop_relay
 from runtime.mqtt import Address, BrokerRefused, Connection
 from runtime.mqtt.topics import encode
 from runtime.process.http_server import serve

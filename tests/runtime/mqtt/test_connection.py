@@ -18,7 +18,7 @@ from wire_helpers import Collector, address, running
 from fakes import Contention, Mosquitto, eventually
 from runtime.config.mqtt_settings import MqttSettings
 from runtime.mqtt import Address, Connection, Message, MqttLost, Will
-from runtime.mqtt import client as own
+from runtime.mqtt import aiomqtt_client as own
 from runtime.mqtt import connection as connection_module
 from runtime.mqtt.connection_types import PublishMessage
 from runtime.mqtt.topics import Refused

@@ -157,7 +157,7 @@ async def test_a_child_that_cannot_be_started_ends_the_daemon(tmp_path: Path) ->
 
 
 async def test_a_hanging_agent_is_restarted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(supervisor, "HUNG_S", 0.5)
+    monkeypatch.setattr("runtime.supervisor.agent_watchdog.HUNG_S", 0.5)
     async with daemon(tmp_path, agent_row()) as run:
         await run.device.moving()
         agent = run.supervisor._child("agent")

@@ -1,20 +1,13 @@
 """Create, open and close aiomqtt's client with the options that reflexd needs, and without leaks.
 
-TCP_NODELAY is set because paho does not set it, and a QoS 1 publish then takes 42 ms instead of 0.2 ms. TCP_QUICKACK is set because
-a broker may not set TCP_NODELAY either (mosquitto does not). It then holds a small message back until the message before is
-acknowledged, and the kernel delays that acknowledgement by 40 ms (RFC 896 and RFC 1122 4.2.3.2 together).
-
 Only this module and `packets.py` use private parts of aiomqtt and paho. They need them for what the public parts cannot do: the
-connect timeout, immediate acknowledgement, packets that cost little, and closing a half-open connection.
+connect timeout, packets that cost little, and closing a half-open connection.
 """
 
 from __future__ import annotations
 
 import asyncio
-import socket
-import sys
 from collections.abc import Callable, Coroutine
-from contextlib import suppress
 from typing import Any, TypeVar
 
 import aiomqtt
@@ -24,6 +17,7 @@ from paho.mqtt.properties import Properties
 
 from runtime.mqtt.connection_types import Address, PublishMessage, Will
 from runtime.mqtt.packets import PacketReader, PacketWriter, Settled
+from runtime.mqtt.socket_options import SEND_AT_ONCE, acknowledge_at_once
 
 TAKEN_OVER = 0x8E
 T = TypeVar("T")
@@ -97,7 +91,7 @@ def make(
         max_inflight_messages=1_000,
         properties=connect,
         tls_context=a.tls,
-        socket_options=((socket.IPPROTO_TCP, socket.TCP_NODELAY, 1),),
+        socket_options=(SEND_AT_ONCE,),
     )
     remember_session(client)
     client._client.connect_timeout = max(1.0, a.keepalive_s / 2)  # aiomqtt leaves paho's 5 s
@@ -168,14 +162,6 @@ async def publish(
     writer: PacketWriter = client._packets  # type: ignore[attr-defined]
     writer.publish(out, settled, timeout_s, urgent=urgent)
     await future
-
-
-def acknowledge_at_once(client: paho.Client) -> None:
-    """Acknowledge what was read when it was read; Linux forgets the option, so it is set after every read."""
-    sock = client.socket()
-    if sys.platform == "linux" and isinstance(sock, socket.socket):
-        with suppress(OSError):  # a connection that broke meanwhile fails at the next read
-            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_QUICKACK, 1)
 
 
 def answered_s(client: aiomqtt.Client, patience_s: float) -> float:

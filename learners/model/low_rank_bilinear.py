@@ -24,7 +24,7 @@ from learners.model.spec import PolicySpec
 GROUPS = 8
 
 
-class Matching(nn.Module):
+class LowRankBilinear(nn.Module):
     """Adapted tokens of every stream -> one vector B,D.
 
     Args:
