@@ -1,4 +1,4 @@
-"""Keep the page's sign-ins in a file, so that nobody signs in again after a restart of the page's process."""
+"""Store the sign-ins of the page in a file, so that people need not sign in again after its process restarts."""
 
 from __future__ import annotations
 

@@ -206,7 +206,7 @@ def test_old_figures_say_how_old_they_are(monkeypatch: pytest.MonkeyPatch) -> No
     assert "no connection to the broker" in text
 
 
-def test_a_learner_that_waits_for_a_core_is_told_from_one_that_stopped() -> None:
+def test_a_learner_that_waits_for_a_core_differs_from_one_that_stopped() -> None:
     waiting, stopped = LatestMessages(), LatestMessages()
     waiting.take(message("health", {"learner": {"state": "dead"}}))
     stopped.take(message("health", {"learner": {"state": "dead", "updates": 12}}))
