@@ -19,9 +19,9 @@ from typing import Any
 from learners.config import TaskSettings
 from learners.experience.reader import Reader, raw_reading
 from learners.experience.records import Label, Raw
-from learners.finetune.conll import TAG, as_iob2
-from learners.finetune.example_fields import check, visible
 from learners.finetune.few_labels.equal_content import normalized_text
+from learners.finetune.labelled_files.conll import TAG, as_iob2
+from learners.finetune.labelled_files.example_fields import check, visible
 from learners.model.encoders.bundled_weights import resolve
 from learners.task_kinds import KINDS, Output
 from learners.task_serving.reading_inputs import inputs_of_text

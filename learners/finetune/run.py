@@ -20,12 +20,13 @@ from safetensors import SafetensorError
 
 from learners.config import Train
 from learners.files import new_files, write_atomically
-from learners.finetune import datasets, forgetting, model_card, trainable_layers
+from learners.finetune import forgetting, model_card, trainable_layers
 from learners.finetune.error_analysis.occlusion import explain_errors
 from learners.finetune.error_analysis.scores import each
 from learners.finetune.error_analysis.slices import check_slice, shown
 from learners.finetune.error_analysis.slices import measure as slice_metrics
-from learners.finetune.example_fields import check, check_features
+from learners.finetune.labelled_files import datasets
+from learners.finetune.labelled_files.example_fields import check, check_features
 from learners.finetune.linear_probe import fit_head, trains_alone
 from learners.finetune.progress import Bar, plot
 from learners.finetune.trainer import OnProgress, RunState, Trainer, TrainerSettings
@@ -113,7 +114,7 @@ def finetune(
     Args:
         task: a kind of `learners/tasks`.
         model: `bundled:NAME`, a transformers id or a folder.
-        train: file or folder the weights learn from; see `learners.finetune.datasets`.
+        train: file or folder the weights learn from; see `learners.finetune.labelled_files.datasets`.
         validation: chooses the epoch and stops early.
         test: measured once at the end.
         out: the folder to write.

@@ -18,8 +18,8 @@ import torch
 from torch import Tensor, nn
 
 from learners.finetune import trainer_state
+from learners.finetune.labelled_files.text_files import located
 from learners.finetune.optim import Kind, OptimizerName, factor, optimizer, set_rate
-from learners.finetune.text_files import located
 from learners.finetune.trainable_layers import set_training
 from learners.tasks.base import DataError, Example, Feature, Task, to_device, without_target
 

@@ -20,8 +20,8 @@ import finetune_data as data
 import numpy as np
 import torch
 
-from learners.finetune import datasets
 from learners.finetune.few_labels.files import finetune
+from learners.finetune.labelled_files import datasets
 
 MODEL = "bundled:minilm-l6"
 ARMS: dict[str, dict[str, Any]] = {

@@ -25,7 +25,7 @@ from learners.experience.reader import Reader
 from learners.experience.records import Raw
 from learners.experience.store import Label, Store
 from learners.experience.transition import Transition
-from learners.finetune import datasets
+from learners.finetune.labelled_files import datasets
 from learners.tasks.sound_inputs import read_sound
 from sensors.codecs.readings import encode_reading
 from sensors.readings import Sound

@@ -47,7 +47,7 @@ from learners.experience.store import (  # noqa: E402
     Label,
     Store,
 )
-from learners.finetune import datasets  # noqa: E402 - after the path
+from learners.finetune.labelled_files import datasets  # noqa: E402 - after the path
 from learners.model.encoders.bundled_weights import resolve  # noqa: E402 - after the path
 from learners.task_serving.versions import TaskVersionStore  # noqa: E402 - after the path
 from learners.tasks.task_classes import open_task  # noqa: E402 - after the path

@@ -11,7 +11,7 @@ import random
 from pathlib import Path
 from typing import Any
 
-from learners.finetune import datasets
+from learners.finetune.labelled_files import datasets
 from learners.finetune.run import Splits, build, measure, tune
 
 SENTENCES, DOCUMENT = 480, 60

@@ -48,7 +48,7 @@ def clinc(_: Path) -> Paths:
 
 def clinc_pairs(out: Path) -> Paths:
     """Two sentences of CLINC150 with one intent or with two: 100 intents train, 20 others validate, and 30 others are tested."""
-    from learners.finetune.datasets import read
+    from learners.finetune.labelled_files.datasets import read
 
     path = SHARED / "clinc150" / "data_full.json"
     intents = sorted({row["label"] for row in read(f"{path}#train")})
@@ -74,7 +74,7 @@ def _pairs(rows: Sequence[dict[str, Any]], intents: Sequence[str], count: int) -
 
 def semeval(out: Path) -> Paths:
     """SemEval-2010 Task 8; every tenth training example is validation."""
-    from learners.finetune.datasets import read
+    from learners.finetune.labelled_files.datasets import read
 
     folder = SHARED / "semeval2010_task8"
     examples = read(folder / "train.txt")

@@ -14,8 +14,8 @@ import yaml
 from gate_model import World
 from pydantic import TypeAdapter
 
-from learners.finetune import datasets
-from learners.finetune.example_fields import check
+from learners.finetune.labelled_files import datasets
+from learners.finetune.labelled_files.example_fields import check
 from learners.tasks.base import DataError
 from learners.tasks.task_classes import known
 from runtime.cli.preflight import problems_and_warnings

@@ -35,8 +35,8 @@ from actuators.wire import WireError, parse_state, state_payload
 from learners.checkpoints import manifest as manifests
 from learners.checkpoints.manifest import CheckpointRefused
 from learners.checkpoints.store import Checkpoints
-from learners.finetune import datasets
-from learners.finetune.example_fields import check
+from learners.finetune.labelled_files import datasets
+from learners.finetune.labelled_files.example_fields import check
 from learners.gym import demonstrations
 from learners.gym.demonstrations import DemonstrationEpisode
 from learners.model.spec import PolicySpec, SpecError

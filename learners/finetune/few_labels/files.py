@@ -7,11 +7,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from learners.finetune import datasets, run
+from learners.finetune import run
 from learners.finetune.few_labels.adaptation import can_adapt
 from learners.finetune.few_labels.arms import FewLabels, best_arm
 from learners.finetune.few_labels.equal_content import content_key, normalized_text
 from learners.finetune.few_labels.near_duplicates import NearDuplicates
+from learners.finetune.labelled_files import datasets
 from learners.finetune.trainer_state import State
 from learners.tasks.base import DataError, Example, Task, without_target
 from learners.tasks.task_classes import check_modality, task_class

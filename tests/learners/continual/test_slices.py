@@ -20,7 +20,7 @@ from learners.experience.reader import Reader
 from learners.experience.store import Label, Store
 from learners.finetune.error_analysis import slices as slices_module
 from learners.finetune.error_analysis.slices import interval, lost, measure, shown
-from learners.finetune.text_files import LocatedExample
+from learners.finetune.labelled_files.text_files import LocatedExample
 from learners.tasks.base import DataError
 
 FIRST, SECOND = {"go": "move", "stop": "halt"}, {"left": "turn", "red": "warn"}

@@ -13,7 +13,7 @@ from PIL import Image
 from rich.console import Console
 from transformers import AutoModelForSequenceClassification
 
-from learners.finetune import datasets
+from learners.finetune.labelled_files import datasets
 from learners.finetune.progress import Bar
 from learners.finetune.run import evaluate, finetune
 from learners.finetune.trainer import TrainingProgress

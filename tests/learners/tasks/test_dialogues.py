@@ -10,7 +10,7 @@ import orjson
 import pytest
 import tinymodels
 
-from learners.finetune import datasets
+from learners.finetune.labelled_files import datasets
 from learners.tasks.base import IGNORED, DataError
 from learners.tasks.task_classes import task_class
 from learners.tasks.text_generation import Chat

@@ -15,7 +15,7 @@ import torch
 import transformers
 
 from learners.config import TaskSettings
-from learners.finetune import datasets
+from learners.finetune.labelled_files import datasets
 from learners.finetune.run import Splits, tune
 from learners.finetune.trainer import TrainerSettings
 from learners.task_kinds import TaskKind

@@ -9,8 +9,8 @@ import pytest
 import tinymodels
 from transformers import pipeline
 
-from learners.finetune import datasets
 from learners.finetune.few_labels.equal_content import normalized_text
+from learners.finetune.labelled_files import datasets
 from learners.finetune.run import evaluate, finetune
 from learners.task_serving.reading_inputs import inputs_of_text
 from learners.tasks.base import DataError

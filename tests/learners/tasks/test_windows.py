@@ -14,7 +14,7 @@ import torch
 from learners.config import FinetuneSettings, TaskSettings
 from learners.continual.candidate_training import CandidateTrainer
 from learners.continual.splits import LabelSplits
-from learners.finetune.example_fields import to_row
+from learners.finetune.labelled_files.example_fields import to_row
 from learners.finetune.run import Splits, build, tune
 from learners.finetune.trainer import Trainer, TrainerSettings
 from learners.tasks.task_classes import open_task

@@ -1,4 +1,4 @@
-"""Examples from files: CoNLL columns, CSV and TSV, JSON lines, class-named folders, CLINC150's JSON, SemEval-2010's text.
+"""Read examples from files: CoNLL columns, CSV and TSV, JSON lines, class-named folders, CLINC150's JSON, SemEval-2010's text.
 
 A `#name` after the file picks one split of a JSON file that holds several (`data_full.json#train`). Fields are those of
 the tasks (`text`, `label`; `tokens`, `tags`; `question`, `context`, `answers`; `source`, `target`; `messages`; `picture`;
@@ -14,8 +14,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from learners.finetune import conll, csv_files, example_fields
-from learners.finetune.text_files import MAX_BYTES, Examples, LocatedExample, lines_of, read_text
+from learners.finetune.labelled_files import conll, csv_files, example_fields
+from learners.finetune.labelled_files.text_files import MAX_BYTES, Examples, LocatedExample, lines_of, read_text
 from learners.tasks.base import DataError, Task
 from sensors.base import PayloadRefused
 from sensors.codecs.json_payload import parse_json

@@ -16,7 +16,7 @@ from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
 
-from learners.finetune.text_files import Examples, LocatedExample, lines_of, read_text
+from learners.finetune.labelled_files.text_files import Examples, LocatedExample, lines_of, read_text
 from learners.tasks.base import DataError
 
 TAG = re.compile(r"([BIEMLSUW])[-_](.+)", re.IGNORECASE)

@@ -13,8 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from learners.finetune import datasets
-from learners.finetune.example_fields import check
+from learners.finetune.labelled_files import datasets
+from learners.finetune.labelled_files.example_fields import check
 from learners.tasks.base import DataError
 from learners.tasks.image_inputs import read_picture
 from learners.tasks.task_classes import known

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from learners.finetune.text_files import LocatedExample, located
+from learners.finetune.labelled_files.text_files import LocatedExample, located
 from learners.tasks.base import DataError, Task
 from learners.tasks.image_inputs import SUFFIXES as PICTURES
 from learners.tasks.sound_inputs import SUFFIXES as SOUNDS

@@ -1,6 +1,6 @@
 """Examples with the place they were read from, and text files as strings whatever program wrote them.
 
-`tables`, `conll` and `datasets` build on this. Knows no file format.
+`csv_files`, `conll` and `datasets` build on this. Knows no file format.
 """
 
 from __future__ import annotations
