@@ -4,7 +4,8 @@ A task of Ray runs the command in a process of its own with one thread, so a see
 ends with its worker, so that no seed is trained twice at once. Where the worker's machine has the folder OUT, it writes there. Elsewhere it
 writes to a folder of its own, and the files come back at the end.
 
-A seed is started again when its worker dies, at most `RESTARTS` times: where it wrote to OUT, it goes on from its last save.
+A seed is started again when its worker dies, at most `RESTARTS` times: where it wrote to OUT, it goes on from its last save. A training that
+is resumed takes what was saved below OUT along to a machine without it.
 """
 
 from __future__ import annotations
@@ -33,6 +34,10 @@ DIED = 125
 MAX_RETURNED = 512 * 2**20
 """Bytes of the files of one seed that come back from another machine."""
 LOG = "log"
+NEEDS_FILES = -1
+"""Exit code of a seed that was not begun: it resumes, and its machine has neither OUT nor the files of the seed."""
+Files = dict[str, tuple[int, bytes]]
+"""Mode and content by path below the folder of a seed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,20 +47,22 @@ class SeedEnd:
     code: int
     line: str
     """The last one of its output."""
-    files: dict[str, bytes] = field(default_factory=dict)
-    """By path below the folder of the seed, where the machine does not have OUT."""
+    files: Files = field(default_factory=dict)
+    """Where the machine does not have OUT."""
 
 
-def run_seed(words: Sequence[str], folder: str, marker: tuple[str, str]) -> SeedEnd:
+def run_seed(words: Sequence[str], folder: str, marker: tuple[str, str], saved: Files | None = None) -> SeedEnd:
     """Run the command of one seed on the machine of a worker, and wait for its end.
 
     Args:
         words: arguments of `reflexd`, up to the folder.
         folder: of the seed.
         marker: path and content of a file; where this machine has it, it has OUT.
+        saved: the files of the seed, for a machine without OUT; None if they were not sent.
 
     Raises:
         OSError: the process cannot be started.
+        ValueError: the files are too large to come back.
     """
     path, content = marker
     try:
@@ -64,7 +71,10 @@ def run_seed(words: Sequence[str], folder: str, marker: tuple[str, str]) -> Seed
         is_shared = False
     if is_shared:
         return _run(words, Path(folder))
+    if saved is None and "--resume" in words:
+        return SeedEnd(NEEDS_FILES, "")
     with tempfile.TemporaryDirectory(prefix="reflexd-seed-") as own:
+        _store(Path(own), saved or {})
         end = _run(words, Path(own))
         return SeedEnd(end.code, end.line, _files_of(Path(own)))
 
@@ -79,7 +89,7 @@ def _run(words: Sequence[str], folder: Path) -> SeedEnd:
     return SeedEnd(code, last_line(folder / LOG))
 
 
-def _files_of(folder: Path) -> dict[str, bytes]:
+def _files_of(folder: Path) -> Files:
     """Return the files below a folder.
 
     Raises:
@@ -87,8 +97,8 @@ def _files_of(folder: Path) -> dict[str, bytes]:
     """
     paths = [path for path in sorted(folder.rglob("*")) if path.is_file()]
     if (size := sum(path.stat().st_size for path in paths)) > MAX_RETURNED:
-        raise ValueError(f"{size} bytes of files of one seed; at most {MAX_RETURNED} come back")
-    return {str(path.relative_to(folder)): path.read_bytes() for path in paths}
+        raise ValueError(f"{size} bytes of files of one seed; at most {MAX_RETURNED} are sent")
+    return {str(path.relative_to(folder)): (path.stat().st_mode & 0o777, path.read_bytes()) for path in paths}
 
 
 def train_on_ray(
@@ -164,6 +174,8 @@ class _Seeds:
         self._task = ray.remote(run_seed).options(num_cpus=1, max_retries=0)
         self._running: dict[Any, int] = {}
         self._died: Counter[int] = Counter()
+        self._sends: set[int] = set()
+        """Seeds that go to a machine without OUT and resume."""
         self._failed: list[int] = []
 
     def all(self, most: int, received: list[int]) -> list[int]:
@@ -173,6 +185,8 @@ class _Seeds:
             while (waiting or self._running) and not received:
                 while waiting and len(self._running) < most:
                     self._start(waiting.pop(0))
+                if not self._running:  # those that remained could not be started
+                    continue
                 ended, _ = self._ray.wait(list(self._running), num_returns=1, timeout=POLL_S)
                 for each in ended:
                     waiting += self._ended(each, self._running.pop(each))
@@ -185,13 +199,22 @@ class _Seeds:
     def _start(self, seed: int) -> None:
         words = self._words(seed)
         again = ["--resume"] if self._died[seed] and "--resume" not in words else []
-        self._running[self._task.remote([*words, *again], str(self._folders[seed].resolve()), self._marker)] = seed
+        folder = self._folders[seed].resolve()
+        try:
+            saved = _files_of(folder) if seed in self._sends else None
+        except (OSError, ValueError) as error:
+            self._fail(seed, f"it cannot be resumed on another machine: {error}")
+            return
+        self._running[self._task.remote([*words, *again], str(folder), self._marker, saved)] = seed
 
     def _ended(self, task: Any, seed: int) -> list[int]:
         """Note the end of a seed; return it where it has to be started again."""
         errors = self._ray.exceptions
         try:
             end: SeedEnd = self._ray.get(task)
+            if end.code == NEEDS_FILES:
+                self._sends.add(seed)
+                return [seed]
             _store(self._folders[seed], end.files)
         except (
             errors.RayTaskError
@@ -219,15 +242,25 @@ class _Seeds:
         self._report(seed, DIED, reason)
 
 
-def _store(folder: Path, files: dict[str, bytes]) -> None:
-    """Write the files that came back from another machine.
+def _store(folder: Path, files: Files) -> None:
+    """Write the files that came from another machine; a private key among them stays private.
 
     Raises:
         OSError: the disk refuses.
     """
-    for name, content in files.items():
+    for name, (mode, content) in files.items():
         path = folder / name
         if not path.resolve().is_relative_to(folder.resolve()):
             raise OSError(f"{name} is not below {folder}")
-        path.parent.mkdir(parents=True, exist_ok=True)
+        _make_folders(folder, path.parent)
+        path.unlink(missing_ok=True)  # an older one may be open to more readers
+        path.touch(mode | 0o200, exist_ok=False)
         path.write_bytes(content)
+
+
+def _make_folders(seed: Path, folder: Path) -> None:
+    """Make the folders of a file; those below the seed's are private, as where they were made first."""
+    seed.mkdir(parents=True, exist_ok=True)
+    for each in [*reversed(folder.relative_to(seed).parents), folder.relative_to(seed)]:
+        if not (seed / each).is_dir():
+            (seed / each).mkdir(mode=0o700)

@@ -130,7 +130,10 @@ def train(
         raise ValueError("--workers belongs to several seeds; add --seeds or --engine ray")
     settings = with_values(TrainSettings(), named)
     if seeds is not None:
-        options = ["--steps", str(steps), "--algorithm", algorithm, "--demonstrations", str(demonstrations)]
+        shown = (
+            demonstrations if isinstance(demonstrations, int) else demonstrations.resolve()
+        )  # workers of a cluster run elsewhere
+        options = ["--steps", str(steps), "--algorithm", algorithm, "--demonstrations", str(shown)]
         options += [part for value in values for part in ("--set", value)] + (["--resume"] if resume else [])
         where = SeedRuns(engine, workers, ray_address)
         _train_seeds(

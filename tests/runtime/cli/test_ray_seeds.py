@@ -20,7 +20,7 @@ from free_ports import free_port
 from learners.gym.train import train
 from runtime.cli import ray_seeds
 from runtime.cli.main import main
-from runtime.cli.ray_seeds import RESTARTS, SeedEnd, run_seed, train_on_ray
+from runtime.cli.ray_seeds import NEEDS_FILES, RESTARTS, Files, SeedEnd, run_seed, train_on_ray
 
 
 class RayError(Exception):
@@ -55,6 +55,8 @@ class FakeRay:
         self.attempts: Counter[str] = Counter()
         self.most, self.cancelled, self.is_shut = 0, list[int](), False
         self._running: set[int] = set()
+        self.saved: list[Files | None] = []
+        """What each start was given."""
 
     def remote(self, _function: object) -> FakeRay:
         self.start = SimpleNamespace(remote=self._start)
@@ -64,8 +66,9 @@ class FakeRay:
         assert given == {"num_cpus": 1, "max_retries": 0}
         return self.start
 
-    def _start(self, words: list[str], folder: str, marker: tuple[str, str]) -> int:
+    def _start(self, words: list[str], folder: str, marker: tuple[str, str], saved: Files | None) -> int:
         assert Path(marker[0]).read_text() == marker[1]
+        self.saved.append(saved)
         number = len(self.tasks)
         self.tasks[number] = (words, folder)
         self._running.add(number)
@@ -152,10 +155,12 @@ def test_files_of_a_machine_without_the_folder_come_back_and_stay_below_it(
 ) -> None:
     def outcome(_words: list[str], folder: Path, _attempt: int) -> SeedEnd:
         name = "checkpoints/LIVE" if folder.name == "seed-0" else "../seed-0/log"
-        return SeedEnd(0, "", {name: b"content"})
+        return SeedEnd(0, "", {name: (0o600, b"content")})
 
     failed, reported, _ = on(monkeypatch, FakeRay(1, outcome), tmp_path, 2)
-    assert (tmp_path / "seed-0" / "checkpoints" / "LIVE").read_bytes() == b"content"
+    came = tmp_path / "seed-0" / "checkpoints" / "LIVE"
+    assert came.read_bytes() == b"content"
+    assert (came.stat().st_mode & 0o777, came.parent.stat().st_mode & 0o777) == (0o600, 0o700)  # as a private key needs
     assert not (tmp_path / "seed-0" / "log").exists()
     assert (failed, "is not below" in reported[1][1]) == ([1], True)
 
@@ -163,11 +168,41 @@ def test_files_of_a_machine_without_the_folder_come_back_and_stay_below_it(
 def test_a_machine_without_the_folder_returns_what_the_command_wrote(tmp_path: Path) -> None:
     (tmp_path / "marker").write_text("right")
     end = run_seed(["train", "--help"], str(tmp_path / "seed-0"), (str(tmp_path / "marker"), "of another folder"))
-    assert (end.code, "Example" in end.files["log"].decode() or "--out" in end.files["log"].decode()) == (0, True)
+    assert (end.code, b"--out" in end.files["log"][1]) == (0, True)
     assert not (tmp_path / "seed-0").exists()
     end = run_seed(["train", "--help"], str(tmp_path / "seed-0"), (str(tmp_path / "marker"), "right"))
     assert (end.code, end.files) == (0, {})
     assert b"--out" in (tmp_path / "seed-0" / "log").read_bytes()
+
+
+def test_a_seed_that_resumes_takes_its_files_to_a_machine_without_the_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    marker, words = (str(tmp_path / "marker"), "none here"), ["train", "--help", "--resume"]
+    assert run_seed(words, str(tmp_path / "seed-0"), marker).code == NEEDS_FILES  # it would begin anew, without a word
+    end = run_seed(words, str(tmp_path / "seed-0"), marker, {"training/state": (0o600, b"saved")})
+    assert (end.code, end.files["training/state"]) == (0, (0o600, b"saved"))
+
+    ray = FakeRay(1, lambda _words, _folder, attempt: SeedEnd(NEEDS_FILES if attempt == 1 else 0, ""))
+    for seed in range(2):
+        (tmp_path / f"seed-{seed}").mkdir()
+        (tmp_path / f"seed-{seed}" / "state").write_bytes(b"saved")
+    (tmp_path / "seed-1" / "state").write_bytes(b"much too large to be sent")
+    monkeypatch.setattr(ray_seeds, "MAX_RETURNED", 20)
+    failed, reported, _ = on(monkeypatch, ray, tmp_path, 2)
+    assert [None if each is None else each["state"][1] for each in ray.saved] == [None, None, b"saved"]
+    assert (failed, reported[0][0], "cannot be resumed" in reported[1][1]) == ([1], 0, True)
+
+
+def test_workers_of_a_cluster_find_the_file_of_demonstrations(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    ray = FakeRay(1, lambda *_: SeedEnd(1, "ended"))
+    monkeypatch.setattr(ray_seeds, "start_ray", lambda *_, **__: ray)
+    monkeypatch.chdir(tmp_path)
+    Path("shown.npz").write_bytes(b"episodes")
+    given = ["train", "CartPole-v1", "--engine", "ray", "--seeds", "0", "--demonstrations", "shown.npz", "--out", "run"]
+    assert CliRunner().invoke(main, given).exit_code == 1
+    words = ray.tasks[0][0]
+    assert words[words.index("--demonstrations") + 1] == str(tmp_path / "shown.npz")
 
 
 def test_without_ray_one_line_says_how_to_install_it_and_nothing_is_written(
