@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from actuators.actions import Value
 from learners.config import BY_MODEL, AnyReward, TopicReward
 from learners.experience.store import Label, Mark, Store
+from runtime.feedback.episode_ends import EpisodeEnds
 from runtime.feedback.outcomes import OutcomeTracker
 from runtime.feedback.queries import MAX_OPEN, UncertaintyQueries
 from runtime.feedback.source_quarantine import SourceQuarantine
@@ -60,11 +61,16 @@ class Feedback:
     counts: Counter[str] = field(default_factory=Counter)
     recent: float = 0.0
     """Exponential mean of the last rewards, for health and the page."""
+    ends: EpisodeEnds = field(default_factory=EpisodeEnds)
+    """Of sources that are not in quarantine."""
     _buckets: dict[str, _Bucket] = field(default_factory=dict)
     _last_event_s: dict[str, float] = field(default_factory=dict)
 
     def reward(self, payload: bytes) -> None:
-        """Store one reward with its decision: the one it names, else the one in force at its stamp, else at its arrival."""
+        """Store one reward with its decision: the one it names, else the one in force at its stamp, else at its arrival.
+
+        One with an end of an episode belongs to the decision of that end, if another source reported it before (`episode_ends.py`).
+        """
         setting = next((r for r in self.rewards if isinstance(r, TopicReward)), None)
         if setting is None:
             self._refuse("reward_unwanted", "no reward of kind `topic` is configured; add one under rewards:")
@@ -86,6 +92,9 @@ class Feedback:
             self._clipped(setting, reward.source, scaled)
         stamp_s = self.wall() if reward.stamp is None else reward.stamp
         decision = reward.decision if reward.decision is not None else self.outcomes.decision_at(stamp_s)
+        ends = reward.done or reward.truncated
+        if ends and decision is not None and reward.source not in self.sources.names():
+            decision = self.ends.decision(reward.source, decision)
         if self.store.credit(
             value,
             decision=decision,

@@ -143,6 +143,19 @@ def test_the_end_of_an_episode_its_cut_and_its_outcome_are_three_things() -> Non
     )
 
 
+def test_two_sources_that_report_one_end_on_neighbouring_decisions_end_one_episode() -> None:
+    bench = _bench()
+    bench.feedback.reward(b'{"value": 1.0, "decision": "a-100", "source": "plant", "done": true}')
+    bench.feedback.reward(b'{"value": -5.0, "decision": "a-101", "source": "fall", "done": true, "outcome": "failure"}')
+    bench.feedback.reward(b'{"value": 1.0, "decision": "a-101", "source": "plant"}')
+    assert bench.store.credits == [(1.0, "a-100"), (-5.0, "a-100"), (1.0, "a-101")]
+    assert [decision for _, _, decision, done in bench.outcomes.credits if done] == ["a-100", "a-100"]
+    bench.sources.quarantined = frozenset({"liar"})
+    bench.feedback.reward(b'{"value": 1.0, "decision": "a-150", "source": "liar", "done": true}')
+    bench.feedback.reward(b'{"value": 1.0, "decision": "a-151", "source": "plant", "done": true}')
+    assert bench.store.credits[-1] == (1.0, "a-151"), "an end of a quarantined source takes no other one along"
+
+
 def test_a_reward_by_stamp_goes_to_one_decision_in_the_ledger_and_in_the_store() -> None:
     bench = _bench()
     bench.feedback.reward(b'{"value": 1.0, "stamp": 1234.5}')
