@@ -18,12 +18,26 @@ run: $(VENV)/.run ## set everything up and start the demo on http://127.0.0.1:80
 
 test: $(VENV)/.test lint unit ## lint, types, layers, and every test
 
-lint: $(VENV)/.test structure
+# each needs one core and most of its time is spent in mypy, so two at a time
+LINTERS := lint-style lint-types lint-types-of-tests lint-imports lint-settings
+lint: $(VENV)/.test structure ## style, types, layers of imports, settings that nothing reads
+	$(MAKE) --no-print-directory --jobs 2 --output-sync=target $(LINTERS)
+
+.PHONY: $(LINTERS)
+lint-style:
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+
+lint-types:
 	$(BIN)/mypy
+
+lint-types-of-tests:
 	$(BIN)/mypy --cache-dir .mypy_cache/tests --config-file tests/benchmarks/mypy.ini tests
+
+lint-imports:
 	$(BIN)/lint-imports
+
+lint-settings:
 	$(BIN)/python tests/settings_reads.py
 
 structure: $(VENV)/.test ## import cycles, folder sizes, module docstrings, README length: measured and bounded

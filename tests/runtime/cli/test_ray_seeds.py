@@ -179,7 +179,9 @@ def test_a_seed_that_resumes_takes_its_files_to_a_machine_without_the_folder(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     marker, words = (str(tmp_path / "marker"), "none here"), ["train", "--help", "--resume"]
-    assert run_seed(words, str(tmp_path / "seed-0"), marker).code == NEEDS_FILES  # it would begin at step 0 without saying so
+    assert (
+        run_seed(words, str(tmp_path / "seed-0"), marker).code == NEEDS_FILES
+    )  # it would begin at step 0 without saying so
     end = run_seed(words, str(tmp_path / "seed-0"), marker, {"training/state": (0o600, b"saved")})
     assert (end.code, end.files["training/state"]) == (0, (0o600, b"saved"))
 
