@@ -719,6 +719,7 @@ class World:
             else:
                 self._nothing_may_be_due()
             self.settle_loop()
+            self._check_modes()
 
     def _nothing_may_be_due(self) -> None:
         """Between two ticks of the host, a tick would decide nothing and publish nothing."""
@@ -733,6 +734,14 @@ class World:
         publisher.publish_changes()
         in_time = published is None or published == publisher._published
         self.check(in_time, "a status was due and the host had not asked for the time")
+
+    def _check_modes(self) -> None:
+        """Outside `autonomous`, and while nobody holds it, an actuator has its safe value."""
+        gate = self.host.gate
+        for name, value in self.commanded.items():
+            is_free = gate.modes[name] != "autonomous" and gate.holds[name] is None
+            if is_free and "safe" in SETTINGS["actuators"][name] and self.safety.group is not None:
+                self.check(value == _safe(name), f"{name} keeps {value} in mode {gate.modes[name]} without a hold")
 
     def settle_loop(self) -> None:
         """Run what is ready, write the latches, and let a prompt broker deliver."""

@@ -374,14 +374,14 @@ class Gate:
         return each.report(value, now_s, retained=retained)
 
     def set_mode(self, mode: Mode, now_s: float, actuator: str | None = None) -> list[ActuatorDecision]:
-        """Change the mode of one actuator, or of all. The policy's last action does not stay in force."""
+        """Change the mode of one actuator, or of all. No action of the policy, and none of a hold that is over, stays in force."""
         if actuator is not None and actuator not in self._actuators:
             return [self._refusals.unknown(actuator)]
         resting = []
         for each in self._actuators.values():
             if actuator in (None, each.name) and mode != each.mode:
                 each.mode = mode
-                if mode != "autonomous" and each.hold is None and each.by == "policy":
+                if mode != "autonomous" and each.hold is None and each.commanded and not each.in_safe_state:
                     resting.append(each)
         return self._safe_actions.send(resting, "mode", f"the mode is now {mode}", now_s)
 

@@ -1017,6 +1017,27 @@ def test_leaving_autonomous_leaves_no_motion_behind() -> None:
     assert gate.modes == {"head": "autonomous", "lamp": "autonomous"}
 
 
+def test_leaving_autonomous_ends_the_policys_action_whatever_the_device_reports() -> None:
+    """A report with noise takes the place of the command, and nobody's name is on it."""
+    gate = make(tail=ARM, lamp=LAMP)
+    gate.judge(offer(11.0, {"tail": (0.2, 0.0), "lamp": "ON"}), 11.0)
+    assert gate.reconciled("tail", [0.2001, 0.0], 11.05) is None
+    assert gate.reconciled("lamp", "OFF", 11.05) is None, "switched by hand"
+    assert gate.last_command("tail") == ((0.2001, 0.0), "none")
+    rested = gate.set_mode("shadow", 11.1)
+    assert received(rested) == {"tail": ((0.0, 0.0), "mode", "gate"), "lamp": ("OFF", "mode", "gate")}
+    assert gate.set_mode("assist", 11.2) == [], "at rest already"
+
+
+def test_leaving_autonomous_ends_what_a_person_held_before() -> None:
+    """The hold is over and the policy has not commanded since: its change comes too soon for `min_hold_s`."""
+    gate = make(lamp=LAMP)
+    gate.override("lamp", "ON", 0.1, 11.0)
+    assert one(gate, 11.2, "lamp", "OFF").rule == "min_hold"
+    assert gate.holds == {"lamp": None}
+    assert received(gate.set_mode("assist", 11.25)) == {"lamp": ("OFF", "mode", "gate")}
+
+
 def test_mode_change_to_the_same_mode_keeps_acting() -> None:
     gate = make()
     one(gate, 11.0, "head", "left")

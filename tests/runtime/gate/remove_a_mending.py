@@ -217,6 +217,22 @@ def holds_sent_once() -> Patch:
     return lambda: mock.patch.object(Connection, "enqueue", dropped)
 
 
+def named_actions_only() -> Patch:
+    """A change of the mode ends only what bears the name of the policy."""
+    set_mode = Gate.set_mode
+
+    def by_name(self: Gate, mode: Any, now_s: float, actuator: str | None = None) -> Any:
+        others = [each for each in self._actuators.values() if each.by != "policy" and not each.in_safe_state]
+        for each in others:
+            each.in_safe_state = True
+        decisions = set_mode(self, mode, now_s, actuator)
+        for each in others:
+            each.in_safe_state = False
+        return decisions
+
+    return lambda: mock.patch.object(Gate, "set_mode", by_name)
+
+
 MENDINGS: dict[str, Callable[[], Patch]] = {
     "none": lambda: ExitStack,
     "H1 a place of their own in the queue": common_queue,
@@ -233,6 +249,7 @@ MENDINGS: dict[str, Callable[[], Patch]] = {
     "old telemetry counts as missing": old_telemetry,
     "missing telemetry forbids": missing_telemetry_is_harmless,
     "a required stream or condition is there": stale_streams_are_harmless,
+    "a mode that is left leaves nothing in force": named_actions_only,
     "H7 a request to arm dies": dying_last_will,
     "a request to arm that waits ends with a stop or a disarming": undying_requests,
     "H8 the page shows what the gate answered": page_without_answers,
