@@ -736,7 +736,7 @@ class World:
         self.check(in_time, "a status was due and the host had not asked for the time")
 
     def _check_modes(self) -> None:
-        """Outside `autonomous`, and while nobody holds it, an actuator has its safe value."""
+        """Outside `autonomous`, and without a hold, an actuator has its safe value."""
         gate = self.host.gate
         for name, value in self.commanded.items():
             is_free = gate.modes[name] != "autonomous" and gate.holds[name] is None

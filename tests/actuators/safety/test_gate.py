@@ -1018,7 +1018,7 @@ def test_leaving_autonomous_leaves_no_motion_behind() -> None:
 
 
 def test_leaving_autonomous_ends_the_policys_action_whatever_the_device_reports() -> None:
-    """A report with noise takes the place of the command, and nobody's name is on it."""
+    """A report with noise takes the place of the command, and bears no name."""
     gate = make(tail=ARM, lamp=LAMP)
     gate.judge(offer(11.0, {"tail": (0.2, 0.0), "lamp": "ON"}), 11.0)
     assert gate.reconciled("tail", [0.2001, 0.0], 11.05) is None
