@@ -7,8 +7,9 @@ import random
 from collections.abc import Sequence
 from typing import Any
 
-from learners.finetune.run import Splits, tune
+from learners.finetune.labelled_files.splits import Splits
 from learners.finetune.trainer import TrainerSettings
+from learners.finetune.tune import tune
 from learners.tasks.text_generation import Chat
 
 ACTIONS = ("go", "stop", "works", "is")

@@ -27,7 +27,7 @@ from runtime.recording.recorder import Recorder
 
 ROOT = Path(__file__).resolve().parents[1]
 FOR_USERS = {
-    "learners/export/lerobot_writer.py", "learners/finetune/run.py", "learners/gym/results_file.py", "learners/gym/seeds.py",
+    "learners/export/lerobot_writer.py", "learners/finetune/evaluate.py", "learners/finetune/run.py", "learners/gym/results_file.py", "learners/gym/seeds.py",
     "learners/gym/train.py", "runtime/recording/export.py",
     "runtime/cli/ray_seeds.py", "runtime/cli/reference.py", "runtime/cli/service.py",
     "learners/model/backends/calibration_cache.py", "learners/model/encoders/bundled_weights.py",

@@ -19,12 +19,15 @@ import torch
 
 from learners.config import FinetuneSettings, TaskSettings, Train
 from learners.continual.splits import Examples, LabelSplits, classes
+from learners.finetune.build import fitting_options, settings_of
 from learners.finetune.error_analysis.scores import each
 from learners.finetune.few_labels.comparison import PairedGain, choose
 from learners.finetune.few_labels.equal_content import distinct
-from learners.finetune.run import Splits, Tuned, annotate, describe, fitting_options, settings_of, tune
+from learners.finetune.labelled_files.splits import Splits
+from learners.finetune.report import annotate, describe
 from learners.finetune.trainer import OnProgress, TrainerSettings
 from learners.finetune.transfer import start_from
+from learners.finetune.tune import Tuned, tune
 from learners.model.encoders.bundled_weights import resolve
 from learners.task_kinds import KINDS
 from learners.task_serving.options import options_of

@@ -42,7 +42,8 @@ from runtime.cli.options import (
     with_json,
 )
 from runtime.cli.service import service
-from runtime.cli.training import compare, evaluate, finetune, train
+from runtime.cli.finetune import evaluate, finetune
+from runtime.cli.train import compare, train
 from runtime.process.child import IDLE_BLAS
 
 

@@ -22,9 +22,12 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
+from learners.finetune.build import build
 from learners.finetune.forgetting import transplant
 from learners.finetune.labelled_files import datasets
-from learners.finetune.run import Splits, build, measure, tune
+from learners.finetune.labelled_files.splits import Splits
+from learners.finetune.report import measure
+from learners.finetune.tune import tune
 from learners.model.encoders.bundled_weights import resolve
 from learners.tasks.task_classes import open_task
 

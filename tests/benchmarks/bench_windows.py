@@ -11,8 +11,11 @@ import random
 from pathlib import Path
 from typing import Any
 
+from learners.finetune.build import build
 from learners.finetune.labelled_files import datasets
-from learners.finetune.run import Splits, build, measure, tune
+from learners.finetune.labelled_files.splits import Splits
+from learners.finetune.report import measure
+from learners.finetune.tune import tune
 
 SENTENCES, DOCUMENT = 480, 60
 

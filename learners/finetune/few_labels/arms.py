@@ -17,7 +17,7 @@ from learners.finetune.few_labels.adaptation import AdaptedEncoder, adapt
 from learners.finetune.few_labels.comparison import PairedGain, choose
 from learners.finetune.few_labels.equal_content import content_key, distinct
 from learners.finetune.forgetting import transplant
-from learners.finetune.run import Splits
+from learners.finetune.labelled_files.splits import Splits
 from learners.finetune.trainer_state import State
 from learners.tasks.augmentation.mixing import can_mix
 from learners.tasks.base import DataError, Example, Task, without_target

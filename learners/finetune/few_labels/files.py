@@ -13,7 +13,9 @@ from learners.finetune.few_labels.arms import FewLabels, best_arm
 from learners.finetune.few_labels.equal_content import content_key, normalized_text
 from learners.finetune.few_labels.near_duplicates import NearDuplicates
 from learners.finetune.labelled_files import datasets
+from learners.finetune.labelled_files.splits import Splits, rows_digest
 from learners.finetune.trainer_state import State
+from learners.finetune.tune import Tuned
 from learners.tasks.base import DataError, Example, Task, without_target
 from learners.tasks.task_classes import check_modality, task_class
 
@@ -51,14 +53,14 @@ def finetune(
     check_modality(cls, readings)
     few = FewLabels(names if automatic else (), readings)
 
-    def best(fresh: Task, train: Any, splits: run.Splits, state: State) -> tuple[run.Tuned, dict[str, Any]]:
+    def best(fresh: Task, train: Any, splits: Splits, state: State) -> tuple[Tuned, dict[str, Any]]:
         apart = without_held(readings, [*splits.validation, *splits.test])
         tuned, report = best_arm(replace(few, unlabelled=apart), fresh, train, splits, seed, state)
         if readings:
             report["adaptation"]["left_out"] = len(readings) - len(apart)
         return tuned, report
 
-    facts = {"automatic": few.automatic, "unlabelled": run.rows_digest(list(readings))}
+    facts = {"automatic": few.automatic, "unlabelled": rows_digest(list(readings))}
     return run.finetune(**given, selection=run.Selection(facts, best))
 
 

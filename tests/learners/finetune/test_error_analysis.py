@@ -11,8 +11,9 @@ import pytest
 import tinymodels
 
 from learners.finetune.error_analysis.occlusion import explain_errors
+from learners.finetune.evaluate import evaluate
 from learners.finetune.labelled_files.text_files import LocatedExample
-from learners.finetune.run import evaluate, finetune
+from learners.finetune.run import finetune
 from learners.tasks.base import DataError, Example, Options, Prediction, Task
 
 INTENTS = {"go": "move", "stop": "halt"}

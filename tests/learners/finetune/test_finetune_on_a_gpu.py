@@ -11,7 +11,8 @@ import tinymodels
 import torch
 
 from learners.finetune import trainer_state
-from learners.finetune.run import evaluate, finetune
+from learners.finetune.evaluate import evaluate
+from learners.finetune.run import finetune
 from learners.finetune.trainable_layers import prepare
 from learners.finetune.trainer import Stopped, Trainer, TrainerSettings
 from learners.tasks.text_classification import ClassifyText

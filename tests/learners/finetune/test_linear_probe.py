@@ -159,7 +159,7 @@ def test_labels_of_people_are_learned_head_first_and_as_they_were_given(
     )
     fits: list[int] = []
     fit = linear_probe.fit_head
-    monkeypatch.setattr("learners.finetune.run.fit_head", lambda task, rows: fits.append(len(rows)) or fit(task, rows))
+    monkeypatch.setattr("learners.finetune.tune.fit_head", lambda task, rows: fits.append(len(rows)) or fit(task, rows))
     lesson = CandidateTrainer(settings, FinetuneSettings(batch=32), 0, {"epochs": 1, "learning_rate": 1e-9})
     trained = lesson.train(
         None, LabelSplits(new=ROWS, known=[], tried=[], known_validation=[], uncovered=[]), 0, None, None

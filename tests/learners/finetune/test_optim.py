@@ -11,8 +11,8 @@ import torch
 from torch import nn
 from transformers import AutoModelForSequenceClassification
 
+from learners.finetune.build import settings_of
 from learners.finetune.optim import factor, groups, optimizer, set_rate
-from learners.finetune.run import settings_of
 from learners.finetune.trainable_layers import prepare
 from learners.tasks.base import Recipe
 from learners.tasks.task_classes import open_task

@@ -21,9 +21,11 @@ import torch
 from safetensors.torch import load_file
 
 from learners.finetune import trainer_state
-from learners.finetune.run import Splits, Tuned, finetune, tune
+from learners.finetune.labelled_files.splits import Splits
+from learners.finetune.run import finetune
 from learners.finetune.trainable_layers import prepare
 from learners.finetune.trainer import Stopped, Trainer, TrainerSettings, TrainingProgress
+from learners.finetune.tune import Tuned, tune
 from learners.tasks.image_classification import ClassifyPictures
 from learners.tasks.text_classification import ClassifyText
 

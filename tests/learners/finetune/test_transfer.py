@@ -9,7 +9,8 @@ import orjson
 import pytest
 import tinymodels
 
-from learners.finetune.run import ModelError, finetune
+from learners.finetune.build import ModelError
+from learners.finetune.run import finetune
 from learners.finetune.transfer import digest_of, start_from
 from learners.tasks.task_classes import open_task
 

@@ -16,7 +16,9 @@ import transformers as hf
 
 from learners.config import FinetuneSettings, TaskSettings
 from learners.continual.candidate_training import CandidateTrainer
-from learners.finetune.run import Splits, build, cuts, finetune
+from learners.finetune.build import build
+from learners.finetune.labelled_files.splits import Splits, cuts
+from learners.finetune.run import finetune
 from learners.finetune.trainable_layers import lora_targets
 from learners.finetune.trainer import Trainer, TrainerSettings
 from learners.task_serving.options import options_of

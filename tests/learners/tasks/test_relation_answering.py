@@ -11,7 +11,7 @@ import tinymodels
 import torch
 from transformers.modeling_outputs import QuestionAnsweringModelOutput
 
-from learners.finetune.run import build
+from learners.finetune.build import build
 from learners.tasks.base import DataError, Prediction
 from learners.tasks.question_answering import exact_match, normalise, word_f1
 from learners.tasks.relation_extraction import mark, official_f1

@@ -16,8 +16,9 @@ import transformers
 
 from learners.config import TaskSettings
 from learners.finetune.labelled_files import datasets
-from learners.finetune.run import Splits, tune
+from learners.finetune.labelled_files.splits import Splits
 from learners.finetune.trainer import TrainerSettings
+from learners.finetune.tune import tune
 from learners.task_kinds import TaskKind
 from learners.task_serving.options import options_of
 from learners.tasks.base import IGNORED, DataError, Prediction

@@ -13,8 +13,9 @@ from PIL import Image
 from transformers import AutoModelForAudioClassification, AutoModelForImageClassification
 
 from learners.config import Train
-from learners.finetune.run import Splits, tune
+from learners.finetune.labelled_files.splits import Splits
 from learners.finetune.trainer import TrainerSettings
+from learners.finetune.tune import tune
 from learners.tasks.audio_classification import ClassifySounds
 from learners.tasks.base import DataError, Prediction
 from learners.tasks.image_inputs import read_picture

@@ -14,9 +14,11 @@ import torch
 from learners.config import FinetuneSettings, TaskSettings
 from learners.continual.candidate_training import CandidateTrainer
 from learners.continual.splits import LabelSplits
+from learners.finetune.build import build
 from learners.finetune.labelled_files.example_fields import to_row
-from learners.finetune.run import Splits, build, tune
+from learners.finetune.labelled_files.splits import Splits
 from learners.finetune.trainer import Trainer, TrainerSettings
+from learners.finetune.tune import tune
 from learners.tasks.task_classes import open_task
 
 WORDS = tinymodels.WORDS[:20]

@@ -1,0 +1,77 @@
+"""Read the training, validation and test examples of a run, and check them together."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import orjson
+
+from learners.finetune.labelled_files import datasets
+from learners.finetune.labelled_files.example_fields import check
+from learners.tasks.base import DataError, Example, Task
+from learners.tasks.task_classes import check_modality, task_class
+
+
+@dataclass(frozen=True, slots=True)
+class Splits:
+    """The examples of a run; `test` may be empty."""
+
+    train: Sequence[Example]
+    validation: Sequence[Example]
+    test: Sequence[Example] = ()
+
+    def all(self) -> tuple[Sequence[Example], ...]:
+        """Return the three."""
+        return self.train, self.validation, self.test
+
+
+def read_splits(kind: str, paths: Mapping[str, Path | str]) -> Splits:
+    """Read training, validation and test examples, each with what the task needs.
+
+    Raises:
+        DataError: a file cannot be used, or all training examples are of one class.
+        ValueError: there is no such task.
+    """
+    read = [datasets.read(path) for path in paths.values()]
+    cls = task_class(kind)
+    for examples in read:
+        check_modality(cls, examples)
+        check(examples, cls)
+    found = (
+        {label if isinstance(label := example["label"], str) else None for example in read[0]}
+        if "label" in cls.declaration().needs
+        else set()
+    )
+    if len(found) == 1 and None not in found:
+        raise DataError(
+            f"{paths['train']}: all {len(read[0])} examples have the label {found.pop()!r}; add examples of another class"
+        )
+    return Splits(*read)
+
+
+def cuts(task: Task, splits: Splits, paths: Mapping[str, Path | str]) -> list[str]:
+    """Return a sentence for each split of which the task leaves a part unread."""
+    found = []
+    for name, path in paths.items():
+        examples = getattr(splits, name)
+        shares = [share for example in examples if (share := task.unread(example)) > 0]
+        if shares:
+            found.append(
+                f"{path}: {len(shares)} of {len(examples)} examples are longer than the task reads; on average "
+                f"{sum(shares) / len(shares):.0%} of each is cut"
+            )
+    return found
+
+
+def splits_digest(splits: Splits) -> str:
+    """Return a digest of the training data, so that a state is only resumed on the same data; the test may change."""
+    return rows_digest([list(splits.train), list(splits.validation)])
+
+
+def rows_digest(rows: Sequence[Any]) -> str:
+    """Return a digest of examples."""
+    return hashlib.sha256(orjson.dumps(rows, default=str)).hexdigest()
