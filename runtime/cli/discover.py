@@ -195,7 +195,7 @@ def _write(out: Path, plan: Plan) -> None:
     Raises:
         ValueError: nothing to sense or to move, or the file is there.
     """
-    from runtime.cli.preflight import problems_and_warnings
+    from runtime.preflight.preflight import problems_and_warnings
 
     if out.exists():
         raise ValueError(f"{out} exists already; name a new file")

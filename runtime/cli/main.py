@@ -24,6 +24,7 @@ from runtime.cli.backup import backup, restore
 from runtime.cli.checkpoints import checkpoints
 from runtime.cli.discover import discover, new
 from runtime.cli.export import export
+from runtime.cli.finetune import evaluate, finetune
 from runtime.cli.fleet import fleet
 from runtime.cli.options import (
     FILE,
@@ -42,7 +43,6 @@ from runtime.cli.options import (
     with_json,
 )
 from runtime.cli.service import service
-from runtime.cli.finetune import evaluate, finetune
 from runtime.cli.train import compare, train
 from runtime.process.child import IDLE_BLAS
 
@@ -152,7 +152,7 @@ def check(config: Path | None, *, schema: bool, as_json: bool, no_ports: bool) -
         return
     if config is None:
         raise click.UsageError("CONFIG is missing; name a settings file, or give --schema")
-    from runtime.cli.preflight import problems_and_warnings
+    from runtime.preflight.preflight import problems_and_warnings
 
     problems, warnings, loaded = problems_and_warnings(config, ports=not no_ports)
     if as_json:

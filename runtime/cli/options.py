@@ -229,7 +229,7 @@ def checked_beside(path: Path, loaded: LoadedConfig) -> Callable[[], str]:
             for standard in range(3):
                 os.dup2(null, standard)
             try:
-                from runtime.cli.preflight import preflight
+                from runtime.preflight.preflight import preflight
 
                 text = "".join(f"{problem}\n" for problem in preflight(path, loaded))
                 answer.write(text.encode("utf-8", "surrogateescape"))

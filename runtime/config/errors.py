@@ -20,6 +20,8 @@ from runtime.config.schema import Config
 
 Steps = tuple[str | int, ...]
 """A path into the file: keys and list positions."""
+Found = Iterator[tuple[Steps, str, str]]
+"""What a check finds: the path into the settings, what is wrong, and the remedy."""
 
 _LEADING_PATH = re.compile(r"^([a-z_]+(?:\.[A-Za-z0-9_-]+)+): ")
 _REMEDIES = {

@@ -18,7 +18,7 @@ from learners.finetune.labelled_files import datasets
 from learners.finetune.labelled_files.example_fields import check
 from learners.tasks.base import DataError
 from learners.tasks.task_classes import known
-from runtime.cli.preflight import problems_and_warnings
+from runtime.preflight.preflight import problems_and_warnings
 from sensors.base import PayloadRefused, SensorLost
 from sensors.config import AnyStream
 from sensors.drivers import opencv

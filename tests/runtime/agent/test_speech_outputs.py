@@ -12,10 +12,10 @@ import pytest
 
 from learners.speech.transcripts import TranscribedUtterance, Transcript
 from runtime.agent.speech_outputs import SpeechOutputs
-from runtime.cli.preflight import preflight
 from runtime.config.loader import ConfigError, load
 from runtime.control.inbox import Inbox
 from runtime.mqtt.topics import Topics
+from runtime.preflight.preflight import preflight
 from sensors.readings import Reading, Sound, Text
 from sensors.streams.registry import build
 from sensors.streams.speech import SpeechText

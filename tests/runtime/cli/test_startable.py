@@ -23,15 +23,15 @@ from pathlib import Path
 from runtime.cli.options import startable
 {before}
 loaded = startable(Path(sys.argv[1]), lambda: print("meanwhile"))
-print(loaded.config.agent, "runtime.cli.preflight" in sys.modules)
+print(loaded.config.agent, "runtime.preflight.preflight" in sys.modules)
 """
 CRASH = """\
-broken = types.ModuleType("runtime.cli.preflight")
+broken = types.ModuleType("runtime.preflight.preflight")
 def preflight(path, loaded):
     print("a plug-in prints")
     raise RuntimeError("the check itself failed")
 broken.preflight = preflight
-sys.modules["runtime.cli.preflight"] = broken
+sys.modules["runtime.preflight.preflight"] = broken
 """
 
 
@@ -69,9 +69,9 @@ def test_a_check_that_fails_itself_is_seen_and_the_daemon_starts(tmp_path: Path)
 DIE = """\
 def preflight(path, loaded):
     {body}
-broken = types.ModuleType("runtime.cli.preflight")
+broken = types.ModuleType("runtime.preflight.preflight")
 broken.preflight = preflight
-sys.modules["runtime.cli.preflight"] = broken
+sys.modules["runtime.preflight.preflight"] = broken
 """
 
 

@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from learners.config import ExplorationSettings
-from runtime.cli.preflight import problems_and_warnings
 from runtime.config import loader
+from runtime.preflight.preflight import problems_and_warnings
 
 GOOD = """\
 agent: demo

@@ -17,12 +17,12 @@ from homes import HOMES, tree_of
 from actuators.wire import parse_state
 from fakes import Mosquitto
 from runtime.cli.main import main
-from runtime.cli.preflight import problems_and_warnings
 from runtime.config.loader import load
 from runtime.discovery.plain_topics import propose
 from runtime.discovery.proposals import Proposals
 from runtime.discovery.settings_text import Plan, settings_text
 from runtime.discovery.topic_samples import MAX_TOPICS, Tree
+from runtime.preflight.preflight import problems_and_warnings
 from sensors.streams.registry import build as build_sensor
 from sensors.streams.telemetry import TopicTelemetry
 

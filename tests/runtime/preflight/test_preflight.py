@@ -187,7 +187,7 @@ def test_a_camera_of_one_token_is_not_mirrored(tmp_path: Path) -> None:
 def test_what_an_uplink_lacks_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     key = tmp_path / "none.pem"
     fleet = f'fleet: {{{{group: arms, url: "mqtt://127.0.0.1:1", key: {key}}}}}\n'
-    monkeypatch.setattr("runtime.cli.preflight.find_spec", lambda _name: None)
+    monkeypatch.setattr("runtime.preflight.component_checks.find_spec", lambda _name: None)
     done = verb("check", written(tmp_path, new=fleet))
     assert done.exit_code == 2
     assert "the uplink needs pyarrow, which is not installed" in done.stderr
