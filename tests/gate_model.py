@@ -828,6 +828,9 @@ class World:
         self.check(starts, f"{name} moves to {value} although nothing is known of it")
         near = any(abs(value[0] - start[0]) <= STEP for start in starts)
         self.check(near, f"{name} steps from {starts} to {value}")
+        has = self.devices[name]
+        if name not in self.commanded and name not in self.received and isinstance(has, tuple) and name in self.ever:
+            self.check(abs(value[0] - has[0]) <= STEP, f"{name} steps from {has}, which it has, to {value}")
 
     def _check_rules(self, name: str, value: Value, policy: str) -> None:
         for rule in self.rules:

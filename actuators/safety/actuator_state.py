@@ -78,6 +78,8 @@ class Actuator:
     """The newest value that was acknowledged or reported."""
     chain: list[Sent] = field(default_factory=list)
     """Commands since the last connect: the newest acknowledged one, then those that await it."""
+    earlier: list[Sent] = field(default_factory=list)
+    """Commands of sessions before, as `chain`, while neither a report nor an acknowledgement says which of them is in force."""
     inherited: tuple[Value | None, ...] = ()
     """The values that were possible when the connection ended."""
     repeat_s: float = REPEAT_S[0]
@@ -104,7 +106,7 @@ class Actuator:
         """Record that the broker or the device has the command with this number; earlier ones are no longer in force."""
         value = next((each.value for each in self.chain if each.serial == serial), None)
         if value is not None:
-            self.confirmed, self.inherited = value, ()
+            self.confirmed, self.inherited, self.earlier = value, (), []
         self.chain = [each for each in self.chain if each.serial >= serial]
         self.received = max(self.received, serial)
         if by_device:
@@ -133,7 +135,7 @@ class Actuator:
         self.reported = True
         if is_old:
             return None
-        self.confirmed, self.inherited = truth, ()
+        self.confirmed, self.inherited, self.earlier = truth, (), []
         if not self.pending and truth != self.value:
             self.value, self.by, self.changed_s = truth, "none", now_s
         return None
@@ -141,6 +143,8 @@ class Actuator:
     def forget_commands(self) -> None:
         """A new session: the device must report again, and what is owed to it is due."""
         self.inherited = tuple(self.possible)
+        is_reported = self.by == "none"  # since the newest command: then the report says more than the commands
+        self.earlier = [] if is_reported else [*self.earlier, *self.chain][-MAX_CHAIN:]
         self.reported, self.chain, self.confirmed = False, [], None
         self.repeat_s, self.due = REPEAT_S[0], self.is_owed
 
@@ -194,8 +198,8 @@ class Actuator:
 
         A report counts only until the first command: whatever is reported later, no step between commands is too large.
         """
-        if self.chain:
-            return tuple((each.value, each.stamp_s) for each in self.chain)
+        if sent := [*self.earlier, *self.chain]:
+            return tuple((each.value, each.stamp_s) for each in sent)
         if self.value is not None:
             return ((self.value, self.sent_s),)
         if safe_is_hold(self.settings):

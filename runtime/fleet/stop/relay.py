@@ -105,10 +105,14 @@ class StopRelay:
             raise
         if order is None:
             return
-        self._waiting[order[0]] = order[1]
-        while len(self._waiting) > MAX_IDS:
-            del self._waiting[next(iter(self._waiting))]
+        self._wait_for({order[0]: order[1]})
         self._arrived.set()
+
+    def _wait_for(self, newer: dict[str, str]) -> None:
+        """Add what has no answer so far; of more than one answer can name, the newest."""
+        self._waiting |= newer
+        for identifier in list(self._waiting)[:-MAX_IDS]:
+            del self._waiting[identifier]
 
     def _status(self, message: Message) -> None:
         self.daemon_state = decode(Status, message.payload).state if message.payload else None
@@ -128,7 +132,8 @@ class StopRelay:
                 self._note(orders, outcome, reason)
                 pause_s, self._taken_s = self.retry_s[0], None
                 continue
-            self._waiting = {**orders, **self._waiting}
+            newer, self._waiting = self._waiting, orders
+            self._wait_for(newer)
             with suppress(TimeoutError):  # a further stop is passed on at once
                 async with asyncio.timeout(pause_s):
                     await self._arrived.wait()

@@ -1038,6 +1038,43 @@ def test_leaving_autonomous_ends_what_a_person_held_before() -> None:
     assert received(gate.set_mode("assist", 11.25)) == {"lamp": ("OFF", "mode", "gate")}
 
 
+def test_commands_that_were_lost_with_the_connection_save_up_no_jump() -> None:
+    """With `safe: hold`, a device that reports nothing may have any of the commands that were not acknowledged."""
+    wheel = ContinuousSettings(kind="continuous", low=(-1.0,), high=(1.0,), max_rate=(1.0,))
+    gate = Gate({"wheel": wheel}, GateSettings(reconcile_s=0.0), period_s=0.1, now_s=10.0)
+    assert gate.reconciled("wheel", 0.0, 10.0) is None
+    gate.judge(offer(10.0), 10.0)
+    lost = [one(gate, 10.1 + 0.1 * n, "wheel", [1.0]) for n in range(6)]
+    gate.acknowledged("wheel", lost[0].serial)
+    held = lost[0].value
+    assert isinstance(held, tuple)
+    gate.disconnected(10.7)
+    for each in lost[1:]:
+        gate.undelivered("wheel", each.serial)
+    gate.connected(12.0)
+    gate.go_safe(12.0)
+    gate.judge(offer(12.1), 12.1)
+    again = [one(gate, 12.2 + 0.1 * n, "wheel", [1.0]) for n in range(4)]
+    reached = [each.value[0] - held[0] for each in again if isinstance(each.value, tuple)]
+    assert len(reached) == 4
+    assert max(reached) == pytest.approx(0.2), "one step from the command that the device has"
+    gate.acknowledged("wheel", again[-1].serial)
+    assert one(gate, 12.6, "wheel", [1.0]).value == (pytest.approx(held[0] + 0.3),)
+
+
+def test_a_device_that_reported_since_the_last_command_moves_on_from_there_after_a_reconnect() -> None:
+    wheel = ContinuousSettings(kind="continuous", low=(-1.0,), high=(1.0,), max_rate=(1.0,))
+    gate = AckedGate({"wheel": wheel}, GateSettings(reconcile_s=0.0), period_s=0.1, now_s=10.0)
+    assert gate.reconciled("wheel", 0.0, 10.0) is None
+    gate.judge(offer(10.0), 10.0)
+    assert one(gate, 10.1, "wheel", [0.1]).sent
+    assert gate.reconciled("wheel", -0.9, 10.2) is None, "moved by hand"
+    gate.disconnected(10.3)
+    gate.connected(12.0)
+    gate.judge(offer(12.1), 12.1)
+    assert one(gate, 12.2, "wheel", [-0.8]).value == (-0.8,)
+
+
 def test_mode_change_to_the_same_mode_keeps_acting() -> None:
     gate = make()
     one(gate, 11.0, "head", "left")

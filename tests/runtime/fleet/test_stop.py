@@ -29,11 +29,11 @@ from runtime.fleet.group_page import FleetPage, act_on
 from runtime.fleet.reports import GroupWatch, stop_agents
 from runtime.fleet.server_settings import FleetServerSettings
 from runtime.fleet.stop.caller import StopCaller
-from runtime.fleet.stop.messages import StopTopics, stop_payload
+from runtime.fleet.stop.messages import MAX_IDS, StopTopics, stop_payload
 from runtime.fleet.stop.relay import StopRelay
 from runtime.fleet.topics import AgentReport, FleetTopics
 from runtime.fleet.uplink_process import stop_relay
-from runtime.mqtt import Address, BrokerRefused, Connection
+from runtime.mqtt import Address, BrokerRefused, Connection, Message
 from runtime.mqtt.topics import encode
 from runtime.process.http_server import serve
 
@@ -188,6 +188,25 @@ async def test_a_silent_gate_is_given_up_so_that_a_release_lasts(tmp_path: Path,
         assert found["tester"].outcome == "no_answer"
         await eventually(lambda: "no gate of the agent answered for" in caller.newest["tester"].reason, "the end")
         assert not relay._waiting
+
+
+async def test_more_stops_than_an_answer_can_name_while_the_gate_is_silent_end_nothing(
+    tmp_path: Path, broker: Mosquitto
+) -> None:
+    relay = relay_of(tmp_path, broker)
+    relay.gate_s, relay.retry_s = 0.2, (0.05, 0.05)
+    watch = GroupWatch(server(tmp_path, broker))
+    caller = StopCaller(watch.link, STOPS)
+    async with relaying(relay), running(watch.link):
+        for begin in (0, MAX_IDS):
+            for number in range(begin, begin + MAX_IDS):
+                relay._ordered(Message(STOPS.of("tester"), stop_payload(str(number), "a script"), 1, retain=False))
+            if begin == 0:
+                await eventually(lambda: not relay._waiting, "the begin of the first attempt")
+        async with world_of(tmp_path / "state", broker) as world:
+            await eventually(lambda: world.host.gate.stopped, "the stop")
+            await eventually(lambda: "tester" in caller.newest and caller.newest["tester"].outcome == "stopped", "it")
+        assert caller.newest["tester"].ids == [str(number) for number in range(MAX_IDS, 2 * MAX_IDS)]
 
 
 async def test_a_device_that_was_away_from_the_fleet_is_stopped_when_it_comes_back(
