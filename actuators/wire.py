@@ -125,6 +125,11 @@ class CommandWriter:
         return report.boot == self.boot and report.seq is not None and report.seq < self._last.get(actuator, 0)
 
 
+OF_AGENT = frozenset({"decision", "policy"})
+"""Fields with words of the agent, which is not believed."""
+_SIGNS = re.compile(r"[^\w.:+-]", re.ASCII)
+
+
 class ForeignPayload:
     """A `payload:` template, checked once.
 
@@ -142,9 +147,10 @@ class ForeignPayload:
         sample: Any = '"\\'
         if isinstance(settings, ContinuousSettings):
             sample = list(settings.low)
-        fields = {"value": sample, "decision": None, "boot": "b", "seq": 1, "stamp": 1.5, "ttl_ms": 300, "policy": "p"}
+        fields = {"value": sample, "boot": "b", "seq": 1, "stamp": 1.5, "ttl_ms": 300, "policy": "p"}
         try:
-            orjson.loads(self.fill(fields))
+            for decision in (None, "d-1"):
+                orjson.loads(self.fill(fields | {"decision": decision}))
         except orjson.JSONDecodeError as error:
             raise WireError(
                 f'actuators.{name}.payload: not JSON when filled in ({error}); put quotes around words, as in "${{value}}", and none around numbers'
@@ -152,7 +158,13 @@ class ForeignPayload:
 
     def fill(self, fields: Mapping[str, Any]) -> bytes:
         """Fill in one command; a vector of one number is written as the number."""
-        return self._template.substitute({key: self._text(value) for key, value in fields.items()}).encode()
+        filled = {key: self._text(self._plain(key, value)) for key, value in fields.items()}
+        return self._template.substitute(filled).encode()
+
+    def _plain(self, key: str, value: Any) -> Any:
+        """Return what a field contains; in a payload that is not JSON, the agent's words have no sign that a device might read."""
+        is_of_agent = key in OF_AGENT and isinstance(value, str) and not self._is_json
+        return _SIGNS.sub("_", value) if is_of_agent else value
 
     def _text(self, value: Any) -> str:
         if isinstance(value, list) and len(value) == 1:

@@ -93,7 +93,7 @@ class DeviceTraffic:
         self.safety.send_newest(f"act/{name}", out.topic, out.payload, delivered, urgent=is_safe, expiry_s=out.expiry_s)
 
     def _delivered(self, name: str, serial: int, value: Value, delivery: Delivery) -> None:
-        if delivery == "acknowledged":
+        if delivery == "acknowledged" and self.config.actuators[name].kind != "text":  # what speaks reports no text
             self.publisher.following.commanded(name, value)
         {"acknowledged": self.gate.acknowledged, "unsent": self.gate.unsent, "undelivered": self.gate.undelivered}[
             delivery

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 
 import orjson
 import pytest
@@ -72,12 +73,25 @@ def test_foreign_devices_get_their_own_words() -> None:
     assert (lamp.topic, lamp.retain) == ("z2m/lamp/set", False)
 
 
+@given(decision=st.text(max_size=30), policy=st.text(max_size=30))
+def test_words_of_the_agent_add_nothing_to_a_payload_that_is_no_json(decision: str, policy: str) -> None:
+    """The device reads the last value; an identifier of the agent may contain no second one."""
+    dimmer = DIM.model_copy(update={"payload": "v=${value};id=${decision} by ${policy}"})
+    out = CommandWriter(BASE, {"it": dimmer}, "b").write("it", (0.5,), decision=decision, policy=policy, stamp_s=1.0)
+    assert re.fullmatch(r"v=0\.5;id=[\w.:+-]* by [\w.:+-]*", out.payload.decode(), re.ASCII)
+    usual = CommandWriter(BASE, {"it": dimmer}, "b").write("it", (0.5,), decision="a1-7", policy="p-3.0", stamp_s=1.0)
+    assert usual.payload == b"v=0.5;id=a1-7 by p-3.0"
+
+
 @given(st.text(max_size=30))
 def test_no_text_can_add_a_key(text: str) -> None:
     assert orjson.loads(write("say", text, None)) == {"text": text, "of": ""}
 
 
-@pytest.mark.parametrize("payload", ['{"state": ${value}}', '{"state": "${value}"', '["${value}",]'])
+@pytest.mark.parametrize(
+    "payload",
+    ['{"state": ${value}}', '{"state": "${value}"', '["${value}",]', '{"state": "${value}", "n": 1${decision}}'],
+)
 def test_a_template_that_gives_no_json_is_refused_at_load(payload: str) -> None:
     with pytest.raises(WireError, match=r"actuators\.lamp\.payload"):
         CommandWriter(BASE, {"lamp": LAMP.model_copy(update={"payload": payload})}, "b")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import suppress
+from pathlib import Path
 
 import orjson
 import pytest
@@ -13,9 +14,13 @@ from actuators.config import ChoiceSettings
 from actuators.sim.plant import Device
 from actuators.wire import CommandWriter, parse_state
 from fakes import FakeClock
+from runtime.config.schema import Config
+from runtime.gate.build import build_host
 from runtime.gate.device_clocks import AGREE_S, PATIENCE_S, REPORTS, DeviceClocks, FollowedCommands
+from runtime.gate.info import InfoBuilder
 from runtime.mqtt.connection_types import Message
 from runtime.mqtt.topics import Refused
+from runtime.process.systemd import Notifier
 
 LIMIT_S = 0.3
 
@@ -211,3 +216,21 @@ def test_the_gate_names_a_device_that_drops_every_command_and_a_report_that_it_c
         assert world.event_types.count("report_refused") == 1
     finally:
         world.close()
+
+
+async def test_what_speaks_is_not_expected_to_report_the_text(tmp_path: Path) -> None:
+    """A loudspeaker reports whether it speaks; its texts are not collected either."""
+    say = {"kind": "text", "task": "chat"}
+    chat = {"kind": "text-generation", "model": "/nowhere"}
+    eyes = {"kind": "telemetry", "source": "topic", "fields": ["a"]}
+    parts = {"streams": {"eyes": eyes}, "actuators": {"say": say}, "tasks": {"chat": chat}}
+    config = Config.model_validate({"agent": "tester", "state_dir": tmp_path, **parts})
+    host = build_host(config, Notifier(), InfoBuilder(config, "0"))
+    clock = FakeClock()
+    following = host.publisher.following = FollowedCommands(clock.now)
+    host.devices.reported("say", Message("", b'"idle"', 1, retain=False))
+    for number in range(100):
+        host.devices._delivered("say", number, f"text {number}", "acknowledged")
+        clock.advance(PATIENCE_S)
+    assert (following.changes(), following.problems()) == ([], [])
+    assert not following._devices["say"].commanded
