@@ -15,7 +15,7 @@ from typing import Any
 from actuators.actions import Value
 from actuators.config import AnyActuator
 from actuators.expressions import Expression, ExpressionError, Known
-from learners.config import AnyReward, ExpressionReward, PluginReward
+from learners.config.rewards import AnyReward, ExpressionReward, PluginReward
 from sensors.config import AnyStream, fields_of
 from sensors.plugins import PluginError, load_plugin
 from sensors.readings import Observation, Telemetry

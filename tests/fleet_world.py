@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow.parquet as pq
 
 from fakes import FakeClock
-from learners.config import ExperienceSettings
+from learners.config.learner import ExperienceSettings
 from learners.experience.database import BLOCK, Database
 from learners.experience.records import Mark
 from learners.experience.transition import Transition

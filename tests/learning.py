@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from actuators.actions import ActionSpace, Choice
 from learners.checkpoints.store import Checkpoints
-from learners.config import ExperienceSettings, LearnerSettings
+from learners.config.learner import ExperienceSettings, LearnerSettings
 from learners.experience.reader import Reader
 from learners.experience.snapshots import ExperienceSnapshots
 from learners.experience.store import Store

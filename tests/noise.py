@@ -14,7 +14,7 @@ import soundfile
 import tinymodels
 from PIL import Image
 
-from learners.config import FinetuneSettings, TaskSettings
+from learners.config.tasks import FinetuneSettings, TaskSettings
 from learners.continual.acceptance import AcceptanceVerdict
 from learners.continual.trainer import ContinualTrainer
 from learners.experience.reader import Reader

@@ -16,7 +16,8 @@ import torch
 
 from actuators.actions import ActionSpace, Choice
 from learners.checkpoints.store import Checkpoints
-from learners.config import EncoderSettings, ExperienceSettings
+from learners.config.learner import ExperienceSettings
+from learners.config.policy import EncoderSettings
 from learners.experience import transition
 from learners.experience.reader import Reader
 from learners.experience.store import Store

@@ -13,7 +13,7 @@ from learning import KEY, SPEC
 from learners.checkpoints.signing import load_key
 from learners.checkpoints.store import Checkpoints
 from learners.checkpoints.trusted_keys import TrustedKeys
-from learners.config import ExperienceSettings
+from learners.config.learner import ExperienceSettings
 from learners.experience.store import Store
 from learners.files import exclusive_lock, private_folder
 from learners.ipc.outbox import Outbox

@@ -27,7 +27,7 @@ from learners.checkpoints.experiment_records import EXPERIMENTS_FILE, PROBATION_
 from learners.checkpoints.manifest import CheckpointRefused
 from learners.checkpoints.signing import KeyRefused, load_key
 from learners.checkpoints.store import Checkpoints
-from learners.config import ExperienceSettings
+from learners.config.learner import ExperienceSettings
 from learners.continual.trainer import TrainerState
 from learners.experience import schema
 from learners.experience.reader import Reader

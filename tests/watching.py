@@ -23,7 +23,7 @@ from actuators.actions import Action
 from actuators.sim import panorama_world
 from actuators.sim.panorama_world import TICK_S, TURNS, Turn, World
 from learners.checkpoints.store import Checkpoints
-from learners.config import TopicReward
+from learners.config.rewards import TopicReward
 from learners.experience.store import Label
 from learners.ipc.outbox import Outbox
 from learners.safeguards.reward_ledger import Ledger

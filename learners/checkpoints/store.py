@@ -38,7 +38,7 @@ from learners.checkpoints.manifest import (
 )
 from learners.checkpoints.safetensors_numpy import Shapes
 from learners.checkpoints.signing import credentials_folder, load_key
-from learners.config import PromotionSettings
+from learners.config.learner import PromotionSettings
 from learners.files import locked, new_folder, private_folder, remove_abandoned_drafts, write_atomically
 
 if TYPE_CHECKING:

@@ -36,7 +36,7 @@ from typing import Any, Literal
 import numpy as np
 from scipy.special import stdtrit
 
-from learners.config import FinetuneSettings
+from learners.config.tasks import FinetuneSettings
 from learners.finetune.error_analysis.slices import lost
 
 Z95 = 1.645

@@ -17,7 +17,7 @@ import numpy as np
 import orjson
 import torch
 
-from learners.config import FinetuneSettings, TaskSettings, Train
+from learners.config.tasks import FinetuneSettings, TaskSettings, Train
 from learners.continual.splits import Examples, LabelSplits, classes
 from learners.finetune.build import fitting_options, settings_of
 from learners.finetune.error_analysis.scores import each

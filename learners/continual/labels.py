@@ -16,7 +16,7 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
-from learners.config import TaskSettings
+from learners.config.tasks import TaskSettings
 from learners.experience.reader import Reader, raw_reading
 from learners.experience.records import Label, Raw
 from learners.finetune.few_labels.equal_content import normalized_text

@@ -26,7 +26,7 @@ from typing import Any
 import numpy as np
 import orjson
 
-from learners.config import FinetuneSettings, TaskSettings
+from learners.config.tasks import FinetuneSettings, TaskSettings
 from learners.continual.acceptance import (
     AcceptanceVerdict,
     Outcome,

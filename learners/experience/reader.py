@@ -15,7 +15,7 @@ from typing import Any, Protocol, Self
 
 import orjson
 
-from learners.config import BY_MODEL
+from learners.config.rewards import BY_MODEL
 from learners.experience.records import Label, Raw, StoredLabel
 from learners.experience.schema import SCHEMA
 from learners.experience.transition import Malformed, Transition, checksum, decode_body, decode_head

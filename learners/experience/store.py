@@ -25,7 +25,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from actuators.actions import Value
-from learners.config import ExperienceSettings
+from learners.config.learner import ExperienceSettings
 from learners.experience.records import Credit, Label, LabelCorrection, Mark, Raw, ReadingLabels, SourceExclusion
 from learners.experience.transition import Outcome, Transition
 from learners.experience.writer import Item, OnEvent, Writer

@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from learners.config import ExperienceSettings
+from learners.config.learner import ExperienceSettings
 from learners.experience.database import Database
 from learners.experience.records import Credit, Label, LabelCorrection, Mark, Raw, ReadingLabels, SourceExclusion
 from learners.experience.recovery import damaged, quarantine_and_recover

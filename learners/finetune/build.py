@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 
-from learners.config import Train
+from learners.config.tasks import Train
 from learners.finetune.trainer import TrainerSettings
 from learners.model.encoders.bundled_packages import BundledError
 from learners.model.encoders.bundled_weights import resolve

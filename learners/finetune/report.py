@@ -9,7 +9,7 @@ from typing import Any
 
 import orjson
 
-from learners.config import Train
+from learners.config.tasks import Train
 from learners.files import write_atomically
 from learners.finetune import model_card
 from learners.finetune.error_analysis.scores import each

@@ -17,7 +17,7 @@ from typing import Any
 import orjson
 import torch
 
-from learners.config import Train
+from learners.config.tasks import Train
 from learners.files import new_files
 from learners.finetune import forgetting
 from learners.finetune.build import ModelError, build, opening

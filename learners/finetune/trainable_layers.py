@@ -14,7 +14,7 @@ from typing import Any
 import peft
 from torch import nn
 
-from learners.config import Train
+from learners.config.tasks import Train
 from learners.tasks.layers.heads import block_lists, following, head_modules
 
 ASK_CONVOLUTIONS = frozenset({"whisper"})

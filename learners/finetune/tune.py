@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from learners.config import Train
+from learners.config.tasks import Train
 from learners.files import new_files
 from learners.finetune import trainable_layers
 from learners.finetune.labelled_files.splits import Splits

@@ -28,7 +28,7 @@ import orjson
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from learners.config import ExperienceSettings
+from learners.config.learner import ExperienceSettings
 from learners.experience.recovery import damaged
 from learners.experience.transition import Transition
 from learners.files import private_folder

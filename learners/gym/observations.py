@@ -28,7 +28,7 @@ from actuators.sim.gym_spaces import (
     vector,
     width,
 )
-from learners.config import EncoderSettings, PolicySettings
+from learners.config.policy import EncoderSettings, PolicySettings
 from learners.model.encoders.base import Encoder
 from learners.model.encoders.pretrained import load
 from learners.model.features import Features

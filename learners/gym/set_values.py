@@ -12,7 +12,8 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from learners.config import LearnerSettings, PolicySettings
+from learners.config.learner import LearnerSettings
+from learners.config.policy import PolicySettings
 from learners.gym.lock_step import TrainSettings
 
 FIELDS: dict[str, tuple[str, ...]] = {

@@ -9,13 +9,9 @@ from typing import Any, Literal
 import orjson
 from pydantic import BaseModel, ConfigDict
 
-from learners.config import (
-    EncoderSettings,
-    FinetuneSettings,
-    LearnerSettings,
-    PromotionSettings,
-    TaskSettings,
-)
+from learners.config.learner import LearnerSettings, PromotionSettings
+from learners.config.policy import EncoderSettings
+from learners.config.tasks import FinetuneSettings, TaskSettings
 from learners.files import private_folder, write_atomically
 from sensors.config import MicrophoneSettings, StreamSettings
 

@@ -15,7 +15,7 @@ from typing import Any, Protocol, TypeVar
 from torch import Tensor
 
 from learners.checkpoints.manifest import Manifest
-from learners.config import PromotionSettings
+from learners.config.learner import PromotionSettings
 from learners.experience.transition import Transition
 from learners.model.features import Features
 from learners.model.heads import Heads

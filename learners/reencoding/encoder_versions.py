@@ -13,7 +13,7 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
-from learners.config import EncoderSettings
+from learners.config.policy import EncoderSettings
 from learners.ipc.settings import LearnerConfig, encoder_window_s
 from learners.model.encoders.base import Encoder
 from learners.model.encoders.pretrained import load

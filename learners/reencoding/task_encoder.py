@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING
 
 from safetensors import safe_open
 
-from learners.config import EncoderSettings, TaskSettings
+from learners.config.policy import EncoderSettings
+from learners.config.tasks import TaskSettings
 from learners.task_kinds import KINDS
 
 if TYPE_CHECKING:

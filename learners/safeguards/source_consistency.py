@@ -22,7 +22,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from learners.config import RANKS, AnyReward, DecisionReward, TopicReward, rank_of
+from learners.config.rewards import RANKS, AnyReward, DecisionReward, TopicReward, rank_of
 from learners.safeguards.reward_ledger import LedgerEntry
 
 LIMIT = 0.35

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from learners.config import TaskSettings
+from learners.config.tasks import TaskSettings
 from learners.output_grammar import GenerationSettings
 from learners.tasks.base import Options
 

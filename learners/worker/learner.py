@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from learners.checkpoints.manifest import CheckpointRefused
 from learners.checkpoints.safetensors_torch import shapes_of
 from learners.checkpoints.store import Checkpoints
-from learners.config import LearnerSettings
+from learners.config.learner import LearnerSettings
 from learners.experience.reader import Change, Row
 from learners.experience.snapshots import ExperienceSnapshots, SnapshotId
 from learners.experience.transition import Transition

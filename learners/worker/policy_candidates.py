@@ -28,7 +28,7 @@ from torch import Tensor
 from learners.checkpoints.manifest import CheckpointRefused, Manifest
 from learners.checkpoints.signing import PublicKey
 from learners.checkpoints.store import Checkpoints, Live
-from learners.config import PromotionSettings
+from learners.config.learner import PromotionSettings
 from learners.experience.reader import Reader
 from learners.ipc.outbox import Outbox
 from learners.ipc.settings import Backend

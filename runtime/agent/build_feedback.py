@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from learners.checkpoints.store import Checkpoints, open_checkpoints
-from learners.config import TopicReward
+from learners.config.rewards import TopicReward
 from learners.experience.store import Store
 from learners.rewards import TickRewards, build_rewards
 from learners.safeguards.reward_ledger import Ledger

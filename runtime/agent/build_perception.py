@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
 
-from learners.config import DecisionReward
+from learners.config.rewards import DecisionReward
 from learners.goal_models.config import GOAL, TaskBackend
 from learners.rewards import known
 from runtime.agent.build_context import AgentContext

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from learners.config import TaskSettings
+from learners.config.tasks import TaskSettings
 from learners.task_serving.results import Callbacks, Question, Result, Speech
 from runtime.config.schema import Config
 from runtime.control.tick import TickResult, Utterances

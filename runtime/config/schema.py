@@ -12,17 +12,10 @@ from pydantic import Field, SecretStr, field_validator, model_validator
 
 from actuators.config import AnyActuator, GateSettings, conditions_of
 from actuators.wire import command_topic, state_topic
-from learners.config import (
-    AnyReward,
-    EncoderSettings,
-    ExperienceSettings,
-    FinetuneSettings,
-    LearnerSettings,
-    PolicySettings,
-    PromotionSettings,
-    TaskSettings,
-    TopicReward,
-)
+from learners.config.learner import ExperienceSettings, LearnerSettings, PromotionSettings
+from learners.config.policy import EncoderSettings, PolicySettings
+from learners.config.rewards import AnyReward, TopicReward
+from learners.config.tasks import FinetuneSettings, TaskSettings
 from learners.goal_models.config import DeliberatorSettings
 from runtime.config.field_types import GivenPath, Listen
 from runtime.config.fleet_settings import FleetSettings

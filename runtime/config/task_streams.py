@@ -7,7 +7,8 @@ from typing import Any
 
 from actuators.config import AnyActuator
 from actuators.expressions import Expression, ExpressionError
-from learners.config import BY_MODEL, AnyReward, DecisionReward, TaskSettings, TopicReward, rank_of
+from learners.config.rewards import BY_MODEL, AnyReward, DecisionReward, TopicReward, rank_of
+from learners.config.tasks import TaskSettings
 from learners.goal_models.config import GOAL, DeliberatorSettings, EmbeddingBackend, TaskBackend
 from learners.task_kinds import KINDS, reading
 from sensors.config import PREFIX, AnyStream, Settings, fields_of

@@ -12,7 +12,7 @@ from collections.abc import Callable, MutableMapping
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from learners.config import DecisionReward
+from learners.config.rewards import DecisionReward
 from learners.goal_models.answers import YesNoAnswer, YesNoQuestion
 from runtime.deliberation.question_schedule import HOUR_S, QuestionSchedule
 

@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 from actuators.actions import Value
-from learners.config import BY_MODEL, AnyReward, TopicReward
+from learners.config.rewards import BY_MODEL, AnyReward, TopicReward
 from learners.experience.store import Label, Mark, Store
 from runtime.feedback.episode_ends import EpisodeEnds
 from runtime.feedback.outcomes import OutcomeTracker

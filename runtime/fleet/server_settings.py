@@ -10,7 +10,7 @@ from typing import Any
 import yaml
 from pydantic import Field, ValidationError, model_validator
 
-from learners.config import ExperienceSettings, LearnerSettings, PromotionSettings
+from learners.config.learner import ExperienceSettings, LearnerSettings, PromotionSettings
 from learners.files import read_plain_file
 from learners.fleet_data.segment import MAX_REWARD
 from runtime.config.field_types import GivenPath

@@ -23,7 +23,7 @@ import torch
 from learners.checkpoints.manifest import load as load_version
 from learners.checkpoints.safetensors_torch import pack, shapes_of
 from learners.checkpoints.signing import credentials_folder, load_key
-from learners.config import EncoderSettings
+from learners.config.policy import EncoderSettings
 from learners.model.backends.calibration_cache import Calibrations, shared_cache
 from learners.model.backends.fastest_backend import BackendSettings
 from learners.model.fused_part import example_inputs

@@ -19,7 +19,7 @@ from typing import Any
 
 import orjson
 
-from learners.config import EncoderSettings
+from learners.config.policy import EncoderSettings
 from learners.model.backends.calibration_cache import Calibrations
 from runtime.process.child import with_parent_death
 from runtime.process.emit import Emit

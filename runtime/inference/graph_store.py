@@ -28,7 +28,7 @@ from numpy.typing import NDArray
 
 from learners.checkpoints.safetensors_numpy import unpack_arrays
 from learners.checkpoints.seal import SealBroken, SealedFolder, check_seal, write_seal
-from learners.config import EncoderSettings
+from learners.config.policy import EncoderSettings
 from learners.files import draft_folder, private_folder, publish_folder
 from learners.model.backends.calibration_cache import Calibrations
 from learners.model.backends.definitions import CPU, BackendSettings, NotCompiled, in_float32

@@ -21,7 +21,7 @@ from typing import Any
 import structlog
 import torch
 
-from learners.config import TaskSettings
+from learners.config.tasks import TaskSettings
 from learners.experience.reader import Reader
 from learners.goal_models.answers import GoalAnswer, YesNoAnswer
 from learners.goal_models.config import DeliberatorSettings, TaskBackend

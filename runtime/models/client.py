@@ -22,7 +22,7 @@ from typing import Any, Protocol
 
 import structlog
 
-from learners.config import TaskSettings
+from learners.config.tasks import TaskSettings
 from learners.files import private_folder
 from learners.task_kinds import KINDS, PredictionOfExample
 from learners.task_serving.results import Callbacks, Offered, Question, Result, Speech

@@ -22,7 +22,7 @@ from typing import Annotated, Literal, TypeVar
 
 from pydantic import Field
 
-from learners.config import TaskSettings
+from learners.config.tasks import TaskSettings
 from learners.continual.evaluation_report import read_evaluation
 from learners.experience.label_table import reading_name
 from learners.experience.reader import Reader

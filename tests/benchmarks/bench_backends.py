@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from learners.config import EncoderSettings
+from learners.config.policy import EncoderSettings
 from learners.model.backends import fastest_backend, openvino
 from learners.model.encoders import pretrained
 from learners.model.encoders.bundled_weights import BundledError

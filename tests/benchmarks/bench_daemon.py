@@ -48,7 +48,7 @@ from processor_time import busy_s, ours_s  # noqa: E402 - after the path
 
 from fakes import Mosquitto  # noqa: E402 - after the path
 from learners.checkpoints.store import open_checkpoints  # noqa: E402 - after the path
-from learners.config import PromotionSettings  # noqa: E402 - after the path
+from learners.config.learner import PromotionSettings  # noqa: E402 - after the path
 from learners.ipc.policy_spec import read_policy_spec  # noqa: E402 - after the path
 from learners.ipc.settings import Backend  # noqa: E402 - after the path
 from learners.model.policy import Policy  # noqa: E402 - after the path

@@ -17,7 +17,7 @@ import torch
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
 from actuators.actions import ActionSpace, Choice
-from learners.config import ExperienceSettings
+from learners.config.learner import ExperienceSettings
 from learners.experience.reader import Reader
 from learners.experience.store import Store, Transition
 from learners.model.spec import PolicySpec, StreamSpec

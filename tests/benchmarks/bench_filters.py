@@ -43,7 +43,7 @@ import demo_logs as demo  # noqa: E402 - the path comes first
 from evaluating import Logged, evaluate  # noqa: E402 - the path comes first
 
 from learners.checkpoints.manifest import Manifest  # noqa: E402 - the path comes first
-from learners.config import PromotionSettings  # noqa: E402 - the path comes first
+from learners.config.learner import PromotionSettings  # noqa: E402 - the path comes first
 from learners.experience.reader import Row  # noqa: E402 - the path comes first
 from learners.experience.transition import Transition  # noqa: E402 - the path comes first
 from learners.model.policy import Policy  # noqa: E402 - the path comes first

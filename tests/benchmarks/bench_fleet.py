@@ -38,7 +38,7 @@ from actuators.sim.gym_spaces import to_environment  # noqa: E402
 from fakes import Mosquitto  # noqa: E402
 from learners.checkpoints.store import open_checkpoints  # noqa: E402
 from learners.checkpoints.trusted_keys import read_public  # noqa: E402
-from learners.config import PromotionSettings  # noqa: E402
+from learners.config.learner import PromotionSettings  # noqa: E402
 from learners.experience.reader import Reader  # noqa: E402
 from learners.experience.transition import Transition  # noqa: E402
 from learners.fleet_data.received_policies import forget_received, received  # noqa: E402

@@ -26,7 +26,8 @@ from numpy.typing import NDArray
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT)]
-from learners.config import ExperienceSettings, FinetuneSettings, TaskSettings  # noqa: E402 - after the path
+from learners.config.learner import ExperienceSettings  # noqa: E402 - after the path
+from learners.config.tasks import FinetuneSettings, TaskSettings  # noqa: E402 - after the path
 from learners.continual.trainer import ContinualTrainer  # noqa: E402 - after the path
 from learners.experience.reader import Reader  # noqa: E402 - after the path
 from learners.experience.store import Raw, Store  # noqa: E402 - after the path

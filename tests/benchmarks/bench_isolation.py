@@ -33,7 +33,7 @@ from actuators.actions import (  # noqa: E402
     ActionSpace,
     Choice,
 )
-from learners.config import ExperienceSettings  # noqa: E402 - the path comes first
+from learners.config.learner import ExperienceSettings  # noqa: E402 - the path comes first
 from learners.experience.store import (  # noqa: E402
     Store,
     Transition,

@@ -39,10 +39,8 @@ from actuators.sim.panorama_world import (  # noqa: E402
     TURNS,
 )
 from learners.checkpoints.store import Checkpoints  # noqa: E402 - after the path
-from learners.config import (  # noqa: E402
-    ExperienceSettings,
-    TopicReward,
-)
+from learners.config.learner import ExperienceSettings  # noqa: E402 - after the path
+from learners.config.rewards import TopicReward  # noqa: E402 - after the path
 from learners.experience.store import Store  # noqa: E402 - after the path
 from learners.experience.transition import Transition  # noqa: E402 - after the path
 from learners.model.features import Features  # noqa: E402 - after the path

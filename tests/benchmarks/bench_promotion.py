@@ -22,7 +22,7 @@ from scipy.stats import norm
 
 sys.path[:0] = [str(Path(__file__).parents[2]), str(Path(__file__).parent)]
 
-from learners.config import FinetuneSettings  # noqa: E402 - the path comes first
+from learners.config.tasks import FinetuneSettings  # noqa: E402 - the path comes first
 from learners.continual.acceptance import anchor_confidence, paired_bounds, rejection_reason  # noqa: E402
 from learners.experiment_statistics.alpha_budget import AlphaBudget  # noqa: E402
 from learners.experiment_statistics.experiment_test import ExperimentTest, ExperimentVerdict  # noqa: E402

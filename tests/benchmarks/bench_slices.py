@@ -18,7 +18,7 @@ from typing import Any
 import finetune_data as data
 import torch
 
-from learners.config import FinetuneSettings, TaskSettings
+from learners.config.tasks import FinetuneSettings, TaskSettings
 from learners.continual.acceptance import rejection_reason
 from learners.continual.trainer import ContinualTrainer
 from learners.experience.reader import Reader

@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 
 from learners.checkpoints.store import open_checkpoints
-from learners.config import PromotionSettings
+from learners.config.learner import PromotionSettings
 from runtime.monitoring.disk_budget import measure
 
 POLICY_BYTES = 8_000_000

@@ -36,11 +36,8 @@ sys.path[:0] = [str(Path(__file__).resolve().parents[2]), str(Path(__file__).res
 import finetune_data as data  # noqa: E402 - after the path
 import labelling  # noqa: E402 - after the path
 
-from learners.config import (  # noqa: E402
-    ExperienceSettings,
-    FinetuneSettings,
-    TaskSettings,
-)
+from learners.config.learner import ExperienceSettings  # noqa: E402 - after the path
+from learners.config.tasks import FinetuneSettings, TaskSettings  # noqa: E402 - after the path
 from learners.continual.trainer import ContinualTrainer  # noqa: E402 - after the path
 from learners.experience.reader import Reader  # noqa: E402 - after the path
 from learners.experience.store import (  # noqa: E402

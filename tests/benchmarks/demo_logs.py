@@ -25,7 +25,7 @@ from torch import Tensor
 from actuators.actions import ActionSpace, Choice
 from actuators.sim.panorama_env import Panorama
 from actuators.sim.panorama_world import TURNS
-from learners.config import EncoderSettings, PolicySettings
+from learners.config.policy import EncoderSettings, PolicySettings
 from learners.experience.transition import Transition
 from learners.model.encoders.base import Encoder
 from learners.model.encoders.pretrained import load

@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
-from learners.config import EncoderSettings  # noqa: E402 - after the path
+from learners.config.policy import EncoderSettings  # noqa: E402 - after the path
 from learners.ipc.policy_spec import read_policy_spec  # noqa: E402 - after the path
 from learners.model.backends.calibration_cache import Calibrations  # noqa: E402 - after the path
 from learners.model.backends.fastest_backend import (  # noqa: E402

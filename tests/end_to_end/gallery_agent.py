@@ -17,7 +17,8 @@ import numpy as np
 import orjson
 from PIL import Image
 
-from learners.config import ExperienceSettings, FinetuneSettings
+from learners.config.learner import ExperienceSettings
+from learners.config.tasks import FinetuneSettings
 from learners.experience.reader import Reader
 from learners.experience.store import Raw, Store
 from runtime.config.loader import load

@@ -10,7 +10,7 @@ import labelling
 import pytest
 import tinymodels
 
-from learners.config import TaskSettings
+from learners.config.tasks import TaskSettings
 from learners.continual.labels import Labels
 from learners.experience.reader import Reader
 

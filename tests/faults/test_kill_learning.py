@@ -30,7 +30,7 @@ import sys
 sys.path[:0] = ["tests"]
 from pathlib import Path
 import learning
-from learners.config import ExperienceSettings
+from learners.config.learner import ExperienceSettings
 from learners.experience.store import Store
 store = Store(Path(sys.argv[1]) / "experience", ExperienceSettings.model_validate({}))
 start = int(sys.argv[2])

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 
-from learners.config import EncoderSettings
+from learners.config.policy import EncoderSettings
 from learners.model.encoders.image_processor import load_image_processor
 from learners.model.encoders.pretrained import load
 from learners.tasks.task_classes import unfit_reason

@@ -10,7 +10,7 @@ from pydantic import TypeAdapter
 
 from actuators.config import AnyActuator
 from actuators.expressions import ExpressionError
-from learners.config import AnyReward
+from learners.config.rewards import AnyReward
 from learners.rewards import RewardUnknown, TickRewards, build_rewards, known
 from sensors.config import AnyStream
 from sensors.readings import Observation, Telemetry, Text

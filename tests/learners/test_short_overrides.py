@@ -14,7 +14,7 @@ from actuators.actions import Action, ActionSpace, Continuous
 from actuators.config import ContinuousSettings
 from actuators.safety.decisions import Proposal
 from fakes import FakeClock
-from learners.config import ExpressionReward
+from learners.config.rewards import ExpressionReward
 from learners.experience.reader import Reader
 from learners.experience.store import Store
 from learners.experience.transition import Transition

@@ -25,7 +25,7 @@ from transformers import AutoModel, AutoTokenizer
 from transformers.feature_extraction_utils import FeatureExtractionMixin
 from transformers.image_processing_utils import BaseImageProcessor
 
-from learners.config import EncoderSettings
+from learners.config.policy import EncoderSettings
 from learners.model.encoders import modulation_spectrum, utterance_encoder
 from learners.model.encoders.base import Encoder, Inputs, Run
 from learners.model.encoders.bundled_weights import resolve

@@ -26,7 +26,7 @@ from learners.checkpoints.manifest import CheckpointRefused
 from learners.checkpoints.safetensors_torch import WeightsRefused, pack, shapes_of, unpack
 from learners.checkpoints.signing import KeyRefused, load_key
 from learners.checkpoints.store import Checkpoints, Live, open_checkpoints
-from learners.config import PromotionSettings
+from learners.config.learner import PromotionSettings
 
 BROKEN_POINTERS = (b"", b"{}", b'{"version":"../x","promoted":[],"failed":[],"changed_s":0}', b"[]")
 KEY = Ed25519PrivateKey.from_private_bytes(bytes(range(32)))

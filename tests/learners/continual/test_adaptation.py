@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 from tinymodels import WORDS
 
-from learners.config import FinetuneSettings, TaskSettings
+from learners.config.tasks import FinetuneSettings, TaskSettings
 from learners.continual import adaptation
 from learners.continual.acceptance import forgetting_reason
 from learners.continual.adaptation import AdaptationEvidence, probe_scores

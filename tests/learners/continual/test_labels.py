@@ -11,7 +11,8 @@ import pytest
 import smooth_pictures
 from PIL import Image
 
-from learners.config import ExperienceSettings, TaskSettings
+from learners.config.learner import ExperienceSettings
+from learners.config.tasks import TaskSettings
 from learners.continual.labels import Labels
 from learners.experience import store as store_module
 from learners.experience.reader import Reader

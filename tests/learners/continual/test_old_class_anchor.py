@@ -10,7 +10,7 @@ import orjson
 import pytest
 import tinymodels
 
-from learners.config import FinetuneSettings, TaskSettings
+from learners.config.tasks import FinetuneSettings, TaskSettings
 from learners.continual.acceptance import forgetting_reason, rejection_reason
 from learners.continual.evaluation import known_classes
 from learners.continual.old_class_anchor import AnchoredRow, OldClassAnchors, figures_of, row_key, scores_of

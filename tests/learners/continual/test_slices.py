@@ -11,7 +11,7 @@ import pytest
 import tinymodels
 from pydantic import ValidationError
 
-from learners.config import FinetuneSettings, TaskSettings
+from learners.config.tasks import FinetuneSettings, TaskSettings
 from learners.continual.acceptance import rejection_reason
 from learners.continual.evaluation import compare_slices
 from learners.continual.evaluation_report import read_evaluation

@@ -9,7 +9,7 @@ import orjson
 import pytest
 import tinymodels
 
-from learners.config import FinetuneSettings, TaskSettings
+from learners.config.tasks import FinetuneSettings, TaskSettings
 from learners.continual.labels import Labelled
 from learners.continual.splits import Holdout, classes
 from learners.continual.trainer import ContinualTrainer

@@ -16,7 +16,7 @@ import tinymodels
 import torch
 from PIL import Image
 
-from learners.config import FinetuneSettings, TaskSettings
+from learners.config.tasks import FinetuneSettings, TaskSettings
 from learners.continual.acceptance import agreement, anchor_confidence, more_needed, paired_bounds, rejection_reason
 from learners.continual.candidate_training import (
     GENTLE,

@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 import learners.experience.writer as writer_module
-from learners.config import ExperienceSettings
+from learners.config.learner import ExperienceSettings
 from learners.experience.database import Database
 from learners.experience.label_table import reading_name
 from learners.experience.reader import Reader

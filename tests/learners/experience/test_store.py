@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 
 from fakes import Contention, wait_for
-from learners.config import ExperienceSettings
+from learners.config.learner import ExperienceSettings
 from learners.experience import database, schema, writer
 from learners.experience import store as store_module
 from learners.experience.reader import Reader

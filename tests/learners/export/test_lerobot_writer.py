@@ -18,7 +18,7 @@ import pytest
 from PIL import Image
 
 from actuators.actions import ActionSpace, Choice, Continuous, Utterance
-from learners.config import ExperienceSettings
+from learners.config.learner import ExperienceSettings
 from learners.experience.episodes import CombinedReadings, Episodes, Step, StoredReadings
 from learners.experience.reader import Reader
 from learners.experience.store import Raw, Store, Transition

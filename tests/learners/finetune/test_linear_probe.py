@@ -14,7 +14,7 @@ import torch
 from architectures import ARCHITECTURES, rows
 from sklearn.linear_model import LogisticRegression
 
-from learners.config import FinetuneSettings, TaskSettings
+from learners.config.tasks import FinetuneSettings, TaskSettings
 from learners.continual.candidate_training import CandidateTrainer
 from learners.continual.splits import LabelSplits
 from learners.finetune import linear_probe

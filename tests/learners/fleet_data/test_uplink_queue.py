@@ -12,7 +12,7 @@ from pathlib import Path
 from fleet_world import BEGUN_S, FAILURES, IDENTITY, closed_rows, fill, queue, rows_on_disk, ticks
 
 from fakes import FakeClock
-from learners.config import ExperienceSettings
+from learners.config.learner import ExperienceSettings
 from learners.experience.reader import Reader
 from learners.experience.records import Mark
 from learners.experience.store import Store

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from fakes import eventually
-from learners.config import ExperienceSettings
+from learners.config.learner import ExperienceSettings
 from learners.experience.store import Label, Store
 from learners.goal_models.answers import GoalQuestion
 from learners.goal_models.config import DeliberatorSettings, EmbeddingBackend

@@ -11,7 +11,7 @@ import torch
 from evaluating import Logged, evaluate
 
 from learners.checkpoints.manifest import Manifest
-from learners.config import PromotionSettings
+from learners.config.learner import PromotionSettings
 from learners.promotion.integrity import integrity
 from learners.promotion.latency import latency
 from learners.promotion.step_types import EvaluationContext, StepResult

@@ -14,7 +14,7 @@ from evaluating import evaluate
 from torch import Tensor, nn
 
 from learners.checkpoints.manifest import Manifest
-from learners.config import PromotionSettings
+from learners.config.learner import PromotionSettings
 from learners.experience.reader import Row
 from learners.experience.transition import Transition
 from learners.model.features import Features

@@ -18,7 +18,7 @@ from PIL import Image
 from task_versions import promote_version
 
 from learners.checkpoints.store import Checkpoints
-from learners.config import PromotionSettings
+from learners.config.learner import PromotionSettings
 from learners.experience.reader import Reader, raw_reading
 from learners.experience.snapshots import ExperienceSnapshots
 from learners.experience.store import Raw, Store, Transition

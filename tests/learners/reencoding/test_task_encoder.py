@@ -11,7 +11,7 @@ import tinymodels
 import torch
 from task_versions import promote_version
 
-from learners.config import EncoderSettings
+from learners.config.policy import EncoderSettings
 from learners.ipc.settings import LearnerConfig
 from learners.model.encoders.pretrained import load
 from learners.reencoding.encoder_versions import EncoderVersions

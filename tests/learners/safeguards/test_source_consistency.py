@@ -7,7 +7,7 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
-from learners.config import TopicReward
+from learners.config.rewards import TopicReward
 from learners.safeguards.reward_ledger import Ledger, LedgerEntry
 from learners.safeguards.source_consistency import MOST, THRESHOLD, Finding, Quarantine, SourceRule, source_rules
 

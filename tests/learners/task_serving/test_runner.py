@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import tinymodels
 
-from learners.config import TaskSettings
+from learners.config.tasks import TaskSettings
 from learners.task_kinds import KINDS, TaskKind
 from learners.task_serving import runner as runner_module
 from learners.task_serving.reading_inputs import inputs_of_reading

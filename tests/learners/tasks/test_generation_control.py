@@ -15,7 +15,7 @@ import tinymodels
 import torch
 from pydantic import ValidationError
 
-from learners.config import TaskSettings
+from learners.config.tasks import TaskSettings
 from learners.output_grammar import GenerationSettings, OutputSettings, accepts, without_words
 from learners.task_serving.options import options_of
 from learners.tasks.base import Options, Task

@@ -14,7 +14,7 @@ import tinymodels
 import torch
 import transformers as hf
 
-from learners.config import FinetuneSettings, TaskSettings
+from learners.config.tasks import FinetuneSettings, TaskSettings
 from learners.continual.candidate_training import CandidateTrainer
 from learners.finetune.build import build
 from learners.finetune.labelled_files.splits import Splits, cuts

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from transformers import AutoModel, AutoModelForSequenceClassification, AutoTokenizer, RobertaConfig, RobertaModel
 
-from learners.config import EncoderSettings
+from learners.config.policy import EncoderSettings
 from learners.finetune.run import finetune
 from learners.model.encoders.pretrained import load
 from learners.reencoding.task_encoder import state_of

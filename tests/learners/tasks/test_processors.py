@@ -15,7 +15,7 @@ from PIL import Image
 from transformers.models.auto.image_processing_auto import IMAGE_PROCESSOR_MAPPING_NAMES
 from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES
 
-from learners.config import EncoderSettings
+from learners.config.policy import EncoderSettings
 from learners.model.encoders import pretrained
 from learners.tasks.image_inputs import PictureProcessor, tiles_of
 from learners.tasks.task_classes import open_task

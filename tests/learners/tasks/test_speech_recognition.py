@@ -14,7 +14,7 @@ import tinymodels
 import torch
 import transformers
 
-from learners.config import TaskSettings
+from learners.config.tasks import TaskSettings
 from learners.finetune.labelled_files import datasets
 from learners.finetune.labelled_files.splits import Splits
 from learners.finetune.trainer import TrainerSettings

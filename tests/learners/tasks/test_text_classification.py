@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 from transformers import AutoModelForAudioClassification, AutoModelForImageClassification
 
-from learners.config import Train
+from learners.config.tasks import Train
 from learners.finetune.labelled_files.splits import Splits
 from learners.finetune.trainer import TrainerSettings
 from learners.finetune.tune import tune
@@ -27,7 +27,7 @@ from sensors.codecs.resampling import RATE_HZ
 def test_every_kind_of_the_settings_has_a_task() -> None:
     from typing import get_args
 
-    from learners.config import TaskSettings
+    from learners.config.tasks import TaskSettings
     from learners.task_kinds import FORMER_KINDS
 
     kinds = get_args(TaskSettings.model_fields["kind"].annotation)

@@ -11,7 +11,7 @@ import pytest
 import tinymodels
 import torch
 
-from learners.config import FinetuneSettings, TaskSettings
+from learners.config.tasks import FinetuneSettings, TaskSettings
 from learners.continual.candidate_training import CandidateTrainer
 from learners.continual.splits import LabelSplits
 from learners.finetune.build import build

@@ -20,7 +20,7 @@ import pytest
 import tinymodels
 import torch
 
-from learners.config import ExperienceSettings
+from learners.config.learner import ExperienceSettings
 from learners.experience.reader import Reader
 from learners.experience.store import Label, Store
 from learners.finetune.trainer import TrainingProgress

@@ -14,7 +14,7 @@ import torch
 from rl import ARM
 
 from actuators.actions import ActionSpace
-from learners.config import ExperienceSettings
+from learners.config.learner import ExperienceSettings
 from learners.experience.reader import Reader
 from learners.experience.snapshots import ExperienceSnapshots, SnapshotId
 from learners.experience.store import Mark, Store

@@ -16,7 +16,7 @@ from actuators.actions import ActionSpace, Choice, Continuous
 from fakes import wait_for
 from learners.checkpoints.signing import load_key
 from learners.checkpoints.store import Checkpoints
-from learners.config import ExperienceSettings
+from learners.config.learner import ExperienceSettings
 from learners.experience.reader import Reader
 from learners.experience.snapshots import ExperienceSnapshots
 from learners.experience.store import Store

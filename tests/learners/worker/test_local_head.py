@@ -19,7 +19,7 @@ from torch import Tensor
 
 from learners.checkpoints.signing import public_pem
 from learners.checkpoints.store import Checkpoints
-from learners.config import ExperienceSettings
+from learners.config.learner import ExperienceSettings
 from learners.experience.store import Store
 from learners.experience.transition import Transition
 from learners.fleet_data.received_policies import RECEIVED, note_received, note_withdrawn

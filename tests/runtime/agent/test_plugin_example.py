@@ -17,7 +17,8 @@ import yaml
 
 from actuators.sim.registry import build_plant
 from actuators.wire import DeviceMessage
-from learners.config import EncoderSettings, PluginReward
+from learners.config.policy import EncoderSettings
+from learners.config.rewards import PluginReward
 from learners.model.encoders.pretrained import load as load_encoder
 from learners.rewards import TickRewards
 from runtime.config.schema import Config

@@ -23,7 +23,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from learners.checkpoints.store import open_checkpoints
-from learners.config import PromotionSettings
+from learners.config.learner import PromotionSettings
 from learners.files import BusyError, exclusive_lock
 from runtime.backup.contents import HEAD, LINKS, TAIL, BackupError, BackupHead, Checksum, Checksums
 from runtime.backup.create import create

@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from learners.config import ExplorationSettings
+from learners.config.policy import ExplorationSettings
 from runtime.config import loader
 from runtime.preflight.preflight import problems_and_warnings
 

@@ -11,7 +11,7 @@ import pytest
 from prometheus_client import CollectorRegistry, generate_latest
 
 from fakes import FakeClock
-from learners.config import ExpressionReward
+from learners.config.rewards import ExpressionReward
 from learners.experience.reader import Reader
 from learners.experience.store import Mark, Store
 from learners.rewards import TickRewards

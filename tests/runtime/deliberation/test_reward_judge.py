@@ -12,7 +12,8 @@ from aiohttp import web
 from pydantic import ValidationError
 
 from fakes import FakeClock, eventually
-from learners.config import DecisionReward, ExperienceSettings, TopicReward
+from learners.config.learner import ExperienceSettings
+from learners.config.rewards import DecisionReward, TopicReward
 from learners.experience.reader import Reader
 from learners.experience.store import Store, Transition
 from learners.goal_models.answers import BackendFailed, YesNoAnswer, YesNoQuestion, probability

@@ -17,7 +17,8 @@ from transformers import AutoModel
 from actuators.actions import ActionSpace, Choice
 from learners.checkpoints.signing import load_key
 from learners.checkpoints.store import Checkpoints
-from learners.config import EncoderSettings, TaskSettings
+from learners.config.policy import EncoderSettings
+from learners.config.tasks import TaskSettings
 from learners.ipc.outbox import Outbox
 from learners.model.backends.calibration_cache import Calibrations
 from learners.model.backends.fastest_backend import BackendSettings

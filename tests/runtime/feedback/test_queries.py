@@ -14,7 +14,7 @@ import orjson
 import soundfile
 
 from actuators.actions import Action
-from learners.config import TopicReward
+from learners.config.rewards import TopicReward
 from learners.experience.reader import Reader
 from learners.experience.store import Store
 from learners.experience.transition import Transition

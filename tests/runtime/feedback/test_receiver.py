@@ -8,7 +8,7 @@ from typing import Any
 from hypothesis import given
 from hypothesis import strategies as st
 
-from learners.config import TopicReward
+from learners.config.rewards import TopicReward
 from learners.experience.store import Label
 from runtime.feedback.queries import UncertaintyQueries
 from runtime.feedback.receiver import MAX_SOURCES, Feedback

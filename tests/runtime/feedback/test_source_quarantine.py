@@ -13,7 +13,7 @@ from watching import KeptStore, Script, Stage
 
 from actuators.actions import Action
 from fakes import eventually
-from learners.config import ExperienceSettings
+from learners.config.learner import ExperienceSettings
 from learners.experience.reader import Reader
 from learners.experience.store import Store
 from learners.experience.transition import Transition

@@ -12,7 +12,7 @@ import torch
 
 from fakes import FakeClock
 from learners.checkpoints.store import Checkpoints, open_checkpoints
-from learners.config import PromotionSettings
+from learners.config.learner import PromotionSettings
 from learners.fleet_data.device_verdict import VerdictState
 from learners.fleet_data.policy_manifest import FleetPolicy, Stage
 from runtime.fleet.policy_publisher import PolicyPublisher

@@ -15,7 +15,7 @@ import torch
 
 from actuators.actions import ActionSpace, Choice
 from learners.checkpoints.store import open_checkpoints
-from learners.config import EncoderSettings
+from learners.config.policy import EncoderSettings
 from learners.model.backends.calibration_cache import Calibrations
 from learners.model.backends.definitions import BackendSettings
 from learners.model.backends.openvino import OpenVinoRun

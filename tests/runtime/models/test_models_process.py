@@ -20,7 +20,7 @@ import pytest
 import tinymodels
 
 from fakes import eventually
-from learners.config import TaskSettings
+from learners.config.tasks import TaskSettings
 from learners.goal_models.answers import GoalAnswer, GoalQuestion
 from learners.goal_models.config import DeliberatorSettings
 from learners.speech.runner import SpeechRunner

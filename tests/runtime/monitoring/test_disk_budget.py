@@ -14,7 +14,7 @@ from learning import made
 
 from learners.checkpoints.experiment_records import EXPERIMENTS_FILE
 from learners.checkpoints.store import Checkpoints, open_checkpoints
-from learners.config import ExperienceSettings, PromotionSettings
+from learners.config.learner import ExperienceSettings, PromotionSettings
 from learners.experience.store import Store
 from runtime.monitoring.disk_budget import StorageMonitor, measure, probe
 

@@ -16,7 +16,7 @@ from mcap.reader import make_reader
 
 from actuators.actions import ActionSpace, Choice
 from learners.checkpoints.store import open_checkpoints
-from learners.config import ExperienceSettings
+from learners.config.learner import ExperienceSettings
 from learners.experience.store import Raw, Store, Transition
 from learners.ipc.policy_spec import write_policy_spec
 from learners.model.policy import Policy

@@ -22,7 +22,7 @@ from hypothesis import strategies as st
 from actuators.actions import ActionSpace, Choice
 from learners.checkpoints.signing import credentials_folder, load_key
 from learners.checkpoints.store import Checkpoints
-from learners.config import TaskSettings
+from learners.config.tasks import TaskSettings
 from learners.experience.store import Store
 from learners.experience.transition import Transition
 from learners.model.backends.calibration_cache import Calibrations

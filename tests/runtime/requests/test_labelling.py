@@ -12,7 +12,8 @@ import pytest
 from pydantic import ValidationError
 from smooth_pictures import picture
 
-from learners.config import ExperienceSettings, TaskSettings
+from learners.config.learner import ExperienceSettings
+from learners.config.tasks import TaskSettings
 from learners.continual.labels import Labels
 from learners.continual.splits import Holdout
 from learners.experience import store as store_module

@@ -10,7 +10,7 @@ import soundfile
 import soxr
 import torch
 
-from learners.config import EncoderSettings
+from learners.config.policy import EncoderSettings
 from learners.model.encoders.modulation_spectrum import NAME, RATE_HZ, ModulationEncoder
 from learners.model.encoders.pretrained import load
 from sensors.readings import Sound, Text

@@ -13,7 +13,7 @@ import torch
 import transformers as hf
 from torch import nn
 
-from learners.config import EncoderSettings
+from learners.config.policy import EncoderSettings
 from learners.model.backends import fastest_backend
 from learners.model.backends.calibration_cache import Calibrations
 from learners.model.backends.cuda import CudaGraphRun

@@ -11,7 +11,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from learners.config import EncoderSettings
+from learners.config.policy import EncoderSettings
 from learners.model.encoders import utterance_bounds
 from learners.model.encoders.modulation_spectrum import RATE_HZ
 from learners.model.encoders.pretrained import load

@@ -10,7 +10,7 @@ import pytest
 from promotion_world import PromotionWorld, World, WorldTick, noise
 from pydantic import ValidationError
 
-from learners.config import LARGEST_REWARD, TopicReward
+from learners.config.rewards import LARGEST_REWARD, TopicReward
 from learners.experiment_statistics.paired_outcomes import HARMS, TickOutcome
 from runtime.deploy.experiments.plan_from_settings import ExperimentRules
 from runtime.deploy.experiments.reward_lateness import RewardLateness

@@ -1,0 +1,1 @@
+"""Settings of what is learned: policy, rewards, tasks, learner."""
