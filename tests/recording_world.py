@@ -24,7 +24,7 @@ from task_versions import promote_version
 from actuators.safety.decisions import Proposal
 from fakes import FakeClock
 from learners.checkpoints.store import open_checkpoints
-from learners.rewards import TickRewards
+from learners.rewards.tick_rewards import TickRewards
 from runtime.config.schema import Config
 from runtime.control.inbox import Inbox
 from runtime.control.tick import ControlLoop, Utterances

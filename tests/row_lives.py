@@ -19,13 +19,13 @@ import pytest
 import torch
 
 from actuators.actions import ActionSpace, Choice, Continuous, Value
-from learners.credit_assignment import MAX_DELAY_S
 from learners.experience.database import Database
 from learners.experience.reader import Reader
 from learners.experience.records import Credit, Mark
 from learners.experience.snapshots import ExperienceSnapshots, SnapshotId
 from learners.experience.transition import PROPOSAL_RULES, Transition
 from learners.model.spec import PolicySpec, StreamSpec
+from learners.rewards.credit_assignment import MAX_DELAY_S
 from learners.rl.replay_buffer import MAX_GAP, ReplayBuffer
 
 GAMMA, STEPS, HISTORY = 0.9, 3, 3

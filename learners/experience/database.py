@@ -13,13 +13,13 @@ from typing import Any, Self
 
 import orjson
 
-from learners.credit_assignment import MAX_DELAY_S, decision_in_force
 from learners.experience.label_table import LabelTable
 from learners.experience.labelled_readings import LabelledReadings
 from learners.experience.reader import raw_reading
 from learners.experience.records import Credit, Label, Mark, Raw
 from learners.experience.schema import RAW, connect
 from learners.experience.transition import Malformed, Transition, checksum, decode_head, encode
+from learners.rewards.credit_assignment import MAX_DELAY_S, decision_in_force
 
 BLOCK = 32
 """Rows that are stored or evicted together."""

@@ -12,7 +12,7 @@ from bisect import bisect_left, bisect_right
 from collections import Counter, OrderedDict
 from dataclasses import dataclass, field
 
-from learners.credit_assignment import decision_in_force
+from learners.rewards.credit_assignment import decision_in_force
 
 AROUND_S = 0.5
 """Rewards of decisions at most this far apart are compared."""

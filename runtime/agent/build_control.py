@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from actuators.config import conditions_of
 from learners.model.spec import fields_version
-from learners.rewards import known
+from learners.rewards.tick_rewards import expression_names
 from runtime.agent.build_context import AgentContext
 from runtime.agent.build_feedback import FeedbackChain
 from runtime.agent.build_models import LiveModels
@@ -175,6 +175,6 @@ def build_requests(
 
 def _conditions(config: Config) -> Conditions:
     texts = {text for actuator in config.actuators.values() for text in conditions_of(actuator.requires)}
-    readings = known(config.streams, {})
+    readings = expression_names(config.streams, {})
     streams = readings.keys() - config.actuators.keys()
     return Conditions(sorted(texts), readings, named_fields(config.gate.forbid, streams))

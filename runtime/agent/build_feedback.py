@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from learners.checkpoints.store import Checkpoints, open_checkpoints
 from learners.config.rewards import TopicReward
 from learners.experience.store import Store
-from learners.rewards import TickRewards, build_rewards
+from learners.rewards.tick_rewards import TickRewards, build_rewards
 from learners.safeguards.reward_ledger import Ledger
 from learners.safeguards.source_consistency import Quarantine, source_rules
 from runtime.agent.build_context import AgentContext

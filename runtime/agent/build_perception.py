@@ -8,7 +8,7 @@ from functools import partial
 
 from learners.config.rewards import DecisionReward
 from learners.goal_models.config import GOAL, TaskBackend
-from learners.rewards import known
+from learners.rewards.tick_rewards import expression_names
 from runtime.agent.build_context import AgentContext
 from runtime.agent.build_publishing import Publishing
 from runtime.agent.speech_outputs import SpeechOutputs
@@ -91,7 +91,7 @@ def build_deliberator(
 
     made = Deliberator(
         config.deliberator,
-        known(config.streams, config.actuators),
+        expression_names(config.streams, config.actuators),
         partial(TaskGoals, backend.task, meanings)
         if isinstance(backend, TaskBackend)
         else partial(GoalClient, meanings),

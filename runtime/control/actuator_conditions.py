@@ -12,7 +12,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from actuators.expressions import Expression, ExpressionError, Known
-from learners.rewards import expression_values
+from learners.rewards.tick_rewards import expression_values
 from sensors.readings import Observation
 
 

@@ -14,7 +14,7 @@ from actuators.actions import Action, Value
 from actuators.safety.decisions import Proposal
 from learners.experience.store import Store
 from learners.experience.transition import By, Transition
-from learners.rewards import TickRewards
+from learners.rewards.tick_rewards import TickRewards
 from runtime.control.actuator_conditions import Conditions
 from runtime.control.inbox import Inbox
 from runtime.control.tick_version import TickVersion

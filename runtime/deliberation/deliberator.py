@@ -20,7 +20,7 @@ from typing import Any, Protocol
 from actuators.expressions import Expression, ExpressionError, Known
 from learners.goal_models.answers import GoalAnswer, GoalQuestion
 from learners.goal_models.config import DeliberatorSettings
-from learners.rewards import expression_values
+from learners.rewards.tick_rewards import expression_values
 from learners.task_serving.results import Result
 from runtime.control.tick import TickResult
 from runtime.deliberation.goal_in_force import GoalInForce

@@ -10,7 +10,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from learners.rewards import TickRewards
+from learners.rewards.tick_rewards import TickRewards
 from runtime.control.tick import TickResult
 from runtime.process.emit import Emit
 

@@ -17,7 +17,7 @@ import psutil
 
 from learners.experience.store import Store
 from learners.ipc.progress import read_progress
-from learners.rewards import TickRewards
+from learners.rewards.tick_rewards import TickRewards
 from runtime.control.inbox import Inbox
 from runtime.control.payload_decoder import PayloadDecoder
 from runtime.control.tick import ControlLoop

@@ -11,7 +11,7 @@ from actuators.sim.registry import PANORAMA, ROOM, ROOMS, plant_settings
 from actuators.wire import CommandWriter, WireError, check_state_value
 from learners.checkpoints.signing import KeyRefused
 from learners.checkpoints.trusted_keys import read_public
-from learners.rewards import RewardUnknown, build_rewards
+from learners.rewards.tick_rewards import RewardUnknown, build_rewards
 from runtime.config.errors import Found, split_path
 from runtime.config.schema import Config
 from runtime.supervisor.broker import BrokerError, ExposedError, check_exposure, installed

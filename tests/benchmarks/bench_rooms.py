@@ -34,7 +34,7 @@ from learners.goal_models.config import EmbeddingBackend  # noqa: E402 - after t
 from learners.goal_models.local_models import LocalModel, open_model  # noqa: E402 - after the path
 from learners.gym.lock_step import GymTrainer, TrainSettings  # noqa: E402 - after the path
 from learners.model.encoders.pretrained import load as load_encoder  # noqa: E402 - after the path
-from learners.rewards import known  # noqa: E402 - after the path
+from learners.rewards.tick_rewards import expression_names  # noqa: E402 - after the path
 from runtime.config.loader import load  # noqa: E402 - after the path
 from runtime.deliberation.deliberator import Deliberator  # noqa: E402 - after the path
 from sensors.readings import Observation, Reading, Telemetry, Text  # noqa: E402 - after the path
@@ -98,7 +98,7 @@ class Corridor(gymnasium.Env[Any, Any]):
         if self.sees == "goal":
             assert CONFIG.deliberator is not None
             self.deliberator = Deliberator(
-                CONFIG.deliberator, known(CONFIG.streams, CONFIG.actuators), lambda *_: self, self, lambda _body: None,
+                CONFIG.deliberator, expression_names(CONFIG.streams, CONFIG.actuators), lambda *_: self, self, lambda _body: None,
                 lambda _kind, _data: None, {}, ttl_s={"orders": 30.0}, clock=lambda: self.now_s, wall=lambda: self.now_s,
                 state_dir=Path("/nonexistent"),
             )  # fmt: skip

@@ -19,7 +19,7 @@ from learners.experience.reader import Reader
 from learners.experience.store import Store
 from learners.experience.transition import Transition
 from learners.model.spec import PolicySpec, StreamSpec
-from learners.rewards import TickRewards
+from learners.rewards.tick_rewards import TickRewards
 from learners.rl.replay_buffer import ReplayBuffer
 from runtime.control.inbox import Inbox
 from runtime.control.tick import ControlLoop, Utterances

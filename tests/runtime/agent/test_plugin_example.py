@@ -20,7 +20,7 @@ from actuators.wire import DeviceMessage
 from learners.config.policy import EncoderSettings
 from learners.config.rewards import PluginReward
 from learners.model.encoders.pretrained import load as load_encoder
-from learners.rewards import TickRewards
+from learners.rewards.tick_rewards import TickRewards
 from runtime.config.schema import Config
 from runtime.inference.build import build_spec
 from runtime.mqtt.topics import CommandPayload, encode

@@ -14,7 +14,7 @@ from fakes import FakeClock
 from learners.config.rewards import ExpressionReward
 from learners.experience.reader import Reader
 from learners.experience.store import Mark, Store
-from learners.rewards import TickRewards
+from learners.rewards.tick_rewards import TickRewards
 from learners.safeguards.reward_ledger import Ledger
 from runtime.agent.build_models import exploration_seed
 from runtime.control.inbox import Inbox

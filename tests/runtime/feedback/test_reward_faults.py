@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any, cast
 
 from learners.config.rewards import ExpressionReward, PluginReward
-from learners.rewards import MAX_REASON, TickRewards
+from learners.rewards.tick_rewards import MAX_REASON, TickRewards
 from runtime.control.tick import TickResult
 from runtime.feedback.reward_faults import EVENT_EVERY_S, RewardFaultReporter
 from sensors.readings import Observation

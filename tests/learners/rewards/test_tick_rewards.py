@@ -11,7 +11,7 @@ from pydantic import TypeAdapter
 from actuators.config import AnyActuator
 from actuators.expressions import ExpressionError
 from learners.config.rewards import AnyReward
-from learners.rewards import RewardUnknown, TickRewards, build_rewards, known
+from learners.rewards.tick_rewards import RewardUnknown, TickRewards, build_rewards, expression_names
 from sensors.config import AnyStream
 from sensors.readings import Observation, Telemetry, Text
 
@@ -70,7 +70,7 @@ def test_what_cannot_be_computed_is_nothing_and_counted() -> None:
 def test_an_expression_may_use_telemetry_and_actions_only(value: str) -> None:
     with pytest.raises(ExpressionError):
         build_rewards(rewards({"name": "x", "kind": "expression", "value": value}), STREAMS, ACTUATORS)
-    assert known(STREAMS, ACTUATORS) == {"joints": ("q1", "/imu/yaw"), "head": None, "arm": 2}
+    assert expression_names(STREAMS, ACTUATORS) == {"joints": ("q1", "/imu/yaw"), "head": None, "arm": 2}
 
 
 @pytest.mark.parametrize("result", [float("nan"), float("inf"), None, "x", KeyError("q"), ZeroDivisionError()])

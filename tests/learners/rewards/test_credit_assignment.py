@@ -9,11 +9,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from learners.credit_assignment import MAX_DELAY_S, decision_in_force
 from learners.experience.database import Database
 from learners.experience.reader import Reader
 from learners.experience.records import Credit
 from learners.experience.transition import Transition
+from learners.rewards.credit_assignment import MAX_DELAY_S, decision_in_force
 from learners.safeguards.reward_ledger import Ledger, LedgerEntry
 
 TIMELINE = [(10.0, "a"), (10.1, "b"), (10.1, "c"), (10.2, "d")]

@@ -32,7 +32,7 @@ class RewardUnknown(LookupError):  # noqa: N818 - reads as what happened
     """No installed package provides the named reward; `str` lists the installed ones."""
 
 
-def known(streams: Mapping[str, AnyStream], actuators: Mapping[str, AnyActuator]) -> Known:
+def expression_names(streams: Mapping[str, AnyStream], actuators: Mapping[str, AnyActuator]) -> Known:
     """Return the names that an expression may use: telemetry fields, and actions with their components."""
     names: dict[str, Any] = {name: fields_of(s) for name, s in streams.items() if fields_of(s)}
     for name, actuator in actuators.items():
@@ -112,7 +112,7 @@ def build_rewards(
         actuators.expressions.ExpressionError: an expression cannot be used.
         RewardUnknown: a plug-in is not installed.
     """
-    return TickRewards(settings, known(streams, actuators))
+    return TickRewards(settings, expression_names(streams, actuators))
 
 
 def expression_values(observation: Observation, actions: Mapping[str, Value]) -> dict[str, Any]:
