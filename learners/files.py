@@ -32,6 +32,13 @@ DRAFT = ".draft-"
 _CREATE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
 
 
+def source_and_split(path: Path | str) -> tuple[Path, str]:
+    """Return the file or folder that a path names, and the split behind its `#`; a `#` may be part of a file's own name."""
+    whole = Path(path)
+    name, _, split = str(path).rpartition("#")
+    return (whole, "") if not name or whole.exists() else (Path(name), split)
+
+
 def storage_problem(error: BaseException, folder: Path) -> str | None:
     """Return `PATH: REASON` of an error of the disk; None for any other error.
 

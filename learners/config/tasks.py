@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import Annotated, Literal, Self
 
 import regex
 from pydantic import Field, field_validator, model_validator
 
+from learners.class_names import class_name
 from learners.output_grammar import GenerationSettings, OutputSettings
 from learners.task_kinds import KINDS, Augmentation, TaskKind
 from sensors.config import Settings
@@ -69,6 +71,17 @@ class TaskSettings(Settings):
     generation: GenerationSettings = Field(
         GenerationSettings(), description="how translation, summarization and text-generation write a text"
     )
+
+    @field_validator("labels")
+    @classmethod
+    def _distinct(cls, labels: tuple[str, ...]) -> tuple[str, ...]:
+        """Return the names as files and messages have them, each once."""
+        named = tuple(map(class_name, labels))
+        if not all(named):
+            raise ValueError("a label is empty; write its name or delete it")
+        if double := [name for name, count in Counter(named).items() if count > 1]:
+            raise ValueError(f"the label {double[0]!r} is there twice; delete one of the two")
+        return named
 
     @model_validator(mode="after")
     def _hears(self) -> Self:

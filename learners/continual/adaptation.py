@@ -29,7 +29,7 @@ from learners.continual.splits import Holdout
 from learners.experience.reader import Reader
 from learners.experience.reading_similarity import content_digest
 from learners.experience.records import Label, Raw
-from learners.files import draft_folder, publish_folder
+from learners.files import draft_folder, publish_folder, source_and_split
 from learners.finetune.error_analysis.scores import each
 from learners.finetune.few_labels.adaptation import adapt, can_adapt
 from learners.finetune.few_labels.equal_content import content_key, normalized_text
@@ -150,7 +150,7 @@ class EncoderAdaptation:
         if self.settings.eval_file is None:
             aside = len(self._labels(held_out=True))
             return str(aside if aside >= LEAST_HELD else aside + len(self._labels(held_out=False)))
-        path = Path(self.settings.eval_file.partition("#")[0])
+        path, _ = source_and_split(self.settings.eval_file)
         some = [path, *sorted(path.iterdir())] if path.is_dir() else [path]
         return " ".join(f"{one.stat().st_size}-{one.stat().st_mtime_ns}" for one in some if one.exists())
 

@@ -9,19 +9,19 @@ two moments of one scene.
 from __future__ import annotations
 
 import hashlib
-import unicodedata
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
+from learners.class_names import class_name
 from learners.config.tasks import TaskSettings
 from learners.experience.reader import Reader, raw_reading
 from learners.experience.records import Label, Raw
 from learners.finetune.few_labels.equal_content import normalized_text
 from learners.finetune.labelled_files.conll import TAG, as_iob2
-from learners.finetune.labelled_files.example_fields import check, visible
+from learners.finetune.labelled_files.example_fields import check
 from learners.model.encoders.bundled_weights import resolve
 from learners.task_kinds import KINDS, Output
 from learners.task_serving.reading_inputs import inputs_of_text
@@ -235,5 +235,5 @@ def _subject(raw: Raw, context: Raw | None) -> dict[str, Any]:
 def _as_in_files(given: str | tuple[str, ...]) -> str | tuple[str, ...]:
     """Return a label as files of labels are read: what people see alike is one class."""
     if isinstance(given, str):
-        return unicodedata.normalize("NFC", visible(given))
-    return tuple(unicodedata.normalize("NFC", visible(one)) for one in given)
+        return class_name(given)
+    return tuple(map(class_name, given))

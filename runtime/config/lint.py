@@ -15,7 +15,7 @@ from actuators.expressions import Expression
 from actuators.safety.decisions import MODES
 from actuators.safety.forbid_rules import known_names
 from actuators.wire import command_topic
-from learners.files import read_plain_file
+from learners.files import read_plain_file, source_and_split
 from learners.task_kinds import KINDS
 from runtime.config.actuator_lint import Doubt, doubts_of_commands, doubts_of_safe_action
 from runtime.config.errors import Problem, Steps, dotted
@@ -214,7 +214,7 @@ def _unjudged(path: Path, loaded: LoadedConfig) -> Iterator[Problem]:
                 "no held-out file: what it learns from labels waits until a person promotes it",
                 f"name one under tasks.{name}.eval_file, or use request/promote",
             )
-        elif not Path(task.eval_file.partition("#")[0]).exists():
+        elif not source_and_split(task.eval_file)[0].exists():
             yield Problem(
                 path,
                 loaded.lines.get(("tasks", name, "eval_file"), line),

@@ -20,8 +20,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Literal, TypeVar
 
-from pydantic import Field
+from pydantic import AfterValidator, Field
 
+from learners.class_names import class_name
 from learners.config.tasks import TaskSettings
 from learners.continual.evaluation_report import read_evaluation
 from learners.experience.label_table import reading_name
@@ -60,7 +61,7 @@ MAX_HASHES = 20_000
 MAX_LABELLED = 4_000
 NICE = 5
 Name = Annotated[str, Field(max_length=64)]
-Class = Annotated[str, Field(min_length=1, max_length=200, pattern=r"^\S(.*\S)?$")]
+Class = Annotated[str, Field(min_length=1, max_length=200, pattern=r"^\S(.*\S)?$"), AfterValidator(class_name)]
 Source = Annotated[str, Field(max_length=80, pattern=r"^[a-z0-9_:-]{1,80}$")]
 
 

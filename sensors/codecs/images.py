@@ -6,6 +6,7 @@ other as ITU-T T.81 annex B says, a PNG begins with a whole IHDR (W3C PNG, 11.2.
 
 from __future__ import annotations
 
+import re
 import struct
 import zlib
 from dataclasses import dataclass
@@ -25,6 +26,9 @@ _PNG = b"\x89PNG\r\n\x1a\n"
 _ESSENTIAL = frozenset({b"IHDR", b"PLTE", b"tRNS", b"eXIf", b"IDAT", b"IEND"})
 _START_OF_FRAME = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
 _ALONE = frozenset(range(0xD0, 0xD8)) | {0x01}
+_SCAN, _END = 0xDA, 0xD9
+_AFTER_SCAN = re.compile(rb"\xff(?=[^\x00\xff\xd0-\xd7])", re.DOTALL)
+"""The marker that ends coded data, in which 0xFF is always stuffed and restarts are the only other markers."""
 _NOT_BEFORE_FRAME = frozenset({0x00, 0xD8, 0xD9, 0xDA})
 
 
@@ -87,23 +91,38 @@ def decode_image(payload: bytes, max_pixels: int) -> NDArray[np.uint8]:
         if _transparent(payload):
             return images_pillow.decode(payload, max_pixels, ("PNG",))
     else:
-        _check_jpeg(payload)
+        payload = _first_jpeg(payload)
     image = opencv.decode(payload)
     if sorted(image.shape[:2]) != sorted((header.height, header.width)):
         raise PayloadRefused("bad_header", f"it claims {header.width} x {header.height} but decodes to {image.shape}")
     return image
 
 
-def _check_jpeg(payload: bytes) -> None:
-    """Refuse a cut JPEG, which would decode to grey, and one of too many scans.
+def _first_jpeg(payload: bytes) -> bytes:
+    """Return the picture of a JPEG without what phones append to it: a film, a second picture, data of a depth camera.
 
-    0xFF in coded data is always stuffed, so markers can be counted as bytes.
+    Raises:
+        PayloadRefused: `truncated`, which would decode to grey, or `too_many_scans`.
     """
-    if payload.rfind(b"\xff\xd9") <= payload.rfind(b"\xff\xda"):  # the end of a thumbnail is not the picture's
-        raise PayloadRefused("truncated", "the JPEG has no end marker")
-    scans = payload.count(b"\xff\xda")
-    if scans > MAX_SCANS:
-        raise PayloadRefused("too_many_scans", f"{scans} scans; at most {MAX_SCANS} are decoded")
+    at, scans = 2, 0
+    while True:
+        marker, at = _marker(payload, at)
+        if marker == _END:
+            return payload[:at]
+        if marker in _ALONE:
+            continue
+        if at + 2 > len(payload):
+            raise PayloadRefused("truncated", "the JPEG has no end marker")
+        at += max(2, int.from_bytes(payload[at : at + 2], "big"))
+        if marker != _SCAN:
+            continue
+        scans += 1
+        if scans > MAX_SCANS:
+            raise PayloadRefused("too_many_scans", f"more than {MAX_SCANS} scans, which is the most that are decoded")
+        after = _AFTER_SCAN.search(payload, at)
+        if after is None:
+            raise PayloadRefused("truncated", "the JPEG has no end marker")
+        at = after.start()
 
 
 def _transparent(png: bytes) -> bool:

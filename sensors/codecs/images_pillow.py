@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
 from sensors.base import PayloadRefused
+from sensors.codecs.file_kinds import file_kind
 
 FORMATS = ("BMP", "GIF", "PPM", "WEBP")
 """What pictures in training folders have besides JPEG and PNG; the first frame counts."""
@@ -32,8 +33,13 @@ def decode(payload: bytes, max_pixels: int, formats: Sequence[str] = FORMATS) ->
             image = Image.open(io.BytesIO(payload), formats=list(formats))
     except Image.DecompressionBombError as error:
         raise PayloadRefused("too_many_pixels", str(error)) from None
-    except (OSError, ValueError, SyntaxError, struct.error) as error:
-        raise PayloadRefused("not_an_image", f"no picture that can be read: {type(error).__name__}") from None
+    except (OSError, ValueError, SyntaxError, struct.error):
+        kind = file_kind(payload)
+        seen = "" if kind is None else f", but {kind}"
+        wanted = ", ".join(("JPEG", "PNG", *FORMATS[:-1]))
+        raise PayloadRefused(
+            "not_an_image", f"neither {wanted} nor {FORMATS[-1]}{seen}; convert it to JPEG or PNG"
+        ) from None
     with image:
         if image.width * image.height > max_pixels:
             raise PayloadRefused(
@@ -46,11 +52,15 @@ def decode(payload: bytes, max_pixels: int, formats: Sequence[str] = FORMATS) ->
 
 
 def _rgb(image: Image.Image) -> NDArray[np.uint8]:
+    if image.mode == "F":
+        raise ValueError("its numbers have no black and white that are known")
+    if image.mode.startswith("I"):  # 16 bits of grey; Pillow's own conversions clip them
+        values = np.asarray(image).astype(np.uint32)
+        grey = (values >> 8).clip(0, 255).astype(np.uint8)
+        grey[values == image.info.get("transparency", -1)] = 255
+        return np.repeat(grey[:, :, None], 3, axis=2)
     if image.has_transparency_data:
         layer = image.convert("RGBA")
         white = Image.new("RGBA", layer.size, "white")
         return np.asarray(Image.alpha_composite(white, layer).convert("RGB"))
-    if image.mode.startswith("I"):  # 16 bits of grey; Pillow's own conversion clips them
-        grey = (np.asarray(image).astype(np.uint32) >> 8).clip(0, 255).astype(np.uint8)
-        return np.repeat(grey[:, :, None], 3, axis=2)
     return np.asarray(image.convert("RGB"))

@@ -15,6 +15,8 @@ from sensors.codecs.file_kinds import file_kind
 
 RATE_HZ = 16_000
 """Samples a second of every window."""
+LOUDEST = 32.0
+"""Times full scale, 30 dB above it: decimal samples of a mix that was not limited may be above 1, but not as far."""
 MAX_PCM_S = 30.0
 """Longest payload of samples."""
 
@@ -82,6 +84,20 @@ def resampled(samples_N: NDArray[np.float32], rate_hz: int) -> NDArray[np.float3
     if rate_hz == RATE_HZ:
         return samples_N
     return np.asarray(soxr.resample(samples_N, rate_hz, RATE_HZ), np.float32)
+
+
+def check_scale(samples: NDArray[np.float32]) -> None:
+    """Refuse numbers that are no samples of sound: those of 16 bits, say, that were stored as decimal numbers.
+
+    Raises:
+        PayloadRefused: `too_loud`.
+    """
+    peak = float(np.abs(samples).max(initial=0.0))
+    if peak > LOUDEST:
+        raise PayloadRefused(
+            "too_loud",
+            f"a sample is {peak:.6g}, and full scale is 1: divide the samples by the largest number of their format",
+        )
 
 
 def pcm(payload: bytes, rate_hz: int) -> NDArray[np.float32]:

@@ -14,6 +14,7 @@ import soundfile
 from numpy.typing import NDArray
 
 from sensors.base import PayloadRefused
+from sensors.codecs.resampling import check_scale
 from sensors.drivers.mono_mix import ChannelMixer
 from sensors.drivers.sound_files import open_sound, sound_error
 
@@ -27,7 +28,7 @@ def decode_sound(data: bytes, max_s: float = MAX_SOUND_S) -> tuple[NDArray[np.fl
     """Decode an untrusted sound file to float32 mono, shape (samples,), and its rate in Hz; channels are averaged, unless they cancel.
 
     Raises:
-        PayloadRefused: `undecodable`, `bad_header`, `too_long`, `empty` or `not_finite`.
+        PayloadRefused: `undecodable`, `bad_header`, `too_long`, `empty`, `not_finite` or `too_loud`.
     """
     try:
         with open_sound(data) as file:
@@ -65,6 +66,7 @@ def _mono(file: soundfile.SoundFile, limit: int, max_s: float) -> NDArray[np.flo
             raise PayloadRefused("too_long", f"the sound lasts longer than {max_s:g} s")
         if not np.isfinite(block).all():
             raise PayloadRefused("not_finite", "the sound holds samples that are not finite")
+        check_scale(block)
         blocks.append(mixer.average(block))
     if not mixer.is_cancelled:
         return np.concatenate(blocks)

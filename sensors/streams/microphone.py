@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from sensors.base import PayloadRefused
-from sensors.codecs.resampling import RATE_HZ, SoundWindow, pcm
+from sensors.codecs.resampling import RATE_HZ, SoundWindow, check_scale, pcm
 from sensors.config import MicrophoneSettings
 from sensors.drivers.messages import DriverMessage
 from sensors.drivers.portaudio import BLOCK_S, PlayJob, RecordJob
@@ -63,12 +63,13 @@ class MicrophoneSensor(DriverSensor):
         """Append a message's float32 samples; return the window when a hop has passed.
 
         Raises:
-            PayloadRefused: `not_finite`; the window starts again with silence.
+            PayloadRefused: `not_finite`, after which the window starts again with silence, or `too_loud`.
         """
         samples = np.frombuffer(message.body, np.float32)
         if not np.isfinite(samples).all():
             self._window.clear()
             raise PayloadRefused("not_finite", "the source delivers samples that are not finite")
+        check_scale(samples)
         if not self._window.add(samples, message.first):
             return None
         samples = self._window.take()

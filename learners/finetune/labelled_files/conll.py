@@ -16,6 +16,7 @@ from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
 
+from learners.class_names import class_name
 from learners.finetune.labelled_files.text_files import Examples, LocatedExample, lines_of, read_text
 from learners.tasks.base import DataError
 
@@ -105,6 +106,8 @@ def to_iob2(examples: Examples) -> None:
         DataError: with the line of a tag that does not fit the others.
     """
     rows = [row for row in examples if isinstance(row, LocatedExample) and _words(row.get("tags"))]
+    for row in rows:
+        row["tags"] = list(map(class_name, row["tags"]))
     found = {tag for row in rows for tag in row["tags"]} - {"O"}
     if not found:
         return

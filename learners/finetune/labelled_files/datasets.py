@@ -1,7 +1,7 @@
 """Read examples from files: CoNLL columns, CSV and TSV, JSON lines, class-named folders, CLINC150's JSON, SemEval-2010's text.
 
-A `#name` after the file picks one split of a JSON file that holds several (`data_full.json#train`). Fields are those of
-the tasks (`text`, `label`; `tokens`, `tags`; `question`, `context`, `answers`; `source`, `target`; `messages`; `picture`;
+A `#name` after the file picks one split: of a JSON file that holds several (`data_full.json#train`), or the rows of a table that
+say so in a column `split`. Fields are those of the tasks (`text`, `label`; `tokens`, `tags`; `question`, `context`, `answers`; `source`, `target`; `messages`; `picture`;
 `sound`). A column `file`, `picture` or `sound` is a path relative to the table. A file is read as it was meant or refused with the line,
 the reason and the remedy. Knows no model; reads what the user names.
 """
@@ -9,11 +9,14 @@ the reason and the remedy. Knows no model; reads what the user names.
 from __future__ import annotations
 
 import re
+import unicodedata
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from learners import class_names
+from learners.files import source_and_split
 from learners.finetune.labelled_files import conll, csv_files, example_fields
 from learners.finetune.labelled_files.text_files import MAX_BYTES, Examples, LocatedExample, lines_of, read_text
 from learners.tasks.base import DataError, Task
@@ -21,6 +24,8 @@ from sensors.base import PayloadRefused
 from sensors.codecs.json_payload import parse_json
 
 _SEMEVAL = re.compile(r'^\d+\t"(.*)"\s*$')
+SPLITS = frozenset({"train", "training", "val", "valid", "validation", "dev", "test", "testing", "eval"})
+"""Names that data sets give their parts, each with the folders of the classes in it."""
 SKIPPED_FOLDERS = frozenset({"__MACOSX"})
 SKIPPED_FILES = frozenset({"thumbs.db", "desktop.ini"})
 
@@ -31,17 +36,17 @@ def read(path: Path | str, task: type[Task] | None = None) -> Examples:
     Raises:
         DataError: it is not there, empty, of a kind that is not read, or holds something that is no example; `str` says where.
     """
-    name, _, split = str(path).partition("#")
-    source = Path(name)
+    source, split = source_and_split(path)
     if source.is_dir():
-        examples = folder(source)
+        examples = _of_split(folder(source), source, split)
     elif source.is_file():
         reader = READERS.get(source.suffix.lower())
         if reader is None:
             raise DataError(
                 f"{source}: {source.suffix or 'no suffix'} is not read; use {', '.join(sorted(READERS))} or a folder"
             )
-        examples = split_of(source, split) if source.suffix.lower() == ".json" else reader(source)
+        is_json = source.suffix.lower() == ".json"
+        examples = split_of(source, split) if is_json else _of_split(reader(source), source, split)
     else:
         raise DataError(f"{source}: no such file or folder; name one that is there")
     if not examples:
@@ -55,13 +60,34 @@ def read(path: Path | str, task: type[Task] | None = None) -> Examples:
     return examples
 
 
+def _of_split(examples: Examples, source: Path, split: str) -> Examples:
+    """Return the examples of one split, by their field `split`; all of them, with a note if they have one, where no split is named.
+
+    Raises:
+        DataError: there is no such split.
+    """
+    there = sorted({str(row["split"]).strip() for row in examples if "split" in row})
+    if not split:
+        if len(there) > 1:
+            examples.notes.append(f"all splits are read ({', '.join(there)}); {source.name}#{there[0]} is one of them")
+        return examples
+    if split not in there:
+        found = f"its splits are {', '.join(there)}" if there else "it has no column `split`"
+        raise DataError(f"{source}: no split `{split}`: {found}; correct or delete `#{split}`")
+    rows = [row for row in examples if "split" in row and str(row["split"]).strip() == split]
+    return Examples(rows, examples.notes)
+
+
 def _alike(examples: Examples) -> list[str]:
-    """Return a note for labels that differ only in case: each is a class of its own, which is seldom meant."""
-    labels = {row["label"] for row in examples if isinstance(row.get("label"), str)}
-    spellings: dict[str, list[str]] = {}
-    for label in sorted(labels):
-        spellings.setdefault(label.casefold(), []).append(label)
-    return [f"the labels {', '.join(found)} differ only in case" for found in spellings.values() if len(found) > 1]
+    """Return notes for labels and tags of nearly one spelling: each is a class of its own, which is seldom meant."""
+    labels = {one for row in examples for one in _labels(row)}
+    tags = {tag for row in examples if isinstance(row, LocatedExample) for tag in row.get("tags", ())}
+    return class_names.alike(labels) + class_names.alike({tag.partition("-")[2] for tag in tags if "-" in tag})
+
+
+def _labels(row: dict[str, Any]) -> list[str]:
+    given = row.get("label")
+    return [one for one in (given if isinstance(given, list | tuple) else [given]) if isinstance(one, str)]
 
 
 def text(path: Path) -> Examples:
@@ -110,14 +136,17 @@ def split_of(path: Path, split: str) -> Examples:
         if split not in body:
             raise DataError(f"{path}: name one of its splits: {', '.join(f'{path.name}#{key}' for key in body)}")
         body = body[split]
-    name = f"{path}#{split}" if split else str(path)
+        name = f"{path}#{split}"
+    else:
+        name = str(path)
     if not isinstance(body, list):
-        raise DataError(f"{path}#{split}: expected a list of examples")
+        raise DataError(f"{name}: expected a list of examples, got {type(body).__name__}; write [{{...}}, {{...}}]")
     pairs = ({"text": row[0], "label": row[1]} if isinstance(row, list) and len(row) == 2 else row for row in body)
-    return Examples(
+    examples = Examples(
         example_fields.to_row(row, path, number, place=f"{name}: example {number}")
         for number, row in enumerate(pairs, 1)
     )
+    return examples if name != str(path) else _of_split(examples, path, split)
 
 
 def whole(path: Path) -> Examples:
@@ -127,7 +156,7 @@ def whole(path: Path) -> Examples:
 
 def folder(path: Path) -> Examples:
     """Read images or sounds in folders named after their class; a note counts other files."""
-    examples, left = Examples(), Counter[str]()
+    examples, left, classes = Examples(), Counter[str](), list[Path]()
     for child in sorted(path.iterdir()):
         if _hidden(child):
             left["hidden"] += 1
@@ -135,8 +164,13 @@ def folder(path: Path) -> Examples:
             left["outside the class folders"] += 1
         elif found := _class_folder(child, left):
             examples += found
+            classes.append(child)
         else:
             examples.notes.append(f"no picture and no sound in {child}: the class {child.name} is left out")
+    if classes and all(child.name.lower() in SPLITS for child in classes):
+        raise DataError(
+            f"{path}: {', '.join(child.name for child in classes)} are the parts of a data set, not classes; name one: {classes[0]}"
+        )
     if len({"picture" in example for example in examples}) > 1:
         raise DataError(f"{path}: pictures and sounds together; give a folder for each")
     if left:
@@ -148,16 +182,33 @@ def folder(path: Path) -> Examples:
 def _class_folder(folder: Path, left: Counter[str]) -> list[LocatedExample]:
     """Read the images or sounds of one class; other files are counted in `left`."""
     rows: list[LocatedExample] = []
+    label = _folder_label(folder)
     for file in sorted(folder.rglob("*")):
         if file.is_dir():
             continue
         if any(_hidden(part) for part in (file, *file.relative_to(folder).parents)):
             left["hidden"] += 1
         elif kind := example_fields.media_kind(file):
-            rows.append(LocatedExample({kind: str(file), "label": folder.name}, file))
+            rows.append(LocatedExample({kind: str(file), "label": label}, file))
         else:
             left[file.suffix.lower() or "no suffix"] += 1
     return rows
+
+
+def _folder_label(folder: Path) -> str:
+    """Return the class of a folder.
+
+    Raises:
+        DataError: its name is no text, as of an archive in another encoding.
+    """
+    label = class_names.class_name(folder.name)
+    if not label or not _is_text(label):
+        raise DataError(f"{folder.parent}: the folder {folder.name!r} is named by no text; rename it to its class")
+    return label
+
+
+def _is_text(name: str) -> bool:
+    return not any(unicodedata.category(character) in ("Cc", "Cs") for character in name)
 
 
 def _hidden(path: Path) -> bool:

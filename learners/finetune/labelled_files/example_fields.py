@@ -6,11 +6,11 @@ chosen between. Knows the names of fields and no file format.
 
 from __future__ import annotations
 
-import unicodedata
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from learners.class_names import class_name, visible
 from learners.finetune.labelled_files.text_files import LocatedExample, located
 from learners.tasks.base import DataError, Task
 from learners.tasks.image_inputs import SUFFIXES as PICTURES
@@ -31,6 +31,8 @@ MEDIA = ("picture", "sound")
 ROLES = ("system", "user", "assistant", "tool")
 """Roles of a turn, as chat templates name them."""
 _EXAMPLES = {"role": '"role": "user" or "role": "assistant"', "content": '"content": "..."'}
+MOST_EXACT = 2**53
+"""The largest whole number up to which a decimal number of JSON holds each one."""
 MOST = 5
 """Problems that one error names."""
 
@@ -39,18 +41,6 @@ def field_of(name: str) -> str:
     """Return the field that a column head or key names; an unknown name stays as it is."""
     plain = visible(name).casefold()
     return ALIASES.get(plain, plain if plain in FIELDS else visible(name))
-
-
-INVISIBLE = "\u200b\u200e\u200f\u2060\ufeff"
-"""Characters without width that editors and web pages leave at the ends of words."""
-
-
-def visible(name: str) -> str:
-    """Return a name without white space and invisible characters at its ends."""
-    stripped = name.strip()
-    while stripped != (shorter := stripped.strip(INVISIBLE).strip()):
-        stripped = shorter
-    return stripped
 
 
 def fields_of(names: Iterable[str], where: str) -> dict[str, str]:
@@ -92,7 +82,7 @@ def to_row(body: Any, file: Path, line: int, *, place: str | None = None) -> Loc
         example["label"] = _label(example["label"], where)
     for name in TEXTS:
         if isinstance(example.get(name), int | float):
-            example[name] = str(example[name])
+            example[name] = _number(example[name], name, where)
     _media(example, file.parent)
     _answer(example, where)
     if "sound" in example and "target" not in example and "text" in example:
@@ -104,15 +94,30 @@ def _label(value: Any, where: str) -> Any:
     """Return a label as a word, or several as a list of words."""
     if isinstance(value, list | tuple):
         return [_label(one, where) for one in value]
+    if isinstance(value, bool | int) or (isinstance(value, float) and value.is_integer()):
+        return _number(value, "label", where)
+    if isinstance(value, str):
+        return class_name(value)
+    raise DataError(f"{where}: the label {value!r} is a {type(value).__name__}; write the name of a class")
+
+
+def _number(value: float, name: str, where: str) -> str:
+    """Return a number or a truth value of JSON as it was written.
+
+    Raises:
+        DataError: more digits than a decimal number holds: several such numbers would become one.
+    """
     if isinstance(value, bool):
         return "true" if value else "false"
-    if isinstance(value, float) and value.is_integer():
-        value = int(value)
     if isinstance(value, int):
         return str(value)
-    if isinstance(value, str):
-        return unicodedata.normalize("NFC", visible(value))
-    raise DataError(f"{where}: the label {value!r} is a {type(value).__name__}; write the name of a class")
+    if name == "label" or value.is_integer():
+        if abs(value) > MOST_EXACT:
+            raise DataError(
+                f"{where}: `{name}` is a number of too many digits to be read exactly; write it in double quotes"
+            )
+        value = int(value) if name == "label" else value
+    return str(value)
 
 
 def _media(example: dict[str, Any], folder: Path) -> None:

@@ -266,3 +266,14 @@ async def test_copies_of_labels_that_are_put_aside_are_deleted_last(
     assert world.store.flush()
     assert all(world.reader.labelled(label.id) for label in aside)
     assert 0 < sum(bool(world.reader.labelled(label.id)) for label in others) < 10, "the newest others, and no more"
+
+
+def test_a_label_is_the_class_of_the_settings_whatever_form_it_is_written_in() -> None:
+    """An accent may be one character or two, and a cell of a table ends with an invisible mark."""
+    accented = TaskSettings(kind="text-classification", model="m", stream="orders", labels=("caf\u00e9", "tea\u200b"))
+    assert accented.labels == ("caf\u00e9", "tea")
+    assert LabelReadingsRequest(task="t", label="cafe\u0301", readings=["orders@1"]).label == "caf\u00e9"
+    with pytest.raises(ValidationError, match="is there twice"):
+        TaskSettings(kind="text-classification", model="m", stream="orders", labels=("caf\u00e9", "cafe\u0301"))
+    with pytest.raises(ValidationError, match="a label is empty"):
+        TaskSettings(kind="text-classification", model="m", stream="orders", labels=("\u200b",))

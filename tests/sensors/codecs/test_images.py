@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import resource
 import struct
 import time
@@ -12,10 +13,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
+from PIL import Image
 from sensing import outcome
 
 from sensors.base import PayloadRefused
-from sensors.codecs.images import MAX_SCANS, Header, decode_image, read_header
+from sensors.codecs.images import MAX_SCANS, Header, decode_file, decode_image, read_header
 from sensors.drivers import opencv
 from sensors.streams.camera import TopicCamera
 
@@ -55,6 +57,44 @@ def test_a_picture_comes_out_as_rgb(payload: bytes, kind: str) -> None:
     assert np.abs(image[:, 24:].mean(axis=(0, 1)) - (0, 0, 255)).max() < 12
 
 
+@pytest.mark.parametrize("appended", [b"\0\0\0\x18ftypmp42" + b"\xff\xda\0\x08" * 100, JPEG, JPEG[:-2], b"\xff\xda"])
+def test_a_jpeg_ends_where_its_picture_ends(appended: bytes) -> None:
+    """Phones append films and second pictures, in which any bytes may be."""
+    assert (decode_image(JPEG + appended, LIMIT) == decode_image(JPEG, LIMIT)).all()
+
+
+def test_a_cut_jpeg_is_not_ended_by_its_thumbnail() -> None:
+    exif = b"Exif\0\0" + JPEG
+    with_thumbnail = JPEG[:2] + b"\xff\xe1" + struct.pack(">H", len(exif) + 2) + exif + JPEG[2:]
+    assert (decode_image(with_thumbnail, LIMIT) == decode_image(JPEG, LIMIT)).all()
+    with pytest.raises(PayloadRefused) as refused:
+        decode_image(with_thumbnail[:-2], LIMIT)
+    assert refused.value.cause == "truncated"
+
+
+def test_sixteen_bits_of_grey_with_a_transparent_one_are_not_clipped() -> None:
+    grey = np.linspace(0, 65_535, 64).reshape(8, 8).astype(np.uint16)
+    out = io.BytesIO()
+    Image.fromarray(grey).save(out, "PNG", transparency=int(grey[2, 3]))
+    image = decode_image(out.getvalue(), LIMIT)
+    wanted = (grey >> 8).astype(np.uint8)
+    wanted[2, 3] = 255
+    assert (image == wanted[..., None]).all()
+
+
+@pytest.mark.parametrize(
+    ("kind", "data"), [("TIFF", b"II*\0"), ("HEIC", b"\0\0\0\x18ftypheic"), ("AVIF", b"\0\0\0\x18ftypavif")]
+)
+def test_a_file_of_another_kind_is_named_with_its_remedy(kind: str, data: bytes) -> None:
+    with pytest.raises(PayloadRefused, match=f"but {kind}; convert it to JPEG or PNG"):
+        decode_file(data + bytes(100), LIMIT)
+
+
+def test_numbers_without_black_and_white_are_no_picture() -> None:
+    with pytest.raises(PayloadRefused, match="no black and white"):
+        decode_file(b"Pf\n2 1\n-1.0\n" + struct.pack("<ff", 0.0, 1.0), LIMIT)
+
+
 @pytest.mark.parametrize("payload", [lying(JPEG, 40_000, 40_000), lying_png(40_000, 40_000), lying(JPEG, 65_535, 1)])
 def test_a_lying_header_is_refused_before_memory_is_taken(payload: bytes) -> None:
     decode_image(JPEG, LIMIT)
@@ -85,7 +125,8 @@ def test_a_lying_header_is_refused_before_memory_is_taken(payload: bytes) -> Non
         (b"\xff\xd8\xff\xe0\x00\x01" + bytes(20), "bad_header"),
         (b"\xff\xd8\xff\xe0\x00\x03\x00\x99" + bytes(20), "bad_header"),
         (b"\xff\xd8\xff\x01\xff\xff\xff\xd0\xff", "truncated"),
-        (JPEG[:-2] + b"\xff\xda" * (MAX_SCANS + 1) + JPEG[-2:], "too_many_scans"),
+        (JPEG[:-2] + b"\xff\xda\x00\x08\x01\x01\x00\x00\x3f\x00\x11" * MAX_SCANS + JPEG[-2:], "too_many_scans"),
+        (JPEG[:-2] + b"\xff\xda" * MAX_SCANS + JPEG[-2:], "truncated"),
     ],
 )
 def test_bad_bytes_are_refused_with_their_cause(payload: bytes, cause: str) -> None:

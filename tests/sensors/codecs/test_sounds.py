@@ -44,6 +44,12 @@ def test_channels_are_averaged() -> None:
     np.testing.assert_allclose(samples, tone() / 2, atol=1 / 32_768)
 
 
+def test_numbers_of_sixteen_bits_stored_as_decimals_are_refused() -> None:
+    loud = wav(3 * tone(), subtype="FLOAT")
+    assert decode_sound(loud)[0].max() == pytest.approx(1.5, abs=0.01)
+    assert cause(wav(32_767 * tone(), subtype="FLOAT")) == "too_loud"
+
+
 @pytest.mark.parametrize("claimed", [0, 0xFFFFFFFF])
 def test_wav_of_a_recorder_that_was_cut_off_keeps_its_samples(claimed: int) -> None:
     data = bytearray(wav(tone()))

@@ -380,6 +380,14 @@ def test_what_is_missing_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Pat
         portaudio.load()
 
 
+async def test_a_file_of_other_numbers_than_samples_is_refused_by_name(tmp_path: Path, running: Running) -> None:
+    soundfile.write(tmp_path / "loud.wav", 32_767 * tone(600, 16_000, 0.4), 16_000, subtype="FLOAT")
+    sensor = MicrophoneSensor("room", settings(str(tmp_path / "loud.wav"), window_s=0.3, hop_s=0.1, loop=True))
+    async with running(sensor) as witness:
+        await witness.until(lambda: sensor.drops["too_loud"] >= 2)
+        assert witness.readings == []
+
+
 async def test_samples_that_are_not_finite_are_counted_and_never_published(tmp_path: Path, running: Running) -> None:
     samples = tone(600, 16_000, 0.4)
     samples[800:810] = np.nan

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 from pathlib import Path
 
 import cv2
@@ -252,6 +253,48 @@ def test_a_folder_counts_what_it_leaves_out(tmp_path: Path) -> None:
         f"no picture and no sound in {root}/empty: the class empty is left out",
         f"{root}: 7 files left out: 1 .heic, 1 .txt, 4 hidden, 1 outside the class folders",
     ]
+
+
+def test_a_split_is_read_or_refused_and_never_left_out_of_a_name(tmp_path: Path) -> None:
+    table = write(tmp_path, "text,label,split\na,x,train\nb,y,test\nc,x,train\n")
+    assert [row["text"] for row in datasets.read(f"{table}#train")] == ["a", "c"]
+    assert "all splits are read (test, train)" in datasets.read(table).notes[0]
+    assert "its splits are test, train" in refusal(f"{table}#dev")
+    for name, content in (("b.csv", "text,label\na,x\n"), ("b.json", '[{"text": "a", "label": "x"}]')):
+        plain = write(tmp_path, content, name)
+        assert "no split `test`" in refusal(f"{plain}#test")
+    (tmp_path / "f" / "x").mkdir(parents=True)
+    (tmp_path / "f" / "x" / "a.png").write_bytes(b"0")
+    assert "no split `test`" in refusal(f"{tmp_path / 'f'}#test")
+    numbered = write(tmp_path, "text,label\na,x\n", "part#1.csv")
+    assert len(datasets.read(numbered)) == 1
+
+
+def test_folders_of_a_data_set_are_not_its_classes(tmp_path: Path) -> None:
+    for name in ("train/cat", "train/dog", "test/cat"):
+        (tmp_path / "set" / name).mkdir(parents=True)
+        (tmp_path / "set" / name / "a.png").write_bytes(b"0")
+    assert f"test, train are the parts of a data set, not classes; name one: {tmp_path}/set/test" in refusal(
+        tmp_path / "set"
+    )
+    assert [row["label"] for row in datasets.read(tmp_path / "set" / "train")] == ["cat", "dog"]
+
+
+def test_a_folder_is_the_class_that_a_table_names(tmp_path: Path) -> None:
+    for number, name in enumerate(("cafe\u0301", "caf\u00e9", " tea ")):
+        (tmp_path / "set" / name).mkdir(parents=True)
+        (tmp_path / "set" / name / f"{number}.png").write_bytes(b"0")
+    assert {row["label"] for row in datasets.read(tmp_path / "set")} == {"caf\u00e9", "tea"}
+    (tmp_path / "set" / os.fsdecode(b"\xe9t\xe9")).mkdir()
+    (tmp_path / "set" / os.fsdecode(b"\xe9t\xe9") / "a.png").write_bytes(b"0")
+    assert "is named by no text" in refusal(tmp_path / "set")
+
+
+def test_labels_that_people_see_alike_are_named(tmp_path: Path) -> None:
+    notes = datasets.read(write(tmp_path, "text,label\na,turn left\nb,turn\u00a0left\nc,Turn  left\nd,stop\n")).notes
+    assert len(notes) == 1
+    assert "differ only in case, white space" in notes[0]
+    assert datasets.read(write(tmp_path, "a B-PER\nb I-per\nc O\n", "a.conll")).notes[-1].startswith("the labels 'PER'")
 
 
 def test_broken_pictures_and_sounds_are_named(tmp_path: Path) -> None:
