@@ -10,7 +10,6 @@ import safetensors
 from numpy.typing import NDArray
 from safetensors import SafetensorError
 
-Arrays = Mapping[str, NDArray[Any]]
 Shapes = Mapping[str, tuple[int, ...]]
 
 PICKLE = (b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05", b"PK\x03\x04")

@@ -44,11 +44,6 @@ def project(probabilities_BK: Tensor, values_BK: Tensor) -> Tensor:
     return out_BK.scatter_add_(-1, (index_BK + 1).clamp_(max=BINS - 1), probabilities_BK * share_BK)
 
 
-def two_hot(values_B: Tensor) -> Tensor:
-    """Return the distribution B,K of values: two neighbouring bins, with the value as the mean."""
-    return project(torch.ones_like(values_B).unsqueeze(-1), values_B.unsqueeze(-1))
-
-
 def cross_entropy(logits_BK: Tensor, target_BK: Tensor) -> Tensor:
     """Return the cross-entropy ... of target distributions ...,K and logits ...,K."""
     return -(target_BK * torch.log_softmax(logits_BK, dim=-1)).sum(-1)

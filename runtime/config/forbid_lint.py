@@ -177,11 +177,6 @@ def _holds_or_fails(rule: Expression, value: Mapping[str, Any]) -> bool:
         return True
 
 
-def never_holds(text: str, actuators: Mapping[str, AnyActuator], enums: Enums = NONE) -> bool:
-    """Return whether interval arithmetic proves that a rule never holds."""
-    return _interval_truth(text, actuators, enums) is False
-
-
 def _interval_truth(text: str, actuators: Mapping[str, AnyActuator], enums: Enums) -> bool | None:
     def find(name: str, part: str | int | None) -> intervals.Bounds | None:
         actuator = actuators.get(name)

@@ -166,15 +166,6 @@ class TorchEngine(Engine):
         head = self._live.policy.heads.continuous
         return head is not None and head.excursion_share > 0
 
-    def frozen_policy(self) -> Policy:
-        """Copy the acting policy, for work outside the tick."""
-        live = self._live
-        policy: Policy = copy.deepcopy(live.policy)
-        if live.version == UNTRAINED:
-            for name, rows in self._statistics.by_stream().items():
-                policy.normalisers()[name].load_state_dict({key: torch.from_numpy(x) for key, x in rows.items()})
-        return policy.cpu()
-
     @torch.inference_mode()
     def _compared(
         self,

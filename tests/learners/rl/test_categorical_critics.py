@@ -13,7 +13,7 @@ from actuators.actions import ActionSpace, Choice, Continuous
 from learners.experience.transition import Transition
 from learners.model.networks import UnitBatchNorm, UnitLinear
 from learners.model.policy import Policy
-from learners.model.return_bins import BINS, LIMIT, WIDTH, bins, cross_entropy, expectation, project, two_hot
+from learners.model.return_bins import BINS, LIMIT, WIDTH, bins, cross_entropy, expectation, project
 from learners.model.spec import PolicySpec, StreamSpec
 from learners.rl.algorithm import RESCALE_EVERY, Algorithm
 from learners.rl.categorical_critics import C51, Xqc, bootstrapped
@@ -22,6 +22,10 @@ from learners.rl.transition_batch import Batch
 
 PLACES, GAMMA = 4, 0.8
 MOVES = ("left", "right")
+
+
+def two_hot(values_B: torch.Tensor) -> torch.Tensor:
+    return project(torch.ones_like(values_B).unsqueeze(-1), values_B.unsqueeze(-1))
 
 
 def test_two_hot_of_a_value_decodes_to_it() -> None:

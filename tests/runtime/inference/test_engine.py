@@ -15,7 +15,7 @@ import numpy as np
 import orjson
 import pytest
 import torch
-from policy_files import load, save
+from policy_files import frozen_policy, load, save
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -233,7 +233,7 @@ async def test_a_decision_is_what_the_policy_says_of_what_is_remembered(engine: 
         recorded(engine.spec, [d.tokens], [dict.fromkeys(o.readings, True)], [o.ages_s])
         for d, o in zip(decided, observations, strict=True)
     ]
-    out = engine.frozen_policy().act(stack(ticks, dim=1), generator=torch.Generator(), explore=False)
+    out = frozen_policy(engine).act(stack(ticks, dim=1), generator=torch.Generator(), explore=False)
     assert out.scores["head"][0].tolist() == pytest.approx(decided[-1].scores["head"], abs=1e-5)
     assert float(out.value[0]) == pytest.approx(decided[-1].value, abs=1e-5)
 
@@ -279,7 +279,7 @@ async def test_loaded_weights_act_and_a_refused_checkpoint_changes_nothing(engin
     assert (before.policy, after.policy, engine.version) == ("untrained", folder.name, folder.name)
     assert before.scores != after.scores
     assert all(
-        torch.equal(a, b) for a, b in zip(engine.frozen_policy().parameters(), load(folder).parameters(), strict=True)
+        torch.equal(a, b) for a, b in zip(frozen_policy(engine).parameters(), load(folder).parameters(), strict=True)
     )
 
     def refuse(_version: str, _shapes: Any, _meaning: Any) -> Any:
@@ -318,7 +318,7 @@ async def test_a_checkpoint_may_bring_a_tuned_encoder_and_the_next_one_takes_it_
     tuned, plain = tmp_path / "000001-00000001", tmp_path / "000002-00000002"
     for folder in (tuned, plain):
         folder.mkdir()
-        save(engine.frozen_policy(), folder)
+        save(frozen_policy(engine), folder)
     save_file({"weight": torch.eye(8), "bias": torch.zeros(8)}, tuned / f"{ENCODER_FILE}letters.safetensors")
     await activate(engine, tuned)
     changed = await engine.decide(seen(1, orders=order))

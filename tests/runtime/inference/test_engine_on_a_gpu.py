@@ -12,6 +12,7 @@ import pytest
 import torch
 from device_engines import POLICIES, engine_of, observation, version_of
 from numpy.typing import NDArray
+from policy_files import frozen_policy
 from torch import nn
 
 from learners.model.backends.cuda import CudaGraphRun
@@ -123,7 +124,7 @@ async def test_another_version_is_compared_and_the_acting_one_is_copied(tmp_path
     assert compared is not None
     assert set(compared.actions) == {"head", "arm"}
     assert all(action["probability"] >= 0 for action in compared.actions.values())
-    mine, theirs = gpu.frozen_policy().state_dict(), cpu.frozen_policy().state_dict()
+    mine, theirs = frozen_policy(gpu).state_dict(), frozen_policy(cpu).state_dict()
     assert all(x.device.type == "cpu" for x in mine.values())
     assert [name for name in theirs if "normal" not in name and not torch.equal(mine[name], theirs[name])] == []
     for engine in (gpu, cpu):

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import safetensors.torch
 from numpy.typing import NDArray
+from policy_files import frozen_policy
 
 from actuators.actions import ActionSpace, Choice, Continuous
 from learners.experience.transition import Transition, encode
@@ -100,7 +101,7 @@ def test_a_replay_from_the_middle_is_exact_and_old_recordings_have_no_statistics
             if not name.startswith("statistics/")
         }
         await old.restore({HISTORY_FILE: safetensors.torch.save(rows)})
-        policy = old.frozen_policy()
+        policy = frozen_policy(old)
         await old.decide(observed[20])
         assert float(policy.normalisers()["s"].count) == 0
 
