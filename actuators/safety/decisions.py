@@ -37,6 +37,8 @@ class Proposal:
     """Fresh telemetry of the streams that a rule under `forbid` names: stream -> field -> number."""
     shadow: bool = False
     """The agent does not know which policy may act: every actuator goes to mode shadow until an operator changes it."""
+    agreement: str = ""
+    """Digest of the settings that gate and agent must both have, as the agent read them."""
 
 
 @dataclass(frozen=True, slots=True)

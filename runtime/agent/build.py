@@ -49,7 +49,7 @@ async def build(
     """
     clock = MonotonicClock.for_period(loaded.config.tick.period_s)
     context = AgentContext(loaded, decoders, wall, session=uuid.uuid4().hex[:12], clock=clock)
-    config, gate = context.config, GateLink(gate_end)
+    config, gate = context.config, GateLink(gate_end, context.config.agreement)
 
     publishing = build_publishing(context)
     perception = build_perception(context, publishing, faults)

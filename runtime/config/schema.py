@@ -5,6 +5,8 @@ Knows neither YAML nor files: `loader.py` reads those.
 
 from __future__ import annotations
 
+import hashlib
+import json
 import re
 from typing import Annotated, Any, Literal, Self
 
@@ -252,6 +254,16 @@ class Config(Settings):
     def required_streams(self) -> frozenset[str]:
         """The streams that must be fresh before an actuator moves."""
         return frozenset(name for name, stream in self.streams.items() if stream.required)
+
+    @property
+    def agreement(self) -> str:
+        """Digest of what the gate and the agent must both have: actuators, limits, tick, and when each stream counts as fresh."""
+        streams = {
+            name: stream.model_dump(mode="json", exclude={"source", "options", "encoder"})
+            for name, stream in self.streams.items()
+        }
+        shared = self.model_dump(mode="json", include={"actuators", "gate", "tick"})
+        return hashlib.sha256(json.dumps([shared, streams], sort_keys=True).encode()).hexdigest()[:16]
 
     @property
     def recording_bytes(self) -> int:

@@ -10,7 +10,7 @@ import asyncio
 import socket
 from collections import Counter
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import structlog
@@ -32,6 +32,10 @@ EARLIEST = 0.8
 """Periods from an answer to the next proposal, at least; what is not allowed by then is left out."""
 PROPOSE_EVERY = 10
 """Ticks after which an unchanged proposal is published again: a late subscriber sees it too."""
+OTHER_SETTINGS = (
+    "it has read newer settings of actuators, limits or streams than the gate: reload them, or restart the daemon"
+)
+"""The agent was restarted after an edit of the file. Its names of what is stale may mean nothing to the gate."""
 COUNTED = ("agent_lost", "disarmed", "stopped", "broker_lost")
 """Events of the gate that the agent counts in its metrics."""
 
@@ -58,6 +62,8 @@ class AgentChannel:
     wall: Callable[[], float]
     restarts: dict[str, int] = field(default_factory=dict)
     """How often each child was restarted; the agent, which has the metrics, may be among them."""
+    agreement: str = ""
+    """Of the settings that the gate has (`Config.agreement`)."""
     ending: bool = False
     """Whether the daemon ends: then nothing is judged, and the end of the agent is no loss."""
     _proposals: dict[str, Any] = field(default_factory=dict)
@@ -67,6 +73,7 @@ class AgentChannel:
     _reader: DatagramReader = field(init=False)
 
     def __post_init__(self) -> None:
+        self.agreement = self.config.agreement
         self._reader = DatagramReader(self.receive, lambda: self.lost("closed"), ipc.MAX_MESSAGE + 1)
 
     def attach(self, end: socket.socket) -> None:
@@ -90,6 +97,8 @@ class AgentChannel:
         if not isinstance(message, Proposal) or self.ending:
             return
         now_s = self.now()
+        if message.agreement not in ("", self.agreement):
+            message = replace(message, actions={}, ready=False, degraded=(*message.degraded, OTHER_SETTINGS))
         if message.shadow and not self._shadow:
             self.on_shadow()
         self._shadow = message.shadow

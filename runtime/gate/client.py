@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
+from dataclasses import replace
 
 import structlog
 
@@ -22,10 +23,15 @@ class GateGone(ConnectionError):  # noqa: N818 - reads as what happened
 
 
 class GateLink:
-    """Sends proposals and matches verdicts to them. Create it inside the running loop."""
+    """Sends proposals and matches verdicts to them. Create it inside the running loop.
 
-    def __init__(self, end: socket.socket) -> None:
-        self._end = end
+    Args:
+        end: the agent's end of the socket.
+        agreement: of the settings that the agent has read, for every proposal.
+    """
+
+    def __init__(self, end: socket.socket, agreement: str = "") -> None:
+        self._end, self._agreement = end, agreement
         self._waiting: dict[str, asyncio.Future[ipc.GateVerdict]] = {}
         self.latest: ipc.GateVerdict | None = None
         self.unsent = 0
@@ -56,7 +62,7 @@ class GateLink:
     def send(self, proposal: Proposal) -> bool:
         """Send without waiting for a verdict; False when the gate's buffer is full, or no message can hold the proposal."""
         try:
-            self._end.send(ipc.pack(proposal))
+            self._end.send(ipc.pack(replace(proposal, agreement=self._agreement)))
         except BlockingIOError:
             self.unsent += 1
             return False

@@ -217,6 +217,7 @@ class GateHost:
     def reload(self, info: InfoBuilder, mode: Mode | None = None) -> None:
         """Take new settings: what `info` contains, and the configured mode where it has changed."""
         self.info = self.publisher.info = info
+        self.channel.agreement = info.config.agreement
         self.wake()
         if mode is not None:
             self.devices.apply(self.gate.configure(mode, self.now()))

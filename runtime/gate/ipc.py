@@ -119,8 +119,9 @@ def _proposal(body: dict[str, Any]) -> Proposal:
         raise ValueError("stamp_s: expected a finite number")
     if type(body["ready"]) is not bool or type(body["shadow"]) is not bool:
         raise ValueError("ready and shadow: expected true or false")
-    if not isinstance(stale, list) or not all(map(_is_name, (*stale, body["decision"], body["policy"]))):
-        raise ValueError(f"stale, decision and policy: expected strings of at most {MAX_NAME} characters")
+    words = body["decision"], body["policy"], body["agreement"]
+    if not isinstance(stale, list) or not all(map(_is_name, (*stale, *words))):
+        raise ValueError(f"stale, decision, policy and agreement: expected strings of at most {MAX_NAME} characters")
     if body["policy"] in RESERVED:
         raise ValueError(f"policy: {body['policy']!r} is reserved for commands that no policy decided")
     if not isinstance(actions, dict) or not all(map(_is_name, actions)):
@@ -140,6 +141,7 @@ def _proposal(body: dict[str, Any]) -> Proposal:
         tuple(degraded),
         _readings(body["readings"]),
         body["shadow"],
+        body["agreement"],
     )
 
 

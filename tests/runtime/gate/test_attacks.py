@@ -53,10 +53,12 @@ from types import SimpleNamespace
 
 import orjson
 import pytest
-from gate_model import World
+from gate_model import QUIET, SETTINGS, World
 
 from actuators.safety.decisions import Proposal
+from runtime.config.schema import Config
 from runtime.gate import ipc
+from runtime.gate.info import InfoBuilder
 from runtime.mqtt import Message
 from runtime.mqtt import subscriber as subscriber_module
 from runtime.mqtt.topics import Refused
@@ -192,7 +194,7 @@ def test_a_broker_that_pauses_while_the_agent_drains_has_the_safe_actions_afterw
 @pytest.mark.parametrize("field", sorted(ipc.FIELDS))
 @pytest.mark.parametrize("wrong", [None, "a", {"a": 1}, [1], 1e400, {"a": [None, "x"]}])
 def test_a_frame_with_one_wrong_field_is_no_heartbeat(world: World, field: str, wrong: object) -> None:
-    if (field, wrong) in [("decision", "a"), ("policy", "a")]:
+    if (field, wrong) in [("decision", "a"), ("policy", "a"), ("agreement", "a")]:
         return
     now_s = world.loop.now_s
     body = orjson.loads(ipc.pack(Proposal(1, "d", "p", now_s)))
@@ -207,6 +209,37 @@ def test_a_frame_with_one_wrong_field_is_no_heartbeat(world: World, field: str, 
         world.wait(0.01)
     assert not world.host.gate.armed
     assert "agent_lost" in world.event_types
+
+
+def test_an_agent_with_other_settings_than_the_gate_moves_nothing(world: World) -> None:
+    """After an edit of the file and a crash of the agent, its names of what is stale are others than those of the gate."""
+    config = world.host.config
+    edited = orjson.loads(orjson.dumps(SETTINGS))
+    edited["actuators"]["lamp"]["requires"] = ["room.warmth < 25"]
+    gate = config.gate.model_dump()
+    other = Config.model_validate(edited | {"gate": gate, "state_dir": config.state_dir})
+    same = Config.model_validate(SETTINGS | {"gate": gate, "state_dir": config.state_dir})
+    assert (same.agreement == config.agreement, other.agreement == config.agreement) == (True, False)
+
+    def tick(agreement: str) -> None:
+        now_s = world.loop.now_s
+        world.frame(ipc.pack(Proposal(1, "d", "p", now_s, {"lamp": "ON"}, readings=QUIET, agreement=agreement)))
+        world.wait(0.05)
+
+    for _ in range(4):
+        tick(config.agreement)
+    assert world.devices["lamp"] == "ON"
+    tick(other.agreement)
+    assert world.devices["lamp"] == "OFF"
+    for _ in range(3):
+        tick(other.agreement)
+    state, reasons = world.host.publisher.status()
+    assert state == "degraded"
+    assert any("it has read newer settings" in reason for reason in reasons), reasons
+    world.host.reload(InfoBuilder(other, "0"), None)
+    for _ in range(4):
+        tick(other.agreement)
+    assert (world.devices["lamp"], world.host.publisher.status()[0]) == ("ON", "online")
 
 
 def test_a_forbidden_zone_is_left_step_by_step(world: World) -> None:

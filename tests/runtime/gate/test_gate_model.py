@@ -203,6 +203,18 @@ class GateModel(RuleBasedStateMachine):
         actuator = f', "actuator": "{name}"' if name else ""
         self.world.request("mode", f'{{"mode": "{mode}"{actuator}}}'.encode())
 
+    @rule(mode=st.sampled_from(["shadow", "assist"]), seen=st.sampled_from([0.0, 0.41, None]), held=st.booleans())
+    def an_operator_takes_the_arm_from_the_policy(self, mode: str, seen: float | None, held: bool) -> None:
+        self.devices_report_and_an_operator_arms()
+        self.tick({"arm": (0.4,)}, 10)
+        if held:
+            self.override("arm", [0.3], 0.2)
+            self.tick({}, 6)
+        if seen is not None:
+            self.world.report("arm", [seen])
+        self.world.request("mode", f'{{"mode": "{mode}", "actuator": "arm"}}'.encode())
+        self.world.wait(0.05)
+
     @rule(name=NAMES, value=st.one_of(ODD, NUMBER.map(lambda x: [x]), SWITCH), hold_s=st.sampled_from([0, 0.2, 5]))
     def override(self, name: str, value: Any, hold_s: float) -> None:
         world = self.world
