@@ -66,7 +66,9 @@ class VersionsInMemory:
         self.pointer = found
         return found
 
-    def rollback(self, *, to: str | None = None, failing: str | None = None, by: str = "request") -> Live:
+    def rollback(
+        self, *, to: str | None = None, failing: str | None = None, by: str = "request", or_none: bool = False
+    ) -> Live:
         """Move LIVE back, as `Checkpoints` does."""
         live = self.pointer
         failing = live.version if failing is None else failing
@@ -76,6 +78,9 @@ class VersionsInMemory:
             self.pointer = Live(live.version, promoted, failed, 0.0, live.by)
             return self.pointer
         earlier = [name for name in promoted if name not in live.failed]
+        if to is None and not earlier and or_none:
+            self.pointer = Live(None, promoted, failed, 0.0, by)
+            return self.pointer
         if to is None and not earlier:
             raise CheckpointRefused(str(failing), "missing", "no earlier version that acted is loadable")
         version = to if to is not None else earlier[-1]

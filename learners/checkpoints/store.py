@@ -319,11 +319,12 @@ class Checkpoints:
         failing: str | None = None,
         announce: Announce = _silently,
         by: str = "request",
+        or_none: bool = False,
     ) -> Live:
         """Take the live version out for good and return to the one before it that still loads (or to `to`).
 
         `failing` names the version that is meant: when another one has gone live since, that one stays and `failing` is only
-        marked. `announce` is called with what LIVE is about to say, before any reader can see it.
+        marked. With `or_none` no version is live where none before it loads: the untrained policy acts. `announce` is called with what LIVE is about to say, before any reader can see it.
 
         Raises:
             CheckpointRefused: there is nothing to go back to, or `to` may not be loaded.
@@ -347,6 +348,10 @@ class Checkpoints:
                 failed = (*(name for name in live.failed if name != live.version), live.version)
                 promoted = (*(name for name in live.promoted if name not in (live.version, candidate)), candidate)
                 return self._point(Live(candidate, promoted, failed, self._clock(), by), announce)
+            if or_none and to is None:
+                failed = (*(name for name in live.failed if name != live.version), live.version)
+                promoted = tuple(name for name in live.promoted if name != live.version)
+                return self._point(Live(None, promoted, failed, self._clock(), by), announce)
         raise CheckpointRefused(
             live.version, "missing", "no earlier version that acted is loadable; the live one stays"
         )

@@ -18,13 +18,14 @@ EPS = 1e-6
 """Added to the variance of an encoder's tokens: smaller spreads are rounding of float16."""
 TELEMETRY_EPS, TELEMETRY_RESOLUTION = 1e-24, 2.0**-18
 """Of telemetry, which has any unit: added to the variance, and the share of the mean below which a spread is rounding of float32."""
-LARGEST = 1e18
-"""Larger numbers count as this: their squares would be infinite, and hide the signal for ever."""
+LARGEST = 1e16
+"""Larger numbers count as this: the sum of the squares of 100,000 of them would be infinite, and hide the signal for ever."""
 FARTHEST, FARTHEST_AFTER = 30.0, 16
 """Deviations beyond which a number counts as this far, and the rows after which the deviation is known. After n rows it is at least the root of
 n. So one number doubles the variance at most, and a machine that moves after a long rest is followed within 100 rows."""
 FAULTY_SHARE, FEW_ROWS = 0.05, 20
-"""Of the rows of a batch: where more are so far away, the signal changed, and they count as they are. Of fewer rows none can tell."""
+"""Of the rows of a batch: where more are so far away, the signal changed, and they count as they are. Of fewer rows none can tell. In the
+first batch, this share of its rows has no part in the deviation by which they are judged."""
 
 
 class Normaliser(nn.Module):
@@ -66,6 +67,8 @@ class Normaliser(nn.Module):
                 far_W = ((x_NW - self.mean).abs() > reach_W).float().mean(0)
                 reach_W = torch.where(far_W <= FAULTY_SHARE, reach_W, torch.inf)
             x_NW = torch.minimum(torch.maximum(x_NW, self.mean - reach_W), self.mean + reach_W)
+        elif rows >= FEW_ROWS:
+            x_NW = self._without_faults(x_NW)
         var_W, mean_W = torch.var_mean(x_NW, dim=0, correction=0)
         remaining = min(before, max(0.0, float(self.limit - rows)))
         if remaining < before:
@@ -83,6 +86,14 @@ class Normaliser(nn.Module):
         var_W = torch.where(seen, self.scatter / self.count.clamp(min=1).to(x.dtype), torch.ones_like(self.scatter))
         normal = (x - self.mean) / self._deviation(var_W)
         return torch.where(seen, normal.clamp(-CLIP, CLIP), x)
+
+    def _without_faults(self, x_NW: Tensor) -> Tensor:
+        """Limit numbers of the first rows that are far from the others, which alone say what the deviation is."""
+        middle_W = x_NW.median(0).values
+        squares_NW = (x_NW - middle_W).square().sort(0).values
+        var_W = squares_NW[: len(x_NW) - int(FAULTY_SHARE * len(x_NW))].mean(0)
+        reach_W = FARTHEST * (var_W + (self.eps + (self.resolution * middle_W).square())).sqrt()
+        return torch.minimum(torch.maximum(x_NW, middle_W - reach_W), middle_W + reach_W)
 
     def _deviation(self, var_W: Tensor) -> Tensor:
         return (var_W + (self.eps + (self.resolution * self.mean).square())).sqrt()

@@ -153,7 +153,8 @@ class Learner:
         for row in self.source.rows(self.position.moment, until):
             came, acting = came + 1, acting + (not row.transition.at_rest)
             self._take(row)
-        self._normalise()
+        if self._statistics_known or len(self._seen) >= SEEN_AT_ONCE or self.replay.acting >= self.warmup:
+            self._normalise()  # the first ticks come together: a few cannot tell a faulty reading
         self.position.row, self.position.change = until.row, until.change
         self._schedule_updates(acting)
         self._observe(self.replay.added - before)
@@ -223,6 +224,11 @@ class Learner:
             )
             self._seen.clear()
 
+    @property
+    def _statistics_known(self) -> bool:
+        """Whether the statistics of any input contain a tick."""
+        return any(float(each.count) > 0 for each in self.policy.normalisers().values())
+
     def _is_present(self, transition: Transition, stream: str) -> bool:
         """Return whether a tick's tokens of a stream are of the encoder version that training uses."""
         version = transition.encoder_versions.get(stream)
@@ -289,6 +295,7 @@ class Learner:
 
     def save(self) -> str:
         """Save all that an exact resume needs."""
+        self._normalise()
         held = self.replay.held()
         tensors = {
             "policy": self.policy.state_dict(),

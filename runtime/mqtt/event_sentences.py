@@ -231,7 +231,8 @@ def _rolled_back(data: Mapping[str, Any]) -> dict[str, Any] | str:
     if data.get("by") == "request":
         return _filled("A person rolled policy {version} back to {to}.", data)
     why = str(data.get("why") or "")
-    return {**data, "why": WHY.get(why, why or None)}
+    to = data.get("to") or "the untrained policy"
+    return {**data, "to": to, "why": WHY.get(why, why or None)}
 
 
 def _promoted(data: Mapping[str, Any]) -> dict[str, Any] | str:

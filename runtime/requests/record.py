@@ -24,6 +24,7 @@ from runtime.control.tick import ControlLoop
 from runtime.monitoring.reporter import Reporter
 from runtime.mqtt.rpc import Answer, RequestFailed
 from runtime.mqtt.topics import Refused, encode, parse
+from runtime.process.machine_boot import BOOT
 from runtime.recording.recorder import FORMAT, Recorder
 from runtime.recording.replay_conditions import conditions
 
@@ -53,7 +54,7 @@ def daemon_identity() -> list[str]:
     """
     process = str(os.getppid())
     started = Path("/proc", process, "stat").read_text().rpartition(")")[2].split()[19]
-    return [process, started, Path("/proc/sys/kernel/random/boot_id").read_text().strip()]
+    return [process, started, BOOT.read_text().strip()]
 
 
 @dataclass(slots=True)

@@ -6,7 +6,7 @@ protect (`first_anchor.py`), versions follow freely ("not yet trusted"), then ra
 newer ones do not overtake becomes the anchor.
 
 The state (`state.py`) lies in `experiments.json` in the state folder. It survives a crash: the experiment goes on with the next pair. An agent that
-dies twice with a new version returns to the trusted one.
+dies twice with a new version returns to the trusted one; while nothing is trusted, to the best of the others, else to the untrained policy.
 
 Events: `experiment_started`, `experiment_ended`, `policy_promoted`, `policy_trusted`, `policy_suspected`, `policy_rolled_back`, `rollback_failed`,
 `experiment_state_unreadable`. Knows no engine: `PolicyUpdater` loads what `state.wanted` names.
@@ -44,6 +44,7 @@ from runtime.deploy.experiments.state import NOT_TRUSTED, ExperimentState
 from runtime.deploy.experiments.trusted_version import TRUSTED_BY, trust_reason
 from runtime.inference.engine import UNTRAINED
 from runtime.process.emit import Emit
+from runtime.process.machine_boot import machine_boot
 from runtime.process.state_file import StateFile, StateUnreadable
 
 SAVE_EVERY_S = 5.0
@@ -65,6 +66,8 @@ class ExperimentController:
     """Unix seconds."""
     quarantine: Quarantine
     """Rewards of the sources in it do not count."""
+    boot: Callable[[], str] = machine_boot
+    """Names the boot of the machine: an agent that a power cut ended did not die with a version."""
     decided: asyncio.Event = field(default_factory=asyncio.Event)
     """Set while a verdict waits for `conclude`."""
     file: StateFile = field(init=False)
@@ -104,11 +107,12 @@ class ExperimentController:
         return self.state.live
 
     def _dump(self) -> dict[str, Any]:
-        return {"running": self._running, **self.state.dump()}
+        return {"running": self._running, "boot": self.boot(), **self.state.dump()}
 
     def _restore(self, body: dict[str, Any]) -> None:
         self.state.restore(body)
-        self._crashed = bool(body.get("running"))
+        here = self.boot()
+        self._crashed = bool(body.get("running")) and body.get("boot", here) == here
 
     # ------------------------------------------------------------------ start and end
 
@@ -154,13 +158,16 @@ class ExperimentController:
         phase = self.state.phase
         new = self.state.live if phase is None or phase.plan.challenger is None else phase.plan.challenger
         back = self.state.way_back(new)
-        if new in (UNTRAINED, self.state.trust.anchor) or back is None or not self.state.trust.crashed(new):
+        if new in (UNTRAINED, self.state.trust.anchor) or (back is None and not self.rules.enabled):
+            return
+        if not self.state.trust.crashed(new):
             return
         self.endings.cancel("the agent died twice with it")
         self.state.trust.judged.append(new)
         self.state.trust.note(new, f"the agent died {self.state.trust.crashes[new]} times with it")
-        if new == self.state.live:
-            self.moves.publish_rollback(new, self.moves.take_back(new, back), {"by": "experiment", "why": "crashes"})
+        if new == self.state.live:  # without trust, it was not proved better than the untrained policy either
+            moved = self.moves.take_back(new, back, or_none=self.state.trust.anchor is None)
+            self.moves.publish_rollback(new, moved, {"by": "experiment", "why": "crashes"})
 
     def close(self, *, clean: bool) -> None:
         """Write the state at the agent's end; where that was not a clean stop, the next start counts a crash."""

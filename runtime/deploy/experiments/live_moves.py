@@ -65,13 +65,13 @@ class LiveMoves:
             return refusal
         return None
 
-    def take_back(self, failing: str, back: str) -> Live | CheckpointRefused:
-        """Move LIVE to a trusted version, else to any earlier one that loads."""
+    def take_back(self, failing: str, back: str | None, *, or_none: bool = False) -> Live | CheckpointRefused:
+        """Move LIVE to a trusted version, else to any earlier one that loads, else with `or_none` to none."""
         try:
-            return self.checkpoints.rollback(to=back, failing=failing, by="guard")
+            return self.checkpoints.rollback(to=back, failing=failing, by="guard", or_none=or_none)
         except CheckpointRefused:
             try:
-                return self.checkpoints.rollback(failing=failing, by="guard")
+                return self.checkpoints.rollback(failing=failing, by="guard", or_none=or_none)
             except CheckpointRefused as refusal:
                 return refusal
 

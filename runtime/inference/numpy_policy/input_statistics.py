@@ -21,10 +21,13 @@ MEMORY = 1_000
 """Readings that the statistics remember: no weights depend on them yet, so they may follow quickly."""
 CLIP, EPS, RESOLUTION = 10.0, np.float32(1e-24), np.float32(2.0**-18)
 FARTHEST, FARTHEST_AFTER = np.float32(30.0), 16
-"""Deviations beyond which a number counts as this far, and the readings after which the deviation is known."""
-LARGEST = np.float32(1e18)
-"""Larger readings count as this: their squares would be infinite, and every later decision not a number."""
+"""Deviations beyond which a number counts as this far, and the readings after which the deviation is known. Of these first ones, the
+farthest from the middle has no part in the deviation by which they are judged."""
+LARGEST = np.float32(1e16)
+"""Larger readings count as this: the sum of their squares would be infinite, and hide the signal for ever."""
 KEYS = ("count", "mean", "scatter")
+FIRST = "first"
+"""Key of the first readings of a stream, as long as it has no more than these."""
 
 
 def normalised(
@@ -49,6 +52,8 @@ class RunningStatistics:
     def __init__(self, streams: int, width: int) -> None:
         self.count_S = np.zeros(streams)
         self.mean_SW, self.scatter_SW = (np.zeros((streams, width), np.float32) for _ in range(2))
+        self.first_NSW = np.zeros((FARTHEST_AFTER, streams, width), np.float32)
+        """The first readings of each stream; later ones are not stored."""
         self._deviation_SW: NDArray[np.float32] | None = None
         """Of these statistics; None until it is needed."""
 
@@ -57,7 +62,11 @@ class RunningStatistics:
         remaining_S = np.minimum(self.count_S, MEMORY - 1.0)
         shrunk_S = np.divide(remaining_S, self.count_S, out=np.ones_like(remaining_S), where=self.count_S > 0)
         total_S = remaining_S + 1.0
-        shift_SW = np.clip(x_SW, -LARGEST, LARGEST) - self.mean_SW
+        x_SW = np.clip(x_SW, -LARGEST, LARGEST)
+        is_new_S = fresh_S & (self.count_S < FARTHEST_AFTER)
+        if is_new_S.any():
+            self.first_NSW[self.count_S[is_new_S].astype(int), is_new_S] = x_SW[is_new_S]
+        shift_SW = x_SW - self.mean_SW
         reach_SW = np.where(_column(self.count_S) >= FARTHEST_AFTER, FARTHEST * self._deviations(), np.float32(np.inf))
         shift_SW = np.minimum(np.maximum(shift_SW, -reach_SW), reach_SW)
         old_SW = self.scatter_SW * _column(shrunk_S)
@@ -67,10 +76,19 @@ class RunningStatistics:
             scatter_SW = np.where(fresh_S[:, None], scatter_SW, self.scatter_SW)
             mean_SW = np.where(fresh_S[:, None], mean_SW, self.mean_SW)
             total_S = np.where(fresh_S, total_S, self.count_S)
+        for stream in np.flatnonzero(is_new_S & (total_S == FARTHEST_AFTER)):
+            mean_SW[stream], scatter_SW[stream] = _of_first(self.first_NSW[:, stream])
         self.restore(total_S, mean_SW, scatter_SW)
 
-    def restore(self, count_S: NDArray[Any], mean_SW: NDArray[np.float32], scatter_SW: NDArray[np.float32]) -> None:
-        """Continue from these numbers."""
+    def restore(
+        self,
+        count_S: NDArray[Any],
+        mean_SW: NDArray[np.float32],
+        scatter_SW: NDArray[np.float32],
+        first_NSW: NDArray[np.float32] | None = None,
+    ) -> None:
+        """Continue from these numbers; without the first readings, from those that are known."""
+        self.first_NSW = self.first_NSW if first_NSW is None else first_NSW
         self.count_S, self.mean_SW, self.scatter_SW, self._deviation_SW = count_S, mean_SW, scatter_SW, None
 
     def normalised(self, x_SBTW: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -85,6 +103,16 @@ class RunningStatistics:
             var_SW = self.scatter_SW / _column(np.maximum(self.count_S, 1.0))
             self._deviation_SW = _deviation(var_SW, self.mean_SW)
         return self._deviation_SW
+
+
+def _of_first(x_NW: NDArray[np.float32]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """Return mean and scatter of the first readings, with one that is far from the others as far as may be."""
+    middle_W = np.median(x_NW, axis=0).astype(np.float32)
+    var_W = np.sort(np.square(x_NW - middle_W), axis=0)[:-1].mean(0, dtype=np.float32)
+    reach_W = FARTHEST * _deviation(var_W, middle_W)
+    x_NW = np.minimum(np.maximum(x_NW, middle_W - reach_W), middle_W + reach_W)
+    mean_W = x_NW.mean(0, dtype=np.float32)
+    return mean_W, np.square(x_NW - mean_W).sum(0, dtype=np.float32)
 
 
 def _deviation(var: NDArray[np.float32], mean: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -153,9 +181,17 @@ class InputStatistics:
             "scatter": one.scatter_SW[row].copy(),
         }
 
+    def _first_of(self, name: str) -> dict[str, NDArray[Any]]:
+        one, row = self._places[name]
+        return {FIRST: one.first_NSW[:, row].copy()} if 0 < one.count_S[row] < FARTHEST_AFTER else {}
+
     def pack(self) -> dict[str, NDArray[Any]]:
         """Return the statistics as named arrays."""
-        return {f"{PREFIX}{name}/{key}": value for name in self._telemetry for key, value in self._of(name).items()}
+        return {
+            f"{PREFIX}{name}/{key}": value
+            for name in self._telemetry
+            for key, value in (self._of(name) | self._first_of(name)).items()
+        }
 
     def unpack(self, rows: Mapping[str, NDArray[Any]]) -> None:
         """Restore what `pack` returned; recordings of before 0.1.0 have no statistics, and were made without.
@@ -168,4 +204,12 @@ class InputStatistics:
             return
         for names, one in self._groups:
             count_S, mean_SW, scatter_SW = (np.stack([rows[f"{PREFIX}{name}/{key}"] for name in names]) for key in KEYS)
-            one.restore(count_S.astype(np.float64), mean_SW, scatter_SW)
+            # a recording of an earlier program has no first readings; its mean is taken for each
+            first_NSW = np.stack(
+                [
+                    rows.get(f"{PREFIX}{name}/{FIRST}", np.broadcast_to(mean_W, one.first_NSW[:, 0].shape))
+                    for name, mean_W in zip(names, mean_SW, strict=True)
+                ],
+                axis=1,
+            )
+            one.restore(count_S.astype(np.float64), mean_SW, scatter_SW, first_NSW)

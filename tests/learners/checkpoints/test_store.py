@@ -206,6 +206,21 @@ def test_any_flipped_bit_and_any_cut_is_refused(folder: Checkpoints, name: str) 
     folder.load(version)
 
 
+def test_the_only_version_that_acted_is_taken_back_to_none(folder: Checkpoints) -> None:
+    one = save(folder)
+    folder.promote(one)
+    with pytest.raises(CheckpointRefused, match="no earlier version"):
+        folder.rollback(failing=one)
+    live = folder.rollback(failing=one, or_none=True)
+    assert (live.version, live.promoted, live.failed) == (None, (), (one,))
+    assert folder.load_live(lambda _refused: None) is None
+    assert not folder.is_pointer_damaged
+    two, three = save(folder), save(folder)
+    folder.promote(two)
+    folder.promote(three)
+    assert folder.rollback(failing=three, or_none=True).version == two  # one that loads comes first
+
+
 def test_promotion_and_rollback(folder: Checkpoints) -> None:
     assert folder.live() == Live()
     with pytest.raises(CheckpointRefused, match="no version is live"):

@@ -170,6 +170,41 @@ def test_a_constant_comes_out_as_0(value: float) -> None:
     assert abs(float(observed(seen, rows=7)(seen[:1]))) < 0.2
 
 
+@pytest.mark.parametrize("faulty", [3e38, -1e4, 85.0])
+def test_a_faulty_reading_in_the_very_first_batch_hides_no_signal(faulty: float) -> None:
+    generator = torch.Generator().manual_seed(0)
+    x_NW = 20.0 + 0.1 * torch.randn(5_000, 1, generator=generator)
+    one = Normaliser(1, telemetry=True)
+    first_NW = x_NW[:256].clone()
+    first_NW[7] = faulty
+    one.observe(first_NW)
+    one.observe(x_NW[256:])
+    assert 0.8 < float(one(x_NW).std()) < 1.01
+
+
+def test_a_signal_that_is_rare_in_the_first_batch_is_followed() -> None:
+    x_NW = torch.zeros(256, 1)
+    x_NW[::40] = 1.0
+    one = Normaliser(1, telemetry=True)
+    for _ in range(40):
+        one.observe(x_NW)
+    assert 0.5 < float(one(x_NW).std()) < 2.0
+
+
+def test_a_reading_that_is_faulty_for_long_hides_no_signal_for_ever() -> None:
+    """The sum of its squares was infinite."""
+    generator = torch.Generator().manual_seed(0)
+    one = Normaliser(1, limit=5_000, telemetry=True)
+    faulty_NW = torch.full((256, 1), 3e38)
+    faulty_NW[::2] *= -1
+    for _ in range(100):
+        one.observe(faulty_NW)
+    assert bool(torch.isfinite(one.scatter).all())
+    for _ in range(200):
+        one.observe(torch.randn(4_096, 1, generator=generator))
+    assert 0.8 < float(one(torch.randn(1_000, 1, generator=generator)).std()) < 1.2
+
+
 def test_a_faulty_reading_hides_no_signal_and_a_changed_one_is_followed() -> None:
     seen = torch.randn(4_000, 1, generator=torch.Generator().manual_seed(2))
     for fault, at in ((1e10, 50), (-1e25, 4_000), (3e38, 4_000)):

@@ -30,6 +30,7 @@ from runtime.inference.numpy_policy.input_statistics import (
     MEMORY,
     RESOLUTION,
     InputStatistics,
+    RunningStatistics,
     normalised,
 )
 from runtime.inference.torch_engine import TorchEngine, untrained
@@ -115,13 +116,16 @@ class OneStream:
 
     def __init__(self, width: int) -> None:
         self.count, self.mean, self.scatter = 0.0, np.zeros(width, np.float32), np.zeros(width, np.float32)
+        self.first: list[NDArray[np.float32]] = []
 
     def observe(self, x_W: NDArray[np.float32]) -> None:
         remaining = min(self.count, MEMORY - 1.0)
         if remaining < self.count:
             self.scatter = self.scatter * np.float32(remaining / self.count)
         total = remaining + 1.0
-        shift_W = np.clip(x_W, -LARGEST, LARGEST) - self.mean
+        x_W = np.clip(x_W, -LARGEST, LARGEST)
+        shift_W = x_W - self.mean
+        self.first += [x_W] if self.count < FARTHEST_AFTER else []
         if self.count >= FARTHEST_AFTER:
             var_W = self.scatter / np.float32(self.count)
             reach_W = FARTHEST * np.sqrt(var_W + (EPS + np.square(RESOLUTION * self.mean)))
@@ -129,6 +133,14 @@ class OneStream:
         self.scatter = self.scatter + np.square(shift_W) * np.float32(remaining / total)
         self.mean = self.mean + shift_W * np.float32(1.0 / total)
         self.count = total
+        if self.count == len(self.first) == FARTHEST_AFTER:
+            x_NW = np.array(self.first)
+            middle_W = np.median(x_NW, axis=0)
+            var_W = np.sort(np.square(x_NW - middle_W), axis=0)[:-1].mean(0)
+            reach_W = FARTHEST * np.sqrt(var_W + (EPS + np.square(RESOLUTION * middle_W)))
+            x_NW = np.clip(x_NW, middle_W - reach_W, middle_W + reach_W)
+            self.mean = x_NW.mean(0)
+            self.scatter = np.square(x_NW - self.mean).sum(0)
 
 
 def test_all_streams_of_a_width_together_have_the_bits_of_each_alone() -> None:
@@ -166,6 +178,30 @@ def test_all_streams_of_a_width_together_have_the_bits_of_each_alone() -> None:
     restored = InputStatistics(spec)
     restored.unpack(packed)
     assert all(np.array_equal(x, packed[key]) for key, x in restored.pack().items())
+
+
+@pytest.mark.parametrize("place", [0, 1, 9, 15])
+def test_a_faulty_reading_among_the_first_hides_no_signal_also_after_a_restart(place: int) -> None:
+    spec = PolicySpec((StreamSpec("s", "telemetry", 1, 1),), SPEC.actions)
+    rng, statistics = np.random.default_rng(0), InputStatistics(spec)
+    for k in range(60):
+        value = 3e38 if k == place else 20.0 + 0.1 * rng.normal()
+        tokens = {"s": np.full((1, 1, 1), value, np.float32)}
+        statistics.observe(TickFeatures(tokens, np.ones((1, 1), bool), np.zeros((1, 1), np.float32)), {"s"})
+        if k == 11:
+            packed, statistics = statistics.pack(), InputStatistics(spec)
+            statistics.unpack(packed)
+    assert "statistics/s/first" not in statistics.pack()
+    one = statistics.by_stream()["s"]
+    assert abs(float(one["mean"][0]) - 20.0) < 0.2
+    assert 0.05 < float(np.sqrt(one["scatter"][0] / one["count"])) < 1.0
+
+
+def test_readings_that_are_faulty_for_long_hide_no_signal_for_ever() -> None:
+    one, fresh_S = RunningStatistics(1, 1), np.array([True])
+    for k in range(2 * MEMORY):
+        one.observe(np.array([[3e38 if k % 2 else -3e38]], np.float32), fresh_S)
+    assert np.isfinite(one.scatter_SW).all()  # the sum of squares was infinite
 
 
 def test_a_reading_that_lasts_is_converted_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

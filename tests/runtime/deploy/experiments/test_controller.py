@@ -16,6 +16,7 @@ from learners.experiment_statistics.plan import SHARES
 from runtime.cli import checkpoints
 from runtime.deploy.experiments.controller import ExperimentController
 from runtime.deploy.experiments.plan_from_settings import ExperimentRules
+from runtime.mqtt.event_sentences import sentence
 
 GOOD = Script(errors=0.12)
 POLICIES = {
@@ -322,6 +323,46 @@ async def test_a_killed_agent_goes_on_once_and_returns_to_the_trusted_version_th
     assert stage.checkpoints.live().version == stage.version["good"] == again.live
     assert stage.event("policy_rolled_back")["why"] == "crashes"
     assert again.state.phase is None
+
+
+async def test_an_agent_that_dies_twice_with_the_only_version_ever_live_returns_to_the_untrained_policy(
+    tmp_path: Path,
+) -> None:
+    stage = stage_of(tmp_path, 7)
+    stage.propose("poor")
+    await stage.run(2.0)
+    version = stage.version["poor"]
+    assert stage.checkpoints.live().version == version
+    await stage.experiments.file.save()  # and dies
+    assert reopened(stage, tmp_path).live == version
+    again = reopened(stage, tmp_path)
+    live = stage.checkpoints.live()
+    assert (live.version, live.failed, again.live) == (None, (version,), "untrained")
+    rolled_back = stage.event("policy_rolled_back")
+    assert (rolled_back["version"], rolled_back["to"], rolled_back["why"]) == (version, None, "crashes")
+    assert "was rolled back to the untrained policy" in sentence("policy_rolled_back", rolled_back).text
+    assert stage.checkpoints.load_live(lambda _refused: None) is None
+    third = reopened(stage, tmp_path)  # the agent dies with the untrained policy, too
+    assert (third.live, third.state.trust.crashes) == ("untrained", {version: 2})
+
+
+async def test_a_power_cut_is_no_fault_of_the_version_that_acted(tmp_path: Path) -> None:
+    stage = await trusted(tmp_path, 7)
+    stage.checkpoints.promote(stage.version["equal"])
+    await stage.run(5.0)
+    await stage.experiments.file.save()
+    for boot in ("second", "third", "fourth"):
+        again = ExperimentController(
+            RULES,
+            stage.checkpoints,
+            tmp_path,
+            stage._emit,
+            lambda: stage.now_s,
+            stage.quarantine,
+            lambda boot=boot: boot,
+        )
+        again.start()
+        assert (again.live, again.state.trust.crashes) == (stage.version["equal"], {})
 
 
 async def test_a_challenger_with_which_the_agent_dies_twice_is_given_up(tmp_path: Path) -> None:
