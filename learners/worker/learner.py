@@ -97,6 +97,10 @@ class Learner:
         self._rest = RestingTicks(spec.history - 1)
         self._seen: list[Transition] = []
         """Ticks to merge into the statistics of the inputs."""
+        self._seen_rows: list[int] = []
+        """Their numbers, without those that were encoded again."""
+        self._gathers = False
+        """Whether the statistics of the inputs contain ticks."""
         self.position = Position()
         self.metrics: dict[str, float] = {}
         self.refused: list[CheckpointRefused] = []
@@ -131,6 +135,7 @@ class Learner:
         self.algorithm.continue_exploration({**before, **(exploration or {})})
         self.algorithm.adopt()
         self.policy.eval()
+        self._gathers = True
 
     def ingest(self, until: SnapshotId | None = None) -> int:
         """Take in everything up to a moment (default: now); returns how many transitions came."""
@@ -139,6 +144,7 @@ class Learner:
         if until.row < self.position.row:  # the store was quarantined and recreated
             self.replay.detach()
             self._rest.clear()
+            self._normalise()  # row numbers of the former store mean nothing any more
             if self.recoded is not None:
                 self.recoded.clear()
             self.position.row = self.position.change = 0
@@ -153,7 +159,7 @@ class Learner:
         for row in self.source.rows(self.position.moment, until):
             came, acting = came + 1, acting + (not row.transition.at_rest)
             self._take(row)
-        if self._statistics_known or len(self._seen) >= SEEN_AT_ONCE or self.replay.acting >= self.warmup:
+        if self._gathers or len(self._seen) >= SEEN_AT_ONCE or self.replay.acting >= self.warmup:
             self._normalise()  # the first ticks come together: a few cannot tell a faulty reading
         self.position.row, self.position.change = until.row, until.change
         self._schedule_updates(acting)
@@ -180,19 +186,23 @@ class Learner:
         if transition.at_rest:
             if position.resting < REST_ROWS + position.acting * REST_SHARE:
                 position.resting += 1
-                self._seen.append(transition)
+                self._see(row)
             if self.replay.ends_with_action:
                 self.replay.append(transition, row.row)
             else:
                 self._rest.append(row)
         else:
             position.acting += 1
-            self._seen.append(transition)
+            self._see(row)
             for each in (*self._rest.take(), row):
                 self.replay.append(each.transition, each.row)
             self._rewards.append(transition.reward)
         if len(self._seen) >= SEEN_AT_ONCE:
             self._normalise()
+
+    def _see(self, row: Row) -> None:
+        self._seen.append(row.transition)
+        self._seen_rows.append(row.row)
 
     def _take_encoders(self, versions: Mapping[str, str]) -> None:
         """Take the present versions of encoders and fields; the statistics of a stream with a new one start over."""
@@ -209,6 +219,7 @@ class Learner:
 
     def _normalise(self) -> None:
         """Merge the ticks just taken in into the statistics of the inputs, which are no part of the heads."""
+        self._seen_rows.clear()
         if self.heads_only:
             self._seen.clear()
             return
@@ -223,11 +234,7 @@ class Learner:
                 recorded(self.spec, tokens, present, ages).map(lambda x: x[:, None]).to(self.device)
             )
             self._seen.clear()
-
-    @property
-    def _statistics_known(self) -> bool:
-        """Whether the statistics of any input contain a tick."""
-        return any(float(each.count) > 0 for each in self.policy.normalisers().values())
+            self._gathers = True
 
     def _is_present(self, transition: Transition, stream: str) -> bool:
         """Return whether a tick's tokens of a stream are of the encoder version that training uses."""
@@ -295,7 +302,6 @@ class Learner:
 
     def save(self) -> str:
         """Save all that an exact resume needs."""
-        self._normalise()
         held = self.replay.held()
         tensors = {
             "policy": self.policy.state_dict(),
@@ -304,7 +310,8 @@ class Learner:
             "held": {
                 name: torch.tensor(getattr(held, name), dtype=torch.int64)
                 for name in ("main", "reserve", "linked", "tries", "passed")
-            },
+            }
+            | {"seen": torch.tensor(self._seen_rows, dtype=torch.int64)},
         }
         position = document(self.position, held.since_reserved, self.replay.versions)
         documents = {"position": position, "spec": orjson.loads(self.spec.to_json())}
@@ -349,6 +356,10 @@ class Learner:
             tries, fits = held.get("tries", (0, 0))
             rows, endings = held.get("passed", (0, 0))
             self._refill(BufferIndex(held["main"], held["reserve"], trail, linked, (tries, fits), (rows, endings)))
+            seen = self.source.pick(sorted(held.get("seen", ())), self.position.moment)
+            for number in sorted(seen):
+                self._see(Row(number, seen[number]))
+            self._gathers = self.position.row > 0 and not seen
             torch.set_rng_state(loaded.tensors["random"]["torch"])
         self._repeat([entry for entry in entries if entry.number > self.position.entry], load)
         return loaded is not None

@@ -12,6 +12,7 @@ import torch
 from fakes import eventually
 from learners.config.learner import ExperienceSettings
 from learners.experience.store import Label, Store
+from learners.goal_models import remembered_orders
 from learners.goal_models.answers import GoalQuestion
 from learners.goal_models.config import DeliberatorSettings, EmbeddingBackend
 from learners.goal_models.local_models import TOGETHER, SentenceSimilarity, open_model
@@ -57,24 +58,42 @@ def test_answers_are_as_sure_as_they_are_right(noise: float) -> None:
     assert abs(sure - float(hits.float().mean())) < 0.06, (sure, hits.float().mean())
 
 
-def test_each_order_is_answered_as_if_the_fit_had_never_seen_it() -> None:
-    """The short way gives what a fit without the order gives, with the weights of the others as they were."""
+@pytest.mark.parametrize("most_solved", [64, 1])
+def test_each_order_is_answered_as_if_the_fit_had_never_seen_it_or_one_alike(
+    monkeypatch: pytest.MonkeyPatch, most_solved: int
+) -> None:
+    """The short way gives what a fit without these orders gives, with the weights of the others as they were."""
+    monkeypatch.setattr(remembered_orders, "MOST_SOLVED", most_solved)
+    groups = [torch.tensor(places) for places in ([0], [1, 5], [2], [3], [4, 6, 7], [8])]
     generator = torch.Generator().manual_seed(3)
     orders_MW, given_DW = (unit(torch.randn(count, 6, generator=generator)) for count in (9, 4))
     goals_MG = torch.nn.functional.one_hot(torch.tensor([0, 0, 0, 0, 0, 1, 1, 2, 2])).float()
     goals_DG = torch.nn.functional.one_hot(torch.tensor([0, 1, 2, 2])).float()
     centre_W = torch.cat([orders_MW, given_DW]).mean(0)
-    _, unseen_MG = _fit(GoalExamples(orders_MW, goals_MG), GoalExamples(given_DW, goals_DG), centre_W, 0.3)
+    _, unseen_MG = _fit(GoalExamples(orders_MW, goals_MG), GoalExamples(given_DW, goals_DG), centre_W, 0.3, groups)
     goals_NG = torch.cat([goals_MG, goals_DG]).double()
     moved_NV = torch.cat([torch.cat([orders_MW, given_DW]) - centre_W, torch.ones(13, 1)], 1).double()
     weight_N = (13 / 3 / goals_NG.sum(0))[goals_NG.argmax(-1)]
-    for left_out in range(9):
-        others = torch.arange(13) != left_out
+    for left_out in groups:
+        others = ~torch.isin(torch.arange(13), left_out)
         rows_OV = moved_NV[others] * weight_N[others, None].sqrt()
         targets_OG = (goals_NG[others] - 1 / 3) * weight_N[others, None].sqrt()
         padded = torch.cat([rows_OV, 0.3**0.5 * torch.eye(7)]), torch.cat([targets_OG, torch.zeros(7, 3)])
         alone_VG = torch.linalg.lstsq(*padded).solution
         assert torch.allclose((moved_NV[left_out] @ alone_VG).float(), unseen_MG[left_out], atol=1e-5)
+
+
+def test_orders_that_people_repeat_in_nearly_the_same_words_bring_no_trust() -> None:
+    """Ten forms of each order were answered from one another, so that every new order seemed to be certain."""
+    generator = torch.Generator().manual_seed(0)
+    names, centres = list(GOALS), unit(torch.randn(3, 16, generator=generator))
+    orders_MW = unit(centres.repeat(20, 1) + 0.4 * torch.randn(60, 16, generator=generator))
+    once = remember(names, names, centres, names * 20, orders_MW)
+    forms = unit(orders_MW.repeat(10, 1) + 0.02 * torch.randn(600, 16, generator=generator))
+    often = remember(names, names, centres, names * 200, forms)
+    fresh = unit(centres.repeat(300, 1) + 0.4 * torch.randn(900, 16, generator=generator))
+    sure = [float(one.probabilities(fresh).amax(-1).mean()) for one in (once, often)]
+    assert abs(sure[0] - sure[1]) < 0.06, sure
 
 
 def test_one_order_leaves_the_usual_trust_and_many_contradicting_ones_take_it() -> None:
@@ -83,7 +102,7 @@ def test_one_order_leaves_the_usual_trust_and_many_contradicting_ones_take_it() 
     one = remember(names, names, centres, ["warm"], centres[1:2])
     assert one.penalty in PENALTIES[1:3]
     assert 7 < one.scale < 14
-    orders_MW = unit(centres.repeat(40, 1) + torch.randn(120, 16, generator=generator) / 8)
+    orders_MW = unit(centres.repeat(40, 1) + torch.randn(120, 16, generator=generator) / 5)  # no two in nearly the same words
     clear = remember(names, names, centres, names * 40, orders_MW)
     wrong = remember(
         names, names, centres, [names[int(n)] for n in torch.randint(0, 3, (120,), generator=generator)], orders_MW
