@@ -155,6 +155,7 @@ class MergedDatabase(Database):
         """Delete the rows of an agent and take no further ones; return how many went. Call it inside a transaction."""
         self._db.execute("INSERT OR REPLACE INTO excluded_agents VALUES(?,?)", (agent, reason))
         gone = self._db.execute("DELETE FROM transitions WHERE session >= ? AND session < ?", _sessions_of(agent))
+        self._count()  # else its bytes would displace rows of the others
         return gone.rowcount
 
     def readmit(self, agent: str) -> None:

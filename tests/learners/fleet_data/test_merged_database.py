@@ -110,3 +110,20 @@ def test_equal_agents_lose_their_oldest_rows_alike(tmp_path: Path) -> None:
         ]
         assert own == list(range(own[0], 1_216))  # one run of neighbours: only the oldest are gone
     database.close()
+
+
+def test_the_room_of_an_excluded_agent_is_free_at_once(tmp_path: Path) -> None:
+    """Its bytes counted until the next start, and the others lost their oldest rows for it."""
+    database = opened(tmp_path)
+    honest(database)
+    merge(database, "liar", ticks(0, 300, width=64))
+    used = database.bytes
+    with database:
+        assert database.exclude("liar", "lies") > 0
+    assert database.bytes < 0.95 * used
+    assert "liar" not in database.shares()
+    for agent in HONEST:
+        merge(database, agent, ticks(ROWS, ROWS + 80, width=64))
+    assert set(counts(database).values()) == {ROWS + 80}
+    again = opened(tmp_path)
+    assert (again.bytes, again.shares()) == (database.bytes, pytest.approx(database.shares(), abs=0.05))

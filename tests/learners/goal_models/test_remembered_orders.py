@@ -102,7 +102,9 @@ def test_one_order_leaves_the_usual_trust_and_many_contradicting_ones_take_it() 
     one = remember(names, names, centres, ["warm"], centres[1:2])
     assert one.penalty in PENALTIES[1:3]
     assert 7 < one.scale < 14
-    orders_MW = unit(centres.repeat(40, 1) + torch.randn(120, 16, generator=generator) / 5)  # no two in nearly the same words
+    orders_MW = unit(
+        centres.repeat(40, 1) + torch.randn(120, 16, generator=generator) / 5
+    )  # no two in nearly the same words
     clear = remember(names, names, centres, names * 40, orders_MW)
     wrong = remember(
         names, names, centres, [names[int(n)] for n in torch.randint(0, 3, (120,), generator=generator)], orders_MW
