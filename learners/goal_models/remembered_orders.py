@@ -10,10 +10,11 @@ Three things add up to a goal's score:
 
 Each remembered order is also answered as if neither it nor one in nearly the same words had been seen, which least squares give without a second fit
 (Allen 1974). Under these answers the penalty and the scale are chosen by which the true goals are most probable. Orders in nearly the same
-words count as one there: people repeat themselves, and what was said ten times says nothing of a new order. Few orders leave both near what was usual on other orders
+words count as one there: people repeat themselves, and ten repetitions tell nothing of a new order. Few orders leave both near what was usual on other orders
 (`bench_deliberator.py --only orders`, split seeds 10 to 19). So the time of a fit hardly depends on the number of orders.
 
-Shapes: N examples, M of them remembered orders, K of these in nearly the same words, E such groups of one size, D examples of descriptions, W width of a sentence, V is W + 1, G goals, B orders.
+Shapes: N examples, M of them remembered orders, D of them of descriptions, W width of a sentence, V is W + 1, G goals, B orders. K orders in
+nearly the same words, E such groups of one size.
 """
 
 from __future__ import annotations
@@ -110,7 +111,7 @@ def remember(
     similar_MM.masked_fill_(alike_M[:, None] == alike_M, -torch.inf)  # each is answered from the others
     beside_MG = _described(orders_MW, described_by) + _same(similar_MM, people.goals_NG)
     right_M = people.goals_NG.argmax(-1)
-    groups = [torch.nonzero(alike_M == first)[:, 0] for first in alike_M.unique()]
+    groups = [torch.nonzero(alike_M == first)[:, 0] for first in sorted(set(alike_M.tolist()))]
     counts_M = 1.0 / torch.bincount(alike_M, minlength=len(alike_M))[alike_M]
     best: tuple[float, float, float, Tensor] | None = None
     for penalty in PENALTIES:
