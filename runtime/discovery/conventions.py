@@ -19,12 +19,15 @@ from runtime.discovery.topic_samples import TopicSamples, Tree
 
 LONG: dict[str, str] = {
     "stat_t": "state_topic", "cmd_t": "command_topic", "val_tpl": "value_template", "pl_on": "payload_on",
-    "pl_off": "payload_off", "ent_cat": "entity_category", "dev_cla": "device_class", "ops": "options", "dev": "device",
+    "pl_off": "payload_off", "stat_val_tpl": "state_value_template", "ent_cat": "entity_category", "dev_cla": "device_class", "ops": "options", "dev": "device",
     "uniq_id": "unique_id", "cmd_tpl": "command_template", "schema": "schema", "stat_on": "state_on", "stat_off": "state_off",
     "cmps": "components", "p": "platform",
 }  # fmt: skip
 """Abbreviations of Home Assistant's discovery."""
-_TEMPLATE = re.compile(r"^\{\{\s*value_json((?:\.\w+|\[['\"]\w+['\"]\])+)\s*(?:\|\s*(?:float|int|round)[^|}]*)*\}\}$")
+_FILTERS = r"(?:\|\s*(?:float|int|round)\s*(?:\(\s*(?:default\s*=\s*)?-?[\d.]*\s*\)\s*)?)*"
+"""Filters that leave a number what it is, but for its digits. Behind them nothing is computed."""
+_TEMPLATE = re.compile(r"^\{\{\s*value_json((?:\.\w+|\[['\"]\w+['\"]\])+)\s*" + _FILTERS + r"\}\}$")
+_BARE = re.compile(r"^\{\{\s*value\s*" + _FILTERS + r"\}\}$")
 _STEP = re.compile(r"\.(\w+)|\[['\"](\w+)['\"]\]")
 MOVED: frozenset[str] = frozenset(
     {"switch", "light", "fan", "siren", "number", "select", "lock", "cover", "valve", "climate", "button"}
@@ -47,7 +50,7 @@ def home_assistant(tree: Tree, found: Proposals) -> None:
             entities = [{"platform": component, **body}]
         for entity in entities:
             if isinstance(entity, dict):
-                _entity(tree, found, {**_shared(body), **_expanded(entity)}, topic)
+                _entity(tree, found, _expanded({**_shared(body), **_long(entity)}), topic)
 
 
 def _shared(body: dict[str, Any]) -> dict[str, Any]:
@@ -108,9 +111,10 @@ def _sensor(tree: Tree, found: Proposals, entity: dict[str, Any], name: str, sta
     elif place == "" and bare_numbers(observed.samples):
         found.streams.append(stream(name, state, observed, why, {_field(entity, "value"): ""}))
     elif place and place in numeric_fields(observed.samples).values():
-        found.streams.append(
-            stream(name, state, observed, why, {_field(entity, place.strip("/").split("/")[-1].lower()): place})
-        )
+        last = place.strip("/").split("/")[-1].lower()
+        # `contact: true` is a closed door: the field has the name of what its number says
+        field = _field({}, last) if entity.get("platform") == "binary_sensor" else _field(entity, last)
+        found.streams.append(stream(name, state, observed, why, {field: place}))
     else:
         found.left_out.append(LeftOut(state, f"{name}: its payload is not a number"))
 
@@ -125,7 +129,7 @@ def _place(template: object) -> str | None:
     if template is None:
         return ""
     text = str(template).strip()
-    if re.fullmatch(r"\{\{\s*value(\s*\|\s*(float|int|round)[^|}]*)*\s*\}\}", text):
+    if _BARE.match(text):
         return ""
     match = _TEMPLATE.match(text)
     if match is None:
@@ -135,8 +139,12 @@ def _place(template: object) -> str | None:
 
 
 def _moved(found: Proposals, entity: dict[str, Any], name: str, kind: str, command: str, label: str) -> None:
-    place, state = _place(entity.get("value_template")), entity.get("state_topic")
-    report = state if isinstance(state, str) and place is not None else None
+    template = entity.get("state_value_template", entity.get("value_template"))
+    place, state = _place(template), entity.get("state_topic")
+    switched = tuple(str(entity.get(f"payload_{word}", word.upper())) for word in ("off", "on"))
+    reported = tuple(str(entity.get(f"state_{word}", switched[at])) for at, word in enumerate(("off", "on")))
+    same = kind not in {"switch", "light", "fan"} or reported == switched  # other words never equal what was commanded
+    report = state if isinstance(state, str) and place is not None and same else None
     device = FoundActuator(
         name, command, state_topic=report, state_value=place or "value", why="Home Assistant discovery"
     )
@@ -149,13 +157,22 @@ def _moved(found: Proposals, entity: dict[str, Any], name: str, kind: str, comma
         found.actuators.append(replace(on_off, state_value="state"))
     elif own or entity.get("schema") not in {None, "basic", "default"}:
         found.left_out.append(LeftOut(command, f"{name}: its command is a template of its own"))
-    elif kind in {"switch", "light", "fan"}:
-        switched = (str(entity.get("payload_off", "OFF")), str(entity.get("payload_on", "ON")))
+    elif kind in {"switch", "light", "fan"} and switched[0] != switched[1]:
         found.actuators.append(replace(device, choices=switched))
-    elif kind == "select" and isinstance(entity.get("options"), list) and len(entity["options"]) > 1:
-        found.actuators.append(replace(device, choices=tuple(dict.fromkeys(map(str, entity["options"])))))
+    elif kind == "select" and len(options := _options(entity)) > 1:
+        found.actuators.append(replace(device, choices=options))
     else:
-        found.left_out.append(LeftOut(command, f"{name}: a {kind} needs limits; add it by hand"))
+        found.left_out.append(
+            LeftOut(command, f"{name}: this {kind} needs limits or two distinct words; add it by hand")
+        )
+
+
+def _options(entity: dict[str, Any]) -> tuple[str, ...]:
+    """Return the words of a select, each once; none where one of them is no word."""
+    options = entity.get("options")
+    given = options if isinstance(options, list) else []
+    plain = all(isinstance(each, str | int) and not isinstance(each, bool) and str(each).strip() for each in given)
+    return tuple(dict.fromkeys(map(str, given))) if plain else ()
 
 
 def zigbee2mqtt(tree: Tree, found: Proposals) -> None:
@@ -165,7 +182,7 @@ def zigbee2mqtt(tree: Tree, found: Proposals) -> None:
         found.used |= {each for each in tree.topics if each.startswith((f"{base}/bridge/", f"{base}/bridge"))}
         devices = _json(tree, topic)
         for device in devices if isinstance(devices, list) else ():
-            if not isinstance(device, dict) or device.get("type") == "Coordinator":
+            if not isinstance(device, dict) or device.get("type") == "Coordinator" or device.get("disabled") is True:
                 continue
             name, definition = device.get("friendly_name"), device.get("definition")
             if isinstance(name, str) and isinstance(definition, dict):
@@ -183,9 +200,7 @@ def _zigbee_device(tree: Tree, found: Proposals, base: str, device: str, definit
     readable = {
         str(each["property"])
         for each in features
-        if each.get("type") in {"numeric", "binary"}
-        and int(each.get("access", 1)) & 1
-        and not int(each.get("access", 1)) & 2
+        if each.get("type") in {"numeric", "binary"} and _access(each) & 1 and not _access(each) & 2
     }
     numbers = numeric_fields(observed.samples) if observed is not None else {}
     fields = {name: place for name, place in numbers.items() if place in readable}
@@ -199,12 +214,18 @@ def _zigbee_feature(found: Proposals, state: str, device: str, feature: dict[str
     name = str(feature.get("property"))
     if feature.get("type") != "binary" or name not in {"state", "state_left", "state_right", "state_l1", "state_l2"}:
         return
-    if not int(feature.get("access", 1)) & 2:
+    if not _access(feature) & 2:
         return
     if is_dangerous(device) or feature.get("of") not in {"switch", "light", "fan"}:
         found.left_out.append(LeftOut(f"{state}/set", f"{device}: such a device can cause harm; add it by hand"))
         return
-    choices = (str(feature.get("value_off", "OFF")), str(feature.get("value_on", "ON")))
+    words = (feature.get("value_off", "OFF"), feature.get("value_on", "ON"))
+    choices = tuple(word for word in words if isinstance(word, str) and _WORD.fullmatch(word))
+    if len(set(choices)) < 2:
+        found.left_out.append(
+            LeftOut(f"{state}/set", f"{device}: its commands are not two plain words; add it by hand")
+        )
+        return
     payload = f'{{"{name}": "${{value}}"}}'
     wanted = device if name == "state" else f"{device}_{name.removeprefix('state_')}"
     unique = found.unique(wanted if all(each.name != wanted for each in found.streams) else f"{wanted}_switch")
@@ -213,6 +234,16 @@ def _zigbee_feature(found: Proposals, state: str, device: str, feature: dict[str
             unique, f"{state}/set", choices, payload=payload, state_topic=state, state_value=name, why="Zigbee2MQTT"
         )
     )
+
+
+_WORD = re.compile(r"[\w .:-]+")
+"""What is itself in JSON, between double quotes."""
+
+
+def _access(feature: dict[str, Any]) -> int:
+    """Return the bits of what may be done with a feature: 1 is published, 2 can be set; unreadable ones permit nothing."""
+    access = feature.get("access", 1)
+    return access if isinstance(access, int) else 0
 
 
 def _features(exposes: object, of: str = "") -> Iterator[dict[str, Any]]:

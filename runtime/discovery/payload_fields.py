@@ -12,6 +12,7 @@ from runtime.discovery.proposals import is_diagnostic
 
 MAX_FIELDS = 24
 MAX_DEPTH = 3
+MAX_NAME = 64
 _NAME = re.compile(r"[^a-z0-9_]+")
 
 
@@ -48,7 +49,7 @@ def numeric_fields(samples: Sequence[bytes]) -> dict[str, str]:
     for place in always[:MAX_FIELDS]:
         if any(is_diagnostic(part) for part in place):
             continue
-        name = _NAME.sub("_", "_".join(place).lower()).strip("_") or "value"
+        name = _NAME.sub("_", "_".join(place).lower()).strip("_")[:MAX_NAME] or "value"
         while name in found:
             name += "_"
         found[name] = place[0] if len(place) == 1 and not place[0].startswith("/") else pointer(place)

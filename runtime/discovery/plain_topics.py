@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from runtime.config.mqtt_names import topic_problem
 from runtime.discovery.conventions import esphome_and_statestream, home_assistant, stream, tasmota, zigbee2mqtt
 from runtime.discovery.payload_fields import bare_numbers, bare_words, numeric_fields
 from runtime.discovery.proposals import FoundActuator, LeftOut, Proposals, is_dangerous, is_diagnostic
@@ -16,6 +17,10 @@ SWITCHED = (("OFF", "ON"), ("off", "on"))
 def propose(tree: Tree) -> Proposals:
     """Return every stream and actuator among the topics; what is uncertain is left out with the reason."""
     found = Proposals(used={topic for topic in tree.topics if topic.startswith((OURS, "$"))})
+    for topic in set(tree.topics) - found.used:
+        if (problem := topic_problem(topic)) is not None:
+            found.used.add(topic)
+            found.left_out.append(LeftOut(topic, problem))
     for convention in (home_assistant, zigbee2mqtt, tasmota, esphome_and_statestream, plain):
         convention(tree, found)
     return found

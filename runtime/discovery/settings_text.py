@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -120,7 +121,11 @@ def _numbered(kind: str, sources: Sequence[str]) -> list[tuple[str, str]]:
 
 def _text(value: str) -> str:
     """Return a YAML scalar in double quotes, which JSON's are."""
-    return json.dumps(value, ensure_ascii=False)
+    return _UNPRINTABLE.sub(lambda found: f"\\u{ord(found[0]):04x}", json.dumps(value, ensure_ascii=False))
+
+
+_UNPRINTABLE = re.compile("[\x7f-\x9f\u200b-\u200f\u2028-\u202f\u2060-\u206f\ud800-\udfff\ufeff\ufffe\uffff]")
+"""Characters that YAML takes escaped only, or that are not seen."""
 
 
 def _comment(value: str) -> str:
