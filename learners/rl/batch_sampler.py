@@ -94,46 +94,51 @@ class BatchSampler:
             ValueError: nothing can be drawn yet.
         """
         lists = self.special()
-        demonstrations = self._share(count, self.demonstration_fraction, len(lists["demonstrations"]))
+        agent_N = self._columns.agents(lists["demonstrations"])
+        density_A = self._densities(np.bincount(agent_N + 1), count)
+        shares_A = density_A * np.bincount(agent_N + 1)
+        demonstrations = round(float(shares_A.sum()))
         endings = min(self._share(count, self.failure_share, len(lists["endings"])), count - demonstrations)
         uniform = self._uniform(count - demonstrations - endings, generator)
         parts = [
             uniform,
-            _pick(lists["demonstrations"], demonstrations, generator),
+            _pick_by_agent(lists["demonstrations"], agent_N + 1, shares_A, demonstrations, generator),
             _pick(lists["endings"], endings, generator),
         ]
-        parts[1] = self._limited(parts[1], count)
-        if len(parts[1]) < demonstrations:
-            parts.append(self._uniform(demonstrations - len(parts[1]), generator))
         at_B = np.concatenate(parts)
         if not endings:
             return at_B, None
         sizes = (len(lists["demonstrations"]), len(lists["endings"]), self._drawable_share() * self._main.held)
-        density = demonstrations / max(1, len(lists["demonstrations"]))
-        density_B = self._limited_density(at_B, density, lists["demonstrations"], count)
-        return at_B, self._weights(at_B, (len(parts[1]), endings), sizes, density_B)
+        density_B = np.zeros(len(at_B))
+        known_B = self._columns.agents(at_B) + 1
+        is_known_B = known_B < len(density_A)
+        density_B[is_known_B] = density_A[known_B[is_known_B]]
+        return at_B, self._weights(at_B, (demonstrations, endings), sizes, density_B)
 
-    def _limited(self, drawn: NDArray[np.int64], count: int) -> NDArray[np.int64]:
-        """Return demonstrations of a batch of `count` without those of an agent beyond `MOST_OF_AGENT`."""
-        agent = self._columns.agents(drawn)
-        is_taken = np.ones(len(drawn), bool)
-        for number in np.unique(agent[agent >= 0]):
-            is_taken[np.flatnonzero(agent == number)[max(1, int(MOST_OF_AGENT * count)) :]] = False
-        return drawn[is_taken]
+    def _densities(self, counts_A: NDArray[np.int64], count: int) -> NDArray[np.float64]:
+        """Return how often each demonstration of an agent is drawn for a batch of `count`, A.
 
-    def _limited_density(
-        self, at_B: NDArray[np.int64], density: float, demonstrations: NDArray[np.int64], count: int
-    ) -> NDArray[np.float64]:
-        """Return how often a demonstration of the agent of each position is drawn from their stratum."""
-        density_B = np.full(len(at_B), density)
-        agent_B = self._columns.agents(at_B)
-        if not (agent_B >= 0).any():
-            return density_B
-        agent_N = self._columns.agents(demonstrations)
-        for number in np.unique(agent_N[agent_N >= 0]):
-            rows = int((agent_N == number).sum())
-            density_B[agent_B == number] = min(density, max(1, int(MOST_OF_AGENT * count)) / rows)
-        return density_B
+        An agent's have at most `MOST_OF_AGENT` together. What it has beyond takes nothing from those of the others.
+
+        Args:
+            counts_A: demonstrations of each agent; those of a device of its own come first, and have no such limit.
+            count: size of the batch.
+        """
+        limits_A = np.full(len(counts_A), float(max(1, int(MOST_OF_AGENT * count))))
+        limits_A[:1] = count
+        most_A = limits_A / np.maximum(counts_A, 1)
+        density, wanted = MOST_DRAWS * count / max(1, self._main.held), self.demonstration_fraction * count
+        rows, used = int(counts_A.sum()), 0.0
+        for agent in np.argsort(most_A, kind="stable"):  # who has most first: the others share what is left
+            if not counts_A[agent]:
+                continue
+            if used + rows * min(density, most_A[agent]) >= wanted:
+                density = max(0.0, wanted - used) / rows
+                break
+            used += counts_A[agent] * min(density, most_A[agent])
+            rows -= int(counts_A[agent])
+        found_A: NDArray[np.float64] = np.minimum(density, most_A)
+        return found_A
 
     def _share(self, count: int, wanted: float, rows: int) -> int:
         """Return how many of `count` come from a stratum: the wanted share, but no row more than `MOST_DRAWS` times as often as others."""
@@ -226,6 +231,26 @@ class BatchSampler:
             drawn.append(fit[:missing])
             missing, attempts = missing - len(drawn[-1]), attempts + 1
         return np.concatenate(drawn)
+
+
+def _pick_by_agent(
+    positions: NDArray[np.int64],
+    agent_N: NDArray[np.int64],
+    shares_A: NDArray[np.float64],
+    count: int,
+    generator: torch.Generator,
+) -> NDArray[np.int64]:
+    """Draw `count` positions, of each agent its share or one more or less."""
+    present = np.flatnonzero(shares_A)
+    if len(present) <= 1:
+        return _pick(positions, count, generator)
+    ends_G = np.cumsum(shares_A[present]) * (count / shares_A.sum()) + float(torch.rand((), generator=generator))
+    ends_G = np.floor(ends_G).clip(max=count)
+    ends_G[-1] = count
+    counts_G = np.diff(ends_G, prepend=0.0).astype(int)
+    return np.concatenate(
+        [_pick(positions[agent_N == agent], n, generator) for agent, n in zip(present, counts_G, strict=True)]
+    )
 
 
 def _pick(positions: NDArray[np.int64], count: int, generator: torch.Generator) -> NDArray[np.int64]:

@@ -273,8 +273,8 @@ class ExperimentController:
 
     def _note_lateness(self, source: str, decision: str) -> None:
         """Follow how late rewards arrive, so that pairs stay open for them."""
-        _, _, index = decision.rpartition("-")
-        if index.isdecimal():
+        run, _, index = decision.rpartition("-")
+        if index.isdecimal() and run == self._newest.rpartition("-")[0]:  # ticks of an earlier run have other numbers
             late_s = max(0, self._tick - int(index)) * self.rules.period_s
             self.state.late_s = self.lateness.follow(source, late_s, self.state.late_s)
 

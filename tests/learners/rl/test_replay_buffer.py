@@ -543,6 +543,30 @@ def test_a_state_without_links_joins_no_rows_of_the_reserve_that_are_far_apart()
     assert again.held().linked[-1] is False
 
 
+def test_an_agent_that_calls_all_of_its_rows_demonstrations_takes_no_draws_from_those_of_the_others() -> None:
+    """A few corrections of an honest agent are drawn as often as without the other agent."""
+
+    def drawn(*, is_flooded: bool) -> float:
+        """Return how many demonstrations of the honest agent a batch of 256 has, on average."""
+        memory = replay(failure_share=0.1, max_rows=4_096)
+        for n in range(3_000):
+            agent = ("flood", "honest")[n // 100 % 2]
+            taught = is_flooded if agent == "flood" else n % 100 == 50
+            memory.append(tick(n, f"{agent}/s", done=n % 100 == 99, demonstration=taught))
+        generator, found = torch.Generator().manual_seed(3), 0
+        for _ in range(200):
+            batch = memory.sample(256, generator)
+            assert batch.weights is not None
+            assert bool((batch.weights > 0).all())
+            honest = torch.tensor([int(n) // 100 % 2 == 1 for n in ticks(batch.features)])
+            found += int((batch.is_expert["head"] & honest).sum())
+        return found / 200
+
+    alone, beside = drawn(is_flooded=False), drawn(is_flooded=True)
+    assert alone > 5
+    assert beside > 0.8 * alone
+
+
 def test_demonstrations_of_one_agent_of_a_fleet_are_at_most_an_eighth_of_a_batch() -> None:
     def drawn(agents: list[str], *, teachers: int) -> dict[str, int]:
         """How many of 800 draws are demonstrations, by agent; tick numbers name the agent."""

@@ -456,3 +456,14 @@ async def test_whatever_people_and_crashes_do_no_version_that_was_rolled_back_is
         assert named.isdisjoint(failed)
         assert state.phase is None or state.phase.version_of(state.phase.acts_in_plain) == one.live
         assert "experiment_state_unreadable" not in one.kinds()
+
+
+async def test_a_reward_for_a_decision_before_the_restart_says_nothing_of_how_late_rewards_are(tmp_path: Path) -> None:
+    """Its tick was counted from the start of another run, and pairs stayed open for minutes."""
+    one = PromotionWorld(tmp_path, lambda _version, _tick: WorldTick(1.0), rules=RULES)
+    await one.run(300.0)
+    before_s = one.experiments.state.late_s
+    one.experiments.credit("person", 1.0, "earlier-20", done=False)
+    assert one.experiments.state.late_s <= before_s
+    one.experiments.credit("person", 1.0, "d-20", done=False)
+    assert one.experiments.state.late_s > 300.0
