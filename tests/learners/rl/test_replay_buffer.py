@@ -551,8 +551,8 @@ def test_an_agent_that_calls_all_of_its_rows_demonstrations_takes_no_draws_from_
         memory = replay(failure_share=0.1, max_rows=4_096)
         for n in range(3_000):
             agent = ("flood", "honest")[n // 100 % 2]
-            taught = is_flooded if agent == "flood" else n % 100 == 50
-            memory.append(tick(n, f"{agent}/s", done=n % 100 == 99, demonstration=taught))
+            is_shown = is_flooded if agent == "flood" else n % 100 == 50
+            memory.append(tick(n, f"{agent}/s", done=n % 100 == 99, demonstration=is_shown))
         generator, found = torch.Generator().manual_seed(3), 0
         for _ in range(200):
             batch = memory.sample(256, generator)
