@@ -76,14 +76,7 @@ def train(
         return finished
     state = saved.load() if resume else None
     trainer = GymTrainer(_maker(environment), seed=seed, settings=used)
-    if state is None:
-        saved.discard()
-        demonstrated = (
-            trainer.load_demonstrations(episodes_of(environment, trainer.env, demonstrations)) if demonstrations else 0
-        )
-    else:
-        demonstrated = state.demonstrated
-        trainer.restore(state.tensors, state.trainer)
+    demonstrated = _begin(trainer, saved, state, environment, demonstrations)
     resumed_at = trainer.step if state is not None else None
     began_s = time.monotonic() - (state.elapsed_s if state is not None else 0.0)
     if steps < trainer.step:
@@ -111,6 +104,17 @@ def train(
         raise EnvironmentFault(reason) from ended.fault
     saved.discard()
     return results
+
+
+def _begin(
+    trainer: GymTrainer, saved: SavedTraining, state: SavedState | None, environment: str, demonstrations: int | Path
+) -> int:
+    """Continue from a saved state, or begin with the demonstrations; return how many transitions are demonstrated."""
+    if state is not None:
+        trainer.restore(state.tensors, state.trainer)
+        return state.demonstrated
+    saved.discard()
+    return trainer.load_demonstrations(episodes_of(environment, trainer.env, demonstrations)) if demonstrations else 0
 
 
 @dataclass(frozen=True, slots=True)

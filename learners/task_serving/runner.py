@@ -24,7 +24,7 @@ from learners.task_kinds import KINDS
 from learners.task_serving.options import options_of
 from learners.task_serving.reading_inputs import inputs_of_reading
 from learners.task_serving.results import Callbacks, Offered, Question, Result, Speech, likeliest
-from learners.task_serving.versions import TaskVersion
+from learners.task_serving.versions import TaskVersion, use_version
 from learners.tasks.base import DataError, Task, saved, saved_as
 from learners.tasks.task_classes import open_task
 from sensors.readings import Reading
@@ -86,13 +86,7 @@ class TaskRunner:
 
     def set_version(self, task: str, version: TaskVersion | None) -> bool:
         """Use this version from the next reading on, None for the pretrained model; False if it was in use already."""
-        if self._versions.get(task) == version:
-            return False
-        if version is None:
-            del self._versions[task]
-        else:
-            self._versions[task] = version
-        return True
+        return use_version(self._versions, task, version)
 
     def offer(self, readings: Mapping[str, Reading], fresh: frozenset[str], decision: str | None) -> None:
         """Store the fresh readings that tasks read; called on the loop at every tick."""

@@ -190,6 +190,17 @@ def encoders_of_policies(checkpoints: Path) -> frozenset[str]:
     return frozenset(found)
 
 
+def use_version(versions: dict[str, TaskVersion], task: str, version: TaskVersion | None) -> bool:
+    """Note the version of a task that answers, None for the pretrained model; False if it was in use already."""
+    if versions.get(task) == version:
+        return False
+    if version is None:
+        del versions[task]
+    else:
+        versions[task] = version
+    return True
+
+
 def number_of(version: TaskVersion) -> int:
     """Return the number of a version in the sequence."""
     return int(version.name.partition("-")[0])

@@ -26,7 +26,7 @@ from learners.config.tasks import TaskSettings
 from learners.files import private_folder
 from learners.task_kinds import KINDS, PredictionOfExample
 from learners.task_serving.results import Callbacks, Offered, Question, Result, Speech
-from learners.task_serving.versions import TaskVersion
+from learners.task_serving.versions import TaskVersion, use_version
 from runtime.models.goal_client import GoalClient
 from runtime.models.messages import BadMessage, Header, offered_message, packed, peer, receive
 from runtime.models.speech_client import SpeechClient
@@ -117,12 +117,8 @@ class ModelsClient:
 
     def set_version(self, task: str, version: TaskVersion | None) -> bool:
         """Use this version from the next reading on, None for the pretrained model; False if it was in use already."""
-        if self._versions.get(task) == version:
+        if not use_version(self._versions, task, version):
             return False
-        if version is None:
-            del self._versions[task]
-        else:
-            self._versions[task] = version
         self._send_version(task)
         return True
 

@@ -52,25 +52,33 @@ class Gate:
         assert patience_s == PERIOD_S / 2
 
 
+def loop_of(clock: FakeClock, inbox: Inbox, **others: Any) -> ControlLoop:
+    """Return a loop that decides nothing, stores nothing and earns nothing, but for `others`."""
+    parts: dict[str, Any] = {
+        "engine": Engine(clock),
+        "gate": Gate(),
+        "store": SimpleNamespace(hold=lambda _: True, release=lambda *_: True),
+        "rewards": TickRewards(()),
+        "listeners": [],
+    }
+    return ControlLoop(
+        session="s",
+        pacer=Pacer(PERIOD_S, clock),
+        clock=clock,
+        wall=lambda: 1e9 + clock.now(),
+        inbox=inbox,
+        utterances=Utterances(),
+        **parts | others,
+    )
+
+
 async def test_lateness_counts_from_the_deadline() -> None:
     clock, registry, results = FakeClock(50.0), CollectorRegistry(), list[TickResult]()
     inbox = Inbox({"j": TelemetrySettings(kind="telemetry", fields=("a",))})
     inbox.put(Telemetry("j", 50.0, 0, ("a",), np.zeros(1, np.float32)))
     link = SimpleNamespace(enqueue=lambda *_, **__: None)
     reporter = Reporter(link, Topics("a"), Metrics(registry, agent="a", version="1"))  # type: ignore[arg-type]
-    loop = ControlLoop(
-        session="s",
-        pacer=Pacer(PERIOD_S, clock),
-        clock=clock,
-        wall=lambda: 1e9 + clock.now(),
-        inbox=inbox,
-        engine=Engine(clock),  # type: ignore[arg-type]
-        gate=Gate(),  # type: ignore[arg-type]
-        store=SimpleNamespace(hold=lambda _: True, release=lambda *_: True),  # type: ignore[arg-type]
-        rewards=TickRewards(()),
-        utterances=Utterances(),
-        listeners=[results.append, reporter.ticked],
-    )
+    loop = loop_of(clock, inbox, listeners=[results.append, reporter.ticked])
     index = await loop.pacer.next()
     await loop.tick(index)
     clock.advance(PERIOD_S - WORK_S)
@@ -95,19 +103,7 @@ async def test_a_decision_earns_by_what_the_next_tick_sees(tmp_path: Path) -> No
         settled=lambda _entries: None, ticked=lambda _result: None, credit=lambda *_, **__: None
     )
     outcomes = OutcomeTracker(ledger, ignore, experiments, lambda: 1e9 + clock.now())  # type: ignore[arg-type]
-    loop = ControlLoop(
-        session="s",
-        pacer=Pacer(PERIOD_S, clock),
-        clock=clock,
-        wall=lambda: 1e9 + clock.now(),
-        inbox=inbox,
-        engine=Engine(clock),  # type: ignore[arg-type]
-        gate=Gate(),  # type: ignore[arg-type]
-        store=store,
-        rewards=rewards,
-        utterances=Utterances(),
-        listeners=[outcomes.ticked],
-    )
+    loop = loop_of(clock, inbox, store=store, rewards=rewards, listeners=[outcomes.ticked])
     earned = []
     for index in range(10):
         inbox.put(Telemetry("j", clock.now(), index, ("a",), np.array([float(index)])))
@@ -145,18 +141,11 @@ async def test_a_stream_with_tokens_that_are_no_numbers_is_missing_everywhere_an
             proposals.append(proposal)
 
     inbox = Inbox({"j": TelemetrySettings(kind="telemetry", fields=("a",))})
-    loop = ControlLoop(
-        session="s",
-        pacer=Pacer(PERIOD_S, clock),
-        clock=clock,
-        wall=lambda: 1e9 + clock.now(),
-        inbox=inbox,
-        engine=Broken(clock),  # type: ignore[arg-type]
-        gate=Listening(),  # type: ignore[arg-type]
-        store=SimpleNamespace(hold=lambda _: True, release=lambda *_: True),  # type: ignore[arg-type]
-        rewards=TickRewards(()),
-        utterances=Utterances(),
-        listeners=[],
+    loop = loop_of(
+        clock,
+        inbox,
+        engine=Broken(clock),
+        gate=Listening(),
         refuse=lambda stream, refusal: refused.append((stream, refusal.cause)),
     )
     inbox.put(Telemetry("j", 50.0, 0, ("a",), np.zeros(1, np.float32)))
