@@ -1,4 +1,4 @@
-"""Define the verbs that send a request to a running agent or read its recordings: explain, record, sources, replay, mcp."""
+"""Define the verbs that ask, command or serve a running agent, or decide its recordings again: arm, disarm, mode, explain, sources, record, replay, mcp."""
 
 from __future__ import annotations
 

@@ -131,7 +131,7 @@ def finetune(train_file: Path, *, as_json: bool, **options: Any) -> None:
 
     Example: reflexd finetune --task token-classification --model bundled:minilm-l6 --train train.conll --validation dev.conll --test test.conll --out runs/ner
     """
-    from learners.finetune.few_labels.files import finetune as tune
+    from learners.finetune.few_labels.finetune import finetune as tune
 
     positive = (
         "epochs",

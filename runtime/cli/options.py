@@ -1,4 +1,4 @@
-"""Define what several verbs share: arguments and options, the reading of the settings file, and errors for invalid inputs."""
+"""Define what several verbs share: types of arguments, options, loading of the settings file, and errors for invalid inputs."""
 
 from __future__ import annotations
 
@@ -7,11 +7,7 @@ import functools
 import json
 import os
 import re
-import signal
 import sys
-import tempfile
-import time
-import traceback
 from collections.abc import Callable, Mapping, Sequence
 from importlib.resources import as_file, files
 from pathlib import Path
@@ -25,14 +21,13 @@ from runtime.config import loader as settings_file
 from runtime.config.errors import Problem
 from runtime.config.loader import LoadedConfig
 from runtime.config.ports import busy_ports
+from runtime.preflight.forked_preflight import forked_preflight
 
 REFUSED = 2
 """Exit code for settings or arguments that cannot be used."""
 MAY_PASS = 1
 """Exit code for what may pass without an edit, such as a port in use."""
 
-CHECK_S = 240.0
-"""For the check of the settings at a start; its own parts have limits of 60 and 180 s."""
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -200,7 +195,7 @@ def startable(path: Path, meanwhile: Callable[[], object] = lambda: None) -> Loa
             import, and must start nothing.
     """
     loaded = load(path)
-    problems = checked_beside(path, loaded)
+    problems = forked_preflight(path, loaded)
     meanwhile()
     if found := problems():
         click.echo(found, err=True, nl=False)
@@ -211,61 +206,6 @@ def startable(path: Path, meanwhile: Callable[[], object] = lambda: None) -> Loa
     if busy:
         sys.exit(MAY_PASS)
     return loaded
-
-
-def checked_beside(path: Path, loaded: LoadedConfig) -> Callable[[], str]:
-    """Begin to look for what would keep a daemon with these settings from starting; return what waits for it, one problem a line.
-
-    A forked process does that: it has what this one has imported, and what the check imports stays out of the supervisor's memory.
-    It shows nothing that the plug-ins print which it builds. Call this while the process has one thread. A check that crashes, or
-    takes longer than `CHECK_S`, is named on standard error and finds nothing.
-    """
-    answer = tempfile.TemporaryFile()  # noqa: SIM115 - no pipe: a process that a plug-in has left behind would keep it open
-    checker = os.fork()
-    if checker == 0:
-        code = 1
-        try:
-            shown, null = os.dup(2), os.open(os.devnull, os.O_RDWR)
-            for standard in range(3):
-                os.dup2(null, standard)
-            try:
-                from runtime.preflight.preflight import preflight
-
-                text = "".join(f"{problem}\n" for problem in preflight(path, loaded))
-                answer.write(text.encode("utf-8", "surrogateescape"))
-                answer.flush()
-                code = 0
-            except BaseException:  # noqa: BLE001 - the daemon starts, and what a check cannot do is seen
-                with os.fdopen(shown, "w", errors="backslashreplace") as out:
-                    traceback.print_exc(file=out)
-        finally:
-            os._exit(code)
-
-    def found() -> str:
-        status = _ended(checker, CHECK_S)
-        if status is None:
-            click.echo(f"{path}: the check of the settings took longer than {CHECK_S:g} s and was ended", err=True)
-        elif status < 0:
-            click.echo(f"{path}: the check of the settings ended with signal {-status}", err=True)
-        with answer:
-            answer.seek(0)
-            return answer.read().decode("utf-8", "surrogateescape")
-
-    return found
-
-
-def _ended(child: int, limit_s: float) -> int | None:
-    """Wait for a child process and return its exit code; None after `limit_s`, when it is killed."""
-    until_s = time.monotonic() + limit_s
-    while True:
-        pid, status = os.waitpid(child, os.WNOHANG)
-        if pid:
-            return os.waitstatus_to_exitcode(status)
-        if time.monotonic() >= until_s:
-            os.kill(child, signal.SIGKILL)
-            os.waitpid(child, 0)
-            return None
-        time.sleep(0.005)
 
 
 def refuse(problems: Sequence[Problem]) -> None:

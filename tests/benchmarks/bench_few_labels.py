@@ -20,7 +20,7 @@ import finetune_data as data
 import numpy as np
 import torch
 
-from learners.finetune.few_labels.files import finetune
+from learners.finetune.few_labels.finetune import finetune
 from learners.finetune.labelled_files import datasets
 
 MODEL = "bundled:minilm-l6"

@@ -17,7 +17,7 @@ from learners.files import DRAFT
 from learners.finetune.few_labels.adaptation import adapt, can_adapt
 from learners.finetune.few_labels.comparison import PairedGain, choose
 from learners.finetune.few_labels.equal_content import content_key, distinct
-from learners.finetune.few_labels.files import finetune, without_held
+from learners.finetune.few_labels.finetune import finetune, without_held
 from learners.finetune.trainer import Stopped, Trainer
 from learners.tasks.base import DataError
 from learners.tasks.layers.heads import output_layer

@@ -82,7 +82,7 @@ def test_a_check_that_a_signal_ends_is_named(tmp_path: Path) -> None:
 
 
 def test_a_check_that_takes_too_long_is_ended_and_named(tmp_path: Path) -> None:
-    short = "import runtime.cli.options as options\noptions.CHECK_S = 0.2\n"
+    short = "import runtime.preflight.forked_preflight as forked\nforked.CHECK_S = 0.2\n"
     done = asked(tmp_path, GOOD, short + DIE.format(body="import time; time.sleep(600)"))
     assert (done.returncode, done.stdout.splitlines()) == (0, ["meanwhile", "box True"])
     assert "took longer than 0.2 s and was ended" in done.stderr
