@@ -14,11 +14,11 @@ import canaries
 from aiohttp import ClientSession, web
 
 from runtime.dashboard.auth import Access
-from runtime.dashboard.bridge import Unreachable
+from runtime.dashboard.broker_connections import Unreachable
+from runtime.dashboard.browsers import Hub
 from runtime.dashboard.commands import CommandPublisher
 from runtime.dashboard.server import Page
-from runtime.dashboard.sockets import Hub
-from runtime.dashboard.state import ViewState
+from runtime.dashboard.view_state import ViewState
 from runtime.mqtt.topics import Topics, encode
 from runtime.process.http_server import serve
 

@@ -17,9 +17,9 @@ from rich.console import Console
 
 from runtime.console.status import LatestMessages, picture, subscribe
 from runtime.dashboard import commands
-from runtime.dashboard.bridge import MqttBridge, Unreachable
+from runtime.dashboard.broker_connections import MqttBridge, Unreachable
 from runtime.dashboard.commands import COMMANDS, GATE_S, CommandPublisher
-from runtime.dashboard.state import ViewState
+from runtime.dashboard.view_state import ViewState
 from runtime.mqtt import Address, Connection
 from runtime.mqtt.connection_types import PublishMessage
 

@@ -39,8 +39,8 @@ from learners.continual.acceptance import (
     rejection_reason,
     too_few_reason,
 )
-from learners.continual.adaptation import EncoderAdaptation
 from learners.continual.candidate_training import CandidateTrainer, TrainedCandidate
+from learners.continual.encoder_adaptation import EncoderAdaptation
 from learners.continual.evaluation import (
     CandidateMetrics,
     agreed,

@@ -6,7 +6,7 @@ from collections import deque
 from dataclasses import dataclass, field
 from typing import Any
 
-from runtime.dashboard.state import ViewState
+from runtime.dashboard.view_state import ViewState
 
 MAX_DECISIONS = 200
 MAX_TEXT, MAX_LIST, MAX_DEPTH = 500, 512, 12

@@ -25,7 +25,7 @@ from starlette.requests import Request
 
 from runtime.config.schema import Config
 from runtime.dashboard.auth import Access, Role
-from runtime.dashboard.bridge import MqttBridge, Unreachable
+from runtime.dashboard.broker_connections import MqttBridge, Unreachable
 from runtime.mcp_server.bounded_connection import BoundedConnection
 from runtime.mcp_server.daemon_view import DaemonView
 from runtime.mcp_server.roles import PageTokens, role_of_request

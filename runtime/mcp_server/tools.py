@@ -15,7 +15,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from runtime.dashboard.auth import Role
-from runtime.dashboard.bridge import MqttBridge
+from runtime.dashboard.broker_connections import MqttBridge
 from runtime.mcp_server.daemon_view import MAX_DECISIONS, DaemonView, bounded
 from runtime.mqtt.topics import encode
 

@@ -24,8 +24,8 @@ from runtime.agent.jobs import unready
 from runtime.config.loader import LoadedConfig, load
 from runtime.console import client
 from runtime.console.status import show_status
-from runtime.dashboard.bridge import MqttBridge
-from runtime.dashboard.state import ViewState
+from runtime.dashboard.broker_connections import MqttBridge
+from runtime.dashboard.view_state import ViewState
 from runtime.gate.status import AgentLiveness, StatusPublisher
 from runtime.mqtt import Address, Connection
 from runtime.mqtt.topics import Topics

@@ -13,8 +13,8 @@ from typing import Any, Generic, Protocol, TypeVar
 import numpy as np
 
 from learners.finetune.error_analysis.scores import each
-from learners.finetune.few_labels.adaptation import AdaptedEncoder, adapt
 from learners.finetune.few_labels.comparison import PairedGain, choose
+from learners.finetune.few_labels.continued_pretraining import AdaptedEncoder, adapt
 from learners.finetune.few_labels.equal_content import content_key, distinct
 from learners.finetune.forgetting import transplant
 from learners.finetune.labelled_files.splits import Splits

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from learners.finetune import run
-from learners.finetune.few_labels.adaptation import can_adapt
 from learners.finetune.few_labels.arms import FewLabels, best_arm
+from learners.finetune.few_labels.continued_pretraining import can_adapt
 from learners.finetune.few_labels.equal_content import content_key, normalized_text
 from learners.finetune.few_labels.near_duplicates import NearDuplicates
 from learners.finetune.labelled_files import datasets

@@ -14,8 +14,8 @@ import torch
 from transformers import BertForMaskedLM
 
 from learners.files import DRAFT
-from learners.finetune.few_labels.adaptation import adapt, can_adapt
 from learners.finetune.few_labels.comparison import PairedGain, choose
+from learners.finetune.few_labels.continued_pretraining import adapt, can_adapt
 from learners.finetune.few_labels.equal_content import content_key, distinct
 from learners.finetune.few_labels.finetune import finetune, without_held
 from learners.finetune.trainer import Stopped, Trainer

@@ -24,8 +24,8 @@ from runtime.config.schema import Config
 from runtime.console import status
 from runtime.console.client import NoAnswer, connect, send_request
 from runtime.console.status import LatestMessages, picture, plain, show_status, subscribe
-from runtime.dashboard.bridge import MqttBridge
-from runtime.dashboard.state import ViewState
+from runtime.dashboard.broker_connections import MqttBridge
+from runtime.dashboard.view_state import ViewState
 from runtime.mqtt import Address, Message
 from runtime.mqtt.topics import Refused, Topics, encode
 

@@ -21,8 +21,8 @@ from fakes_agent import FakeAgent, running
 from runtime.config.loader import load
 from runtime.config.mqtt_settings import Credentials
 from runtime.dashboard.__main__ import main, until_signal
-from runtime.dashboard.bridge import MqttBridge, Unreachable
-from runtime.dashboard.state import ViewState
+from runtime.dashboard.broker_connections import MqttBridge, Unreachable
+from runtime.dashboard.view_state import ViewState
 from runtime.mqtt import Address, Connection
 from runtime.mqtt.topics import Topics, encode
 

@@ -28,9 +28,9 @@ from runtime.dashboard.auth import (
 )
 from runtime.dashboard.commands import ANSWER_S, COMMANDS, GATE_ANSWER_S, CommandPublisher, Forbidden, allowed
 from runtime.dashboard.sections import ClientPosition, Sections
-from runtime.dashboard.state import EVENTS, QUESTIONS, ViewState
 from runtime.dashboard.streams import StreamViews
 from runtime.dashboard.time_series import MAX_POINTS, Returns, TimeSeries
+from runtime.dashboard.view_state import EVENTS, QUESTIONS, ViewState
 from runtime.mqtt import rpc
 from runtime.mqtt.topics import Topics
 from runtime.requests.handlers import EXPLAIN_S, URGENT_S, USUAL_S

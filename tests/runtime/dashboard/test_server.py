@@ -19,8 +19,8 @@ from hypothesis import strategies as st
 from runtime.config.schema import DashboardSettings
 from runtime.dashboard.__main__ import hosts, main
 from runtime.dashboard.auth import TRIES
+from runtime.dashboard.browsers import REPLACED
 from runtime.dashboard.sign_in import static_files
-from runtime.dashboard.sockets import REPLACED
 from runtime.process.http_server import Admission, network
 
 PUBLIC = ["/login", "/static/style.css", "/static/app.js", "/static/icon.svg"]
@@ -213,7 +213,7 @@ async def test_a_browser_that_never_reads_is_dropped_and_the_others_go_on() -> N
 async def test_viewers_are_limited_in_all_and_by_address_and_never_keep_an_operator_out(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("runtime.dashboard.sockets.VIEWERS_PER_ADDRESS", 2)
+    monkeypatch.setattr("runtime.dashboard.browsers.VIEWERS_PER_ADDRESS", 2)
     async with site() as page:
         viewer, operator = await page.sign_in(VIEWER), await page.sign_in(OPERATOR)
         viewers = [await page.talk(viewer) for _ in range(2)]
@@ -224,8 +224,8 @@ async def test_viewers_are_limited_in_all_and_by_address_and_never_keep_an_opera
         ws = await page.talk(operator)
         await ws.send_json({"do": "stop", "engaged": True, "id": 1})
         assert (await reply(ws, 1))["data"] == {"sent": True, "rule": None}
-        monkeypatch.setattr("runtime.dashboard.sockets.VIEWERS_PER_ADDRESS", 9)
-        monkeypatch.setattr("runtime.dashboard.sockets.MAX_VIEWERS", 2)
+        monkeypatch.setattr("runtime.dashboard.browsers.VIEWERS_PER_ADDRESS", 9)
+        monkeypatch.setattr("runtime.dashboard.browsers.MAX_VIEWERS", 2)
         with pytest.raises(WSServerHandshakeError):
             await page.talk(viewer)
         assert all(not each.closed for each in viewers)
@@ -234,7 +234,7 @@ async def test_viewers_are_limited_in_all_and_by_address_and_never_keep_an_opera
 
 
 async def test_one_operator_more_takes_the_place_of_the_oldest(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("runtime.dashboard.sockets.MAX_OPERATORS", 2)
+    monkeypatch.setattr("runtime.dashboard.browsers.MAX_OPERATORS", 2)
     async with site() as page:
         operator = await page.sign_in(OPERATOR)
         oldest, middle = await page.talk(operator), await page.talk(operator)

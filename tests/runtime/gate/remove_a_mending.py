@@ -28,7 +28,7 @@ from actuators.safety.forbid_rules import Rule, Violation  # noqa: E402
 from actuators.safety.forbidden_combinations import ForbiddenCombinations  # noqa: E402
 from actuators.safety.gate import Gate  # noqa: E402
 from actuators.safety.limits import Refusal  # noqa: E402
-from runtime.dashboard.bridge import MqttBridge  # noqa: E402
+from runtime.dashboard.broker_connections import MqttBridge  # noqa: E402
 from runtime.gate import operator_commands  # noqa: E402
 from runtime.gate.host import GateHost  # noqa: E402
 from runtime.gate.latches import LatchWriter  # noqa: E402

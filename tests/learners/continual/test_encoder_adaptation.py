@@ -15,9 +15,9 @@ from PIL import Image
 from tinymodels import WORDS
 
 from learners.config.tasks import FinetuneSettings, TaskSettings
-from learners.continual import adaptation
+from learners.continual import encoder_adaptation as adaptation
 from learners.continual.acceptance import forgetting_reason
-from learners.continual.adaptation import AdaptationEvidence, probe_scores
+from learners.continual.encoder_adaptation import AdaptationEvidence, probe_scores
 from learners.continual.evaluation import apart_from_new
 from learners.continual.trainer import ContinualTrainer
 from learners.experience.reader import Reader

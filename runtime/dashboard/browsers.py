@@ -18,7 +18,7 @@ from aiohttp import web
 
 from runtime.dashboard.auth import Role
 from runtime.dashboard.sections import ClientPosition
-from runtime.dashboard.state import ViewState
+from runtime.dashboard.view_state import ViewState
 
 MAX_VIEWERS = 24
 VIEWERS_PER_ADDRESS = 8

@@ -31,7 +31,7 @@ from learners.experience.reading_similarity import content_digest
 from learners.experience.records import Label, Raw
 from learners.files import draft_folder, publish_folder, source_and_split
 from learners.finetune.error_analysis.scores import each
-from learners.finetune.few_labels.adaptation import adapt, can_adapt
+from learners.finetune.few_labels.continued_pretraining import adapt, can_adapt
 from learners.finetune.few_labels.equal_content import content_key, normalized_text
 from learners.finetune.few_labels.near_duplicates import NearDuplicates
 from learners.finetune.few_labels.readable_rows import ReadableRows

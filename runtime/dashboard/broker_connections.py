@@ -14,7 +14,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from runtime.config.mqtt_settings import Credentials
-from runtime.dashboard.state import ViewState
+from runtime.dashboard.view_state import ViewState
 from runtime.mqtt import Address, Connection, Message, MqttLost
 from runtime.mqtt.connection_types import wild
 from runtime.mqtt.topics import Refused, Topics, encode, parse
