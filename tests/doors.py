@@ -13,7 +13,7 @@ import aiohttp
 import canaries
 from aiohttp import ClientSession, web
 
-from runtime.dashboard.auth import Access
+from runtime.dashboard.access.auth import Access
 from runtime.dashboard.broker_connections import Unreachable
 from runtime.dashboard.browsers import Hub
 from runtime.dashboard.commands import CommandPublisher

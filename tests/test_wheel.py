@@ -102,7 +102,7 @@ def test_the_demo_its_page_and_its_words_are_inside(installed: Installed) -> Non
     code = (
         "from importlib.resources import files, as_file\nfrom runtime.config.loader import load\n"
         "with as_file(files('configs') / 'demo.yaml') as path: print(path, load(path).config.agent)\n"
-        "from runtime.dashboard.sign_in import static_files\nassert 'app.js' in static_files()\n"
+        "from runtime.dashboard.access.sign_in import static_files\nassert 'app.js' in static_files()\n"
         "assert any(each.name.endswith('.wav') for each in (files('actuators') / 'sim' / 'spoken_words').iterdir())\n"
     )
     done = installed.run(str(installed.python), "-c", code)

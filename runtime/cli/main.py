@@ -223,7 +223,7 @@ def link(config: Path | None, *, as_json: bool) -> None:
     """Print a link that signs one browser in to the page of CONFIG (default: the demo), once, within an hour."""
     import time
 
-    from runtime.dashboard.login_link import create_link
+    from runtime.dashboard.access.login_link import create_link
 
     settings = load_or_demo(config).config
     if settings.dashboard is None:

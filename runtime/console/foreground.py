@@ -27,7 +27,7 @@ from runtime.console.banner import LiveSeen, banner, event_line, line, sentence_
 from runtime.console.client import NoAnswer
 from runtime.console.log_file import LogFile
 from runtime.console.status import plain, subscribe
-from runtime.dashboard.login_link import create_link
+from runtime.dashboard.access.login_link import create_link
 from runtime.mqtt import Connection
 from runtime.mqtt.daemon_messages import EventMessage
 from runtime.mqtt.event_sentences import Sentence

@@ -12,12 +12,12 @@ import structlog
 
 from runtime.config.loader import load_argument
 from runtime.config.schema import Config, DashboardSettings
-from runtime.dashboard.auth import access
+from runtime.dashboard.access.auth import access
+from runtime.dashboard.access.session_file import SESSIONS, stored_sessions
 from runtime.dashboard.broker_connections import MqttBridge
 from runtime.dashboard.browsers import Hub
 from runtime.dashboard.commands import CommandPublisher
 from runtime.dashboard.server import Page
-from runtime.dashboard.session_file import SESSIONS, stored_sessions
 from runtime.dashboard.settings_file import SettingsFile
 from runtime.dashboard.view_state import ViewState
 from runtime.mqtt import Address

@@ -16,7 +16,7 @@ from typing import Any
 import orjson
 from aiohttp import web
 
-from runtime.dashboard.auth import Role
+from runtime.dashboard.access.auth import Role
 from runtime.dashboard.sections import ClientPosition
 from runtime.dashboard.view_state import ViewState
 

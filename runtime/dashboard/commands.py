@@ -14,7 +14,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 
 from runtime.config.schema import Config
-from runtime.dashboard.auth import Role
+from runtime.dashboard.access.auth import Role
 from runtime.dashboard.broker_connections import GATED, MqttBridge
 from runtime.dashboard.settings_file import MAX_TEXT, SettingsFile, SettingsRefused
 from runtime.dashboard.task_settings import with_class, with_task

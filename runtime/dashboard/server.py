@@ -10,10 +10,10 @@ from dataclasses import dataclass
 
 from aiohttp import web
 
-from runtime.dashboard.auth import Access
+from runtime.dashboard.access.auth import Access
+from runtime.dashboard.access.sign_in import HEADERS, SignIn, html_page
 from runtime.dashboard.browsers import Hub
 from runtime.dashboard.commands import CommandPublisher
-from runtime.dashboard.sign_in import HEADERS, SignIn, html_page
 from runtime.dashboard.web_socket import WebSocketHandler
 from runtime.process.http_server import put_headers
 

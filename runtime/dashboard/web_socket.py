@@ -10,12 +10,12 @@ from typing import Any
 from aiohttp import WSMsgType, web
 from pydantic import ValidationError
 
-from runtime.dashboard.auth import Role
+from runtime.dashboard.access.auth import Role
+from runtime.dashboard.access.sign_in import check_origin
 from runtime.dashboard.broker_connections import Unreachable
 from runtime.dashboard.browsers import Client, Hub
 from runtime.dashboard.commands import COMMANDS, AnyCommand, CommandPublisher, Forbidden, SubscribePreviews
 from runtime.dashboard.settings_file import SettingsRefused
-from runtime.dashboard.sign_in import check_origin
 from runtime.mqtt.topics import Refused, parse
 from runtime.process.http_server import network, protect
 

@@ -24,8 +24,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from learners.checkpoints.manifest import CheckpointRefused
 from learners.files import private_folder
 from learners.fleet_data.segment import NAME
-from runtime.dashboard.auth import Access, token_file
-from runtime.dashboard.sign_in import HEADERS, SignIn, check_origin, html_page
+from runtime.dashboard.access.auth import Access, token_file
+from runtime.dashboard.access.sign_in import HEADERS, SignIn, check_origin, html_page
 from runtime.fleet.policy_publisher import PolicyPublisher, rollback_in_words
 from runtime.fleet.reports import GroupWatch
 from runtime.fleet.server_settings import FleetServerSettings

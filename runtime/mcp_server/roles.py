@@ -14,7 +14,7 @@ from mcp.server.context import ServerRequestContext
 from starlette.requests import Request
 
 from runtime.config.schema import Config, DashboardSettings
-from runtime.dashboard.auth import Access, RateLimited, Role, access
+from runtime.dashboard.access.auth import Access, RateLimited, Role, access
 
 TOKEN_VARIABLE = "REFLEXD_TOKEN"  # noqa: S105 - the variable's name
 PEER = "mcp"

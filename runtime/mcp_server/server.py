@@ -24,7 +24,7 @@ from pydantic import AnyHttpUrl, ValidationError
 from starlette.requests import Request
 
 from runtime.config.schema import Config
-from runtime.dashboard.auth import Access, Role
+from runtime.dashboard.access.auth import Access, Role
 from runtime.dashboard.broker_connections import MqttBridge, Unreachable
 from runtime.mcp_server.bounded_connection import BoundedConnection
 from runtime.mcp_server.daemon_view import DaemonView

@@ -14,7 +14,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from runtime.dashboard.auth import Role
+from runtime.dashboard.access.auth import Role
 from runtime.dashboard.broker_connections import MqttBridge
 from runtime.mcp_server.daemon_view import MAX_DECISIONS, DaemonView, bounded
 from runtime.mqtt.topics import encode

@@ -20,8 +20,8 @@ from runtime.cli.main import main
 from runtime.config.loader import load
 from runtime.console.banner import LiveSeen, banner, event_line, line
 from runtime.console.log_file import OLD_FILES, LogFile
-from runtime.dashboard.auth import Access
-from runtime.dashboard.login_link import LASTS_S, create_link, page_address, redeem
+from runtime.dashboard.access.auth import Access
+from runtime.dashboard.access.login_link import LASTS_S, create_link, page_address, redeem
 from runtime.mqtt import Message
 from runtime.mqtt.daemon_messages import EventMessage
 from runtime.mqtt.event_sentences import TABLE, sentence

@@ -21,7 +21,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from prometheus_client import CollectorRegistry, Gauge
 
-from runtime.dashboard.auth import SESSION_S, TRIES
+from runtime.dashboard.access.auth import SESSION_S, TRIES
 from runtime.dashboard.commands import READING_VERBS, RequestCommand
 from runtime.process.http_server import SHIELD, application, serve
 
@@ -205,7 +205,7 @@ FORMS = st.binary(max_size=200) | st.sampled_from(
 
 
 def test_no_form_makes_the_login_fail(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("runtime.dashboard.auth.TRIES", 10**9)
+    monkeypatch.setattr("runtime.dashboard.access.auth.TRIES", 10**9)
 
     def attack(page: Site, wait: Callable[[Awaitable[Any]], Any]) -> None:
         @BUDGET

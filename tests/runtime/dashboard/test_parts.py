@@ -16,7 +16,7 @@ from canaries import OPERATOR, VIEWER
 from hypothesis import given
 from hypothesis import strategies as st
 
-from runtime.dashboard.auth import (
+from runtime.dashboard.access.auth import (
     LOGGED,
     MAX_SESSIONS,
     SESSION_S,

@@ -18,9 +18,9 @@ from hypothesis import strategies as st
 
 from runtime.config.schema import DashboardSettings
 from runtime.dashboard.__main__ import hosts, main
-from runtime.dashboard.auth import TRIES
+from runtime.dashboard.access.auth import TRIES
+from runtime.dashboard.access.sign_in import static_files
 from runtime.dashboard.browsers import REPLACED
-from runtime.dashboard.sign_in import static_files
 from runtime.process.http_server import Admission, network
 
 PUBLIC = ["/login", "/static/style.css", "/static/app.js", "/static/icon.svg"]
@@ -269,7 +269,7 @@ async def test_connections_held_open_block_no_other_client(monkeypatch: pytest.M
 
 async def test_a_connection_without_a_whole_request_is_cut(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("runtime.process.http_server.REQUEST_S", 0.3)
-    monkeypatch.setattr("runtime.dashboard.sign_in.FORM_S", 0.3)
+    monkeypatch.setattr("runtime.dashboard.access.sign_in.FORM_S", 0.3)
     async with site() as page:
         started = asyncio.get_running_loop().time()
         for head in (b"", b"GET / HTTP/1.1\r\nHost: 127"):

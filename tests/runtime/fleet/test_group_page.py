@@ -13,7 +13,7 @@ import aiohttp
 from prometheus_client import CollectorRegistry, generate_latest
 
 from fakes import Mosquitto
-from runtime.dashboard.auth import Access
+from runtime.dashboard.access.auth import Access
 from runtime.fleet.group_page import FleetPage, GroupAction, GroupMetrics, act_on
 from runtime.fleet.reports import GroupWatch
 from runtime.fleet.server_settings import FleetServerSettings

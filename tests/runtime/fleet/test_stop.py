@@ -23,7 +23,7 @@ from learners.ipc.outbox import Outbox
 from runtime.cli.main import main
 from runtime.config.loader import load
 from runtime.config.mqtt_settings import Credentials
-from runtime.dashboard.auth import Access
+from runtime.dashboard.access.auth import Access
 from runtime.fleet.enrollment import enroll
 from runtime.fleet.group_page import FleetPage, act_on
 from runtime.fleet.reports import GroupWatch, stop_agents

@@ -10,7 +10,7 @@ from disks import SmallDisk, small_disk
 
 from learners.files import exclusive_lock, locked, private_folder
 from runtime.config.mqtt_settings import MqttSettings
-from runtime.dashboard.auth import token_file
+from runtime.dashboard.access.auth import token_file
 from runtime.preflight.preflight import problems_and_warnings
 from runtime.supervisor import broker
 

@@ -26,7 +26,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from learners.files import private_folder, write_atomically
 from runtime.config.schema import Config, DashboardSettings
-from runtime.dashboard.login_link import redeem
+from runtime.dashboard.access.login_link import redeem
 
 log = structlog.get_logger(__name__)
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import structlog
 
 from learners.files import write_atomically
-from runtime.dashboard.auth import Access
+from runtime.dashboard.access.auth import Access
 
 log = structlog.get_logger(__name__)
 

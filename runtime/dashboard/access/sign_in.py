@@ -13,7 +13,7 @@ from importlib.resources import files
 
 from aiohttp import web
 
-from runtime.dashboard.auth import Access, RateLimited, Role
+from runtime.dashboard.access.auth import Access, RateLimited, Role
 from runtime.process.http_server import SHIELD, network
 
 HEADERS = SHIELD | {
