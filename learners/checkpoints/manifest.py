@@ -32,8 +32,11 @@ FORMAT = 1
 MANIFEST, SIGNATURE = "manifest.json", "manifest.sig"
 VERSION = re.compile(r"^\d{6,12}-[0-9a-f]{8}$")
 JSON = orjson.OPT_SERIALIZE_NUMPY | orjson.OPT_SORT_KEYS
-_FILE = re.compile(r"^[a-z0-9][a-z0-9_-]{0,63}\.(safetensors|json|xml|bin)$")
+_FILE = re.compile(r"^[a-z0-9][a-z0-9_-]{0,63}\.(safetensors|json|xml|bin|onnx)$")
 _MANIFEST_LIMIT = 1 << 20
+GRAPH_FORMS = ({"xml", "bin"}, {"onnx"})
+"""Endings of the files of one graph: OpenVINO's IR, or ONNX."""
+GRAPH_ENDINGS = frozenset[str]().union(*GRAPH_FORMS)
 _FILE_LIMIT = 1 << 34
 
 
@@ -69,11 +72,10 @@ class Manifest:
 
 @dataclass(frozen=True, slots=True)
 class GraphFiles:
-    """A compiled-ahead graph as OpenVINO's IR has it: two files of equal stem in the version's directory."""
+    """A compiled-ahead graph: files of equal stem in the version's directory, with the endings in one of `GRAPH_FORMS`."""
 
-    xml: bytes
-    weights: bytes
-    """The content of the `.bin` file."""
+    parts: dict[str, bytes]
+    """The content of each file by its ending."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,7 +107,7 @@ def packed(
     files = {f"{stem}.safetensors": pack(group) for stem, group in tensors.items()}
     files |= {f"{stem}.json": orjson.dumps(value, option=JSON) for stem, value in documents.items()}
     for stem, graph in (graphs or {}).items():
-        files |= {f"{stem}.xml": graph.xml, f"{stem}.bin": graph.weights}
+        files |= {f"{stem}.{ending}": content for ending, content in graph.parts.items()}
     for name in files:
         if not _FILE.match(name):
             raise ValueError(f"checkpoint file {name!r}: use lower-case letters, digits, _ and -")
@@ -180,7 +182,7 @@ def load(
         stem, _, kind = name.rpartition(".")
         if kind == "json":
             documents[stem] = _document(version, name, content)
-        elif kind in ("xml", "bin"):
+        elif kind in GRAPH_ENDINGS:
             graphs[name] = content
         else:
             weights[stem] = _weights(version, stem, content, (shapes or {}).get(stem), as_arrays=as_arrays)
@@ -258,17 +260,21 @@ def _parse(version: str, content: bytes) -> Manifest:
 
 
 def _graphs(version: str, files: Mapping[str, bytes]) -> dict[str, GraphFiles]:
-    """Join the two files of each graph.
+    """Join the files of each graph.
 
     Raises:
-        CheckpointRefused: one of them is missing.
+        CheckpointRefused: one of them is missing, or they are of two graphs.
     """
-    stems = sorted({name.rpartition(".")[0] for name in files})
-    for stem in stems:
-        for name in (f"{stem}.xml", f"{stem}.bin"):
-            if name not in files:
-                raise CheckpointRefused(version, "missing_file", f"{name}: a graph needs its .xml and its .bin file")
-    return {stem: GraphFiles(files[f"{stem}.xml"], files[f"{stem}.bin"]) for stem in stems}
+    found: dict[str, dict[str, bytes]] = {}
+    for name, content in sorted(files.items()):
+        stem, _, ending = name.rpartition(".")
+        found.setdefault(stem, {})[ending] = content
+    for stem, parts in found.items():
+        if set(parts) not in GRAPH_FORMS:
+            names = ", ".join(f"{stem}.{ending}" for ending in parts)
+            detail = f"{names}: a graph needs its .xml and its .bin file, or is one .onnx file"
+            raise CheckpointRefused(version, "missing_file", detail)
+    return {stem: GraphFiles(parts) for stem, parts in found.items()}
 
 
 def _document(version: str, name: str, content: bytes) -> Any:

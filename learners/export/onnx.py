@@ -3,7 +3,6 @@
 The encoders are no part of it: they are models of their own, named with their versions in the manifest beside the graph.
 What comes out is what the policy would do without exploration. Exported by torch's dynamo exporter (`torch.onnx.export`,
 https://docs.pytorch.org/docs/stable/onnx_export.html) and compared with torch in onnxruntime before it is called done.
-The only user of `onnx` and `onnxruntime`.
 
 Shapes: B batch, H history (oldest first), S streams in the order of the spec, T tokens, W their width, n choices, A components.
 """
@@ -86,7 +85,7 @@ def export(policy: Policy, path: Path, *, version: str, encoder_versions: dict[s
     spec = policy.spec
     if not spec.actions.choices and not spec.actions.continuous:
         raise OnnxExportFailed("this policy has text actuators only: there is nothing to score")
-    for library in ("onnxscript", "onnxruntime"):  # what cannot be compared is not begun
+    for library in ("onnxscript", "learners.model.backends.onnxruntime"):  # what cannot be compared is not begun
         _library(library)
     module = Served(policy.cpu().eval())
     _convert(module, path)
@@ -137,7 +136,8 @@ def _library(name: str) -> Any:
     try:
         return importlib.import_module(name)
     except ModuleNotFoundError:
-        raise OnnxExportFailed(f"{name} is missing: pip install 'reflexd[export]'") from None
+        missing = name.rpartition(".")[2]
+        raise OnnxExportFailed(f"{missing} is missing: pip install 'reflexd[export]'") from None
 
 
 def open_session(path: Path) -> Any:
@@ -146,10 +146,8 @@ def open_session(path: Path) -> Any:
     Raises:
         OnnxExportFailed: onnxruntime is not installed.
     """
-    runtime = _library("onnxruntime")
-    options = runtime.SessionOptions()
-    options.intra_op_num_threads = 1
-    return runtime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    library: Any = _library("learners.model.backends.onnxruntime")
+    return library.open_session(str(path), 1)
 
 
 def run(session: Any, spec: PolicySpec, inputs: Sequence[Tensor]) -> dict[str, NDArray[np.float32]]:

@@ -46,7 +46,7 @@ class Tokens(_Section):
 class Backend(_Section):
     """How the agent runs its encoders."""
 
-    backend: Literal["auto", "torch", "openvino"] = "auto"
+    backend: Literal["auto", "torch", "openvino", "onnxruntime"] = "auto"
     threads: int = 1
     tolerance: float = 0.02
 

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from learners.checkpoints.manifest import GraphFiles
 from learners.model.backends.checkpoint_graph import DOCUMENT, POLICY, GraphNote, digest_of
 from learners.model.backends.fastest_backend import Inputs, Run, compare, has_bfloat16, processor
-from learners.model.backends.openvino import LIBRARY, OpenVinoRun, convert, graph_files, read_graph
+from learners.model.backends.graphs import GraphLibrary
 from learners.model.features import Features
 from learners.model.fusion import MAX_AGE_S, masked
 from learners.model.normalizer import CLIP
@@ -164,9 +164,18 @@ def _sorted_places(order: Sequence[int], counts: Mapping[int, int]) -> Tensor:
 
 
 def module_of(policy: Policy) -> nn.Module:
-    """Return the module that backends convert for a policy in `eval()`, which must not change afterwards."""
+    """Return the module that backends convert for a policy in `eval()`, which must not change afterwards.
+
+    Modules of one `structure` differ in their weights alone.
+    """
     grouped = bool(policy.spec.telemetry_groups())
-    return (GroupedPolicyModule(policy) if grouped else FlatPolicyModule(policy)).eval()
+    module: Any = GroupedPolicyModule(policy) if grouped else FlatPolicyModule(policy)
+    spec = policy.spec
+    module.structure = repr(
+        (spec.streams, spec.fusion, spec.width, spec.latents, spec.layers, spec.heads, spec.history)
+    )
+    made: nn.Module = module.eval()
+    return made
 
 
 def example_inputs(spec: PolicySpec) -> Inputs:
@@ -184,13 +193,14 @@ def flat(features: Features, spec: PolicySpec) -> Inputs:
 
 @torch.inference_mode()
 def compile_for_checkpoint(
-    policy: Policy, windows: Sequence[Window], *, threads: int, tolerance: float
+    policy: Policy, windows: Sequence[Window], library: GraphLibrary, *, threads: int, tolerance: float
 ) -> tuple[GraphFiles, dict[str, Any]]:
     """Convert the fused part of a policy on the CPU; return the graph and its `GraphNote` as JSON.
 
     Args:
         policy: the weights, in `eval()` on the CPU.
         windows: recorded observations, of `history` ticks each.
+        library: with which the agent runs graphs.
         threads: of inference.
         tolerance: of continuous actuators in bfloat16, as a share of half their range.
 
@@ -200,17 +210,17 @@ def compile_for_checkpoint(
         OSError: temporary files cannot be written.
     """
     module, example = FlatPolicyModule(policy).eval(), example_inputs(policy.spec)
-    files = graph_files(convert(module_of(policy), example))
-    run = OpenVinoRun(read_graph(files), "float32", threads)
+    files = library.files(library.convert(module_of(policy), [example]))
+    run = library.run(library.read(files), "float32", threads)
     inputs = [example, *(flat(window[-1], policy.spec) for window in windows)]
     _, difference = compare([module(*x) for x in inputs], [run(*x) for x in inputs])
     if difference > TOLERANCE:
         raise GraphDiffers(f"the graph differs from torch by {difference:.2g}, more than {TOLERANCE:g}")
     same: dict[str, bool] = {}
-    if windows and has_bfloat16():
-        fast = OpenVinoRun(read_graph(files), "bfloat16", threads)
+    if windows and has_bfloat16() and "bfloat16" in library.precisions:
+        fast = library.run(library.read(files), "bfloat16", threads)
         same[processor()] = same_decisions(policy, fast, windows, tolerance)
-    return files, asdict(GraphNote(LIBRARY, difference, same, len(windows)))
+    return files, asdict(GraphNote(library.note, difference, same, len(windows)))
 
 
 @torch.inference_mode()

@@ -14,6 +14,7 @@ from torch import Tensor
 from learners.checkpoints.manifest import GraphFiles
 from learners.experience.transition import Transition
 from learners.ipc.settings import Backend
+from learners.model.backends.graph_libraries import graph_library
 from learners.model.features import recorded
 from learners.model.fused_part import DOCUMENT, POLICY, GraphDiffers, Window, compile_for_checkpoint
 from learners.model.policy import build
@@ -43,7 +44,8 @@ def compile_candidate(
 ) -> Compiled:
     """Convert the fused part of a candidate for the agent on this machine.
 
-    A policy without fusion has no graph: its few additions stay in torch.
+    A policy without fusion has no graph: its few additions stay in torch. So does every policy where no library of graphs is
+    installed.
 
     Args:
         spec: of the policy.
@@ -51,12 +53,13 @@ def compile_candidate(
         settings: how the agent runs its models.
         newest: transitions, oldest first, on which decisions are compared.
     """
-    if spec.plain or settings.backend == "torch":
+    library = None if settings.backend == "torch" else graph_library(settings.backend)
+    if spec.plain or library is None:
         return NOTHING
     policy = build(spec, {name: x.detach().cpu() for name, x in weights.items()})
     try:
         files, note = compile_for_checkpoint(
-            policy, _windows(spec, newest), threads=settings.threads, tolerance=settings.tolerance
+            policy, _windows(spec, newest), library, threads=settings.threads, tolerance=settings.tolerance
         )
     except (GraphDiffers, RuntimeError, OSError) as error:
         return Compiled({}, {}, " ".join(str(error).split())[:300])

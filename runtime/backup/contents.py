@@ -15,7 +15,7 @@ HEAD, TAIL = "reflexd-backup.json", "checksums.json"
 LINKS = ".backup"
 """Folder in the state folder with hard links to what is being backed up."""
 
-NOT_NEEDED = frozenset({"lock", "log", "logs", "broker", "openvino", "prepared", "engine.json"})
+NOT_NEEDED = frozenset({"lock", "log", "logs", "broker", "openvino", "onnxruntime", "prepared", "engine.json"})
 """Entries of the state folder that a daemon makes again: locks, logs, retained messages of its own broker, compiled graphs."""
 NOT_RESTORED = frozenset({"uplink/position.json", "uplink/segment"})
 """Files that would be wrong after a restoration: the fleet has rows of the life after the backup under the same numbers."""

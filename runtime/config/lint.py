@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from datetime import UTC, datetime
+from importlib.util import find_spec
 from pathlib import Path
 
 from actuators.config import requirements
@@ -34,6 +35,7 @@ def lint(path: Path, loaded: LoadedConfig) -> list[Problem]:
         *_shared_encoders(path, loaded),
         *_sources(path, loaded),
         *_state_dir(path, loaded),
+        *_without_graphs(path, loaded),
         *_certificates(path, loaded),
     ]
 
@@ -283,6 +285,23 @@ def _state_dir(path: Path, loaded: LoadedConfig) -> Iterator[Problem]:
             "state_dir",
             f"{folder} has files of something else, such as {min(names)}: they count in `storage.max_gb`, and a restore replaces them",
             "name a folder of its own, such as .reflexd/NAME",
+        )
+
+
+def _without_graphs(path: Path, loaded: LoadedConfig) -> Iterator[Problem]:
+    """Yield a warning where the agent would run on graphs, and nothing that runs them is installed."""
+    engine, device = loaded.config.engine, loaded.config.device
+    if engine.runtime != "auto" or engine.backend != "auto" or device.startswith("cuda") or find_spec("openvino"):
+        return
+    missing = [name for name in ("onnxruntime", "onnx", "onnxscript") if find_spec(name) is None]
+    if missing:
+        yield Problem(
+            path,
+            loaded.line(("engine", "backend")),
+            "engine.backend",
+            f"neither OpenVINO nor all of ONNX Runtime is installed ({', '.join(missing)}): the agent acts in torch, with more memory "
+            "and a slower start",
+            "pip install openvino, or pip install 'reflexd[onnx]'",
         )
 
 

@@ -65,11 +65,13 @@ class EngineSettings(Settings):
 
     runtime: Literal["auto", "compiled", "torch"] = Field(
         "auto",
-        description="how the agent runs its models: `compiled` runs graphs in OpenVINO and imports no torch; `torch` runs torch, "
+        description="how the agent runs its models: `compiled` runs graphs in OpenVINO, or in ONNX Runtime, and imports no torch; `torch` runs torch, "
         "on a GPU with CUDA graphs; `auto` is `compiled` where the settings allow it",
     )
-    backend: Literal["auto", "torch", "openvino"] = Field(
-        "auto", description="library that runs the models; `auto` measures and selects the fastest within `tolerance`"
+    backend: Literal["auto", "torch", "openvino", "onnxruntime"] = Field(
+        "auto",
+        description="library that runs the models; `auto` runs graphs in OpenVINO, in ONNX Runtime where OpenVINO is not installed, and "
+        "with `runtime: torch` the fastest of it and torch within `tolerance`",
     )
     precision: Literal["auto", "float32", "bfloat16"] = Field(
         "auto",

@@ -23,7 +23,7 @@ from learners.checkpoints.store import Checkpoints
 from learners.ipc.settings import encoder_window_s
 from learners.model.backends.calibration_cache import Calibrations, shared_cache
 from learners.model.backends.definitions import BackendSettings, NotCompiled
-from learners.model.backends.openvino import OpenVinoRun
+from learners.model.backends.graphs import GraphRun
 from learners.model.spec import ExplorationSchedule, Modality, PolicySpec, StreamSpec, encoder_name
 from learners.reencoding.task_encoder import encoder_tasks
 from runtime.config.schema import Config
@@ -271,7 +271,7 @@ def _at_arrival(config: Config) -> frozenset[str]:
 def _free_modules(engine: TorchEngine, following: Collection[str]) -> None:
     """Free the torch modules of encoders that run as a graph and get no other weights: 100 MB in the demo."""
     for name, encoder in engine.encoders.items():
-        if name not in following and isinstance(encoder.run, OpenVinoRun):
+        if name not in following and isinstance(encoder.run, GraphRun):
             encoder.module = None
 
 

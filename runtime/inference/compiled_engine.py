@@ -1,4 +1,4 @@
-"""The engine on graphs: OpenVINO runs encoders and the fused part, numpy runs the heads and draws the actions. No torch.
+"""The engine on graphs: OpenVINO, or ONNX Runtime where it is not installed, runs encoders and the fused part, numpy runs the heads and draws the actions. No torch.
 
 A version needs a graph of its fused part: of its checkpoint, else one that the compiler process made.
 """
@@ -18,7 +18,7 @@ from learners.checkpoints.safetensors_numpy import shapes_of
 from learners.model.backends.calibration_cache import Calibrations
 from learners.model.backends.checkpoint_graph import FIRST, LATER, NO_GRAPH, StoredGraph, digest_of
 from learners.model.backends.definitions import CPU, BackendChoice, NotCompiled, readable_graph
-from learners.model.backends.openvino import OpenVinoRun
+from learners.model.backends.graph_libraries import missing_reason
 from learners.model.spec import PolicySpec
 from runtime.inference.decision import Masks, actions_of
 from runtime.inference.engine import ENCODER_FILE, NEEDS_TORCH, UNTRAINED, Engine, LoadedVersion
@@ -31,7 +31,7 @@ from sensors.config import AngleField, EnumField
 from sensors.readings import Reading
 
 MOST_REASON = 200
-"""Characters of an error of OpenVINO that another one quotes."""
+"""Characters of an error of a library of graphs that another one quotes."""
 
 
 class CompiledEngine(Engine):
@@ -84,7 +84,7 @@ class CompiledEngine(Engine):
         )
 
     def _prepare_thread(self, threads: int) -> None:
-        """OpenVINO has threads of its own, and flushes denormals itself."""
+        """A library of graphs has threads of its own, and flushes denormals itself."""
 
     def _first(self) -> LoadedVersion:
         for name, encoder in self.encoders.items():
@@ -110,7 +110,7 @@ class CompiledEngine(Engine):
     def _prepare(self, version: str) -> LoadedVersion:
         loaded = self.load_weights(version, self.shapes, self.spec.meaning())
         self._check_encoders(loaded)
-        stored = StoredGraph.of(loaded)
+        stored = StoredGraph.of(loaded, self.calibrations.library)
         try:
             policy, choice = self._policy(loaded.arrays["policy"], stored=stored)
         except NotCompiled as missing:
@@ -218,8 +218,11 @@ def graph_run(
         NotCompiled: there is no graph for this machine, or the library cannot run it.
     """
     version = f"{FIRST if first else LATER}-{digest_of(spec.to_json(), weights)}"
+    library = calibrations.library
+    if library is None:
+        raise NotCompiled(missing_reason(calibrations.settings.backend))
     choice = calibrations.recall(hashlib.sha256(spec.to_json()).hexdigest()[:16], CPU)
-    if choice is None or choice.backend != "openvino":
+    if choice is None or choice.backend != library.name:
         raise NotCompiled(f"{version}: no choice of a graph is stored")
     if choice.precision != "float32" and calibrations.settings.precision == "auto":
         verdict = stored.same_decisions
@@ -234,19 +237,19 @@ def graph_run(
 
     def started(graph: Any) -> Fuse:
         try:
-            run = OpenVinoRun(graph, choice.precision, calibrations.settings.threads, background=not first)
+            run = library.run(graph, choice.precision, calibrations.settings.threads, background=not first)
             run.warm_up(*inputs)
-        except RuntimeError as error:  # OpenVINO reads graphs that it cannot compile, or that take other inputs
+        except RuntimeError as error:  # a library reads graphs that it cannot compile, or that take other inputs
             reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
             raise NotCompiled(f"{version}: its graph does not run: {reason[:MOST_REASON]}") from None
         return run.arrays
 
     if stored.files is None:
-        return started(stored_graph(version, folders)), choice
+        return started(stored_graph(library, version, folders)), choice
     try:
-        return started(readable_graph(version, stored.files)), choice
+        return started(readable_graph(version, stored.files, library)), choice
     except NotCompiled as unusable:
         try:
-            return started(stored_graph(version, folders)), choice
+            return started(stored_graph(library, version, folders)), choice
         except NotCompiled:
             raise unusable from None

@@ -108,6 +108,6 @@ def _remembered(
 def _prune(folder: Path) -> None:
     """Delete all graphs but those used last."""
     with suppress(OSError):  # another process prunes too, or the folder cannot be written
-        known = sorted(folder.glob(f"{LATER}-*-ov*"), key=lambda path: path.stat().st_mtime, reverse=True)
+        known = sorted(folder.glob(f"{LATER}-*-o*"), key=lambda path: path.stat().st_mtime, reverse=True)
         for old in known[MAX_GRAPHS:]:
             shutil.rmtree(old)

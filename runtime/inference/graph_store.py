@@ -32,7 +32,8 @@ from learners.config.policy import EncoderSettings
 from learners.files import draft_folder, private_folder, publish_folder
 from learners.model.backends.calibration_cache import Calibrations
 from learners.model.backends.definitions import CPU, BackendSettings, NotCompiled, in_float32
-from learners.model.backends.openvino import OpenVinoRun, graph_of
+from learners.model.backends.graph_libraries import graph_library, missing_reason
+from learners.model.backends.graphs import GraphLibrary, GraphRun
 from learners.model.encoders.bundled_packages import MODULATION, PACKAGES, PREFIX, UTTERANCE
 from learners.model.encoders.utterance_bounds import utterance_tokens
 from learners.model.spec import Modality, PolicySpec
@@ -104,7 +105,7 @@ class GraphEncoder(ArrayEncoder):
     """A pretrained encoder."""
 
     record: EncoderRecord
-    run: OpenVinoRun
+    run: GraphRun
     filters: NDArray[Any] | None = None
     tokenizer: Any = None
 
@@ -299,7 +300,10 @@ class Preparation:
         self._run({"prepare": "untrained", "spec": spec.to_json().decode(), "seed": seed}, key)
 
     def _key(self, *parts: Any) -> str:
-        versions = [installed_version(name) for name in ("reflexd", "torch", "transformers", "openvino")]
+        versions = [installed_version(name) for name in ("reflexd", "torch", "transformers")]
+        library = self.calibrations.library
+        if library is not None:
+            versions.append(library.note.partition("-")[0])
         return _short(orjson.dumps([FORMAT, *parts, versions]).decode())
 
     def _read(self, folder: Path) -> ArrayEncoder:
@@ -382,23 +386,25 @@ def _example(record: EncoderRecord, filters: NDArray[Any] | None) -> tuple[NDArr
     return (sound_BN,) if filters is None else (array_inputs.log_mel(sound_BN, filters),)
 
 
-def encoder_run(calibrations: Calibrations, version: str) -> OpenVinoRun:
+def encoder_run(calibrations: Calibrations, version: str) -> GraphRun:
     """Return the graph of an encoder, ready to run.
 
     Raises:
         NotCompiled: no choice or no graph is stored, or it runs in torch.
     """
-    choice = calibrations.recall(version, CPU)
-    if choice is None or choice.backend != "openvino":
+    library, choice = calibrations.library, calibrations.recall(version, CPU)
+    if library is None or choice is None or choice.backend != library.name:
         raise NotCompiled(f"{version}: no graph was chosen for it")
     if choice.precision != "float32" and calibrations.settings.precision == "auto":
         choice = in_float32(choice)  # chosen by an older program, by numbers alone
-    return OpenVinoRun(
-        stored_graph(version, calibrations.folders(shared=True)), choice.precision, calibrations.settings.threads
-    )
+    graph = stored_graph(library, version, calibrations.folders(shared=True))
+    try:
+        return library.run(graph, choice.precision, calibrations.settings.threads)
+    except RuntimeError as error:
+        raise NotCompiled(f"{version}: its graph does not run: {error}") from None
 
 
-def stored_graph(version: str, folders: Sequence[SealedFolder]) -> Any:
+def stored_graph(library: GraphLibrary, version: str, folders: Sequence[SealedFolder]) -> Any:
     """Return a graph from the cache.
 
     Raises:
@@ -408,12 +414,19 @@ def stored_graph(version: str, folders: Sequence[SealedFolder]) -> Any:
     def missing() -> Any:
         raise NotCompiled(f"{version}: no graph of this version is on disk")
 
-    return graph_of(version, folders, missing)
+    return library.graph_of(version, folders, missing)
 
 
 def graph_settings(engine: Any) -> BackendSettings:
-    """Return the backend settings of an agent on graphs, from the settings under `engine`."""
-    return BackendSettings("openvino", engine.precision, engine.threads, engine.tolerance)
+    """Return the backend settings of an agent on graphs, from the settings under `engine`.
+
+    Raises:
+        NotPrepared: no library of graphs is installed.
+    """
+    library = graph_library(engine.backend)
+    if library is None:
+        raise NotPrepared(missing_reason(engine.backend))
+    return BackendSettings(library.name, engine.precision, engine.threads, engine.tolerance)
 
 
 def record_file(record: EncoderRecord) -> dict[str, bytes]:

@@ -204,7 +204,7 @@ class TorchEngine(Engine):
         if head is not None and mine is not None:
             mine.share_exploration(head)
         encoders = {name: self._encoder_of(name, base, weights) for name, base in self._pretrained.items()}
-        stored = StoredGraph.of(weights)
+        stored = StoredGraph.of(weights, self.calibrations.library)
         try:
             fuse, choice = self._fuse_run(policy, stored=stored)
             wait_for(self.device)  # the weights were copied on the stream of this thread, and another one reads them

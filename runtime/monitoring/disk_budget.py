@@ -55,6 +55,7 @@ PARTS: Mapping[str, str] = {
     "recordings": "recordings",
     "learner": "learner",
     "openvino": "graphs",
+    "onnxruntime": "graphs",
     "prepared": "graphs",
     "engine.json": "graphs",
     "log": "logs",

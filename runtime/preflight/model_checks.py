@@ -8,10 +8,12 @@ import sys
 from collections.abc import Mapping
 from dataclasses import replace
 from importlib.metadata import entry_points
+from importlib.util import find_spec
 from pathlib import Path
 
 from actuators.actions import action_space
 from learners.goal_models.config import DecisionBackend, EmbeddingBackend
+from learners.model.backends.graph_libraries import LIBRARIES, missing_reason
 from learners.model.encoders import bundled_packages
 from learners.model.spec import Modality, PolicySpec, SpecError, StreamSpec
 from learners.task_kinds import KINDS
@@ -177,6 +179,29 @@ def check_mirror(config: Config) -> Found:
             f"1 token has no left and right, so learner.mirror_augmentation cannot mirror {cameras}",
             "write policy.tokens: 4, or leave learner.mirror_augmentation out",
         )
+
+
+def check_graphs(config: Config) -> Found:
+    """Yield what the settings want of libraries of graphs that are not installed, or that these do not compute."""
+    engine = config.engine
+    libraries = [name for name in LIBRARIES if find_spec(name) is not None]
+    lacks = [name for name in ("onnx", "onnxscript") if find_spec(name) is None]
+    if engine.backend in LIBRARIES and engine.backend not in libraries:
+        message, _, remedy = missing_reason(engine.backend).partition(": ")
+        yield ("engine", "backend"), message, f"{remedy}, or write auto"
+    elif engine.backend == "auto" and engine.runtime == "compiled" and not libraries:
+        message, _, remedy = missing_reason("auto").partition(": ")
+        yield ("engine", "runtime"), message, f"{remedy}, or write auto"
+    elif "onnxruntime" in (engine.backend, *libraries[:1]) and engine.backend in ("auto", "onnxruntime"):
+        if engine.backend == "onnxruntime" and lacks:
+            message = f"ONNX Runtime needs graphs, and {' and '.join(lacks)}, which makes them, is not installed"
+            yield ("engine", "backend"), message, "pip install 'reflexd[onnx]'"
+        if engine.precision == "bfloat16" and engine.runtime != "torch":
+            yield (
+                ("engine", "precision"),
+                "ONNX Runtime computes in float32 on a CPU",
+                "write auto, or install openvino",
+            )
 
 
 def check_device(config: Config) -> Found:

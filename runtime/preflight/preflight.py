@@ -28,6 +28,7 @@ from runtime.preflight.model_checks import (
     check_deliberator,
     check_device,
     check_encoders,
+    check_graphs,
     check_mirror,
     check_policy,
     check_speech,
@@ -56,7 +57,7 @@ def preflight(path: Path, loaded: LoadedConfig) -> list[Problem]:
     """Return everything that would keep a daemon with these settings from starting."""
     config = loaded.config
     checks: tuple[Callable[[Config], Found], ...] = (
-        check_streams, check_actuators, check_rewards, check_encoders, check_tasks, check_speech, check_deliberator, check_policy, check_mirror, check_device, check_plant, check_state_folder, check_signing_key, check_tls, check_broker, check_fleet,
+        check_streams, check_actuators, check_rewards, check_encoders, check_tasks, check_speech, check_deliberator, check_policy, check_mirror, check_device, check_graphs, check_plant, check_state_folder, check_signing_key, check_tls, check_broker, check_fleet,
     )  # fmt: skip
     problems = []
     for check in checks:

@@ -16,7 +16,7 @@ from learners.model.backends.definitions import processor
 from runtime.config.schema import Config
 from runtime.inference.engine import UNTRAINED, Engine
 
-LIBRARIES = ("torch", "numpy", "openvino", "transformers", "opencv-python", "soxr")
+LIBRARIES = ("torch", "numpy", "openvino", "onnxruntime", "transformers", "opencv-python", "soxr")
 _SETTINGS = {"streams", "encoders", "actuators", "policy", "engine"}
 _WORDS = {
     "agent": "the agent was renamed",

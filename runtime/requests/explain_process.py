@@ -155,7 +155,7 @@ class Explanations:
             spec, weights, stored = (
                 spec_of_version(loaded) or self.spec,
                 loaded.arrays["policy"],
-                StoredGraph.of(loaded),
+                StoredGraph.of(loaded, self.preparation.calibrations.library),
             )
         if spec.plain:
             return ArrayPolicy(spec, weights, None)

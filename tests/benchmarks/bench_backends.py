@@ -8,19 +8,19 @@ The difference is relative to the largest value of the reference. Backends alter
 from __future__ import annotations
 
 import argparse
-import io
 import statistics
 import tempfile
 import time
 import warnings
 from collections.abc import Callable
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
 from learners.config.policy import EncoderSettings
-from learners.model.backends import fastest_backend, openvino
+from learners.model.backends import fastest_backend
+from learners.model.backends.graph_libraries import graph_library
+from learners.model.backends.graphs import LibraryName
 from learners.model.encoders import pretrained
 from learners.model.encoders.bundled_weights import BundledError
 
@@ -37,24 +37,6 @@ BACKENDS = (
 )
 
 
-def onnx_run(module: nn.Module, example: tuple[Tensor, ...]) -> Run:
-    """ONNX Runtime, float32, one thread."""
-    import onnxruntime
-
-    file = io.BytesIO()
-    names = [f"x{i}" for i in range(len(example))]
-    torch.onnx.export(module, example, file, input_names=names, dynamo=False)
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = options.inter_op_num_threads = 1
-    session = onnxruntime.InferenceSession(file.getvalue(), options, providers=["CPUExecutionProvider"])
-
-    def run(*inputs: Tensor) -> Tensor:
-        feed: dict[str, np.ndarray] = {name: x.contiguous().numpy() for name, x in zip(names, inputs, strict=True)}
-        return torch.from_numpy(session.run(None, feed)[0])
-
-    return run
-
-
 def compiled(module: nn.Module) -> Run:
     """torch.compile with the bfloat16 of the eager row, where the processor has it."""
     run: Run = torch.compile(
@@ -66,16 +48,19 @@ def compiled(module: nn.Module) -> Run:
 def makers(module: nn.Module, example: tuple[Tensor, ...]) -> dict[str, Callable[[], Run]]:
     """How each row is made."""
 
-    def on_openvino(precision: fastest_backend.Precision) -> Run:
-        return openvino.OpenVinoRun(openvino.convert(module, example), precision, 1)
+    def on(name: LibraryName, precision: fastest_backend.Precision = "float32") -> Run:
+        library = graph_library(name)
+        if library is None:
+            raise RuntimeError("not installed")
+        return library.run(library.convert(module, [example]), precision, 1)
 
     return {
         "torch eager float32": lambda: module,
         "torch bfloat16 channels-last": lambda: fastest_backend.torch_run(module, "bfloat16"),
         "torch compiled": lambda: compiled(module),
-        "ONNX Runtime float32": lambda: onnx_run(module, example),
-        "OpenVINO float32": lambda: on_openvino("float32"),
-        "OpenVINO bfloat16": lambda: on_openvino("bfloat16"),
+        "ONNX Runtime float32": lambda: on("onnxruntime"),
+        "OpenVINO float32": lambda: on("openvino"),
+        "OpenVINO bfloat16": lambda: on("openvino", "bfloat16"),
     }
 
 

@@ -60,7 +60,7 @@ def test_a_sealed_folder_is_not_removed(tmp_path: Path) -> None:
 
     preparation: Any = object()  # `_sealed` needs nothing of it
     with no_free_descriptor():
-        assert openvino._read(place, "one") is None
+        assert openvino.OpenVino()._read(place, "one") is None
         assert Preparation._sealed(preparation, place, "one", read) is None
     assert [EMFILE in reason for reason in refused] == [True, True]
     assert Preparation._sealed(preparation, place, "one", read) == "whole"

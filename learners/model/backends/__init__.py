@@ -1,1 +1,1 @@
-"""Compute backends (torch, OpenVINO, CUDA graphs): measure them, choose one, cache the choice."""
+"""Compute backends (torch, OpenVINO, ONNX Runtime, CUDA graphs): measure them, choose one, cache the choice."""

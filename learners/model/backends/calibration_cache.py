@@ -1,6 +1,6 @@
 """Cache which backend runs a module, and converted graphs, so that later starts need not measure again.
 
-There are two places. `state_dir` belongs to one daemon: `engine.json` and `openvino/`. The user's cache, next to the bundled
+There are two places. `state_dir` belongs to one daemon: `engine.json`, and `openvino/` or `onnxruntime/`. The user's cache, next to the bundled
 models, is shared by all daemons: it stores what comes with the program (pretrained encoders, initial policy weights). A third one,
 in the folder for temporary files, is used where neither can be written. A choice is valid for a module's version, the processor
 and its instructions, the libraries, and the settings under `engine`. When one of them differs, the backends are measured again.
@@ -36,14 +36,15 @@ from learners.model.backends.definitions import (
     in_float32,
     processor,
 )
-from learners.model.backends.openvino import LIBRARY
+from learners.model.backends.graph_libraries import LIBRARIES, graph_library
+from learners.model.backends.graphs import GraphLibrary
 
 if TYPE_CHECKING:
     from torch import nn
 
     from learners.model.backends.fastest_backend import Inputs, Run
 
-FILE, GRAPHS = "engine.json", "openvino"
+FILE = "engine.json"
 MOST_CHOICES = 256
 MOST_GRAPHS = 24
 """Graphs in the shared cache; the longest unused go."""
@@ -85,6 +86,11 @@ class Calibrations:
         self._foreign: set[Path] = set()
 
     @property
+    def library(self) -> GraphLibrary | None:
+        """What runs graphs under these settings; None where it is not installed."""
+        return graph_library(self.settings.backend)
+
+    @property
     def shared(self) -> Path | None:
         """The folder for all daemons of this user; None where there is none, or another user could change it."""
         return self._shared
@@ -102,7 +108,8 @@ class Calibrations:
         Raises:
             KeyRefused: the key that signs checkpoints cannot be used.
         """
-        return self.sealed(GRAPHS, shared=shared)
+        library = self.library
+        return () if library is None else self.sealed(library.name, shared=shared)
 
     def sealed(self, name: str, *, shared: bool = False) -> tuple[SealedFolder, ...]:
         """List the folders of this name, the shared one first, the spare one last.
@@ -164,7 +171,9 @@ class Calibrations:
         return self._key_of_state
 
     def _key(self, version: str, device: HasDeviceType) -> str:
-        libraries = f"torch {installed_version('torch')} openvino {LIBRARY}"
+        library = self.library
+        graphs = "no graphs" if library is None else f"{library.name} {library.version}"
+        libraries = f"torch {installed_version('torch')} {graphs}"
         return f"{version} | {device.type} {processor()} | {libraries} | {orjson.dumps(asdict(self.settings)).decode()}"
 
     def recall(self, version: str, device: HasDeviceType) -> BackendChoice | None:
@@ -228,9 +237,9 @@ class Calibrations:
 
     def tidy(self) -> None:
         """Remove unused graphs of older versions, libraries and settings from the shared cache."""
-        folder = self._shared / GRAPHS if self._shared is not None else None
-        if folder is not None and folder.is_dir():
-            with suppress(OSError):  # another daemon tidies too
+        folders = [] if self._shared is None else [self._shared / name for name in LIBRARIES]
+        for folder in folders:
+            with suppress(OSError):  # another daemon tidies too, or the folder does not exist
                 known = sorted(folder.iterdir(), key=lambda path: path.stat().st_mtime, reverse=True)
                 for old in known[MOST_GRAPHS:]:
                     shutil.rmtree(old, ignore_errors=True)

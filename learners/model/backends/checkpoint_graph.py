@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from learners.checkpoints.manifest import GraphFiles, LoadedCheckpoint
 from learners.model.backends.definitions import processor
-from learners.model.backends.openvino import LIBRARY
+from learners.model.backends.graphs import GraphLibrary
 
 FIRST, LATER = "untrained", "policy"
 """Openings of the names of cached graphs: of the weights a daemon starts with, and of checkpoints."""
@@ -25,7 +25,7 @@ class GraphNote:
     """The description of a graph in a checkpoint."""
 
     library: str
-    """Version of OpenVINO that converted it; another one does not use it."""
+    """What converted it: a version of OpenVINO, or `onnxruntime VERSION`. Another library or version does not use it."""
     difference: float
     """From torch, in float32."""
     same_decisions: dict[str, bool]
@@ -45,17 +45,23 @@ class StoredGraph:
     """Why there is none to use."""
 
     @classmethod
-    def of(cls, loaded: LoadedCheckpoint) -> StoredGraph:
-        """Return the graph of a verified checkpoint."""
+    def of(cls, loaded: LoadedCheckpoint, library: GraphLibrary | None) -> StoredGraph:
+        """Return the graph of a verified checkpoint, if this library made it."""
         files, note = loaded.graphs.get(POLICY), note_of(loaded.documents)
-        if files is None or note is None:
+        if files is None or note is None or library is None:
             return cls()
-        if note.library != LIBRARY:
-            return cls(reason=f"its graph is of OpenVINO {note.library}, this is {LIBRARY}")
+        if note.library != library.note:
+            return cls(reason=f"its graph is of {_title(note.library)}, this is {_title(library.note)}")
         return cls(files, note.same_decisions.get(processor()), "")
 
 
 NO_GRAPH = StoredGraph()
+
+
+def _title(note: str) -> str:
+    """Return the name and the version of a library, for a person."""
+    other, _, version = note.partition(" ")
+    return f"ONNX Runtime {version}" if other == "onnxruntime" else f"OpenVINO {note}"
 
 
 def note_of(documents: Mapping[str, Any]) -> GraphNote | None:

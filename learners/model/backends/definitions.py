@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import Any, Literal, Protocol
 
 from learners.checkpoints.manifest import GraphFiles
-from learners.model.backends.openvino import Precision, bfloat16_capable, read_graph
+from learners.model.backends.graphs import GraphLibrary, LibraryName, Precision
 
-Backend = Literal["torch", "openvino"]
+Backend = Literal["torch"] | LibraryName
+BFLOAT16_FLAGS = frozenset({"avx512_bf16", "amx_bf16", "avx_ne_convert"})
 FAR = 1e30
 """The difference of what did not run or was not a number; JSON has no infinity."""
 
@@ -51,7 +52,7 @@ class Measured:
 class BackendSettings:
     """The settings under `engine`."""
 
-    backend: Literal["auto", "torch", "openvino"] = "auto"
+    backend: Literal["auto"] | Backend = "auto"
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     threads: int = 1
     tolerance: float = 0.02
@@ -91,25 +92,29 @@ def in_float32(choice: BackendChoice) -> BackendChoice:
 
 def processor() -> str:
     """Describe the processor: model name, a digest of its instructions, and whether it computes in bfloat16."""
-    path = Path("/proc/cpuinfo")
-    facts = dict(_field(line) for line in reversed(path.read_text().splitlines())) if path.is_file() else {}
+    facts = _cpu_facts()
     flags = hashlib.sha256(" ".join(sorted(facts.get("flags", "").split())).encode()).hexdigest()[:8]
     return f"{facts.get('model name') or platform.processor()} {flags} bf16={int(has_bfloat16())}"
 
 
 def has_bfloat16() -> bool:
-    """Return whether the processor has bfloat16 instructions (avx512_bf16 or amx)."""
-    return bfloat16_capable()
+    """Return whether the processor has bfloat16 instructions (avx512_bf16, amx, or avx_ne_convert of smaller ones)."""
+    return not BFLOAT16_FLAGS.isdisjoint(_cpu_facts().get("flags", "").split())
 
 
-def readable_graph(version: str, files: GraphFiles) -> Any:
+def _cpu_facts() -> dict[str, str]:
+    path = Path("/proc/cpuinfo")
+    return dict(_field(line) for line in reversed(path.read_text().splitlines())) if path.is_file() else {}
+
+
+def readable_graph(version: str, files: GraphFiles, library: GraphLibrary) -> Any:
     """Return the graph that a checkpoint holds.
 
     Raises:
         NotCompiled: this library cannot read it.
     """
     try:
-        return read_graph(files)
+        return library.read(files)
     except RuntimeError as error:
         reason = str(error).strip().splitlines()[0][:200]
         raise NotCompiled(f"{version}: its graph cannot be read: {reason}") from None

@@ -1,8 +1,8 @@
 """Run a torch module on the fastest backend that computes the same numbers.
 
 `calibrate` measures every allowed backend on inputs of real size against float32 torch. It chooses the fastest that stays
-within the tolerance; `calibration_cache.py` stores the choice. OpenVINO's graph is converted from the live module and stored
-on disk (`openvino.py`). bfloat16 is tried only where the processor has instructions for it. On a GPU: autocast, and CUDA graphs
+within the tolerance; `calibration_cache.py` stores the choice. A graph is converted from the live module and stored on disk, by
+OpenVINO, else by ONNX Runtime (`graph_libraries.py`). bfloat16 is tried only where the processor has instructions for it. On a GPU: autocast, and CUDA graphs
 (`cuda.py`).
 
 Difference means the largest absolute difference over the largest absolute value of the reference.
@@ -35,7 +35,8 @@ from learners.model.backends.definitions import (
     processor,
     readable_graph,
 )
-from learners.model.backends.openvino import OpenVinoRun, Precision, convert, graph_of
+from learners.model.backends.graph_libraries import graph_library, missing_reason
+from learners.model.backends.graphs import GraphLibrary, Precision
 
 __all__ = [
     "Backend",
@@ -96,12 +97,20 @@ def measure(run: Run, examples: Sequence[Inputs], reference: Sequence[Tensor]) -
 
 def candidates(settings: BackendSettings, device: torch.device) -> list[tuple[Backend, Precision]]:
     """List the backends that the settings and the machine allow, the reference first."""
-    backends: list[Backend] = ["torch", "openvino"] if settings.backend == "auto" else [settings.backend]
+    library = graph_library(settings.backend)
+    backends: list[Backend] = [settings.backend] if settings.backend != "auto" else ["torch"]
+    if settings.backend == "auto" and library is not None:
+        backends.append(library.name)
     if device.type != "cpu":
         backends = ["torch"]
     allowed: list[Precision] = ["float32", "bfloat16"] if settings.precision == "auto" else [settings.precision]
     has = has_bfloat16() if device.type == "cpu" else torch.cuda.is_bf16_supported()
-    return [(backend, p) for backend in backends for p in allowed if p == "float32" or has]
+
+    def computes(backend: Backend, precision: Precision) -> bool:
+        in_it = backend == "torch" or library is None or precision in library.precisions
+        return in_it and (precision == "float32" or has)
+
+    return [(backend, p) for backend in backends for p in allowed if computes(backend, p)]
 
 
 @torch.inference_mode()
@@ -171,13 +180,31 @@ def build(
     if backend == "torch":
         run = torch_run(module, precision)
     else:
-        make = partial(convert, module, examples[-1]) if convert_here else partial(_missing, version)
-        graph = graph_of(version, folders, make) if files is None else readable_graph(version, files)
-        run = OpenVinoRun(graph, precision, threads, background=not convert_here)
+        library = installed_library(backend)
+        make = partial(library.convert, module, examples) if convert_here else partial(_missing, version)
+        graph = library.graph_of(version, folders, make) if files is None else readable_graph(version, files, library)
+        try:
+            run = library.run(graph, precision, threads, background=not convert_here)
+        except RuntimeError as error:
+            if files is None:
+                raise
+            raise NotCompiled(f"{version}: its graph cannot be read: {error}") from None
     with torch.inference_mode():
         for inputs in examples:
             run(*inputs)
     return run
+
+
+def installed_library(backend: Backend) -> GraphLibrary:
+    """Return the library of this name.
+
+    Raises:
+        RuntimeError: it is not installed.
+    """
+    library = graph_library(backend)
+    if library is None:
+        raise RuntimeError(missing_reason(backend))
+    return library
 
 
 def _missing(version: str) -> NoReturn:

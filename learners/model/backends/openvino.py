@@ -1,49 +1,38 @@
-"""Convert torch modules to OpenVINO graphs, store and run them. The only importer of openvino.
-
-Only a conversion imports torch: an agent that reads graphs needs none. Graphs are stored because a conversion takes seconds. `fastest_backend.py` decides whether a graph is fast and exact enough.
-"""
+"""Convert torch modules to OpenVINO graphs, store and run them. The only importer of openvino."""
 
 from __future__ import annotations
 
 import ctypes
-import os
-import shutil
 import sys
 import tempfile
-import threading
 import warnings
-from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
 from numpy.typing import NDArray
 
 from learners.checkpoints.manifest import GraphFiles
-from learners.checkpoints.seal import SEAL, SealBroken, SealedFolder, check_seal, write_seal
-from learners.files import new_folder, private_folder
+from learners.model.backends.graphs import GraphLibrary, GraphRun, Precision, at_low_priority, joined_of, joined_text
 
 # None makes openvino use its own silent stub: the real one reports every use to its maker, from a fork of this process
 sys.modules["openvino_telemetry"] = None  # type: ignore[assignment]
 # openvino imports its converter if it finds it: 5 MB and .3 s that only a conversion needs
 sys.modules["openvino.tools.ovc"] = None  # type: ignore[assignment]
-import openvino  # noqa: E402 - after the lines above
-
-del sys.modules["openvino.tools.ovc"]
+try:
+    import openvino
+finally:
+    del sys.modules["openvino.tools.ovc"]
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-Precision = Literal["float32", "bfloat16"]
 LIBRARY: str = openvino.__version__
 MADV_DONTNEED = 4
-GRAPH_WEIGHTS = "/graph.bin"
+GRAPH_XML, GRAPH_WEIGHTS = "graph.xml", "/graph.bin"
 JOINED = ["reflexd", "joined"]
 """Where a graph says which arguments each of its inputs joins: `0,1,2+4+5,3`."""
-NICE = 10
-"""Of a compilation beside the ticks; the learner has more."""
 
 
 _CORES: list[Any] = []
@@ -56,20 +45,14 @@ def _core() -> Any:
     return _CORES[0]
 
 
-def bfloat16_capable() -> bool:
-    """Return whether OpenVINO computes in bfloat16 on this processor."""
-    return "BF16" in _core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
-
-
-class OpenVinoRun:
+class OpenVinoRun(GraphRun):
     """A compiled OpenVINO graph with the call of its module; not safe for two threads at once.
 
     Args:
         graph: as OpenVINO reads or converts it.
         precision: in which it computes.
         threads: of inference.
-        background: compile at low priority. Python itself should not run at low priority beside a tick: it holds the
-            interpreter lock while other processes have the core.
+        background: compile at low priority.
     """
 
     def __init__(self, graph: Any, precision: Precision, threads: int, *, background: bool = False) -> None:
@@ -81,13 +64,10 @@ class OpenVinoRun:
             "ENABLE_CPU_PINNING": False,  # the learner and the broker need the cores too
             "CPU_DENORMALS_OPTIMIZATION": True,  # they made one model 14 times slower
         }
-        if background:  # this thread waits without the interpreter lock, at its own priority
-            with ThreadPoolExecutor(1, "compile", _lower_priority) as thread:
-                self._compiled = thread.submit(_core().compile_model, graph, "CPU", options).result()
-        else:
-            self._compiled = _core().compile_model(graph, "CPU", options)
+        compiled = partial(_core().compile_model, graph, "CPU", options)
+        self._compiled = at_low_priority(compiled) if background else compiled()
         self._request = self._compiled.create_infer_request()
-        self._joined = _joined_inputs(graph)
+        self._joined = joined_of(str(graph.get_rt_info(JOINED).value) if graph.has_rt_info(JOINED) else None)
         self._inputs: dict[int, NDArray[Any]] = {}
         """The arrays of the last run, which the request reads: one that comes again is not handed over again."""
 
@@ -97,7 +77,7 @@ class OpenVinoRun:
         Raises:
             RuntimeError: the graph takes other inputs.
         """
-        for i, array in enumerate(self._as_graph(inputs)):
+        for i, array in enumerate(self._as_graph(inputs, len(self._compiled.inputs))):
             if self._inputs.get(i) is not array:
                 self._request.set_input_tensor(i, openvino.Tensor(array, shared_memory=True))
                 self._inputs[i] = array
@@ -105,46 +85,43 @@ class OpenVinoRun:
         out: NDArray[Any] = self._request.get_output_tensor(0).data.copy()
         return out
 
-    def _as_graph(self, inputs: Sequence[NDArray[Any]]) -> Sequence[NDArray[Any]]:
-        """Return the arrays that the graph takes."""
-        joined, count = self._joined, len(self._compiled.inputs)
-        if joined is not None and len(inputs) == 1 + max(max(places) for places in joined):
-            inputs = [
-                inputs[places[0]] if len(places) == 1 else np.concatenate([inputs[i] for i in places], axis=1)
-                for places in joined
-            ]
-        if len(inputs) != count:
-            raise RuntimeError(f"the graph takes {count} inputs, not {len(inputs)}")
-        return inputs
-
     def warm_up(self, *inputs: NDArray[Any]) -> None:
         """Run once, so that OpenVINO makes its own copies of the weights, and release the memory of the graph file."""
         self.arrays(*inputs)
         _drop_read_pages()
 
-    def __call__(self, *inputs: Tensor) -> Tensor:
-        """Run on tensors of the CPU."""
-        import torch  # noqa: PLC0415 - only for callers that have torch already
 
-        return torch.from_numpy(self.arrays(*(tensor.contiguous().numpy() for tensor in inputs)))
+class OpenVino(GraphLibrary):
+    """Graphs as OpenVINO's IR: `xml` and `bin`."""
 
+    name = "openvino"
+    mark = "ov"
+    precisions = ("float32", "bfloat16")
+    version = note = LIBRARY
 
-def _joined_inputs(graph: Any) -> list[list[int]] | None:
-    """Return which arguments each input of a graph joins, if it says so.
+    def convert(self, module: nn.Module, examples: Sequence[tuple[Tensor, ...]]) -> Any:
+        """Convert a module, traced on its last example; see `GraphLibrary.convert`."""
+        return convert(module, examples[-1])
 
-    Raises:
-        RuntimeError: it says something else.
-    """
-    if not graph.has_rt_info(JOINED):
-        return None
-    text = str(graph.get_rt_info(JOINED).value)
-    try:
-        found = [[int(i) for i in places.split("+")] for places in text.split(",")]
-    except ValueError:
-        found = []
-    if sorted(i for places in found for i in places) != list(range(sum(map(len, found)))) or not found:
-        raise RuntimeError(f"the graph joins its inputs in an unknown way: {text[:80]}")
-    return found
+    def run(self, graph: Any, precision: Precision, threads: int, *, background: bool = False) -> GraphRun:
+        """Compile a graph; see `GraphLibrary.run`."""
+        return OpenVinoRun(graph, precision, threads, background=background)
+
+    def read(self, files: GraphFiles) -> Any:
+        """Return the graph that these bytes hold; see `GraphLibrary.read`."""
+        return read_graph(files)
+
+    def files(self, graph: Any) -> GraphFiles:
+        """Return a converted graph as bytes; see `GraphLibrary.files`."""
+        return graph_files(graph)
+
+    def read_folder(self, folder: Path) -> Any:
+        """Return a stored graph, with its weights mapped; see `GraphLibrary.read_folder`."""
+        return _core().read_model(folder / GRAPH_XML)
+
+    def write_folder(self, graph: Any, folder: Path) -> None:
+        """Store a graph; see `GraphLibrary.write_folder`."""
+        openvino.save_model(graph, folder / GRAPH_XML, compress_to_fp16=False)
 
 
 def _drop_read_pages() -> None:
@@ -163,17 +140,15 @@ def _drop_read_pages() -> None:
             libc.madvise(ctypes.c_void_p(start), ctypes.c_size_t(end - start), MADV_DONTNEED)
 
 
-def _lower_priority() -> None:
-    os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), NICE)
-
-
 def read_graph(files: GraphFiles) -> Any:
     """Return the graph that these bytes hold.
 
     Raises:
         RuntimeError: they are not a graph of this library.
     """
-    return _core().read_model(files.xml, files.weights)
+    if set(files.parts) != {"xml", "bin"}:
+        raise RuntimeError(f"a graph of OpenVINO has the parts xml and bin, not {' and '.join(sorted(files.parts))}")
+    return _core().read_model(files.parts["xml"], files.parts["bin"])
 
 
 def graph_files(graph: Any) -> GraphFiles:
@@ -183,9 +158,9 @@ def graph_files(graph: Any) -> GraphFiles:
         OSError: the folder for temporary files cannot be written.
     """
     with tempfile.TemporaryDirectory(prefix="reflexd-graph-") as folder:
-        path = Path(folder) / "graph.xml"
+        path = Path(folder) / GRAPH_XML
         openvino.save_model(graph, path, compress_to_fp16=False)
-        return GraphFiles(path.read_bytes(), path.with_suffix(".bin").read_bytes())
+        return GraphFiles({"xml": path.read_bytes(), "bin": path.with_suffix(".bin").read_bytes()})
 
 
 def convert(module: nn.Module, example: tuple[Tensor, ...]) -> Any:
@@ -210,7 +185,7 @@ def convert(module: nn.Module, example: tuple[Tensor, ...]) -> Any:
     finally:
         _forget_traces()
     if places is not None:
-        graph.set_rt_info(",".join("+".join(map(str, joined)) for joined in places), JOINED)
+        graph.set_rt_info(joined_text(places), JOINED)
     return graph
 
 
@@ -220,51 +195,3 @@ def _forget_traces() -> None:
 
     torch._C._jit_clear_class_registry()  # what torch's own tests do between two of them
     torch.jit._recursive.concrete_type_store = torch.jit._recursive.ConcreteTypeStore()
-
-
-def graph_of(version: str, folders: Sequence[SealedFolder], make: Callable[[], Any]) -> Any:
-    """Return the graph from the first of `folders` that has it; else convert, and store it in the first writable one.
-
-    Its name contains `version`, so a graph of other weights is never used. A graph with other files than
-    those that were sealed, and one that the library cannot read, is removed and converted again.
-    """
-    name = f"{version}-ov{LIBRARY.partition('-')[0]}"
-    for folder in folders:
-        if (graph := _read(folder, name)) is not None:
-            return graph
-    graph = make()
-    # read back: the first start computes with the same file as every later one
-    return next((stored for folder in folders if (stored := _store(graph, folder, name)) is not None), graph)
-
-
-def _read(place: SealedFolder, name: str) -> Any:
-    """Read the graph in a folder; None where there is no readable one."""
-    folder = place.path / name
-    if not folder.is_dir():
-        return None
-    try:
-        check_seal(folder, name, place.key)
-        with suppress(OSError):
-            os.utime(folder)  # used now: the longest unused are removed first
-        return _core().read_model(folder / "graph.xml")
-    except FileNotFoundError:  # another process removed it
-        return None
-    except OSError as error:  # such as too many open files: the folder may be good
-        place.refused(str(folder), str(error)[:200])
-        return None
-    except (SealBroken, RuntimeError) as error:
-        place.refused(str(folder), str(error).strip().splitlines()[0][:200])
-        shutil.rmtree(folder, ignore_errors=True)
-        return None
-
-
-def _store(graph: Any, place: SealedFolder, name: str) -> Any:
-    """Store a graph and read it back; None where the folder cannot be written. Another process may have stored it first."""
-    with suppress(OSError):
-        private_folder(place.path)
-        with new_folder(place.path / name, mode=0o700) as draft:
-            openvino.save_model(graph, draft / "graph.xml", compress_to_fp16=False)
-            write_seal(draft, name, place.key)
-            if not (place.path / name / SEAL).is_file():
-                shutil.rmtree(place.path / name, ignore_errors=True)  # damaged: without its seal
-    return _read(place, name)

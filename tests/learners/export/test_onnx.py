@@ -94,6 +94,7 @@ def test_a_missing_library_is_named_with_its_remedy(
     library: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, library, None)
+    monkeypatch.delitem(sys.modules, "learners.model.backends.onnxruntime", raising=False)
     with pytest.raises(onnx.OnnxExportFailed, match=f"{library} is missing: pip install 'reflexd\\[export\\]'"):
         onnx.export(policy(streams=STREAMS[2:], history=1), tmp_path / "p.onnx", version="x", encoder_versions={})
     assert not list(tmp_path.iterdir())

@@ -26,6 +26,7 @@ from learners.model import fused_part
 from learners.model.backends import openvino
 from learners.model.backends.calibration_cache import Calibrations
 from learners.model.backends.fastest_backend import BackendChoice, BackendSettings, NotCompiled
+from learners.model.backends.onnxruntime import OnnxRuntime
 from learners.model.policy import Policy
 from learners.model.spec import PolicySpec, StreamSpec
 from learners.worker.compilation import compile_candidate
@@ -39,6 +40,7 @@ SPEC = PolicySpec(
     ActionSpace((Choice("head", ("left", "stay", "right")), Continuous("arm", (-1.0,), (2.0,)))),
     width=16, latents=2, layers=1, heads=2, history=2, hidden=(16,),
 )  # fmt: skip
+OPENVINO = openvino.OpenVino()
 SETTINGS = BackendSettings("openvino", "float32")
 
 
@@ -140,11 +142,38 @@ async def test_the_agent_acts_on_the_graph_of_the_checkpoint_and_converts_nothin
 def test_a_graph_of_another_library_is_not_used(tmp_path: Path) -> None:
     checkpoints = versions(tmp_path)
     loaded = checkpoints.load(save(checkpoints, 1, graph=True, library="2019.1"))
-    stored = StoredGraph.of(loaded)
+    stored = StoredGraph.of(loaded, OPENVINO)
     assert stored.files is None
     assert stored.reason.startswith("its graph is of OpenVINO 2019.1, this is ")
     for note in ({}, {"policy": {"library": 3}}, {"policy": []}):
-        assert StoredGraph.of(replace(loaded, documents={"graphs": note})).files is None
+        assert StoredGraph.of(replace(loaded, documents={"graphs": note}), OPENVINO).files is None
+
+
+def test_an_onnx_graph_is_signed_too_and_each_library_uses_its_own(tmp_path: Path) -> None:
+    checkpoints, onnx = versions(tmp_path), OnnxRuntime()
+    made = compile_candidate(SPEC, weights(1), Backend(backend="onnxruntime"), ticks(4))
+    assert (made.problem, set(made.graphs["policy"].parts)) == ("", {"onnx"})
+    assert made.documents["graphs"]["policy"]["difference"] < 1e-5
+    documents = {"spec": orjson.loads(SPEC.to_json())} | made.documents
+    version = checkpoints.save({"policy": weights(1)}, documents, graphs=made.graphs)
+    loaded = checkpoints.load(version)
+    assert StoredGraph.of(loaded, onnx).files == made.graphs["policy"]
+    other = StoredGraph.of(loaded, OPENVINO)
+    assert (other.files, other.reason) == (
+        None,
+        f"its graph is of ONNX Runtime {onnx.version}, this is OpenVINO {OPENVINO.version}",
+    )
+    theirs = StoredGraph.of(checkpoints.load(save(checkpoints, 1, graph=True)), onnx)
+    assert theirs.reason == f"its graph is of OpenVINO {OPENVINO.version}, this is ONNX Runtime {onnx.version}"
+    file = checkpoints.folder / version / "policy.onnx"
+    content = file.read_bytes()
+    file.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    with pytest.raises(CheckpointRefused) as refused:
+        checkpoints.load(version)
+    assert refused.value.reason == "wrong_hash"
+    both = {"policy": GraphFiles({"onnx": content, "xml": b"<net/>"})}
+    with pytest.raises(CheckpointRefused, match=r"or is one \.onnx file"):
+        checkpoints.load(checkpoints.save({"policy": weights(1)}, documents, graphs=both))
 
 
 async def test_a_graph_that_is_missing_is_compiled_in_a_process_and_an_event_says_why(tmp_path: Path) -> None:
@@ -314,17 +343,19 @@ def test_half_a_graph_is_refused_and_an_import_keeps_a_whole_one(tmp_path: Path)
 
 def test_a_signed_graph_that_the_library_cannot_read_is_compiled_again(tmp_path: Path) -> None:
     loaded = versions(tmp_path).load(save(versions(tmp_path), 1, graph=True))
-    broken = LoadedCheckpoint(loaded.manifest, loaded.tensors, loaded.documents, {"policy": GraphFiles(b"<net/>", b"")})
+    broken = LoadedCheckpoint(
+        loaded.manifest, loaded.tensors, loaded.documents, {"policy": GraphFiles({"xml": b"<net/>", "bin": b""})}
+    )
     policy = Policy(SPEC).eval()
     calibrations = Calibrations(tmp_path, SETTINGS)
     run, _ = compile_policy(
-        calibrations, policy, fused_part.example_inputs(SPEC), first=False, stored=StoredGraph.of(broken)
+        calibrations, policy, fused_part.example_inputs(SPEC), first=False, stored=StoredGraph.of(broken, OPENVINO)
     )
     assert run(*fused_part.example_inputs(SPEC)).shape == (1, policy.state_width)
     calibrations.convert_here = False
     with pytest.raises(NotCompiled, match="cannot be read"):
         compile_policy(
-            calibrations, policy, fused_part.example_inputs(SPEC), first=False, stored=StoredGraph.of(broken)
+            calibrations, policy, fused_part.example_inputs(SPEC), first=False, stored=StoredGraph.of(broken, OPENVINO)
         )
 
 
@@ -351,7 +382,7 @@ def test_the_learners_comparison_decides_the_precision(tmp_path: Path, same: boo
     calibrations.remember(shape, torch.device("cpu"), BackendChoice("openvino", "bfloat16", ()))
     calibrations.convert_here = False
     policy = Policy(SPEC).eval()
-    files, _ = fused_part.compile_for_checkpoint(policy, [], threads=1, tolerance=0.02)
+    files, _ = fused_part.compile_for_checkpoint(policy, [], OPENVINO, threads=1, tolerance=0.02)
     _, choice = compile_policy(
         calibrations, policy, fused_part.example_inputs(SPEC), first=False, stored=StoredGraph(files, same, "")
     )

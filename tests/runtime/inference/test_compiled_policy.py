@@ -10,7 +10,7 @@ import torch
 
 from actuators.actions import ActionSpace, Choice
 from learners.model import fused_part
-from learners.model.backends import fastest_backend
+from learners.model.backends import fastest_backend, openvino
 from learners.model.backends.calibration_cache import Calibrations
 from learners.model.backends.fastest_backend import BackendSettings, Inputs, Measured
 from learners.model.features import Features
@@ -46,8 +46,8 @@ def test_a_restart_converts_nothing_and_other_weights_never_use_the_graph(
     calibrations = Calibrations(tmp_path, BackendSettings("openvino", "float32"))
     compiled_policy.compile_policy(calibrations, policy(1), example(), first=True)
     converted: list[object] = []
-    convert = fastest_backend.convert
-    monkeypatch.setattr(fastest_backend, "convert", lambda *given: (converted.append(given), convert(*given))[1])
+    convert = openvino.convert
+    monkeypatch.setattr(openvino, "convert", lambda *given: (converted.append(given), convert(*given))[1])
     run, choice = compiled_policy.compile_policy(calibrations, policy(1), example(), first=True)
     assert (converted, choice.backend) == ([], "openvino")
     with torch.inference_mode():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import socket
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 import architectures
@@ -182,6 +183,32 @@ def test_a_camera_of_one_token_is_not_mirrored(tmp_path: Path) -> None:
     for tokens, refused in ((1, True), (4, False)):
         file.write_text(f"{text}policy: {{tokens: {tokens}}}\nlearner: {{mirror_augmentation: [lamp]}}\n")
         assert ("no left and right" in verb("check", file).output) == refused
+
+
+@pytest.mark.parametrize(
+    ("engine", "absent", "path", "words"),
+    [
+        ("backend: openvino", "openvino", "engine.backend", "OpenVINO is not installed; pip install openvino, or write auto"),
+        ("backend: onnxruntime", "onnxruntime", "engine.backend", "ONNX Runtime is not installed; pip install 'reflexd[onnx]'"),
+        ("backend: onnxruntime", "onnxscript", "engine.backend", "onnxscript, which makes them, is not installed"),
+        ("runtime: compiled", "openvino onnxruntime", "engine.runtime", "neither OpenVINO nor ONNX Runtime is installed"),
+        ("precision: bfloat16", "openvino", "engine.precision", "ONNX Runtime computes in float32 on a CPU"),
+        ("backend: onnxruntime, precision: bfloat16", "", "engine.precision", "ONNX Runtime computes in float32"),
+        ("backend: onnxruntime", "openvino", "", ""),
+        ("runtime: torch, precision: bfloat16", "openvino", "", ""),
+        ("threads: 1", "openvino onnxruntime", "engine.backend", "the agent acts in torch, with more memory and a slower start"),
+        ("threads: 1", "openvino onnxscript", "engine.backend", "(onnxscript): the agent acts in torch"),
+        ("threads: 1", "openvino", "", ""),
+    ],
+)  # fmt: skip
+def test_a_library_of_graphs_that_is_missing_is_named_with_its_remedy(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, engine: str, absent: str, path: str, words: str
+) -> None:
+    for module in ("runtime.preflight.model_checks", "runtime.config.lint"):
+        monkeypatch.setattr(f"{module}.find_spec", lambda name: None if name in absent.split() else find_spec(name))
+    done = verb("check", written(tmp_path, new=f"engine: {{{{{engine}}}}}\n"))
+    assert done.exit_code == (2 if path and "acts in torch" not in words else 0), done.output
+    assert (f"{path}: " in done.stderr and words in done.stderr) if words else done.stderr == "", done.stderr
 
 
 def test_what_an_uplink_lacks_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

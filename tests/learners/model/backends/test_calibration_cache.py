@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import nn
 
-from learners.model.backends import calibration_cache, fastest_backend
+from learners.model.backends import calibration_cache, fastest_backend, openvino
 from learners.model.backends.calibration_cache import Calibrations
 from learners.model.backends.fastest_backend import BackendChoice, BackendSettings, Measured
 
@@ -34,7 +34,7 @@ def run(own: Calibrations, version: str = "v", *, shared: bool = True) -> torch.
 def work(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """What was converted and measured."""
     done: list[str] = []
-    convert, calibrate = fastest_backend.convert, fastest_backend.calibrate
+    convert, calibrate = openvino.convert, fastest_backend.calibrate
 
     def converting(*given: Any) -> Any:
         done.append("converted")
@@ -44,7 +44,7 @@ def work(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         done.append("calibrated")
         return calibrate(*given)
 
-    monkeypatch.setattr(fastest_backend, "convert", converting)
+    monkeypatch.setattr(openvino, "convert", converting)
     monkeypatch.setattr(fastest_backend, "calibrate", calibrating)
     return done
 

@@ -1,4 +1,4 @@
-"""The policy in numpy decides as the one in torch: contexts, scores, densities and probabilities, on eight kinds of policy."""
+"""The policy in numpy decides as the one in torch: contexts, scores, densities and probabilities, on nine kinds of policy."""
 
 from __future__ import annotations
 
@@ -18,6 +18,8 @@ from learners.experience.transition import Transition
 from learners.model.backends.calibration_cache import Calibrations
 from learners.model.backends.checkpoint_graph import StoredGraph
 from learners.model.backends.definitions import CPU, BackendChoice, BackendSettings, NotCompiled
+from learners.model.backends.graph_libraries import graph_library
+from learners.model.backends.graphs import LibraryName
 from learners.model.backends.openvino import convert, graph_files
 from learners.model.fused_part import compile_for_checkpoint
 from learners.model.gaussian_actor import unit_log_density
@@ -36,7 +38,7 @@ from runtime.inference.numpy_policy.sampling import (
     log_shares,
 )
 
-JOINTS = StreamSpec("joints", "telemetry", 1, 3)
+JOINTS, MOTORS, WINDS = (StreamSpec(name, "telemetry", 1, 3) for name in ("joints", "motors", "winds"))
 PLACES = StreamSpec("front", "image", 4, 8, 2)
 ORDERS = StreamSpec("orders", "text", 1, 8)
 HEAD, LAMP = Choice("head", ("left", "stay", "right")), Choice("lamp", ("OFF", "ON"))
@@ -53,6 +55,7 @@ SPECS = {
     "low-rank-bilinear": PolicySpec(
         (PLACES, ORDERS, JOINTS), ActionSpace((HEAD,)), fusion="low-rank-bilinear", **SMALL | {"history": 1}
     ),
+    "joined telemetry": PolicySpec((JOINTS, MOTORS, ORDERS, WINDS), ActionSpace((HEAD, ARM)), **SMALL),
 }
 
 
@@ -82,16 +85,16 @@ def arrays(policy: Policy) -> dict[str, NDArray[Any]]:
     return {name: tensor.numpy() for name, tensor in policy.state_dict().items()}
 
 
-def on_graph(policy: Policy, folder: Path) -> ArrayPolicy:
+def on_graph(policy: Policy, folder: Path, name: LibraryName = "openvino") -> ArrayPolicy:
     """The same weights on the graph that the learner makes."""
     spec = policy.spec
     if spec.plain:
         return ArrayPolicy(spec, arrays(policy), None)
-    calibrations = Calibrations(folder, BackendSettings("openvino", "float32"))
-    calibrations.remember(
-        hashlib.sha256(spec.to_json()).hexdigest()[:16], CPU, BackendChoice("openvino", "float32", ())
-    )
-    files, _ = compile_for_checkpoint(policy, [], threads=1, tolerance=0.02)
+    library = graph_library(name)
+    assert library is not None
+    calibrations = Calibrations(folder, BackendSettings(name, "float32"))
+    calibrations.remember(hashlib.sha256(spec.to_json()).hexdigest()[:16], CPU, BackendChoice(name, "float32", ()))
+    files, _ = compile_for_checkpoint(policy, [], library, threads=1, tolerance=0.02)
     run, _ = graph_run(calibrations, spec, arrays(policy), first=False, stored=StoredGraph(files, None, ""))
     return ArrayPolicy(spec, arrays(policy), run)
 
@@ -123,11 +126,17 @@ def states(policy: ArrayPolicy, ticks: list[Transition]) -> NDArray[np.float32]:
     return np.stack(fused, axis=1)
 
 
-@pytest.mark.parametrize("name", SPECS)
-def test_greedy_decisions_are_those_of_torch(name: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("name", "library"),
+    [
+        *((name, "openvino") for name in SPECS),
+        *((name, "onnxruntime") for name, spec in SPECS.items() if not spec.plain),
+    ],
+)
+def test_greedy_decisions_are_those_of_torch(name: str, library: LibraryName, tmp_path: Path) -> None:
     spec, count = SPECS[name], 60
     policy = trained(spec, 3)
-    compiled, memory = on_graph(policy, tmp_path), Exploration(3)
+    compiled, memory = on_graph(policy, tmp_path, library), Exploration(3)
     ticks = observed(spec, count + spec.history)
     for start in range(count):
         states_BHD = states(compiled, ticks[start : start + spec.history])
