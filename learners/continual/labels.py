@@ -17,7 +17,8 @@ from typing import Any
 
 from learners.class_names import class_name
 from learners.config.tasks import TaskSettings
-from learners.experience.reader import Reader, raw_reading
+from learners.experience.reader import Reader
+from learners.experience.reading_of_tick import raw_reading
 from learners.experience.records import Label, Raw
 from learners.finetune.few_labels.equal_content import normalized_text
 from learners.finetune.labelled_files.conll import TAG, as_iob2

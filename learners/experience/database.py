@@ -15,7 +15,7 @@ import orjson
 
 from learners.experience.label_table import LabelTable
 from learners.experience.labelled_readings import LabelledReadings
-from learners.experience.reader import raw_reading
+from learners.experience.reading_of_tick import raw_reading
 from learners.experience.records import Credit, Label, Mark, Raw
 from learners.experience.schema import RAW, connect
 from learners.experience.transition import Malformed, Transition, checksum, decode_head, encode

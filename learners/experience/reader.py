@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Protocol, Self
+from typing import Any, Self
 
 import orjson
 
@@ -422,35 +422,3 @@ def _stored_label(row: tuple[Any, ...]) -> StoredLabel:
 
 def _label(value: str | list[str]) -> str | tuple[str, ...]:
     return value if isinstance(value, str) else tuple(value)
-
-
-JITTER_S = 2e-3
-"""Between the wall clock at two ticks, for the same moment."""
-
-DRIFT = 1e-3
-"""By which a wall clock that is being corrected may run off, per second of age."""
-
-
-class RawSource(Protocol):
-    """The interface of a reader, or of the writer, that finds a raw reading."""
-
-    def raw(self, stream: str, start_s: float, stop_s: float) -> list[Raw]:
-        """Return raw readings of a stream with `start_s <= stamp_s < stop_s` (Unix)."""
-
-    def at(self, stamp_s: float) -> Transition | None:
-        """Return the tick of exactly this stamp."""
-
-
-def raw_reading(reader: RawSource, transition: Transition, stream: str) -> Raw | None:
-    """Return the raw reading of a stream that this tick used; None if it was not stored or is deleted."""
-    age_s = transition.ages_s.get(stream, 0.0)
-    slack_s = JITTER_S + DRIFT * age_s
-    captured_s = transition.stamp_s - age_s
-    found = reader.raw(stream, captured_s - slack_s, transition.stamp_s + 1e-6)
-    if not found:
-        return None
-    raw = found[-1]
-    first = transition if raw.stamp_s == transition.stamp_s else reader.at(raw.stamp_s)
-    if first is None or abs(first.stamp_s - first.ages_s.get(stream, 0.0) - captured_s) > slack_s:
-        return None
-    return raw

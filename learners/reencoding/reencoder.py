@@ -17,7 +17,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from learners.experience.reader import Reader, Row, raw_reading
+from learners.experience.reader import Reader, Row
+from learners.experience.reading_of_tick import raw_reading
 from learners.experience.transition import Transition
 from learners.model.encoders.base import Encoder
 from learners.reencoding.token_store import StoredTokens, TokenStore

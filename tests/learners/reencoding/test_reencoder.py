@@ -19,7 +19,8 @@ from task_versions import promote_version
 
 from learners.checkpoints.store import Checkpoints
 from learners.config.learner import PromotionSettings
-from learners.experience.reader import Reader, raw_reading
+from learners.experience.reader import Reader
+from learners.experience.reading_of_tick import raw_reading
 from learners.experience.snapshots import ExperienceSnapshots
 from learners.experience.store import Raw, Store, Transition
 from learners.ipc.settings import LearnerConfig
