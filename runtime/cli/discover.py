@@ -16,7 +16,8 @@ from pydantic import SecretStr, ValidationError
 from rich.console import Console
 from rich.table import Table
 
-from runtime.cli.options import PlainPath, refuse, refusing
+from runtime.cli.options import Number, PlainPath, refuse, refusing
+from runtime.config.mqtt_names import filter_problem
 from runtime.config.mqtt_settings import MqttSettings
 from runtime.discovery.plain_topics import propose
 from runtime.discovery.proposals import FoundActuator, FoundStream, Proposals
@@ -29,7 +30,9 @@ NEW_FILE = PlainPath(dir_okay=False, path_type=Path)
 
 @click.command()
 @click.argument("url", default="mqtt://127.0.0.1:1883")
-@click.option("--seconds", default=20.0, show_default=True, help="How long to listen.")
+@click.option(
+    "--seconds", type=Number(0, 86_400, min_open=True), default=20.0, show_default=True, help="How long to listen."
+)
 @click.option("--filter", "topic_filter", default="#", show_default=True, help="Topics to listen to.")
 @click.option("--out", type=NEW_FILE, help="Settings file to write; default: only list what was found.")
 @click.option("--agent", default="home", show_default=True, help="Name of the agent in the file.")
@@ -74,6 +77,8 @@ def discover(
     nothing. Example: reflexd discover mqtt://127.0.0.1 --out home.yaml
     """
     address = _address(url, username, password_env)
+    if (problem := filter_problem(topic_filter)) is not None:
+        raise ValueError(f"--filter {topic_filter}: {problem}")
     try:
         tree = asyncio.run(listen(address, topic_filter, seconds, _progress if sys.stderr.isatty() else _silent))
     except NoBroker as error:
@@ -208,7 +213,7 @@ def _write(out: Path, plan: Plan) -> None:
         draft = Path(folder) / out.name
         draft.write_text(text)
         problems, warnings, _ = problems_and_warnings(draft, ports=False)
-        refuse(problems)
+        refuse([replace(problem, file=out) for problem in problems])
     out.write_text(text)
     for warning in warnings:
         click.echo(str(replace(warning, file=out)), err=True)

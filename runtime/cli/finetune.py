@@ -10,7 +10,7 @@ from typing import Any
 
 import click
 
-from runtime.cli.options import ANY, FOLDER, SEED, TaskKinds, refusing, show, with_json
+from runtime.cli.options import ANY, FOLDER, SEED, Number, TaskKinds, refusing, show, with_json
 
 
 def writing(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -24,7 +24,7 @@ def writing(command: Callable[..., Any]) -> Callable[..., Any]:
         ),
         click.option("--stop", multiple=True, help="A generated text ends before this. Repeat the option."),
         click.option("--banned", multiple=True, help="A word that no generated text contains. Repeat the option."),
-        click.option("--temperature", type=click.FloatRange(0, 5), help="Above 0: random tokens; default: 0."),
+        click.option("--temperature", type=Number(0, 5), help="Above 0: random tokens; default: 0."),
         click.option("--sampling-seed", type=SEED, help="Seed of random tokens; default: 0."),
     )
     for option in reversed(options):
@@ -74,25 +74,35 @@ def _writing_given(options: dict[str, Any]) -> dict[str, Any]:
     show_default=True,
     help="Weights to train: head only, head and last layers, head and adapters, or all.",
 )
-@click.option("--epochs", type=int, help="Largest number of passes over the data; default: by the kind of task.")
-@click.option("--learning-rate", type=float, help="Default: by the kind of task and --mode.")
-@click.option("--batch", type=int, help="Examples in each update; default: by the kind of task.")
-@click.option("--lora-rank", type=int, help="Rank of the adapters with --mode lora; default: 8.")
+@click.option(
+    "--epochs", type=click.IntRange(1), help="Largest number of passes over the data; default: by the kind of task."
+)
+@click.option("--learning-rate", type=Number(0, min_open=True), help="Default: by the kind of task and --mode.")
+@click.option("--batch", type=click.IntRange(1), help="Examples in each update; default: by the kind of task.")
+@click.option("--lora-rank", type=click.IntRange(1, 256), help="Rank of the adapters with --mode lora; default: 8.")
 @click.option("--multi-label", is_flag=True, default=None, help="Classification: an example can have several labels.")
 @click.option(
-    "--threshold", type=float, help="Probability from which one of several labels counts; default: by validation."
+    "--threshold",
+    type=Number(0, 1),
+    help="Probability from which one of several labels counts; default: by validation.",
 )
-@click.option("--max-length", type=int, help="Tokens in one input of the model; default: by the kind of task.")
+@click.option(
+    "--max-length", type=click.IntRange(1), help="Tokens in one input of the model; default: by the kind of task."
+)
 @click.option(
     "--max-new-tokens",
-    type=int,
+    type=click.IntRange(1, 4_096),
     help="Length limit of generated text, in tokens; default: 64, or what the longest target needs.",
 )
 @click.option("--language", help="Speech recognition: the language that is spoken, as `en`, for a model of several.")
-@click.option("--window-s", type=float, help="Seconds of sound in one input of the model; default: by the sounds.")
+@click.option(
+    "--window-s",
+    type=Number(0, 600, min_open=True),
+    help="Seconds of sound in one input of the model; default: by the sounds.",
+)
 @click.option(
     "--tiles",
-    type=int,
+    type=click.IntRange(1, 16),
     help="Images: rows and columns of tiles that the model reads in addition to the whole image; default: 1 (none).",
 )
 @click.option(
@@ -115,7 +125,9 @@ def _writing_given(options: dict[str, Any]) -> dict[str, Any]:
 )
 @click.option("--adapter", is_flag=True, default=None, help="With --mode lora: store the adapter and its base as well.")
 @click.option("--optimizer", type=click.Choice(["adamw", "sgd"]), help="Default: adamw.")
-@click.option("--patience", type=int, help="Epochs without a better validation metric after which training stops.")
+@click.option(
+    "--patience", type=click.IntRange(0), help="Epochs without a better validation metric after which training stops."
+)
 @click.option(
     "--seed", type=SEED, default=0, show_default=True, help="Seed of new weights and of the order of examples."
 )

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import click
 
 from runtime.cli.checkpoints import ask_to_trust, checked
-from runtime.cli.options import FILE, FOLDER, AgentName, InvalidInput, refusing, show, with_json
+from runtime.cli.options import FILE, FOLDER, AgentName, InvalidInput, Number, refusing, show, with_json
 
 if TYPE_CHECKING:
     from runtime.fleet.topics import GroupLearnerReport
@@ -147,7 +147,7 @@ def enroll(settings: Path, name: str, *, as_json: bool) -> None:
 
 SHARE = click.option(
     "--share",
-    type=click.FloatRange(0, 1, min_open=True),
+    type=Number(0, 1, min_open=True),
     default=1.0,
     show_default=True,
     help="Share of the agents that try it: the wave.",

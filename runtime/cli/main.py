@@ -31,6 +31,7 @@ from runtime.cli.options import (
     REFUSED,
     SEED,
     AgentName,
+    Number,
     Rate,
     load,
     load_or_demo,
@@ -206,7 +207,14 @@ def devices(*, as_json: bool) -> None:
 @main.command(cls=CommandWithExamples, epilog="reflexd status\nreflexd status robot.yaml --json")
 @takes_settings()
 @click.option("--json", "as_json", is_flag=True, help="Print the last health message as JSON.")
-@click.option("--timeout", "timeout_s", default=12.0, show_default=True, help="Seconds to wait for an answer.")
+@click.option(
+    "--timeout",
+    "timeout_s",
+    type=Number(0, 3_600),
+    default=12.0,
+    show_default=True,
+    help="Seconds to wait for an answer.",
+)
 @refusing
 def status(config: Path | None, *, as_json: bool, timeout_s: float) -> None:
     """Print the state of the daemon of CONFIG (default: the demo)."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import functools
 import json
+import math
 import os
 import re
 import sys
@@ -51,6 +52,18 @@ FILE = PlainPath(dir_okay=False, path_type=Path)
 ANY = PlainPath(path_type=Path)
 
 FOLDER = PlainPath(file_okay=False, path_type=Path)
+
+
+class Number(click.FloatRange):
+    """A finite number in a range: NaN is neither below nor above any limit, so click's own range takes it."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        """Return the number; one that is not finite ends the program with exit code 2."""
+        number = float(super().convert(value, param, ctx))
+        if not math.isfinite(number):
+            self.fail(f"{value} is not a finite number", param, ctx)
+        return number
+
 
 SEED = click.IntRange(0, 2**31 - 1)
 """What numpy, torch and gymnasium all accept."""

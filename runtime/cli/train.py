@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import click
 import yaml
 
-from runtime.cli.options import FILE, FOLDER, SEED, refusing, show, with_json
+from runtime.cli.options import FILE, FOLDER, SEED, Number, refusing, show, with_json
 from runtime.config.yaml_core import CoreLoader
 
 if TYPE_CHECKING:
@@ -277,7 +277,7 @@ def _train_seeds(
 
 @click.command()
 @click.argument("folders", metavar="DIR...", nargs=-1, required=True, type=FOLDER)
-@click.option("--least", type=float, help="Final mean return below which a seed counts as failed.")
+@click.option("--least", type=Number(), help="Final mean return below which a seed counts as failed.")
 @click.option("--plot", type=FILE, help="PNG with the learning curves.")
 @with_json("the comparison")
 @refusing

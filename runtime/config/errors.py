@@ -18,6 +18,8 @@ from pydantic_core import ErrorDetails
 from learners.task_kinds import FORMER_KINDS
 from runtime.config.schema import Config
 
+MOST_SHOWN = 1_000
+"""Characters of the message, the path or the remedy of one problem."""
 Steps = tuple[str | int, ...]
 """A path into the file: keys and list positions."""
 Found = Iterator[tuple[Steps, str, str]]
@@ -92,8 +94,14 @@ class Problem:
 
     def __str__(self) -> str:
         """Format as one line: `file:line: path: message; remedy`."""
-        where = f"{self.file}:{self.line}: " + (f"{self.path}: " if self.path else "")
-        return where + self.message + (f"; {self.remedy}" if self.remedy else "")
+        where = f"{_shown(str(self.file))}:{self.line}: " + (f"{_shown(self.path)}: " if self.path else "")
+        return where + _shown(self.message) + (f"; {_shown(self.remedy)}" if self.remedy else "")
+
+
+def _shown(text: str) -> str:
+    """Return a text of the file as a part of one line: without control characters, and with the middle of a long one left out."""
+    plain = "".join(character if ord(character) >= 0x20 and character != "\x7f" else "?" for character in text)
+    return plain if len(plain) <= MOST_SHOWN else f"{plain[: MOST_SHOWN // 2]}...{plain[-MOST_SHOWN // 2 :]}"
 
 
 def explain(path: Path, lines: dict[Steps, int], detail: ErrorDetails) -> Problem:

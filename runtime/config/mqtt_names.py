@@ -42,6 +42,18 @@ def topic_problem(topic: str) -> str | None:
     return None
 
 
+def filter_problem(topics: str) -> str | None:
+    """Return why a broker would refuse a filter of topics, or None (MQTT 5, 4.7.1)."""
+    levels = topics.split("/")
+    if not topics:
+        return "a filter is not empty; write # for every topic"
+    if any("#" in level and (level != "#" or at < len(levels) - 1) for at, level in enumerate(levels)):
+        return "# is a level of its own, and the last one; correct it"
+    if any("+" in level and level != "+" for level in levels):
+        return "+ is a whole level; correct it"
+    return topic_problem(topics)
+
+
 def host_problem(host: str) -> str | None:
     """Return why a text is neither the name nor the address of a host, or None; names are not looked up."""
     plain = host.strip("[]").partition("%")[0]

@@ -303,3 +303,36 @@ def test_a_report_that_is_damaged(tmp_path: Path, tuned: Path) -> None:
     assert "cannot be opened" in refused(
         "evaluate", "--task", "text-classification", "--model", tmp_path / "m", "--test", good
     )
+
+
+@pytest.mark.parametrize(
+    ("verb", "option", "value"),
+    [
+        *[("finetune", name, value) for name in ("--learning-rate", "--threshold", "--window-s", "--temperature") for value in ("nan", "-1", "inf")],
+        *[("finetune", name, value) for name in ("--epochs", "--batch", "--lora-rank", "--max-length", "--tiles", "--max-new-tokens") for value in ("0", "-3")],
+        ("finetune", "--lora-rank", "100000"), ("finetune", "--threshold", "2"), ("finetune", "--patience", "-1"),
+        ("discover", "--seconds", "nan"), ("discover", "--seconds", "-1"), ("discover", "--seconds", "1e999"),
+        ("discover", "--filter", "a/#/b"), ("discover", "--filter", "a+"), ("discover", "--filter", ""),
+        ("compare", "--least", "nan"),
+    ],
+)  # fmt: skip
+def test_a_number_that_no_verb_can_use_is_refused_by_its_option(verb: str, option: str, value: str) -> None:
+    assert option in refused(verb, f"{option}={value}")
+
+
+def test_what_new_refuses_is_named_by_the_file_that_was_asked_for(tmp_path: Path) -> None:
+    out = tmp_path / "robot.yaml"
+    output = refused(
+        "new", out, "--agent", "a", "--mqtt", "embedded://127.0.0.1:1883", "--sensor", "s", "--fields", "a,a",
+        "--switch", "w", "--reward", "",
+    )  # fmt: skip
+    assert output.startswith(f"{out}:")
+    assert not out.exists()
+
+
+@pytest.mark.parametrize("written", [r'"a\nb"', r'"\e[2J"', '"' + "x" * 50_000 + '"'])
+def test_a_problem_is_one_short_line_whatever_the_settings_say(tmp_path: Path, written: str) -> None:
+    path = put(tmp_path / "new\nline.yaml", f"agent: a\nstreams: {{s: {{kind: {written}}}}}\nactuators: {{}}\n")
+    lines = refused("check", path).splitlines()
+    assert len([line for line in lines if "streams.s" in line]) == 1
+    assert all(len(line) < 3_000 and line.isprintable() for line in lines)
