@@ -14,6 +14,7 @@ import os
 import signal
 import socket
 import time
+import traceback
 from collections.abc import Callable, Coroutine
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -35,6 +36,7 @@ from runtime.gate.host import GateHost
 from runtime.gate.info import InfoBuilder
 from runtime.gate.operator_commands import OperatorCommands
 from runtime.gate.stop import channel
+from runtime.mqtt.client import error_text
 from runtime.mqtt.topics import Refused
 from runtime.process import child
 from runtime.process.log import Scrubber, configure
@@ -139,15 +141,16 @@ class Supervisor:
                 start = partial(_start, group)
                 if prepared is not None:
                     await self._start_broker(prepared, start)
-                tasks = [
-                    start(self._host.safety.run(), "mqtt"),
-                    start(self._host.connection.run(), "mqtt requests"),
-                    start(self._host.run(), "gate"),
-                    start(self._host.latches.run(), "latches"),
-                    start(self._host.listener.follow_latch(), "stop latch"),
-                    start(operators.serve(), "requests that wait"),
-                    start(kill_hung_agent(self._host, partial(self._child, "agent")), "watch"),
-                ]
+                jobs: dict[str, Coroutine[Any, Any, None]] = {
+                    "mqtt": self._host.safety.run(),
+                    "mqtt requests": self._host.connection.run(),
+                    "gate": self._host.run(),
+                    "latches": self._host.latches.run(),
+                    "stop latch": self._host.listener.follow_latch(),
+                    "requests that wait": operators.serve(),
+                    "watch": kill_hung_agent(self._host, partial(self._child, "agent")),
+                }
+                tasks = [start(self._in_order(job, name), name) for name, job in jobs.items()]
                 for spec in self.table() if not self._ending.is_set() else ():
                     self._launch(spec, start)
                 await self._ending.wait()
@@ -223,6 +226,14 @@ class Supervisor:
         self.children.append(each)
         start(self._supervise(each), spec.name)
 
+    async def _in_order(self, job: Coroutine[Any, Any, None], name: str) -> None:
+        """Run a part of the gate; whatever it raises ends the daemon in order, with the safe actions."""
+        try:
+            await job
+        except Exception as error:  # noqa: BLE001 - a fault of the code, whatever it is
+            log.error("supervisor.task_failed", task=name, trace=traceback.format_exc())  # noqa: TRY400 - without all locals
+            self.begin_shutdown(f"{name}: {type(error).__name__}: {error_text(error)}", CANNOT_BEGIN)
+
     async def _supervise(self, each: Child) -> None:
         """Whatever goes wrong with a child ends the daemon in order, and never the gate alone."""
         try:
@@ -295,7 +306,12 @@ class Supervisor:
             raise Refused(str(error)) from None
         if self.scrubber is not None:
             self.scrubber.add(loaded.secrets)
-        answer = self._apply(loaded.config, loaded.text)
+        try:
+            answer = self._apply(loaded.config, loaded.text)
+        except OSError as error:
+            self._host.publisher.event("reload_refused", {"problems": [str(error)]})
+            self.notifier.ready(f"the new settings could not be applied: {error}")
+            raise Refused(f"nothing was changed: {error}; mend it, then reload again") from None
         self._host.publisher.event("reloaded", answer)
         self.notifier.ready(f"reloaded; restart required for: {', '.join(answer['restart_required']) or 'nothing'}")
         return answer
@@ -304,9 +320,9 @@ class Supervisor:
         changes = compare(self.config, new)
         if changes.restart_required:
             return {"changed": changes.changed, "restarted": [], "restart_required": changes.restart_required}
+        _write_learner_config(new)  # first: it may fail, and half of a change is worse than none
         self.config, self.text = new, text
         self._host.reload(self._info(), new.mode if "mode" in changes.changed else None)
-        _write_learner_config(new)
         concerned = [each for each in self.children if each.spec.name in changes.children]
         for each in concerned:
             each.restart()

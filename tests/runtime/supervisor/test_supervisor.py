@@ -22,6 +22,7 @@ from wire_helpers import Manager, address, running
 from fakes import eventually
 from learners.files import exclusive_lock
 from runtime.config.loader import load
+from runtime.gate.host import GateHost
 from runtime.mqtt import Connection
 from runtime.process import child
 from runtime.process.log import Scrubber
@@ -143,6 +144,46 @@ async def test_reload(tmp_path: Path) -> None:
         kinds = [event["type"] for event in run.device.events]
     assert "reload_refused" in kinds
     assert "reloaded" in kinds
+
+
+async def test_a_reload_that_the_disk_refuses_changes_nothing_and_ends_nothing(tmp_path: Path) -> None:
+    async with daemon(tmp_path, agent_row(), ["learner", False, SLEEPER]) as run:
+        await run.device.moving()
+        folder = run.supervisor.config.state_dir / "learner"
+        assert not folder.exists(), "the module's own `run` writes it"
+        folder.write_text("a file in place of the folder")
+        text = run.path.read_text()
+        run.path.write_text(text + "mode: shadow\n")
+        refused = await run.reload()
+        assert refused["status"] == "error"
+        assert "nothing was changed" in str(refused["error"])
+        assert (run.supervisor.config.mode, run.supervisor._host.publisher.mode) == ("autonomous", "autonomous")
+        await run.device.moving()
+        folder.unlink()
+        assert (await run.reload())["data"]["changed"] == ["mode"]  # type: ignore[index]
+        assert not run.task.done()
+
+
+@pytest.mark.parametrize("part", ["gate", "request"])
+async def test_a_fault_of_the_gates_own_code_ends_the_daemon_in_order(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, part: str
+) -> None:
+    """The devices have their safe actions before the process ends, and the status says why."""
+
+    def fail(*_: object) -> None:
+        raise RuntimeError("a fault of the code")
+
+    async with daemon(tmp_path, agent_row()) as run:
+        await run.device.moving()
+        if part == "gate":
+            monkeypatch.setattr(GateHost, "tick", fail)
+        else:
+            monkeypatch.setattr(supervisor, "compare", fail)
+            run.operator.enqueue("reflexd/tester/request/reload", b"", qos=1)
+        await eventually(lambda: run.device.statuses[-1]["state"] == "offline", "the last status")
+        assert run.device.value == "stay"
+        assert "a fault of the code" in run.device.statuses[-1]["reasons"][0]
+    assert run.task.result() == 1
 
 
 async def test_a_child_that_cannot_be_started_ends_the_daemon(tmp_path: Path) -> None:
