@@ -36,7 +36,7 @@ from runtime.gate.host import GateHost
 from runtime.gate.info import InfoBuilder
 from runtime.gate.operator_commands import OperatorCommands
 from runtime.gate.stop import channel
-from runtime.mqtt.client import error_text
+from runtime.mqtt.aiomqtt_client import error_text
 from runtime.mqtt.topics import Refused
 from runtime.process import child
 from runtime.process.log import Scrubber, configure
