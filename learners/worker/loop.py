@@ -128,8 +128,8 @@ class LearnerLoop:
         self.storage: str | None = None
         """What could not be written, as `PATH: REASON`; None while everything can."""
         self._due: dict[str, float] = {}
-        self._withdrawn: frozenset[str] = frozenset()
-        """Versions of the fleet that this process took back."""
+        self._withdrawn: tuple[frozenset[str], str | None] = (frozenset(), None)
+        """Versions of the fleet that this process took back, and the version that was live then."""
 
     def run(self) -> None:
         """Train until `stop` is set or the agent runs another spec; save the state at the end."""
@@ -253,13 +253,13 @@ class LearnerLoop:
         return self._bases.get(version)
 
     def _withdraw(self, fleet: FleetRoute) -> None:
-        """Take back the versions that the fleet withdrew."""
+        """Take back the versions that the fleet withdrew; one that had to stay live, because no other one acted, once it is not."""
         if fleet.key is None:
             return
-        names = withdrawn(self.inputs.state_dir)
-        if names != self._withdrawn:
-            self.candidates.withdraw(names)
-            self._withdrawn = names  # after the rollback: a killed learner does it again
+        found = withdrawn(self.inputs.state_dir), self.checkpoints.live().version
+        if found[0] and found != self._withdrawn:
+            self.candidates.withdraw(found[0])
+            self._withdrawn = found  # after the rollback: a killed learner does it again
 
     def _begin_received(self) -> bool:
         """Begin the evaluation of a policy that the fleet sent; False if there is none."""

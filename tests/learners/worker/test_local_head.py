@@ -17,6 +17,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from pydantic import ValidationError
 from torch import Tensor
 
+from learners.checkpoints.manifest import CheckpointRefused
 from learners.checkpoints.signing import public_pem
 from learners.checkpoints.store import Checkpoints
 from learners.config.learner import ExperienceSettings
@@ -241,6 +242,24 @@ def test_a_withdrawn_base_takes_every_local_head_on_it_back(
     assert "policy_rolled_back" in kinds
     assert one._follow_base()
     learning.assert_identical(trunk(dict(one.learner.policy.state_dict())), trunk(fleet[0]))
+
+
+def test_a_version_that_was_withdrawn_while_no_other_one_had_acted_is_never_returned_to(
+    tmp_path: Path, fleet: tuple[dict[str, Tensor], Path]
+) -> None:
+    fill(tmp_path, 0, 100)
+    one = loop(tmp_path, fleet[1], "none")
+    one.begin()
+    name = live_here(one, fleet[0])
+    first = one.checkpoints.live().version
+    note_withdrawn(tmp_path, [name])
+    one.step()
+    assert one.checkpoints.live().version == first  # nothing else could act
+    live_here(one, moved(fleet[0], 0.0625))
+    one.step()
+    assert one.checkpoints.live().failed == (first,)
+    with pytest.raises(CheckpointRefused, match="no earlier version"):  # as the guard would return
+        one.checkpoints.rollback(failing=one.checkpoints.live().version)
 
 
 @pytest.mark.parametrize("local", ["none", "head"])
