@@ -1,4 +1,4 @@
-"""Every bundled encoder on every backend: milliseconds on one thread, cosine and largest difference from eager float32.
+"""Every bundled encoder, and a policy of the demo's sizes, on every backend: milliseconds on one thread, cosine and largest difference from eager float32.
 
     python tests/benchmarks/bench_backends.py [FOLDER_OR_ID ...] [--rounds 15] [--only BACKEND ...]
 
@@ -17,15 +17,25 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
+from actuators.actions import ActionSpace, Choice
 from learners.config.policy import EncoderSettings
 from learners.model.backends import fastest_backend
 from learners.model.backends.graph_libraries import graph_library
 from learners.model.backends.graphs import LibraryName
 from learners.model.encoders import pretrained
 from learners.model.encoders.bundled_weights import BundledError
+from learners.model.fused_part import example_inputs, module_of
+from learners.model.policy import Policy
+from learners.model.spec import PolicySpec, StreamSpec
 
 Run = Callable[..., Tensor]
-BUNDLED = ("bundled:efficientnet-lite0", "bundled:minilm-l6")
+POLICY = "policy:demo"
+BUNDLED = ("bundled:efficientnet-lite0", "bundled:minilm-l6", POLICY)
+DEMO = PolicySpec(
+    (StreamSpec("front", "image", 7, 1280, 7), StreamSpec("orders", "text", 1, 384), StreamSpec("mic", "audio", 7, 42)),
+    ActionSpace((Choice("head", ("left", "stay", "right")),)),
+    fusion="low-rank-bilinear", width=64, hidden=(128,), history=1,
+)  # fmt: skip
 RANDOM = "whisper-tiny, random weights"
 BACKENDS = (
     "torch eager float32",
@@ -64,12 +74,22 @@ def makers(module: nn.Module, example: tuple[Tensor, ...]) -> dict[str, Callable
     }
 
 
-@torch.inference_mode()
-def table(model: str, rounds: int, only: list[str], title: str = "") -> None:
+def table_of_encoder(model: str, rounds: int, only: list[str], title: str = "") -> None:
     """Measure and print one encoder."""
     encoder = pretrained.load(EncoderSettings(model=model), 4, torch.device("cpu"))
-    module, example = encoder.module, encoder.examples()[-1]
-    assert module is not None
+    assert encoder.module is not None
+    table(title or model, encoder.module, encoder.examples()[-1], rounds, only)
+
+
+def table_of_policy(rounds: int, only: list[str]) -> None:
+    """Measure and print the fused part of an untrained policy."""
+    torch.manual_seed(0)
+    table(POLICY, module_of(Policy(DEMO).eval()), example_inputs(DEMO), rounds, only)
+
+
+@torch.inference_mode()
+def table(title: str, module: nn.Module, example: tuple[Tensor, ...], rounds: int, only: list[str]) -> None:
+    """Measure and print one module."""
     runs: dict[str, Run] = {}
     failed: dict[str, str] = {}
     for name, make in makers(module, example).items():
@@ -91,7 +111,7 @@ def table(model: str, rounds: int, only: list[str], title: str = "") -> None:
             run(*example)
             times[name].append(1_000 * (time.perf_counter() - start))
     reference = module(*example)
-    print(f"\n{title or model}  {tuple(example[0].shape)} -> {tuple(reference.shape)}")
+    print(f"\n{title}  {tuple(example[0].shape)} -> {tuple(reference.shape)}")
     print(f"  {'backend':<30}{'ms':>8}{'cosine':>11}{'difference':>12}")
     for name, run in runs.items():
         cosine, difference = fastest_backend.compare([reference], [run(*example)])
@@ -114,7 +134,9 @@ def random_whisper(folder: str) -> str:
 def main() -> None:
     """Print the tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("models", nargs="*", help="transformers folders or ids; default: the bundled ones")
+    parser.add_argument(
+        "models", nargs="*", help=f"transformers folders or ids, or {POLICY}; default: the bundled ones and it"
+    )
     parser.add_argument("--rounds", type=int, default=15, help="measurements of each backend")
     parser.add_argument(
         "--only", nargs="+", default=BACKENDS, choices=BACKENDS, metavar="BACKEND", help=f"of {', '.join(BACKENDS)}"
@@ -126,12 +148,15 @@ def main() -> None:
     given = parser.parse_args()
     for model in given.models or BUNDLED:
         try:
-            table(model, given.rounds, given.only)
+            if model == POLICY:
+                table_of_policy(given.rounds, given.only)
+            else:
+                table_of_encoder(model, given.rounds, given.only)
         except BundledError as error:
             print(f"\n{model}: {error}")
     if not given.models:
         with tempfile.TemporaryDirectory() as folder:
-            table(random_whisper(folder), given.rounds, given.only, RANDOM)
+            table_of_encoder(random_whisper(folder), given.rounds, given.only, RANDOM)
 
 
 if __name__ == "__main__":

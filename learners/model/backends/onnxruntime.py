@@ -165,7 +165,7 @@ def convert(module: nn.Module, examples: Sequence[tuple[Tensor, ...]]) -> bytes:
     key = (structure, str([x.shape for x in examples[-1]]))
     model = _EXPORTED.get(key)
     if model is None or not _fits(model, weights):
-        model = _exported(module, examples)
+        model = _exported(module, examples, optimize=structure is None)
         facts = {INPUTS: str(len(examples[-1]))} | ({} if places is None else {JOINED: joined_text(places)})
         for name, value in facts.items():
             entry = model.metadata_props.add()
@@ -196,8 +196,14 @@ def _replace_weights(model: Any, weights: Mapping[str, Tensor]) -> None:
         constant.CopyFrom(helper.from_array(array, constant.name))
 
 
-def _exported(module: nn.Module, examples: Sequence[tuple[Tensor, ...]]) -> Any:
-    """Return the model of a module, with weights under their own names: ONNX Runtime folds what is constant."""
+def _exported(module: nn.Module, examples: Sequence[tuple[Tensor, ...]], *, optimize: bool) -> Any:
+    """Return the model of a module.
+
+    Args:
+        module: in `eval()`, on the CPU.
+        examples: inputs of every frequent shape.
+        optimize: join weights where the exporter can; otherwise each is a constant of its own name, as `_replace_weights` needs.
+    """
     import torch  # noqa: PLC0415 - only a conversion needs it
 
     example = tuple(torch.cat((x, x)) for x in examples[-1])
@@ -215,7 +221,7 @@ def _exported(module: nn.Module, examples: Sequence[tuple[Tensor, ...]]) -> Any:
             opset_version=OPSET,
             dynamo=True,
             external_data=False,
-            optimize=False,
+            optimize=optimize,
             verbose=False,
         )
     assert made is not None

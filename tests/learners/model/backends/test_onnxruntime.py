@@ -90,7 +90,9 @@ def test_one_export_serves_all_policies_of_one_structure_with_their_own_weights(
 ) -> None:
     exports = []
     export = onnxruntime._exported
-    monkeypatch.setattr(onnxruntime, "_exported", lambda *given: exports.append(given) or export(*given))
+    monkeypatch.setattr(
+        onnxruntime, "_exported", lambda *given, **more: exports.append(given) or export(*given, **more)
+    )
     outputs = []
     for seed in range(3):
         torch.manual_seed(seed)
