@@ -10,7 +10,8 @@ from urllib.parse import parse_qsl, unquote
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 Name = Annotated[str, Field(pattern=r"^[a-z0-9_-]{1,64}$", description="lower-case letters, digits, _ and -")]
-Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Positive = Annotated[float, Field(ge=1e-6, allow_inf_nan=False)]
+"""A number that can be divided by: of a smaller one not even the inverse is finite."""
 
 
 class Settings(BaseModel):
@@ -158,8 +159,8 @@ class MicrophoneSettings(StreamSettings):
         "default",
         description="`default`, a device name or number, a file, `topic` (`in/<stream>`) or `topic:NAME` (another topic)",
     )
-    window_s: Positive = Field(2.0, le=30.0, description="length of the sound window that the encoder reads")
-    hop_s: Positive = Field(0.1, le=5.0, description="interval between two windows")
+    window_s: Positive = Field(2.0, ge=0.01, le=30.0, description="length of the sound window that the encoder reads")
+    hop_s: Positive = Field(0.1, ge=0.001, le=5.0, description="interval between two windows")
     rate_hz: int = Field(
         16_000, ge=8_000, le=192_000, description="sample rate of PCM over MQTT, or the rate requested from the device"
     )

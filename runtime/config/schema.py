@@ -49,7 +49,7 @@ class TickSettings(Settings):
 
     rate_hz: float = Field(
         10.0,
-        gt=0,
+        ge=1e-6,
         le=MOST_HZ,
         description="decisions per second; above 50, the last 0.5 ms before each tick are a busy wait",
     )

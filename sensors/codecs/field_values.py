@@ -32,7 +32,9 @@ def number_of(field: str, value: object, words: Sequence[str] = ()) -> float:
         PayloadRefused: `not_a_number`, `not_finite`, `unavailable` or `unknown_word`.
     """
     if words:
-        word = str(value) if type(value) is int else value  # `1` of the words 1, 2, 3
+        word = (
+            str(value).lower() if isinstance(value, int) else value
+        )  # `1` of the words 1, 2, 3, or `true` of true and false
         if word not in words:
             raise PayloadRefused("unknown_word", f"{field}: {str(value)[:64]!r} is not one of {list(words)}")
         return float(words.index(str(word)))

@@ -269,3 +269,10 @@ def test_a_repeated_key_is_found_wherever_it_is_and_however_many_colons_there_ar
         else:
             assert parse_json(text.encode()) == expected
     assert refused > 300
+
+
+def test_truth_values_of_json_are_the_words_true_and_false() -> None:
+    made = TopicTelemetry("it", None, ("m",), {"m": EnumField(kind="enum", words=("false", "true"))})
+    assert [made.decode(payload, 1.0).values.tolist() for payload in (b'{"m": true}', b"false")] == [[1.0], [0.0]]
+    with pytest.raises(PayloadRefused, match="is not one of"):
+        made.decode(b"1", 1.0)
