@@ -10,7 +10,7 @@ from urllib.parse import parse_qsl, unquote
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 Name = Annotated[str, Field(pattern=r"^[a-z0-9_-]{1,64}$", description="lower-case letters, digits, _ and -")]
-Positive = Annotated[float, Field(ge=1e-6, allow_inf_nan=False)]
+Positive = Annotated[float, Field(gt=1e-6, allow_inf_nan=False)]
 """A number that can be divided by: of a smaller one not even the inverse is finite."""
 
 
