@@ -269,7 +269,8 @@ class Connection:
         """
         try:
             async with asyncio.timeout(timeout_s):
-                await self.publish(f"reflexd/echo/{self.identifier}", b"", timeout_s=timeout_s)
+                with suppress(BrokerRefused):  # an ACL without the echo: the refusal is an answer, too
+                    await self.publish(f"reflexd/echo/{self.identifier}", b"", timeout_s=timeout_s)
                 arrived = self._queue.arrived
                 while self._handled + self._queue.dropped < arrived:  # noqa: ASYNC110 - the queue announces nothing
                     await asyncio.sleep(TURN_S)
@@ -424,7 +425,8 @@ class Connection:
                 continue
             asked_s = time.monotonic()
             try:
-                await publish(client, PublishMessage(topic, b"", 1, False, NO_PROPERTIES), patience_s, urgent=True)
+                with suppress(PublishRefused):  # an ACL without the echo: the refusal is an answer, too
+                    await publish(client, PublishMessage(topic, b"", 1, False, NO_PROPERTIES), patience_s, urgent=True)
             except aiomqtt.MqttError as error:
                 stalled = time.monotonic() - asked_s > patience_s * 1.4  # this loop was late, not the broker
                 if self._inbound.last_message_s < asked_s and not stalled:

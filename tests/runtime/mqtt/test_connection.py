@@ -419,3 +419,24 @@ async def test_thousands_of_messages_of_all_sizes_arrive_whole_and_in_order(brok
             ]
             assert numbers == sorted(numbers)
     assert not link.drops["not acknowledged"]
+
+
+async def test_a_broker_that_refuses_the_echo_answers_all_the_same(tmp_path: Path) -> None:
+    """An ACL of someone's own, without `reflexd/echo`: the connection lasts, and nothing waits for it in vain."""
+    (tmp_path / "acl").write_text("topic read #\ntopic write reflexd/x/#\n")
+    (tmp_path / "acl").chmod(0o644)
+    tmp_path.chmod(0o755)
+    strict = Mosquitto(tmp_path)
+    strict.extra = f"listener {strict.port} 127.0.0.1\nuser root\nallow_anonymous true\nacl_file {tmp_path}/acl\n"
+    strict.start()
+    changes: list[bool] = []
+    link = Connection(Address("127.0.0.1", strict.port), "reflexd-x-gate")
+    link.on_connection_change = lambda up, _reason: changes.append(up)
+    try:
+        async with running(link):
+            for _ in range(3):
+                assert await link.caught_up(10)
+                await asyncio.sleep(0.4)  # an echo of the watch
+            assert (changes, link.trouble) == ([True], None)
+    finally:
+        strict.stop()
