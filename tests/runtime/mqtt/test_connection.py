@@ -425,7 +425,6 @@ async def test_a_broker_that_refuses_the_echo_answers_all_the_same(tmp_path: Pat
     """An ACL of someone's own, without `reflexd/echo`: the connection lasts, and nothing waits for it in vain."""
     (tmp_path / "acl").write_text("topic read #\ntopic write reflexd/x/#\n")
     (tmp_path / "acl").chmod(0o644)
-    tmp_path.chmod(0o755)
     strict = Mosquitto(tmp_path)
     strict.extra = f"listener {strict.port} 127.0.0.1\nuser root\nallow_anonymous true\nacl_file {tmp_path}/acl\n"
     strict.start()
