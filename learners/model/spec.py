@@ -85,7 +85,7 @@ class ExplorationSchedule:
 
     `initial`, `final`: for choices the share of random ones, default 1 and 0.02. For continuous actuators `initial` is a factor on the
     share of excursions, and `final` one on the width of the policy's own noise; default 1. With `final` 0 a trained policy does not
-    explore. `updates`: of training, in which it goes from the one to the other.
+    explore. `updates`: decisions that train, in which it goes from the one to the other; one update each is the usual number.
     """
 
     initial: float | None = None

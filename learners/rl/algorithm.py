@@ -46,22 +46,22 @@ def parts(heads: Heads, generator: torch.Generator) -> list[HeadAlgorithm]:
     """Build the parts that the heads require."""
     choices = tuple(a.name for a in heads.actions.choices)
     continuous = tuple(a.name for a in heads.actions.continuous)
-    updates, built = heads.exploration.updates, list[HeadAlgorithm]()
+    decisions, built = heads.exploration.updates, list[HeadAlgorithm]()
     if heads.choice is not None:
         if isinstance(heads.choice, DuelingCategorical):
-            built.append(C51(heads.choice, choices, CategoricalSettings(epsilon_updates=updates)))
+            built.append(C51(heads.choice, choices, CategoricalSettings(epsilon_decisions=decisions)))
         else:
-            built.append(Dqn(heads.choice, choices, DqnSettings(epsilon_updates=updates)))
+            built.append(Dqn(heads.choice, choices, DqnSettings(epsilon_decisions=decisions)))
     if heads.bandit is not None:
         built.append(Bandit(heads.bandit, choices))
     if heads.continuous is not None:
         if heads.kinds.continuous == "xqc":
-            built.append(Xqc(heads.continuous, continuous, generator, XqcSettings(epsilon_updates=updates)))
+            built.append(Xqc(heads.continuous, continuous, generator, XqcSettings(epsilon_decisions=decisions)))
         elif heads.kinds.continuous == "crossq":
-            settings = CrossqSettings(epsilon_updates=updates)
+            settings = CrossqSettings(epsilon_decisions=decisions)
             built.append(Crossq(heads.continuous, continuous, generator, settings))
         else:
-            built.append(Sac(heads.continuous, continuous, generator, SacSettings(epsilon_updates=updates)))
+            built.append(Sac(heads.continuous, continuous, generator, SacSettings(epsilon_decisions=decisions)))
     return built
 
 
@@ -82,14 +82,23 @@ class Algorithm:
         policy: what acts (`learners.model.policy.Policy`, or anything with its `encode`, `observe` and `heads`);
             trained in place.
         generator: the only source of chance.
-        updates: number of updates so far; exploration fades with it, and does not restart if only the weights change.
+        updates: number of updates so far.
+        decisions: number of decisions so far that training has counted; exploration fades with it, and does not restart if only the
+            weights change. None: as many as updates.
         prior_strength: updates of experience that an adopted policy counts as; None as `starting_policy.py` says.
     """
 
     def __init__(
-        self, policy: Any, generator: torch.Generator, updates: int = 0, *, prior_strength: float | None = None
+        self,
+        policy: Any,
+        generator: torch.Generator,
+        updates: int = 0,
+        *,
+        decisions: float | None = None,
+        prior_strength: float | None = None,
     ) -> None:
         self.policy, self.generator, self.updates = policy, generator, updates
+        self.decisions = float(updates) if decisions is None else decisions
         self.prior_strength = prior_strength
         self.parts = parts(policy.heads, generator)
         self.prior: Prior | None = None
@@ -155,8 +164,12 @@ class Algorithm:
             ):
                 part.rescale(deviation)
 
-    def update(self, batch: Batch) -> dict[str, float]:
+    def update(self, batch: Batch, decisions: float = 1.0) -> dict[str, float]:
         """Train on one batch; return the metrics, named `part.metric`.
+
+        Args:
+            batch: the transitions.
+            decisions: that came since the update before; exploration fades by so many.
 
         Raises:
             FloatingPointError: a feature, an action or a loss is not finite; the weights have not changed.
@@ -165,11 +178,11 @@ class Algorithm:
             self._follow.copy_buffers()
         self._mode(training=True)
         try:
-            return self._update(batch)
+            return self._update(batch, decisions)
         finally:
             self._mode(training=False)
 
-    def _update(self, batch: Batch) -> dict[str, float]:
+    def _update(self, batch: Batch, decisions: float) -> dict[str, float]:
         """Train on one batch in the mode of training; return the metrics."""
         contexts = self._contexts(batch)
         self._refuse_inputs(contexts, batch)
@@ -188,7 +201,9 @@ class Algorithm:
             total.backward()  # type: ignore[no-untyped-call] # torch ships it so
             self.optimiser.step()
         self.updates += 1
+        self.decisions += decisions
         for part in self.parts:
+            part.fade(batch, self.decisions, decisions)
             metrics.update(part.improve(contexts, batch, self.updates))
         if self.prior is not None:
             self.prior.updates += 1
@@ -225,8 +240,11 @@ class Algorithm:
         return Contexts(now, slow, prior)
 
     def exploration(self) -> dict[str, float]:
-        """Return what the amount of exploration depends on beside the weights: `updates`, and `sac_temperature` or `crossq_temperature`."""
-        found: dict[str, float] = {"updates": self.updates}
+        """Return what the amount of exploration depends on beside the weights: `updates`, `decisions`, and a temperature.
+
+        The temperature is `sac_temperature`, `crossq_temperature` or `xqc_temperature`. An earlier program wrote no `decisions`.
+        """
+        found: dict[str, float] = {"updates": self.updates, "decisions": self.decisions}
         for part in self.parts:
             if isinstance(part, ActorCritic):
                 found[f"{part.prefix}_temperature"] = float(part.log_temperature.detach().exp())
@@ -235,16 +253,23 @@ class Algorithm:
     def continue_exploration(self, found: Mapping[str, float]) -> None:
         """Explore as little as `found` (see `exploration`) and the weights' own epsilon say; names that are absent change nothing."""
         updates = [self.updates, int(found.get("updates", 0))]
+        decisions = [self.decisions, found.get("decisions", found.get("updates", 0.0))]
         for part in self.parts:
             if isinstance(part, (Dqn, C51)):
-                updates.append(part.updates_so_far())
+                updates.append(part.decisions_so_far())
+                decisions.append(part.decisions_so_far())
             if isinstance(part, ActorCritic):
                 part.set_temperature(found.get(f"{part.prefix}_temperature"))
         self.updates = max(updates)
+        self.decisions = max(decisions)
 
     def state_dict(self) -> dict[str, Tensor]:
         """Return all that an exact resume needs beside the policy's own weights, as flat tensors."""
-        state = {"updates": torch.tensor(self.updates), "generator": self.generator.get_state()}
+        state = {
+            "updates": torch.tensor(self.updates),
+            "decisions": torch.tensor(self.decisions, dtype=torch.float64),
+            "generator": self.generator.get_state(),
+        }
         for index, part in enumerate(self.parts):
             state |= add_prefix(f"part{index}", part.state_dict())
         state |= add_prefix("optimiser", self.optimiser.state_dict())
@@ -258,6 +283,7 @@ class Algorithm:
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
         """Take up what `state_dict` gave; the policy's weights must be loaded by then."""
         self.updates = int(state["updates"])
+        self.decisions = float(state["decisions"] if "decisions" in state else state["updates"])  # 0.1.0 counted updates
         restore_generator(self.generator, state["generator"])
         for index, part in enumerate(self.parts):
             part.load_state_dict(strip_prefix(f"part{index}", state))

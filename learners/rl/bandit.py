@@ -106,6 +106,9 @@ class Bandit:
         stds = [std_Bn.mean() for _, std_Bn in self.head(contexts.now.detach())]
         return {"bandit_std": torch.stack(stds).mean()}
 
+    def fade(self, batch: Batch, decisions: float, new: float) -> None:
+        """Do nothing: the posterior's own doubt says how much to explore."""
+
     def state_dict(self) -> dict[str, Tensor]:
         """Return the first transitions, while they are still needed; the head holds the rest."""
         state = {"settled": torch.tensor(self._settled), "numbers": torch.tensor(self._numbers, dtype=torch.int64)}

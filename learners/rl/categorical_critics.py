@@ -136,7 +136,7 @@ class C51(EpsilonGreedyCritic["DuelingCategorical", CategoricalSettings]):
         return bootstrapped(average(chosen), batch.rewards, batch.discounts, self.head.scale)
 
     def improve(self, contexts: Contexts, batch: Batch, updates: int) -> dict[str, Tensor]:
-        """Project the weights, move the target, and reduce epsilon."""
+        """Project the weights and move the target."""
         self._project()
         return super().improve(contexts, batch, updates)
 

@@ -36,7 +36,7 @@ class EpsilonGreedySettings(HeadSettings):
     """Settings of every algorithm for choices."""
 
     epsilon: float = FINAL_EPSILON
-    """Share of random choices after `epsilon_updates`."""
+    """Share of random choices after `epsilon_decisions`."""
 
 
 Head = TypeVar("Head", bound="DuelingQuantiles | DuelingCategorical")
@@ -121,18 +121,22 @@ class EpsilonGreedyCritic(Generic[Head, Settings]):
         self._follow = Tracker(self.target, head)
 
     def improve(self, contexts: Contexts, batch: Batch, updates: int) -> dict[str, Tensor]:
-        """Move the target and reduce epsilon, after the critic's step."""
-        del contexts, batch
+        """Move the target, after the critic's step."""
+        del contexts, batch, updates
         self._follow(self.settings.track)
-        left = max(0.0, 1 - updates / self.settings.epsilon_updates)
-        self.head.epsilon.fill_(self.settings.epsilon + (1 - self.settings.epsilon) * left)
         return {}
 
-    def updates_so_far(self) -> int:
-        """Return after how many updates epsilon has the value that the weights hold."""
+    def fade(self, batch: Batch, decisions: float, new: float) -> None:
+        """Reduce epsilon to what fits so many decisions."""
+        del batch, new
+        left = max(0.0, 1 - decisions / self.settings.epsilon_decisions)
+        self.head.epsilon.fill_(self.settings.epsilon + (1 - self.settings.epsilon) * left)
+
+    def decisions_so_far(self) -> int:
+        """Return after how many decisions epsilon has the value that the weights hold."""
         spread = 1 - self.settings.epsilon
         left = min(1.0, max(0.0, (float(self.head.epsilon) - self.settings.epsilon) / spread))
-        return round((1 - left) * self.settings.epsilon_updates)
+        return round((1 - left) * self.settings.epsilon_decisions)
 
     def groups(self) -> list[Group]:
         """Return the critic."""

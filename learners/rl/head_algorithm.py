@@ -43,8 +43,8 @@ class HeadSettings:
     """Share of the online weights that a target takes over at each update (tau of Polyak averaging)."""
     imitation: float = 1.0
     """Weight of the imitation loss on expert actions."""
-    epsilon_updates: int = 2_000
-    """Updates over which exploration decays."""
+    epsilon_decisions: int = 2_000
+    """Decisions over which exploration decays, however many updates they are worth."""
 
 
 class HeadAlgorithm(Protocol):
@@ -58,6 +58,9 @@ class HeadAlgorithm(Protocol):
 
     def improve(self, contexts: Contexts, batch: Batch, updates: int) -> dict[str, Tensor]:
         """Do what follows the critics' step (actor, temperature, targets); return metrics."""
+
+    def fade(self, batch: Batch, decisions: float, new: float) -> None:
+        """Explore as much as fits this many decisions in all, of which `new` came since the update before."""
 
     def state_dict(self) -> dict[str, Tensor]:
         """Return what the policy itself does not hold."""

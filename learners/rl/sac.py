@@ -109,7 +109,6 @@ class ActorCritic:
     def improve(self, contexts: Contexts, batch: Batch, updates: int) -> dict[str, Tensor]:
         """Step the actor and the temperature, every `delay` updates."""
         self._project[0]()
-        self.explore(batch)
         if updates % self.settings.delay or (contexts.prior is not None and contexts.prior.fitting):
             return {}
         context_BC = contexts.now.detach()
@@ -141,8 +140,9 @@ class ActorCritic:
             with torch.no_grad():
                 self.log_temperature.fill_(math.log(temperature))
 
-    def explore(self, batch: Batch) -> None:
+    def fade(self, batch: Batch, decisions: float, new: float) -> None:
         """Explore with excursions: always while rewards are silent, then more and more rarely."""
+        del decisions
         rewards_B = batch.rewards if batch.step_rewards is None else batch.step_rewards
         action_BA, acted_B = self.executed(batch), self.acted(batch)
         if acted_B is not None:
@@ -152,7 +152,7 @@ class ActorCritic:
         if silent(rewards_B, action_BA):
             self.head.epsilon.fill_(1.0)
         else:
-            self.head.epsilon.sub_(1 / self.settings.epsilon_updates).clamp_(min=0.0)
+            self.head.epsilon.sub_(new / self.settings.epsilon_decisions).clamp_(min=0.0)
 
     def judge(self, context_BC: Tensor, action_BA: Tensor) -> Tensor:
         """Return the value B the actor climbs; the critics' weights get no gradient from it."""

@@ -100,6 +100,8 @@ class Position:
     """The last entry of re-encoded tokens that was loaded."""
     acting: int = 0
     """Ticks taken in at which somebody acted."""
+    new_decisions: float = 0.0
+    """How many of them came since the last update; exploration fades by so many."""
     resting: int = 0
     """Other ticks that entered the statistics of the inputs."""
     unobserved: int = 0

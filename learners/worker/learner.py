@@ -111,9 +111,9 @@ class Learner:
         """Pending updates that the learner dropped to keep up with new experience."""
         self._rewards: deque[float] = deque(maxlen=RECENT)
 
-    def _algorithm(self, generator: torch.Generator, updates: int = 0) -> Algorithm:
+    def _algorithm(self, generator: torch.Generator, updates: int = 0, decisions: float | None = None) -> Algorithm:
         strength = starting_policy.HEAD_STRENGTH if self.heads_only else None
-        return Algorithm(self.policy, generator, updates, prior_strength=strength)
+        return Algorithm(self.policy, generator, updates, decisions=decisions, prior_strength=strength)
 
     @property
     def reward_mean(self) -> float | None:
@@ -131,7 +131,7 @@ class Learner:
         """
         self.policy.load_state_dict(weights)
         before = self.algorithm.exploration()
-        self.algorithm = self._algorithm(self.algorithm.generator, self.algorithm.updates)
+        self.algorithm = self._algorithm(self.algorithm.generator, self.algorithm.updates, self.algorithm.decisions)
         self.algorithm.continue_exploration({**before, **(exploration or {})})
         self.algorithm.adopt()
         self.policy.eval()
@@ -424,6 +424,8 @@ class Learner:
         limit = max(64.0, MAX_BACKLOG_S * self.rate_hz * settings.updates_per_step)
         position.pending_updates = min(pending, limit)
         self.dropped_updates += pending - position.pending_updates
+        # a store that was full before training began teaches nothing at once, so exploration must not end at once
+        position.new_decisions = min(position.new_decisions + came, limit / settings.updates_per_step)
 
     def _observe(self, came: int) -> None:
         """Show settled transitions, each once and in order, to a part that learns from that."""
@@ -442,9 +444,11 @@ class Learner:
         batch = self.replay.sample(self.batch, self.draw)
         if self.mirror is not None:
             batch = self.mirror(batch, self.draw)
+        position = self.position
         try:
-            self.metrics = self.algorithm.update(batch.to(self.device))
+            self.metrics = self.algorithm.update(batch.to(self.device), position.new_decisions)
+            position.new_decisions = 0.0
         except FloatingPointError:
             self.skipped += 1
-        self.position.update += 1
-        self.position.pending_updates -= 1
+        position.update += 1
+        position.pending_updates -= 1

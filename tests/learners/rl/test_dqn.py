@@ -82,7 +82,7 @@ def test_dueling_branches_share_the_value_and_advantages_cancel() -> None:
     torch.testing.assert_close(three.mean(1), two.mean(1))  # both are the value
 
 
-def test_epsilon_shrinks_with_updates_and_the_target_follows() -> None:
+def test_epsilon_shrinks_with_decisions_and_the_target_follows() -> None:
     policy = plain(CHOICE)
     algorithm = Algorithm(policy, torch.Generator().manual_seed(0))
     (part,) = algorithm.parts
@@ -93,10 +93,14 @@ def test_epsilon_shrinks_with_updates_and_the_target_follows() -> None:
     batch = random_batch(policy, 16, torch.Generator().manual_seed(1))
     algorithm.update(batch)
     settings = DqnSettings()
-    assert float(head.epsilon) == pytest.approx(1 - 0.98 / settings.epsilon_updates, abs=1e-6)
+    assert float(head.epsilon) == pytest.approx(1 - 0.98 / settings.epsilon_decisions, abs=1e-6)
     expected = before + settings.track * (head.out.weight.detach() - before)
     torch.testing.assert_close(part.target.out.weight, expected)
-    part.improve(Contexts(*[torch.zeros(1, 3)] * 2), batch, settings.epsilon_updates * 2)
+    algorithm.update(batch, 0.0)  # training that has had no new decision explores as much as before
+    assert float(head.epsilon) == pytest.approx(1 - 0.98 / settings.epsilon_decisions, abs=1e-6)
+    algorithm.update(batch, settings.epsilon_decisions / 2)
+    assert float(head.epsilon) == pytest.approx(0.51, abs=1e-3)
+    algorithm.update(batch, settings.epsilon_decisions)
     assert float(head.epsilon) == pytest.approx(settings.epsilon)
 
 

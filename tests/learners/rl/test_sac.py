@@ -143,13 +143,16 @@ def test_excursions_come_while_rewards_are_silent_and_go_when_they_tell() -> Non
     policy = plain(ARM, algorithm="sac")
     head = policy.heads.continuous
     assert head is not None
-    part = Sac(head, ("arm",), torch.Generator().manual_seed(0), SacSettings(epsilon_updates=4))
+    part = Sac(head, ("arm",), torch.Generator().manual_seed(0), SacSettings(epsilon_decisions=4))
     batch = random_batch(policy, 64, torch.Generator().manual_seed(1))
     assert float(head.epsilon) == 0.0
-    part.explore(replace(batch, rewards=torch.full((64,), -0.5)))
+    part.fade(replace(batch, rewards=torch.full((64,), -0.5)), 1, 1)
     assert float(head.epsilon) == 1.0
     left = []
     for _ in range(5):
-        part.explore(batch)
+        part.fade(batch, 1, 1)
         left.append(float(head.epsilon))
     assert left == [0.75, 0.5, 0.25, 0.0, 0.0]
+    head.epsilon.fill_(1.0)
+    part.fade(batch, 3, 3)  # one update after three decisions
+    assert float(head.epsilon) == 0.25

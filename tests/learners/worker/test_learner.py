@@ -122,6 +122,22 @@ def test_nothing_is_owed_before_the_warm_up_and_debts_are_bounded(tmp_path: Path
     assert one.train(-1.0) == 0
 
 
+def test_exploration_fades_by_decisions_however_few_updates_are_made(tmp_path: Path) -> None:
+    """A learner without processor time explores as little as one with it; a full store does not end exploration at once."""
+    learning.fill(tmp_path, 0, 500)
+    one = learning.make_learner(tmp_path)
+    epsilon = one.policy.heads.choice.epsilon
+    one.ingest()
+    one.train(FOREVER, until=1)
+    assert float(epsilon) == pytest.approx(1 - 0.98 * 500 / 2_000)
+    one.train(FOREVER, until=3)  # no decision is counted twice
+    assert float(epsilon) == pytest.approx(1 - 0.98 * 500 / 2_000)
+    learning.fill(tmp_path, 500, 1_500)
+    one.ingest()
+    one.train(FOREVER, until=4)
+    assert float(epsilon) == pytest.approx(1 - 0.98 * 1_100 / 2_000)  # a minute of 600 ticks, of a thousand
+
+
 def test_a_store_that_began_again_is_followed(tmp_path: Path) -> None:
     learning.fill(tmp_path, 0, 100)
     one = learning.make_learner(tmp_path)

@@ -138,8 +138,8 @@ def test_a_trained_version_goes_on_exploring_as_it_did(tmp_path: Path) -> None:
         if one is not trained:
             one.begin()
         found = one.learner.algorithm.exploration()
-        assert found == {"updates": 2_000, "crossq_temperature": pytest.approx(0.05)}
-        one.learner.algorithm.parts[0].improve(None, None, one.learner.algorithm.updates + 1)  # type: ignore[arg-type] # neither is used
+        assert found == {"updates": 2_000, "decisions": 2_000, "crossq_temperature": pytest.approx(0.05)}
+        one.learner.algorithm.parts[0].fade(None, one.learner.algorithm.decisions + 1, 1)  # type: ignore[arg-type] # not used
         assert float(one.learner.policy.heads.choice.epsilon) == pytest.approx(0.02)
 
 
