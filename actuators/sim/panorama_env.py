@@ -1,6 +1,7 @@
 """Wrap the demo's world as a gymnasium environment: one step for each tick of 0.1 s, no broker, as fast as possible.
 
-Observation: `image` uint8 180 x 320 x 3 (RGB), `sound` the last 2 s as float32 in [-1, 1] at 16 kHz, `text`, `angle` in degrees.
+Observation: `image` uint8 180 x 320 x 3 (RGB), `sound` the last 2 s as float32 in [-1, 1] at 16 kHz, `text`, `angle` in degrees,
+`speed` in degrees per second.
 Action: 0 left, 1 stay, 2 right. Reward as in the demo. An episode is one order; it ends truncated after 2.5 to 4 s.
 """
 
@@ -14,7 +15,7 @@ import numpy as np
 from gymnasium import spaces
 
 from actuators.sim import panorama_world
-from actuators.sim.panorama_world import HEIGHT, RATE_HZ, TICK_S, TURNS, WIDTH, World
+from actuators.sim.panorama_world import HEIGHT, RATE_HZ, TICK_S, TURN_DEG_S, TURNS, WIDTH, World
 
 WINDOW = RATE_HZ * 2
 CHUNK = round(RATE_HZ * TICK_S)
@@ -33,6 +34,7 @@ class Panorama(gymnasium.Env[Observation, np.int64]):
                 "sound": spaces.Box(-1.0, 1.0, (WINDOW,), np.float32),
                 "text": spaces.Text(min_length=1, max_length=40, charset=characters),
                 "angle": spaces.Box(-180.0, 180.0, (1,), np.float32),
+                "speed": spaces.Box(-TURN_DEG_S, TURN_DEG_S, (1,), np.float32),
             }
         )
         self.action_space = spaces.Discrete(len(TURNS))
@@ -75,4 +77,5 @@ class Panorama(gymnasium.Env[Observation, np.int64]):
             "sound": self._sound.copy(),
             "text": self.world.text,
             "angle": np.array([self.world.head.angle_deg], np.float32),
+            "speed": np.array([self.world.head.speed_deg_s], np.float32),
         }

@@ -141,7 +141,7 @@ class PanoramaPlant:
         out = [
             DeviceMessage(f"{self._base}/in/front", jpeg(world.view())),
             DeviceMessage(f"{self._base}/in/room", world.voice.listen(round(RATE_HZ * TICK_S)).astype("<i2").tobytes()),
-            message(f"{self._base}/in/joints", {"angle": world.head.angle_deg}),
+            message(f"{self._base}/in/joints", {"angle": world.head.angle_deg, "speed": world.head.speed_deg_s}),
         ]
         if now_s - self._text_s >= TEXT_EVERY_S:
             self._text_s = now_s
@@ -179,7 +179,7 @@ def settings(agent: str) -> dict[str, Any]:
             "front": {"kind": "camera", **topic, "max_age_s": 0.5, "required": True, "encoder": "vision"},
             "room": {"kind": "microphone", **topic, "window_s": 2.0, "max_age_s": 1.0, "encoder": "hearing"},
             "orders": {"kind": "text", **topic, "ttl_s": 60, "max_age_s": 60, "encoder": "language"},
-            "joints": {"kind": "telemetry", **topic, "fields": ["angle"], "max_age_s": 0.5, "required": True},
+            "joints": {"kind": "telemetry", **topic, "fields": ["angle", "speed"], "max_age_s": 0.5, "required": True},
         },
         "encoders": {
             "vision": {"model": "bundled:efficientnet-lite0"},

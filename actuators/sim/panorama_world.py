@@ -104,9 +104,14 @@ class Head:
     angle_deg: float = 0.0
     turn: Turn = "stay"
 
+    @property
+    def speed_deg_s(self) -> float:
+        """How fast it turns now, positive to the right."""
+        return _SIGN[self.turn] * TURN_DEG_S
+
     def advance(self, seconds: float) -> None:
         """Advance the time."""
-        self.angle_deg = wrapped(self.angle_deg + _SIGN[self.turn] * TURN_DEG_S * seconds)
+        self.angle_deg = wrapped(self.angle_deg + self.speed_deg_s * seconds)
 
 
 class Voice:

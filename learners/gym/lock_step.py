@@ -299,7 +299,8 @@ class GymTrainer:
         for _ in range(self.settings.updates_per_step):
             if self.algorithm.needs_return_scale:
                 self.algorithm.rescale(self.replay.return_scale())
-            self.metrics = self.algorithm.update(self.replay.sample(self.batch, self.generator))
+            batch = self.replay.sample(self.batch, self.generator)
+            self.metrics = self.algorithm.update(batch, 1 / self.settings.updates_per_step)
 
     def _observe(self) -> None:
         """Let the bandit take in what has an outcome by now."""

@@ -80,7 +80,7 @@ def tokens_of(
         for name, reading in readings.items()
         if name not in without
     }
-    return tokens | {"joints": observation["angle"].astype(np.float32)[None]}
+    return tokens | {"joints": np.concatenate((observation["angle"], observation["speed"]))[None]}
 
 
 def play(seed: int, ticks: int, encoders: dict[str, Encoder], spec: PolicySpec) -> Log:

@@ -93,7 +93,7 @@ class Real:
                 StreamSpec(n, self.encoders[e].modality, self.encoders[e].tokens, self.encoders[e].width)
                 for n, e in encoders.items()
             ),
-            StreamSpec("joints", "telemetry", 1, 1),
+            StreamSpec("joints", "telemetry", 1, 2),
         )
         self.history = policy.history
         self.world = Panorama
@@ -108,7 +108,7 @@ class Real:
             "front": self._encode("vision", Frame("front", 0.0, 0, seen["image"])),
             "room": self._encode("hearing", Sound("room", 0.0, 0, samples, 16_000)),
             "orders": self._texts[text],
-            "joints": seen["angle"].reshape(1, 1),
+            "joints": np.concatenate((seen["angle"], seen["speed"])).reshape(1, 2),
         }
 
     def _encode(self, name: str, reading: Reading) -> NDArray[Any]:

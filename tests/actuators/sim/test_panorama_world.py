@@ -147,7 +147,7 @@ def test_the_plant_publishes_every_stream() -> None:
     with Image.open(io.BytesIO(front.payload)) as image:
         assert (image.format, image.size) == ("JPEG", (320, 180))
     assert len(room.payload) == 3_200
-    assert set(orjson.loads(joints.payload)) == {"angle"}
+    assert set(orjson.loads(joints.payload)) == {"angle", "speed"}
     assert orders.payload.decode() == broker.plant.world.text  # type: ignore[attr-defined]
 
 
