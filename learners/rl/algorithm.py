@@ -283,7 +283,7 @@ class Algorithm:
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
         """Take up what `state_dict` gave; the policy's weights must be loaded by then."""
         self.updates = int(state["updates"])
-        self.decisions = float(state["decisions"] if "decisions" in state else state["updates"])  # 0.1.0 counted updates
+        self.decisions = float(state.get("decisions", state["updates"]))  # an earlier program counted updates
         restore_generator(self.generator, state["generator"])
         for index, part in enumerate(self.parts):
             part.load_state_dict(strip_prefix(f"part{index}", state))

@@ -252,7 +252,12 @@ class CandidateManager:
             data=data
             | ({"tasks": self.tasks.versions()} if self.tasks else {})
             | ({"local_head_on": self.local_base} if self.local_base is not None else {}),
-            metrics={"score": learner.reward_mean, "updates": position.update, "decisions": learner.algorithm.decisions, **learner.metrics},
+            metrics={
+                "score": learner.reward_mean,
+                "updates": position.update,
+                "decisions": learner.algorithm.decisions,
+                **learner.metrics,
+            },
             graphs=compiled.graphs,
         )
         if compiled.problem:
