@@ -44,6 +44,7 @@ SIZES: dict[str, str] = {
     "bench_gpu": "--ticks 20 --seconds 0.02",
     "bench_isolation": "0.5",
     "bench_live_learning": "--minutes 0.5",
+    "bench_lost_target": "--seeds 1 --minutes 1",
     "bench_noise": "--seeds 1 --kinds text-classification --labels 40",
     "bench_offpolicy": "--runs 1",
     "bench_overruns": "--ticks 100",
