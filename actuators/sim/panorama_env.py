@@ -1,7 +1,7 @@
 """Wrap the demo's world as a gymnasium environment: one step for each tick of 0.1 s, no broker, as fast as possible.
 
-Observation: `image` uint8 180 x 320 x 3 (RGB), `sound` the last 2 s as float32 in [-1, 1] at 16 kHz, `text`, `angle` in degrees,
-`speed` in degrees per second.
+Observation: `image` uint8 180 x 320 x 3 (RGB), `sound` the last 2 s as float32 in [-1, 1] at 16 kHz, `text`, `angle` in degrees.
+Also `speed` in degrees per second.
 Action: 0 left, 1 stay, 2 right. Reward as in the demo. An episode is one order; it ends truncated after 2.5 to 4 s.
 """
 

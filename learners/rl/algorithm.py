@@ -169,7 +169,7 @@ class Algorithm:
 
         Args:
             batch: the transitions.
-            decisions: that came since the update before; exploration fades by so many.
+            decisions: that came since the update before; exploration fades by these.
 
         Raises:
             FloatingPointError: a feature, an action or a loss is not finite; the weights have not changed.

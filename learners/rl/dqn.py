@@ -127,7 +127,7 @@ class EpsilonGreedyCritic(Generic[Head, Settings]):
         return {}
 
     def fade(self, batch: Batch, decisions: float, new: float) -> None:
-        """Reduce epsilon to what fits so many decisions."""
+        """Reduce epsilon to what fits this number of decisions."""
         del batch, new
         left = max(0.0, 1 - decisions / self.settings.epsilon_decisions)
         self.head.epsilon.fill_(self.settings.epsilon + (1 - self.settings.epsilon) * left)

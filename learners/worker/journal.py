@@ -101,7 +101,7 @@ class Position:
     acting: int = 0
     """Ticks taken in at which somebody acted."""
     new_decisions: float = 0.0
-    """How many of them came since the last update; exploration fades by so many."""
+    """How many of them came since the last update; exploration fades by these."""
     resting: int = 0
     """Other ticks that entered the statistics of the inputs."""
     unobserved: int = 0

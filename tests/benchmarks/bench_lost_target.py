@@ -23,7 +23,7 @@ from demo_logs import Unseen  # noqa: E402 - after the path
 IN_SIGHT_DEG = 115.0
 BIN_DEG = 15.0
 BINS = 24
-"""Of the way to the photograph; the middle of the first one is behind the head, and stands for all that is out of sight."""
+"""Of the way to the photograph; the first one, behind the head, is also what is observed of all that is out of sight."""
 TURNS = 3
 RATE = 0.1
 EXPLORE_TICKS, FINAL = 2_000, 0.02

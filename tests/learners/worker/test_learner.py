@@ -173,12 +173,13 @@ def test_a_loss_that_is_not_finite_is_counted_and_left_out(tmp_path: Path, monke
     one = learning.make_learner(tmp_path)
     one.ingest()
 
-    def fail(_batch: Any) -> dict[str, float]:
+    def fail(_batch: Any, _decisions: float) -> dict[str, float]:
         raise FloatingPointError
 
     monkeypatch.setattr(one.algorithm, "update", fail)
     assert one.train(FOREVER, until=3) == 3
     assert (one.skipped, one.position.update) == (3, 3)
+    assert one.position.new_decisions == 100  # they count at the next update
 
 
 def test_a_bandit_sees_each_settled_transition_once_and_in_order(tmp_path: Path, monkeypatch: Any) -> None:
