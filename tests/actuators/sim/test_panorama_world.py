@@ -136,6 +136,17 @@ def test_lockstep_is_a_gymnasium_environment_and_repeats_itself() -> None:
     assert runs[0] == runs[1]
 
 
+def test_the_head_says_how_fast_it_turns() -> None:
+    env = Panorama()
+    observation, _ = env.reset(seed=5)
+    assert observation["speed"].tolist() == [0.0]
+    for action, speed in ((0, -90.0), (2, 90.0), (1, 0.0)):
+        before = observation["angle"]
+        observation, *_ = env.step(np.int64(action))
+        assert observation["speed"].tolist() == [speed]
+        assert wrapped(float(observation["angle"][0] - before[0])) == pytest.approx(speed * 0.1, abs=1e-4)
+
+
 def test_the_plant_publishes_every_stream() -> None:
     broker = Broker(PanoramaPlant("demo", 0))
     assert isinstance(broker.plant, Plant)
