@@ -18,7 +18,7 @@ FLOW = (
     "runtime/backup", "runtime/mqtt", "runtime/gate", "runtime/gate/stop", "runtime/supervisor", "runtime/control", "runtime/inference",
     "runtime/inference/numpy_policy", "runtime/feedback", "runtime/drift", "runtime/deliberation", "runtime/models", "runtime/fleet", "runtime/fleet/stop",
     "runtime/deploy", "runtime/deploy/experiments", "runtime/recording", "runtime/monitoring", "runtime/requests", "runtime/agent",
-    "runtime/dashboard", "runtime/console", "runtime/discovery", "runtime/mcp_server", "runtime/preflight", "runtime/cli",
+    "runtime/dashboard", "runtime/dashboard/access", "runtime/console", "runtime/discovery", "runtime/mcp_server", "runtime/preflight", "runtime/cli",
 )  # fmt: skip
 """Packages in the order in which data flows."""
 

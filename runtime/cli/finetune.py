@@ -126,7 +126,7 @@ def _writing_given(options: dict[str, Any]) -> dict[str, Any]:
 @click.option("--adapter", is_flag=True, default=None, help="With --mode lora: store the adapter and its base as well.")
 @click.option("--optimizer", type=click.Choice(["adamw", "sgd"]), help="Default: adamw.")
 @click.option(
-    "--patience", type=click.IntRange(0), help="Epochs without a better validation metric after which training stops."
+    "--patience", type=click.IntRange(1), help="Epochs without a better validation metric after which training stops."
 )
 @click.option(
     "--seed", type=SEED, default=0, show_default=True, help="Seed of new weights and of the order of examples."

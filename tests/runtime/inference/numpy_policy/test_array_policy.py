@@ -59,6 +59,11 @@ SPECS = {
 }
 
 
+def motions(spec: PolicySpec) -> int:
+    """The number of components of all continuous actuators."""
+    return sum(len(one.low) for one in spec.actions.continuous)
+
+
 @torch.no_grad()
 def trained(spec: PolicySpec, seed: int) -> Policy:
     """Weights of which no part is at its start, so that a part that is left out shows."""
@@ -136,7 +141,7 @@ def states(policy: ArrayPolicy, ticks: list[Transition]) -> NDArray[np.float32]:
 def test_greedy_decisions_are_those_of_torch(name: str, library: LibraryName, tmp_path: Path) -> None:
     spec, count = SPECS[name], 60
     policy = trained(spec, 3)
-    compiled, memory = on_graph(policy, tmp_path, library), Exploration(3)
+    compiled, memory = on_graph(policy, tmp_path, library), Exploration(motions(spec))
     ticks = observed(spec, count + spec.history)
     for start in range(count):
         states_BHD = states(compiled, ticks[start : start + spec.history])
@@ -166,7 +171,7 @@ def test_probabilities_are_those_of_torch_for_what_was_drawn(
 ) -> None:
     spec = SPECS[name]
     policy = trained(spec, 5)
-    compiled, memory = on_graph(policy, tmp_path), Exploration(3)
+    compiled, memory = on_graph(policy, tmp_path), Exploration(motions(spec))
     ticks = observed(spec, spec.history)
     context = torch.from_numpy(compiled.context(states(compiled, ticks)))
     masks = {a.name: np.arange(len(a.choices)) != 1 for a in spec.actions.choices[:1]} if masked else {}
