@@ -160,9 +160,7 @@ def test_models_and_options_that_cannot_be_used(tmp_path: Path, model: Path, tun
         "evaluate", "--task", "text-classification", "--model", model, "--test", good
     )
     for option, value in {"--epochs": "0", "--batch": "-1", "--learning-rate": "nan", "--patience": "0"}.items():
-        assert option in refused(
-            "finetune", "--task", "text-classification", "--model", model, *given, option, value
-        )
+        assert option in refused("finetune", "--task", "text-classification", "--model", model, *given, option, value)
     (tmp_path / "o").write_text("a file")
     assert "is a file" in refused("finetune", "--task", "text-classification", "--model", model, *given)
 
