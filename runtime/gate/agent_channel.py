@@ -64,6 +64,8 @@ class AgentChannel:
     """How often each child was restarted; the agent, which has the metrics, may be among them."""
     agreement: str = ""
     """Of the settings that the gate has (`Config.agreement`)."""
+    disagrees: bool = False
+    """Whether the agent's newest proposal was made with other settings than those."""
     ending: bool = False
     """Whether the daemon ends: then nothing is judged, and the end of the agent is no loss."""
     _proposals: dict[str, Any] = field(default_factory=dict)
@@ -97,7 +99,8 @@ class AgentChannel:
         if not isinstance(message, Proposal) or self.ending:
             return
         now_s = self.now()
-        if message.agreement not in ("", self.agreement):
+        self.disagrees = message.agreement not in ("", self.agreement)
+        if self.disagrees:
             message = replace(message, actions={}, ready=False, degraded=(*message.degraded, OTHER_SETTINGS))
         if message.shadow and not self._shadow:
             self.on_shadow()

@@ -323,7 +323,9 @@ class Supervisor:
         _write_learner_config(new)  # first: it may fail, and half of a change is worse than none
         self.config, self.text = new, text
         self._host.reload(self._info(), new.mode if "mode" in changes.changed else None)
-        concerned = [each for each in self.children if each.spec.name in changes.children]
+        # an agent that read an edit which is taken back now has to read the file again, though nothing changes for the gate
+        names = changes.children | ({"agent"} if self._host.channel.disagrees else set())
+        concerned = [each for each in self.children if each.spec.name in names]
         for each in concerned:
             each.restart()
         restarted = [each.spec.name for each in concerned]

@@ -209,6 +209,15 @@ async def test_a_hanging_agent_is_restarted(tmp_path: Path, monkeypatch: pytest.
         await run.device.moving()
 
 
+async def test_a_reload_restarts_an_agent_that_has_read_other_settings(tmp_path: Path) -> None:
+    async with daemon(tmp_path, agent_row()) as run:
+        await run.device.moving()
+        loaded, channel = load(run.path), run.supervisor._host.channel
+        assert run.supervisor._apply(loaded.config, loaded.text)["restarted"] == []
+        channel.disagrees = True
+        assert run.supervisor._apply(loaded.config, loaded.text)["restarted"] == ["agent"]
+
+
 async def test_a_taken_port_and_a_busy_folder_are_refused(tmp_path: Path) -> None:
     path = tmp_path / "tester.yaml"
     async with daemon(tmp_path) as run:
