@@ -83,7 +83,8 @@ class World:
     def proposal(self, actions: dict[str, Any], **more: Any) -> Proposal:
         """The next proposal of the agent."""
         self.ticks += 1
-        values = {"stamp_s": time.monotonic(), "actions": actions} | more
+        agreement = self.host.channel.agreement
+        values = {"stamp_s": time.monotonic(), "actions": actions, "agreement": agreement} | more
         return Proposal(tick=self.ticks, decision=f"d{self.ticks}", policy="p1", **values)
 
     async def propose(self, actions: dict[str, Any], **more: Any) -> ipc.GateVerdict:

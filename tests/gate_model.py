@@ -656,6 +656,7 @@ class World:
             ready,
             readings=self.telemetry,
             shadow=shadow,
+            agreement=self.host.channel.agreement,
         )
         is_recent = 0 <= self.loop.now_s - proposal.stamp_s <= MAX_READINGS_AGE_S
         self.readings = self.telemetry if is_recent else {}

@@ -36,6 +36,8 @@ OTHER_SETTINGS = (
     "it has read newer settings of actuators, limits or streams than the gate: reload them, or restart the daemon"
 )
 """The agent was restarted after an edit of the file. Its names of what is stale may mean nothing to the gate."""
+NO_SETTINGS = "its proposals do not name the settings that it has read, so nothing moves: restart the daemon"
+"""An empty agreement agrees with nothing: the gate cannot know what the agent has read."""
 COUNTED = ("agent_lost", "disarmed", "stopped", "broker_lost")
 """Events of the gate that the agent counts in its metrics."""
 
@@ -62,10 +64,10 @@ class AgentChannel:
     wall: Callable[[], float]
     restarts: dict[str, int] = field(default_factory=dict)
     """How often each child was restarted; the agent, which has the metrics, may be among them."""
-    agreement: str = ""
+    agreement: str = field(init=False)
     """Of the settings that the gate has (`Config.agreement`)."""
     disagrees: bool = False
-    """Whether the agent's newest proposal was made with other settings than those."""
+    """Whether the agent's newest proposal was made with other settings than those, or does not say with which."""
     ending: bool = False
     """Whether the daemon ends: then nothing is judged, and the end of the agent is no loss."""
     _proposals: dict[str, Any] = field(default_factory=dict)
@@ -99,9 +101,10 @@ class AgentChannel:
         if not isinstance(message, Proposal) or self.ending:
             return
         now_s = self.now()
-        self.disagrees = message.agreement not in ("", self.agreement)
+        self.disagrees = message.agreement != self.agreement
         if self.disagrees:
-            message = replace(message, actions={}, ready=False, degraded=(*message.degraded, OTHER_SETTINGS))
+            why = OTHER_SETTINGS if message.agreement else NO_SETTINGS
+            message = replace(message, actions={}, readings={}, ready=False, degraded=(*message.degraded, why))
         if message.shadow and not self._shadow:
             self.on_shadow()
         self._shadow = message.shadow

@@ -30,7 +30,7 @@ class GateLink:
         agreement: of the settings that the agent has read, for every proposal.
     """
 
-    def __init__(self, end: socket.socket, agreement: str = "") -> None:
+    def __init__(self, end: socket.socket, agreement: str) -> None:
         self._end, self._agreement = end, agreement
         self._waiting: dict[str, asyncio.Future[ipc.GateVerdict]] = {}
         self.latest: ipc.GateVerdict | None = None

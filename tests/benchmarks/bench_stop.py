@@ -235,7 +235,7 @@ async def world_of(folder: Path, broker: Mosquitto) -> AsyncIterator[World]:
     lines = "\n".join(f"  {name}: {{kind: continuous, low: [-1], high: [1], safe: [0]}}" for name in ACTUATORS)
     page = free_port()
     config.write_text(CONFIG.format(folder=folder, url=broker.url, actuators=lines, page=page, token=TOKEN))
-    command = [sys.executable, __file__, "--gate-fd", "{gate_fd}"]
+    command = [sys.executable, __file__, "--gate-fd", "{gate_fd}", "--agreement", "{agreement}"]
     daemon = start_daemon(folder, config, [["agent", True, command]])
     outside = Connection(Address("127.0.0.1", broker.port, keepalive_s=10.0), "outside")
     world = World(broker, daemon, outside, page)
@@ -293,7 +293,7 @@ async def main_async(runs: int, only: str) -> None:
     )
 
 
-def agent(descriptor: int) -> None:
+def agent(descriptor: int, agreement: str) -> None:
     """Propose for every actuator at 50 Hz; SIGUSR2 takes the required stream away, or brings it back."""
     end = socket.socket(fileno=descriptor)
     os.set_inheritable(end.fileno(), False)
@@ -304,7 +304,17 @@ def agent(descriptor: int) -> None:
     while True:
         actions: dict[str, Any] = dict.fromkeys(ACTUATORS, (0.1 + 0.8 * (number % 2),))
         end.send(
-            ipc.pack(Proposal(number, f"{os.getpid()}-{number}", "bench", time.monotonic(), actions, tuple(stale)))
+            ipc.pack(
+                Proposal(
+                    number,
+                    f"{os.getpid()}-{number}",
+                    "bench",
+                    time.monotonic(),
+                    actions,
+                    tuple(stale),
+                    agreement=agreement,
+                )
+            )
         )
         end.recv(ipc.MAX_MESSAGE)
         number += 1
@@ -334,10 +344,11 @@ def main() -> None:
     parser.add_argument("--runs", type=int, default=100)
     parser.add_argument("--only", default="", help="causes with this in their name")
     parser.add_argument("--gate-fd", type=int, help=argparse.SUPPRESS)  # this file's own children
+    parser.add_argument("--agreement", help=argparse.SUPPRESS)
     parser.add_argument("--flood", type=int, help=argparse.SUPPRESS)
     given = parser.parse_args()
     if given.gate_fd is not None:
-        agent(given.gate_fd)
+        agent(given.gate_fd, given.agreement)
     elif given.flood is not None:
         flood(given.flood)
     else:

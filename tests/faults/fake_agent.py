@@ -1,6 +1,6 @@
 """A small agent that speaks the link: proposes at a steady rate, and can be made to freeze in a C call or to propose nonsense.
 
-`fake_agent.py --gate-fd N [--rate HZ] [--values a,b] [--not-ready N] [--exit-after N]`. SIGUSR1 holds the interpreter lock for
+`fake_agent.py --gate-fd N --agreement DIGEST [--rate HZ] [--values a,b] [--not-ready N] [--exit-after N]`. SIGUSR1 holds the interpreter lock for
 3 s; SIGUSR2 takes a stream of `--unplug` away, or brings it back. Verdicts are printed as JSON lines when `--verdicts FILE` is given.
 """
 
@@ -28,6 +28,7 @@ HELD_S = 3.0
 def main() -> int:
     parser = argparse.ArgumentParser()
     parser.add_argument("--gate-fd", type=int, required=True)
+    parser.add_argument("--agreement", required=True, help="`Config.agreement` of the daemon")
     parser.add_argument("--rate", type=float, default=20.0)
     parser.add_argument("--values", default="left,right")
     parser.add_argument("--verdicts", type=Path)
@@ -57,7 +58,15 @@ def tick(end: socket.socket, given: argparse.Namespace, stop: threading.Event) -
     while not stop.is_set():
         stale = tuple(given.stale.split(",")) if given.stale else ()
         actions: dict[str, object] = {"head": values[number % len(values)]}
-        proposal = Proposal(number, f"{os.getpid()}-{number}", "fake-1", time.monotonic(), actions, stale)  # type: ignore[arg-type]
+        proposal = Proposal(
+            number,
+            f"{os.getpid()}-{number}",
+            "fake-1",
+            time.monotonic(),
+            actions,  # type: ignore[arg-type]
+            stale,
+            agreement=given.agreement,
+        )
         try:
             end.send(ipc.pack(proposal))
             verdict = ipc.unpack(end.recv(ipc.MAX_MESSAGE))

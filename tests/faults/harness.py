@@ -122,7 +122,19 @@ def write_config(folder: Path, url: str, arm: str = "auto", more: str = "") -> P
 
 def agent_row(*arguments: str) -> list[Any]:
     """The fake agent as a row for `supervised.py`."""
-    return ["agent", True, [sys.executable, str(HERE / "fake_agent.py"), "--gate-fd", "{gate_fd}", *arguments]]
+    return [
+        "agent",
+        True,
+        [
+            sys.executable,
+            str(HERE / "fake_agent.py"),
+            "--gate-fd",
+            "{gate_fd}",
+            "--agreement",
+            "{agreement}",
+            *arguments,
+        ],
+    ]
 
 
 def start_daemon(

@@ -1,4 +1,6 @@
-"""The real supervisor with fake children: `supervised.py CONFIG CHILDREN.json`, a list of `[name, linked, [command...]]`."""
+"""The real supervisor with fake children: `supervised.py CONFIG CHILDREN.json`, a list of `[name, linked, [command...]]`.
+
+`{agreement}` in a command becomes that of the settings."""
 
 from __future__ import annotations
 
@@ -9,9 +11,15 @@ from pathlib import Path
 import orjson
 
 from runtime.config.loader import load
+from runtime.config.schema import Config
 from runtime.process import child, log
 from runtime.supervisor.child_processes import Spec
 from runtime.supervisor.supervisor import run
+
+
+def filled(command: list[str], config: Config) -> list[str]:
+    """Return the command of a child with what a fake agent must know of the settings."""
+    return [config.agreement if part == "{agreement}" else part for part in command]
 
 
 def main() -> int:
@@ -29,7 +37,7 @@ def main() -> int:
                 stop_channel=name == "stop listener",
                 grace_s=2.0,
             )
-            for name, linked, command in rows
+            for name, linked, command in ((name, linked, filled(c, loaded.config)) for name, linked, c in rows)
         ]
 
     return asyncio.run(run(loaded.config, path, text=loaded.text, scrubber=scrubber, children=table))

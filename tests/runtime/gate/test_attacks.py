@@ -242,6 +242,27 @@ def test_an_agent_with_other_settings_than_the_gate_moves_nothing(world: World) 
     assert (world.devices["lamp"], world.host.publisher.status()[0]) == ("ON", "online")
 
 
+@pytest.mark.parametrize("agreement", ["", " ", "0" * 16])
+def test_a_proposal_that_names_no_settings_or_others_moves_nothing(world: World, agreement: str) -> None:
+    """It brings the device to rest, gives the rules no telemetry, and the status says why; the right one moves it again."""
+    act(world, 8, arm=0.2)
+    assert arms(world)[-1] == pytest.approx(0.2)
+    for _ in range(4):
+        now_s = world.loop.now_s
+        frame = Proposal(1, "d", "p", now_s, {"arm": (0.4,)}, readings=QUIET, agreement=agreement)
+        world.frame(ipc.pack(frame))
+        world.wait(0.05)
+    assert (world.devices["arm"], world.devices["heater"]) == ((0.0,), "OFF")
+    assert world.host.gate.counters["not_ready"] > 0
+    state, reasons = world.host.publisher.status()
+    assert state == "degraded"
+    assert any("settings" in reason for reason in reasons), reasons
+    refused = world.host.override("heater", "ON", 1.0)
+    assert (refused.sent, refused.rule) == (False, "forbidden"), "telemetry of such an agent is unknown"
+    act(world, 8, arm=0.2)
+    assert arms(world)[-1] == pytest.approx(0.2)
+
+
 def test_a_forbidden_zone_is_left_step_by_step(world: World) -> None:
     world.report("lamp", "ON")
     world.report("arm", [0.9])

@@ -28,7 +28,7 @@ async def _answer(gate: socket.socket, *decisions: str) -> Proposal:
 async def test_a_verdict_finds_its_proposal_past_an_older_one() -> None:
     gate, agent = ipc.pair()
     with gate, agent:
-        end = GateLink(agent)
+        end = GateLink(agent, "a1")
         listening = asyncio.create_task(end.listen())
         answering = asyncio.create_task(_answer(gate, "d0", "d1"))
         verdict = await end.propose(Proposal(1, "d1", "p", 0.0, {"head": "left"}), patience_s=60)
@@ -44,7 +44,7 @@ async def test_a_verdict_finds_its_proposal_past_an_older_one() -> None:
 async def test_a_silent_gate_does_not_hold_the_tick() -> None:
     gate, agent = ipc.pair()
     with gate, agent:
-        end = GateLink(agent)
+        end = GateLink(agent, "a1")
         assert await end.propose(Proposal(1, "d1", "p", 0.0), patience_s=0.01) is None
         assert end.unanswered == 1
 
@@ -52,7 +52,7 @@ async def test_a_silent_gate_does_not_hold_the_tick() -> None:
 async def test_a_stuck_gate_is_counted_and_a_dead_one_raised() -> None:
     gate, agent = ipc.pair()
     with agent:
-        end = GateLink(agent)
+        end = GateLink(agent, "a1")
         proposal = Proposal(1, "d1", "p", 0.0, {"say": "x" * 200_000})
         while end.send(proposal):
             pass
@@ -74,7 +74,7 @@ def test_foreign_datagrams_are_refused() -> None:
 async def test_a_proposal_that_no_message_can_hold_is_counted(text: str) -> None:
     gate, agent = ipc.pair()
     with gate, agent:
-        end = GateLink(agent)
+        end = GateLink(agent, "a1")
         assert await end.propose(Proposal(1, "d1", "p", 0.0, {"say": text}), patience_s=60) is None
         assert end.unsent == 1
         assert end.send(Proposal(2, "d2", "p", 0.0))

@@ -306,7 +306,9 @@ async def test_a_device_that_never_does_what_it_is_commanded_gets_no_more_comman
             await world.outside.publish(state("arm"), orjson.dumps({"value": [(-1) ** number, 1]}), qos=0)
             if number % 20 == 0:
                 await world.propose({"arm": (-1.0, -1.0)})
-        assert world.host.gate.holds["arm"] is not None or world.events("agent_lost")
+        await eventually(
+            lambda: bool(world.host.gate.holds["arm"] or world.events("agent_lost")), "the hold, or its end"
+        )
         assert world.host.devices.commands._seq - before <= 3 * (world.ticks - begun) + 20
         arm = [command["value"] for command in world.commands("arm") if command["policy"] == "policy"]
         assert all(abs(part) <= 1 for value in arm for part in value)

@@ -16,12 +16,14 @@ import canaries
 import orjson
 import pytest
 from faults.harness import SLEEPER, Device, agent_row, device_on
+from faults.supervised import filled
 from free_ports import free_port
 from wire_helpers import Manager, address, running
 
 from fakes import eventually
 from learners.files import exclusive_lock
 from runtime.config.loader import load
+from runtime.config.schema import Config
 from runtime.gate.host import GateHost
 from runtime.mqtt import Connection
 from runtime.process import child
@@ -64,9 +66,9 @@ class Run:
         return body
 
 
-def specs(*rows: list[object]) -> list[Spec]:
+def specs(config: Config, *rows: list[object]) -> list[Spec]:
     return [
-        Spec(str(name), tuple(child.with_parent_death(list(command))), linked=bool(linked), grace_s=3)  # type: ignore[call-overload]
+        Spec(str(name), tuple(child.with_parent_death(filled(list(command), config))), linked=bool(linked), grace_s=3)  # type: ignore[call-overload]
         for name, linked, command in rows
     ]
 
@@ -79,7 +81,12 @@ async def daemon(folder: Path, *rows: list[object], notifier: Notifier | None = 
     loaded = load(path)
     (folder / "state").mkdir(exist_ok=True)
     made = Supervisor(
-        loaded.config, path, loaded.text, lambda: specs(*rows), notifier or Notifier(), scrubber=Scrubber()
+        loaded.config,
+        path,
+        loaded.text,
+        lambda: specs(loaded.config, *rows),
+        notifier or Notifier(),
+        scrubber=Scrubber(),
     )
     task = asyncio.create_task(made.run())
     try:
