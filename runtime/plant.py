@@ -11,6 +11,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable
+from contextlib import redirect_stdout
 from pathlib import Path
 
 import structlog
@@ -53,8 +54,9 @@ def broker(url: str) -> MqttSettings:
 
 
 def print_config(environment: str, agent: str, url: str, rate_hz: float | None) -> None:
-    """Print the settings file of an agent that controls this environment."""
-    settings = plant_settings(environment, agent=agent, rate_hz=rate_hz) | {"mqtt": {"url": url}}
+    """Print the settings file of an agent that controls this environment, and nothing that the environment prints."""
+    with redirect_stdout(sys.stderr):
+        settings = plant_settings(environment, agent=agent, rate_hz=rate_hz) | {"mqtt": {"url": url}}
     sys.stdout.write(yaml.safe_dump(settings, sort_keys=False))
 
 

@@ -7,6 +7,8 @@ spaces or not finite; it carries the step at which it came.
 from __future__ import annotations
 
 import importlib
+import numbers
+import warnings
 from typing import Any
 
 import gymnasium
@@ -18,6 +20,13 @@ from actuators.sim.gym_spaces import is_picture, split, streams
 from actuators.sim.plant import PlantFault
 
 API = "gymnasium's API wants (observation, info) of reset(seed=, options=) and (observation, reward, terminated, truncated, info) of step"
+
+FAILS = (Exception, SystemExit)
+"""What foreign code may raise; a module or an environment that calls `sys.exit` must not end this program without a word."""
+MAX_REWARD = 1e12
+"""Larger ones are no rewards: the learner would bound them, and a network could not hold their returns."""
+MOST_SHOWN = 500
+"""Characters that a message shows of what an environment says."""
 
 
 class EnvironmentFault(PlantFault):
@@ -36,14 +45,14 @@ def find(environment: str) -> EnvSpec:
             importlib.import_module(module)
         spec: EnvSpec = gymnasium.spec(name)
     except gymnasium.error.Error as error:
-        raise ValueError(f"no environment {environment!r}: {error}") from None
+        raise ValueError(f"no environment {environment!r}: {_line(error)}") from None
     except ImportError as error:
         raise ValueError(
-            f"no environment {environment!r}: {error}; write MODULE:ID for a module that Python finds (PYTHONPATH), or install "
+            f"no environment {environment!r}: {_line(error)}; write MODULE:ID for a module that Python finds (PYTHONPATH), or install "
             "what the environment needs"
         ) from None
-    except Exception as error:  # foreign code fails with whatever it likes
-        raise ValueError(f"{environment!r}: its module fails: {type(error).__name__}: {error}") from error
+    except FAILS as error:
+        raise ValueError(f"{environment!r}: its module fails: {type(error).__name__}: {_line(error)}") from error
     return spec
 
 
@@ -57,16 +66,20 @@ def make(environment: str) -> CheckedEnv:
     try:
         # gymnasium's passive checker warns of some of what is checked here
         return CheckedEnv(gymnasium.make(environment, disable_env_checker=True), environment)
-    except Exception as error:  # foreign code fails with whatever it likes
-        raise ValueError(f"{environment!r} cannot be made: {type(error).__name__}: {error}") from error
+    except FAILS as error:
+        raise ValueError(f"{environment!r} cannot be made: {type(error).__name__}: {_line(error)}") from error
 
 
 class CheckedEnv(gymnasium.Wrapper[Any, Any, Any, Any]):
-    """Wrap an environment and check that its observations are finite and inside its space, and its rewards finite."""
+    """Wrap an environment and check that its observations are finite and of its space, its rewards finite and its ends true or false.
+
+    The spaces are those that it has when it is wrapped: a policy has one shape.
+    """
 
     def __init__(self, env: gymnasium.Env[Any, Any], name: str) -> None:
         super().__init__(env)
         self.name = name
+        self.observation_space, self.action_space = env.observation_space, env.action_space
         self.episodes = self.steps = 0
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
@@ -79,8 +92,8 @@ class CheckedEnv(gymnasium.Wrapper[Any, Any, Any, Any]):
         self.steps = 0
         try:
             result: Any = self.env.reset(seed=seed, options=options)
-        except Exception as error:  # foreign code fails with whatever it likes
-            raise self._fault(f"{type(error).__name__}: {error}; {API}") from error
+        except FAILS as error:
+            raise self._fault(f"{type(error).__name__}: {_line(error)}; {API}") from error
         if not isinstance(result, tuple) or len(result) != 2:
             raise self._fault(f"reset returned {_shown(result)}; {API}")
         return self._observation(result[0]), result[1] if isinstance(result[1], dict) else {}
@@ -89,33 +102,54 @@ class CheckedEnv(gymnasium.Wrapper[Any, Any, Any, Any]):
         """Take one step.
 
         Raises:
-            EnvironmentFault: the environment fails, its observation is not of its space, or its reward is no finite number.
+            EnvironmentFault: the environment fails, its observation is not of its space, its reward is no finite number, or an end is
+                neither true nor false.
         """
         self.steps += 1
         try:
             result: Any = self.env.step(action)
-        except Exception as error:  # foreign code fails with whatever it likes
-            raise self._fault(f"{type(error).__name__}: {error}; correct the environment's step") from error
+        except FAILS as error:
+            raise self._fault(f"{type(error).__name__}: {_line(error)}; correct the environment's step") from error
         if not isinstance(result, tuple) or len(result) != 5:
             raise self._fault(f"step returned {_shown(result)}; {API}")
         observation, reward, terminated, truncated, info = result
         return (
-            self._observation(observation), self._reward(reward), bool(terminated), bool(truncated),
-            info if isinstance(info, dict) else {},
+            self._observation(observation), self._reward(reward),
+            self._flag("terminated", terminated), self._flag("truncated", truncated), info if isinstance(info, dict) else {},
         )  # fmt: skip
+
+    def close(self) -> None:
+        """Close the environment; a failure is a warning, because nothing is needed of it any more."""
+        try:
+            self.env.close()
+        except FAILS as error:
+            warnings.warn(f"{self.name}: close failed: {type(error).__name__}: {_line(error)}", stacklevel=2)
+
+    def _flag(self, name: str, value: Any) -> bool:
+        """Return an end as a truth value: a bool, or one 0 or 1, as a number or in an array."""
+        try:
+            array = np.asarray(value)
+            one = array.item() if array.dtype.kind in "biuf" else None
+        except FAILS:
+            one = None
+        if one not in (0, 1):
+            raise self._fault(f"{name} is {_shown(value)}; return True or False")
+        return bool(one)
 
     def _reward(self, reward: Any) -> float:
         try:
-            value = float(np.asarray(reward).astype(float, casting="safe").item())
-        except (TypeError, ValueError):
+            whole = isinstance(reward, numbers.Integral)  # of any size
+            value = float(reward) if whole else float(np.asarray(reward).astype(float, casting="safe").item())
+        except FAILS:
             raise self._fault(f"the reward is {_shown(reward)}; return one number") from None
         if not np.isfinite(value):
             raise self._fault(f"the reward is {value}; return a finite number")
+        if abs(value) > MAX_REWARD:
+            raise self._fault(f"the reward is {value:g}; scale rewards to at most {MAX_REWARD:g}")
         return value
 
     def _observation(self, observation: Any) -> Any:
-        space = self.env.observation_space
-        problem = observation_problem(space, observation)
+        problem = observation_problem(self.observation_space, observation)
         if problem is not None:
             raise self._fault(f"{problem}; correct what the environment returns, or its observation_space")
         return observation
@@ -123,6 +157,16 @@ class CheckedEnv(gymnasium.Wrapper[Any, Any, Any, Any]):
     def _fault(self, message: str) -> EnvironmentFault:
         place = f"step {self.steps} of episode {self.episodes}" if self.steps else f"reset of episode {self.episodes}"
         return EnvironmentFault(f"{self.name}: {place}: {' '.join(message.split())}")
+
+
+def _line(error: BaseException) -> str:
+    """Return what an error says as a part of one line, without control characters."""
+    try:
+        text = " ".join(str(error).split())
+    except FAILS:
+        return "an error without a text"
+    plain = "".join(character if character.isprintable() else "?" for character in text)
+    return plain if len(plain) <= MOST_SHOWN else plain[:MOST_SHOWN] + "..."
 
 
 def observation_problem(space: spaces.Space[Any], observation: Any) -> str | None:
@@ -139,24 +183,31 @@ def observation_problem(space: spaces.Space[Any], observation: Any) -> str | Non
 def _part_problem(space: spaces.Space[Any], value: Any) -> str | None:
     try:
         array = np.asarray(value)
+        is_whole = not np.ma.is_masked(value)
         with np.errstate(over="ignore"):  # an infinite number is found below
-            numbers = array.astype(np.float32) if array.dtype.kind in "biuf" else None
-    except (TypeError, ValueError):
-        numbers = None
-    if numbers is None:
+            values = array.astype(np.float32) if array.dtype.kind in "biuf" and is_whole else None
+    except FAILS:
+        values = None
+    if values is None:
         return f"is {_shown(value)}, no numbers"
     if array.shape != (space.shape or ()):
         return f"has the shape {array.shape}; the space says {space.shape or ()}"
     if is_picture(space) and array.dtype != np.uint8:
         return f"is a picture of {array.dtype}; the space says uint8"
-    if isinstance(space, spaces.Discrete) and not int(space.start) <= int(numbers) < int(space.start) + int(space.n):
-        return f"is {int(numbers)}; the space says {int(space.start)} to {int(space.start) + int(space.n) - 1}"
-    if not np.isfinite(numbers).all():
-        at = np.argwhere(~np.isfinite(numbers))[0].tolist()
-        return f"is not finite: {float(numbers[tuple(at)])} at {at}"
+    if isinstance(space, spaces.Discrete):
+        first, one = int(space.start), array.item()
+        if not first <= one < first + int(space.n) or one != int(one):
+            return f"is {one}; the space says a whole number from {first} to {first + int(space.n) - 1}"
+    if not np.isfinite(values).all():
+        at = np.argwhere(~np.isfinite(values))[0].tolist()
+        return f"is not finite: {float(values[tuple(at)])} at {at}"
     return None
 
 
 def _shown(value: object) -> str:
     size = f" of {len(value)}" if isinstance(value, tuple | list | dict) else ""
-    return f"{value!r:.60} ({type(value).__name__}{size})"
+    try:
+        text = f"{value!r:.60}"
+    except FAILS:
+        text = "without a text"
+    return f"{text} ({type(value).__name__}{size})"

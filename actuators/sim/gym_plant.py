@@ -11,9 +11,10 @@ actuator.
 from __future__ import annotations
 
 import math
+import numbers
 import threading
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -39,7 +40,7 @@ from actuators.sim.gym_spaces import (
 from actuators.sim.plant import Device, jpeg, message
 from actuators.wire import DeviceMessage
 
-MAX_RATE_HZ = 50.0
+MIN_RATE_HZ, MAX_RATE_HZ = 1e-3, 50.0
 EARLIEST = 0.5
 """A command steps the environment when at least this share of a period has passed."""
 PATIENCE = 1.6
@@ -185,10 +186,21 @@ def _image(value: NDArray[np.uint8]) -> NDArray[np.uint8]:
 
 
 def native_rate_hz(env: gymnasium.Env[Any, Any]) -> float:
-    """Return the environment's own steps per second, at most 50; 30 where it names none."""
-    step_s = getattr(env.unwrapped, "dt", None) or getattr(env.unwrapped, "tau", None)
-    rate = 1.0 / step_s if step_s else float(env.metadata.get("render_fps") or 30.0)
-    return min(MAX_RATE_HZ, rate)
+    """Return the environment's own steps per second, from `MIN_RATE_HZ` to 50; 30 where it names none.
+
+    `dt` and `tau` are no part of gymnasium's API, so that what is no number of seconds means something else.
+    """
+    metadata = getattr(env.unwrapped, "metadata", None)
+    fps = metadata.get("render_fps") if isinstance(metadata, Mapping) else None
+    steps_s = [_positive(getattr(env.unwrapped, name, None)) for name in ("dt", "tau")]
+    rate = next((1.0 / step_s for step_s in steps_s if step_s), _positive(fps) or 30.0)
+    return min(MAX_RATE_HZ, max(MIN_RATE_HZ, rate))
+
+
+def _positive(value: object) -> float | None:
+    """Return a positive finite number as it is; None for anything else."""
+    is_number = isinstance(value, numbers.Real) and not isinstance(value, bool)
+    return float(value) if is_number and 0 < float(value) < math.inf else None  # type: ignore[arg-type] # is_number
 
 
 def settings(environment: str, agent: str, rate_hz: float | None = None) -> dict[str, Any]:

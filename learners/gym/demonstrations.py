@@ -169,8 +169,16 @@ def _episode(
             f"{path}: episode {i}: arrays of the shapes {o.shape}, {a.shape}, {r.shape} and {d.shape};"
             " there must be one observation more than actions, rewards and dones"
         )
-    if r.ndim > 1 or not np.isfinite(r.astype(float)).all():
+    if r.ndim > 1 or r.dtype.kind not in "biuf" or not np.isfinite(r).all():
         raise ValueError(f"{path}: episode {i}: a reward is not finite; write one number a step")
+    if d.ndim > 1 or d.dtype.kind not in "biuf" or not np.isin(d, (0, 1)).all():
+        raise ValueError(f"{path}: episode {i}: `dones_{i}` is not of one true or false a step")
+    if d[:-1].any():
+        step = int(np.flatnonzero(d)[0]) + 1
+        raise ValueError(
+            f"{path}: episode {i}: it ends at step {step} of {len(d)}; write each episode with arrays of its own, and its last"
+            " observation with it"
+        )
     return DemonstrationEpisode(list(o), list(a), [float(x) for x in r], [bool(x) for x in d])
 
 
@@ -200,7 +208,10 @@ def episodes_of(environment: str, env: gymnasium.Env[Any, Any], source: int | Pa
 
 
 def _is_action(space: spaces.Space[Any], action: Any) -> bool:
-    try:
-        return bool(space.contains(np.asarray(action).astype(space.dtype)))
-    except (TypeError, ValueError):
+    """Return whether an action is one of the space; one of another type of numbers must be equal in the type of the space."""
+    given = np.asarray(action)
+    if given.dtype.kind not in "biuf" or not np.isfinite(given).all():
         return False
+    as_space = given.astype(space.dtype)
+    is_equal = as_space.dtype.kind == "f" or np.array_equal(as_space, given)  # floats may only be rounded
+    return bool(is_equal and space.contains(as_space))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Sequence
+from contextlib import redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -132,16 +133,17 @@ def train(
             environment, seeds, out, steps, with_algorithm(settings, algorithm), options, where, as_json=as_json
         )
         return
-    results = train_in(
-        environment,
-        steps=steps,
-        seed=seed or 0,
-        out=out,
-        algorithm=algorithm,
-        demonstrations=demonstrations,
-        settings=settings,
-        resume=resume,
-    )
+    with redirect_stdout(sys.stderr):  # what an environment prints is no part of the results
+        results = train_in(
+            environment,
+            steps=steps,
+            seed=seed or 0,
+            out=out,
+            algorithm=algorithm,
+            demonstrations=demonstrations,
+            settings=settings,
+            resume=resume,
+        )
     _show_results(environment, results, out, as_json=as_json)
 
 

@@ -22,6 +22,7 @@ from learners.gym.train import train
 from runtime.cli.main import main
 
 MODULE = """
+import sys
 import gymnasium as gym, numpy as np
 from gymnasium import spaces as S
 class Base(gym.Env):
@@ -56,6 +57,20 @@ KINDS = {
     "ArrayReward": {"step": stepping(lambda s, o, r, a, b, i: (o, np.array([r]), a, b, None))},
     "Endless": {"step": stepping(lambda s, o, r, a, b, i: (o * 0, 1.0, False, False, i))},
     "Unmade": {"__init__": crash},
+    "Ends": {"step": stepping(lambda s, o, r, a, b, i: (o, r, np.array([s.t > 9]), np.bool_(b), i))},
+    "WordEnd": {"step": stepping(lambda s, o, r, a, b, i: (o, r, "False", b, i))},
+    "TwoEnds": {"step": stepping(lambda s, o, r, a, b, i: (o, r, a, np.array([False, True]), i))},
+    "NanEnd": {"step": stepping(lambda s, o, r, a, b, i: (o, r, float("nan"), b, i))},
+    "Quits": {"step": stepping(lambda s, *_: sys.exit(0) if s.t == 3 else (Base.obs(s), 1.0, False, False, {}))},
+    "HugeReward": {"step": stepping(lambda s, o, r, a, b, i: (o, 10 ** 30, a, b, i))},
+    "NanNumber": seeing(lambda s, o: float("nan") if s.t > 1 else 0, observation_space=S.Discrete(4)),
+    "Halves": seeing(lambda s, o: s.t / 2, observation_space=S.Discrete(9)),
+    "Masked": seeing(lambda s, o: np.ma.array(o, mask=[s.t > 1, False])),
+    "Grows": seeing(lambda s, o: np.zeros(2 + s.t), observation_space=property(lambda s: S.Box(-1, 1, (2 + s.t,)))),
+    "FarNumbers": seeing(lambda s, o: 10**9 + s.t % 5, observation_space=S.Discrete(5, start=10**9)),
+    "NoClose": {"close": crash, "step": stepping(lambda s, *_: (print("hello"), (Base.obs(s), 1.0, False, s.t > 9, {}))[1])},
+    "NoSpace": {"action_space": property(crash)},
+    "Gone": {"__init__": lambda self: sys.exit(3)},
 }
 for name, body in KINDS.items(): gym.register(f"{name}-v0", type(name, (Base,), body))
 """
@@ -72,8 +87,17 @@ FAULTS = [
     ("HugeObs", "is not finite: inf at [0]"),
     ("WrongShape", "has the shape (3,); the space says (2,)"),
     ("Words", "no numbers"),
-    ("Beyond", "step 4 of episode 1: the observation 'state' is 7; the space says 3 to 6"),
+    ("Beyond", "step 4 of episode 1: the observation 'state' is 7; the space says a whole number from 3 to 6"),
     ("NoKey", "a mapping with the keys ['a'] is wanted"),
+    ("WordEnd", "step 1 of episode 1: terminated is 'False' (str); return True or False"),
+    ("TwoEnds", "truncated is array([False,  True]) (ndarray); return True or False".replace("  ", " ")),
+    ("NanEnd", "terminated is nan (float)"),
+    ("Quits", "step 3 of episode 1: SystemExit: 0"),
+    ("HugeReward", "the reward is 1e+30; scale rewards to at most 1e+12"),
+    ("NanNumber", "step 2 of episode 1: the observation 'state' is nan; the space says a whole number from 0 to 3"),
+    ("Halves", "step 1 of episode 1: the observation 'state' is 0.5; the space says a whole number from 0 to 8"),
+    ("Masked", "no numbers"),
+    ("Grows", "has the shape (3,); the space says (2,)"),
 ]
 AT_RESET = [
     ("FloatPicture", "reset of episode 1: the observation 'view' is a picture of float32; the space says uint8"),
@@ -85,6 +109,7 @@ AT_RESET = [
 @pytest.fixture(autouse=True)
 def module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     (tmp_path / "strange_envs.py").write_text(MODULE)
+    (tmp_path / "quitting_envs.py").write_text("print('usage')\nraise SystemExit('no display')\n")
     monkeypatch.syspath_prepend(str(tmp_path))
     yield
     sys.modules.pop("strange_envs", None)
@@ -113,7 +138,7 @@ def test_a_fault_is_named_with_its_step(name: str, reason: str) -> None:
     assert "\n" not in str(fault.value)
 
 
-@pytest.mark.parametrize("name", ["Lists", "ArrayReward", "Endless"])
+@pytest.mark.parametrize("name", ["Lists", "ArrayReward", "Endless", "Ends", "FarNumbers", "NoClose"])
 def test_what_is_only_unusual_is_taken(name: str) -> None:
     rewards = steps(make(f"strange_envs:{name}-v0"))
     assert len(rewards) == 30
@@ -125,6 +150,8 @@ def test_what_is_only_unusual_is_taken(name: str) -> None:
     [
         ("nowhere_envs:X-v0", "MODULE:ID"), ("strange_envs:X-v0", "no environment"), ("X-v0", "no environment"),
         ("strange_envs:Unmade-v0", "cannot be made: RuntimeError: motor unplugged"), ("", "no environment"),
+        ("strange_envs:NoSpace-v0", "cannot be made: RuntimeError: motor unplugged"), ("strange_envs:Gone-v0", "SystemExit: 3"),
+        ("quitting_envs:X-v0", "its module fails: SystemExit"),
     ],
 )  # fmt: skip
 def test_what_is_no_environment_is_refused_by_train_and_plant(tmp_path: Path, name: str, reason: str) -> None:
@@ -152,6 +179,20 @@ def test_train_prints_the_fault_in_a_line(tmp_path: Path) -> None:
     assert done.exit_code == 2
     assert isinstance(done.exception, SystemExit)
     assert "step 7 of episode 1: the reward is nan" in done.output
+
+
+def test_an_environment_that_prints_and_does_not_close_spoils_no_results(tmp_path: Path) -> None:
+    """What it prints goes to standard error, and a failure to close it loses no training."""
+    given = ["train", "strange_envs:NoClose-v0", "--steps", "20", "--out", str(tmp_path / "o"), "--json"]
+    with pytest.warns(UserWarning, match="close failed: RuntimeError: motor unplugged"):
+        done = CliRunner().invoke(main, given)
+    assert done.exit_code == 0, done.output
+    assert orjson.loads(done.stdout)["final"]["mean"] == 10.0
+    assert "hello" in done.stderr
+    (tmp_path / "loud_envs.py").write_text("print('hello')\nfrom strange_envs import *\n")
+    printed = CliRunner().invoke(main, ["plant", "loud_envs:Lists-v0", "--config"])
+    assert printed.stdout.startswith("agent: demo\n")
+    assert "hello" in printed.stderr
 
 
 def test_episodes_without_an_end_are_cut_in_evaluations(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

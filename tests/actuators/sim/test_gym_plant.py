@@ -244,6 +244,23 @@ def test_settings_for_pictures() -> None:
     assert orjson.dumps(body)
 
 
+@pytest.mark.parametrize(
+    ("named", "rate_hz"),
+    [
+        ({"dt": 0.1}, 10.0), ({"tau": np.float32(0.5)}, 2.0), ({"dt": "x", "tau": 0.25}, 4.0), ({"dt": np.array([1, 2])}, 20.0),
+        ({"dt": float("nan")}, 20.0), ({"dt": -1}, 20.0), ({"dt": True}, 20.0), ({"dt": 1e9}, 1e-3), ({"dt": 1e-9}, 50.0),
+        ({"metadata": None}, 30.0), ({"metadata": {"render_fps": "fast"}}, 30.0), ({"metadata": {"render_fps": -5}}, 30.0),
+        ({"metadata": {"render_fps": float("inf")}}, 30.0),
+    ],
+)  # fmt: skip
+def test_what_is_no_rate_of_an_environment_is_not_taken_for_one(named: dict[str, Any], rate_hz: float) -> None:
+    env = Pictures(spaces.Box(-1, 1, (2,)))
+    env.metadata = {"render_fps": 20}
+    for name, value in named.items():
+        setattr(env, name, value)
+    assert native_rate_hz(env) == pytest.approx(rate_hz)
+
+
 def test_an_unknown_environment_is_named() -> None:
     with pytest.raises(ValueError, match="NoSuch-v0"):
         registry.build_plant("NoSuch-v0", agent="cart")

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
+from typing import Any
 
 import gymnasium
 import numpy as np
@@ -65,6 +67,33 @@ def test_episodes_are_stored_in_files(tmp_path: Path) -> None:
     np.savez(path, observations_0=np.zeros((3, 2)))
     with pytest.raises(ValueError, match="actions_0"):
         demonstrations.load(path)
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({"dones_0": np.array([False, True, False])}, "it ends at step 2 of 3"),
+        ({"dones_0": np.array([0, 0, 0.5])}, "true or false"),
+        ({"dones_0": np.zeros((3, 1))}, "true or false"),
+        ({"rewards_0": np.array(["1", "2", "3"])}, "one number a step"),
+        ({"rewards_0": np.array([1j, 0, 0])}, "one number a step"),
+        ({"actions_0": np.array([0, 1, 1.5])}, "the action np.float64(1.5) is not in Discrete(2)"),
+        ({"actions_0": np.array([0, 1, np.nan])}, "is not in Discrete(2)"),
+        ({"actions_0": np.array(["0", "1", "1"])}, "is not in Discrete(2)"),
+    ],
+)
+def test_episodes_that_would_be_read_as_others_are_refused(tmp_path: Path, change: dict[str, Any], reason: str) -> None:
+    """Several episodes in one, and actions that would be cut to whole numbers, are never trained on without a word."""
+    env = gymnasium.make("CartPole-v1")
+    arrays: dict[str, Any] = {
+        "observations_0": np.zeros((4, 4)), "actions_0": np.array([0, 1.0, 1]), "rewards_0": np.ones(3), "dones_0": np.array([0, 0, 1])
+    }  # fmt: skip
+    path = tmp_path / "episodes.npz"
+    np.savez(path, **arrays)
+    assert demonstrations.episodes_of("CartPole-v1", env, path)[0].dones == [False, False, True]
+    np.savez(path, **arrays | change)
+    with pytest.raises(ValueError, match=re.escape(reason)):
+        demonstrations.episodes_of("CartPole-v1", env, path)
 
 
 def test_pictures_go_through_an_encoder_and_have_a_history() -> None:
