@@ -1,26 +1,24 @@
 """Read experience as episodes: runs of ticks of one session, each with the executed actions and the stored raw readings.
 
-An episode ends with `done`, with its session, where more than one tick is missing, at a missing image of a required camera, and after `LONGEST` steps. An actuator without a command at a tick continues with its last one. Ticks before the first
+An episode ends with `done`, with its session, where more than one tick is missing, at a missing image of a required camera, at ticks of other fields or actuators, and after `LONGEST` steps. An actuator without a command at a tick continues with its last one. Ticks before the first
 command are skipped. Knows no file format.
 """
 
 from __future__ import annotations
 
 import math
-from bisect import bisect_right
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
 from actuators.actions import Value
 from learners.experience.reader import Reader
+from learners.experience.reading_of_tick import raw_reading
 from learners.experience.records import Raw
 from learners.experience.transition import Transition
 
 CHUNK = 256
 """Rows read at once; with two cameras of 100 kB a picture that is 50 MB."""
-GAP_S = 1.0
-"""How much earlier than its tick a raw reading may have been stored."""
 GAP_TICKS = 2
 """Ticks from one step to the next at most: steps of an episode count as evenly spaced, at any tick rate."""
 LONGEST = 1_000
@@ -76,11 +74,13 @@ class ExportStats:
     used: int = 0
     no_action: int = 0
     no_picture: int = 0
+    other_settings: int = 0
 
     def __str__(self) -> str:
         """Return the counts of used and skipped ticks as a text."""
         out = f"{self.used} of {self.rows} ticks"
         out += f"; {self.no_picture} without a stored image" if self.no_picture else ""
+        out += f"; {self.other_settings} of other fields or actuators" if self.other_settings else ""
         return out + (f"; {self.no_action} before anything was done" if self.no_action else "")
 
 
@@ -98,23 +98,30 @@ class StoredReadings:
 
     def at(self, transitions: Sequence[Transition]) -> list[Seen]:
         """Return the reading that each tick used, by stream, if it is still stored."""
-        found: list[dict[str, bytes | str]] = [{} for _ in transitions]
-        for stream in self.streams:
-            oldest = max((t.ages_s.get(stream, 0.0) for t in transitions if t.present.get(stream)), default=None)
-            if oldest is None:
-                continue
-            rows = self.reader.raw(stream, transitions[0].stamp_s - oldest - GAP_S, transitions[-1].stamp_s + 1e-6)
-            stamps = [row.stamp_s for row in rows]
-            for seen, t in zip(found, transitions, strict=True):
-                place = bisect_right(stamps, t.stamp_s) - 1
-                if place >= 0 and t.present.get(stream) and _is_it(t, stream, stamps[place]):
-                    seen[stream] = _plain(rows[place])
-        return list(found)
+        source = _Ticks(self.reader, {t.stamp_s: t for t in transitions})
+        streams = sorted(self.streams)
+        return [
+            {
+                stream: _plain(raw)
+                for stream in streams
+                if t.present.get(stream) and (raw := raw_reading(source, t, stream)) is not None
+            }
+            for t in transitions
+        ]
 
 
-def _is_it(t: Transition, stream: str, stamp_s: float) -> bool:
-    """Return whether the reading first seen at `stamp_s` was captured before then."""
-    return t.stamp_s - t.ages_s.get(stream, 0.0) <= stamp_s
+@dataclass(frozen=True, slots=True)
+class _Ticks:
+    """Raw readings of a reader, and ticks of which most are at hand."""
+
+    reader: Reader
+    known: Mapping[float, Transition]
+
+    def raw(self, stream: str, start_s: float, stop_s: float) -> list[Raw]:
+        return self.reader.raw(stream, start_s, stop_s)
+
+    def at(self, stamp_s: float) -> Transition | None:
+        return self.known.get(stamp_s) or self.reader.at(stamp_s)
 
 
 def _plain(raw: Raw) -> bytes | str:
@@ -130,6 +137,7 @@ class Episodes:
         `readings`: reads the raw readings.
         cameras: streams of which every step must have an image.
         `on_progress`: called with the number of rows read and of all rows.
+        fits: whether a tick has the fields and actuators that are wanted; others are left out, and end an episode.
         tally: counts what was used.
         longest: steps after which an episode is cut.
         window: Unix seconds, from and before.
@@ -139,6 +147,7 @@ class Episodes:
     readings: ReadingSource
     cameras: frozenset[str] = frozenset()
     on_progress: Callable[[int, int], None] = lambda _done, _total: None
+    fits: Callable[[Transition], bool] = lambda _tick: True
     tally: ExportStats = field(default_factory=ExportStats)
     longest: int = LONGEST
     window: tuple[float, float] = (0.0, math.inf)
@@ -155,8 +164,7 @@ class Episodes:
                 if before.session != t.session:
                     self._acting.clear()
             before = t
-            self._acting.update(t.actions)
-            if not self._complete(seen):
+            if not self._usable(t, seen):
                 yield from _whole(episode)
                 episode = []
                 continue
@@ -164,7 +172,11 @@ class Episodes:
             episode.append(Step(t, seen, dict(self._acting)))
         yield from _whole(episode)
 
-    def _complete(self, seen: Seen) -> bool:
+    def _usable(self, t: Transition, seen: Seen) -> bool:
+        if not self.fits(t):
+            self.tally.other_settings += 1
+            return False
+        self._acting.update(t.actions)
         if not self._acting:
             self.tally.no_action += 1
             return False

@@ -29,11 +29,8 @@ def raw_reading(reader: RawSource, transition: Transition, stream: str) -> Raw |
     age_s = transition.ages_s.get(stream, 0.0)
     slack_s = JITTER_S + DRIFT * age_s
     captured_s = transition.stamp_s - age_s
-    found = reader.raw(stream, captured_s - slack_s, transition.stamp_s + 1e-6)
-    if not found:
-        return None
-    raw = found[-1]
-    first = transition if raw.stamp_s == transition.stamp_s else reader.at(raw.stamp_s)
-    if first is None or abs(first.stamp_s - first.ages_s.get(stream, 0.0) - captured_s) > slack_s:
-        return None
-    return raw
+    for raw in reversed(reader.raw(stream, captured_s - slack_s, transition.stamp_s + 1e-6)):
+        first = transition if raw.stamp_s == transition.stamp_s else reader.at(raw.stamp_s)
+        if first is not None and abs(first.stamp_s - first.ages_s.get(stream, 0.0) - captured_s) <= slack_s:
+            return raw
+    return None

@@ -17,9 +17,11 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from actuators.actions import ActionSpace, Choice, Continuous
+from actuators.actions import ActionSpace, Choice, Continuous, Value
 from learners.experience.episodes import Step
+from learners.experience.transition import Transition
 from learners.export.dataset_stats import Column
+from learners.model.spec import fields_version
 
 BY = ("none", "policy", "override", "gate")
 """Codes of `complementary_info.by`: who moved an actuator at this frame."""
@@ -42,6 +44,12 @@ class Layout:
     def learned(self) -> tuple[Choice | Continuous, ...]:
         """The actuators that are part of `action`, in the order of the settings."""
         return tuple(a for a in self.actions.actuators if isinstance(a, Choice | Continuous))
+
+    def fits(self, tick: Transition) -> bool:
+        """Return whether a tick has these fields and actions; one that was stored under other settings may not."""
+        return all(has_fields(tick, *stream) for stream in self.fields.items()) and all(
+            _can_act(a, tick.actions[a.name]) for a in self.learned if a.name in tick.actions
+        )
 
     def features(self) -> dict[str, dict[str, Any]]:
         """Return the features as in `meta/info.json`, without the format's own columns."""
@@ -69,6 +77,20 @@ class Layout:
             "stamp_s": numbers("float64"),
         }
         return out | {f"complementary_info.{name}": feature for name, feature in more.items()}
+
+
+def has_fields(tick: Transition, stream: str, names: tuple[str, ...]) -> bool:
+    """Return whether the stored numbers of a telemetry stream are these fields; True where the stream is missing."""
+    if not tick.present.get(stream) or stream not in tick.tokens:
+        return True
+    stored = tick.encoder_versions.get(stream, "")  # rows of older programs do not say it
+    return tick.tokens[stream].size == len(names) and stored in ("", fields_version(names))
+
+
+def _can_act(actuator: Choice | Continuous, value: Value) -> bool:
+    if isinstance(actuator, Choice):
+        return value in actuator.choices
+    return isinstance(value, tuple) and len(value) == len(actuator.low)
 
 
 def numbers(dtype: str, names: list[str] | None = None) -> dict[str, Any]:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import sqlite3
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import orjson
@@ -124,9 +124,9 @@ def _lerobot(config: Config, options: ExportOptions, on_progress: OnProgress) ->
             (StoredReadings(reader, wanted), RecordedReadings(config.state_dir / "recordings", wanted))
         )
         shown = cameras & readings.streams if options.pictures else frozenset[str]()
-        episodes = Episodes(
-            reader, readings, shown, on_progress, window=(options.window.start_s, options.window.stop_s)
-        )
+        layout = Layout(spec.actions, _fields(config), spec.names, {}, words)
+        window = (options.window.start_s, options.window.stop_s)
+        episodes = Episodes(reader, readings, shown, on_progress, layout.fits, window=window)
         walk = iter(episodes)
         first = next(walk, None)
         if first is None:
@@ -136,7 +136,7 @@ def _lerobot(config: Config, options: ExportOptions, on_progress: OnProgress) ->
             picture = first[0].seen[name]
             assert isinstance(picture, bytes)
             sizes[name] = size_of(picture)
-        layout = Layout(spec.actions, _fields(config), spec.names, sizes, words)
+        layout = replace(layout, cameras=sizes)
         with new_folder(options.out) as draft:
             task = options.task or f"what {config.agent} does"
             writer = DatasetWriter(draft, layout, max(1, round(config.tick.rate_hz)), config.agent, task)
@@ -152,6 +152,11 @@ def _lerobot(config: Config, options: ExportOptions, on_progress: OnProgress) ->
 def _nothing(episodes: Episodes, shown: frozenset[str]) -> str:
     if episodes.tally.no_picture:
         return f"pictures of {', '.join(sorted(shown))} are not stored for any of these ticks; --no-pictures exports the rest"
+    if episodes.tally.other_settings:
+        return (
+            f"{episodes.tally.other_settings} ticks, and none has the fields and actuators of these settings: give the file that they "
+            "were made with"
+        )
     if episodes.tally.rows:
         return (
             f"{episodes.tally.rows} ticks, and no action was executed in any: arm the agent, or leave the mode shadow"

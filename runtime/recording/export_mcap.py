@@ -7,7 +7,7 @@ their first decisions depend on a history that the file does not contain.
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ from learners.experience.episodes import CHUNK
 from learners.experience.reader import Reader, Rewarded
 from learners.experience.records import Raw
 from learners.experience.transition import Transition
+from learners.export.lerobot_features import has_fields
 from runtime.recording.codec import ReadingCodec, picture
 from runtime.recording.reader import Recording, RecordingError
 from runtime.recording.recorder import MAIN, Channels, Note, TickRecord, written
@@ -89,7 +90,7 @@ def _slice(
     """Copy a slice. All readings are decoded, because a sound message has only new samples and a slice must begin with all."""
     held: dict[str, Reading] = {}
     fresh: list[Reading] = []
-    count = 0
+    count, follows = 0, False
     for topic, schema, body in recording.messages():
         stamp_ns = _stamp_ns(body)
         if topic.startswith("/in/"):
@@ -102,12 +103,13 @@ def _slice(
             if stamp_ns / 1e9 in window:
                 channels.write(Note(stamp_ns, topic.removeprefix("/"), body))
         else:
-            if stamp_ns / 1e9 in window:
+            is_wanted = stamp_ns / 1e9 in window
+            if is_wanted:
                 first = [held[name] for name in sorted(body.get("used", ())) if name in held]
-                channels.write(TickRecord(stamp_ns, tuple(fresh if count else first), body))
+                channels.write(TickRecord(stamp_ns, tuple(fresh if follows else first), body))
                 count += 1
                 on_progress()
-            fresh = []
+            fresh, follows = [], is_wanted
     return count
 
 
@@ -133,19 +135,17 @@ def from_experience(
     codec = ReadingCodec()
     rewards = _rewards(reader, window)
     due = next(rewards, None)
-    count, before_s = 0, None
+    count = 0
     with written(out, codec, REMEMBERED, {"agent": agent}, {}) as channels:
         for ticks in _chunks(reader, window, on_progress):
-            since_s = ticks[0].stamp_s if before_s is None else before_s + 1e-6
-            before_s = ticks[-1].stamp_s
-            records: list[tuple[float, int, Any]] = [(t.stamp_s, 1, t) for t in ticks]
-            for stream in reader.raw_streams():
-                records += [(raw.stamp_s, 0, raw) for raw in reader.raw(stream, since_s, before_s + 1e-6)]
-            while due is not None and due.stamp_s <= before_s:
-                records.append((due.stamp_s, 2, due))
-                due = next(rewards, None)
-            for stamp_s, _, record in sorted(records, key=lambda entry: entry[:2]):
-                _put(channels, int(stamp_s * 1e9), record, fields)
+            for run in _rising(ticks):
+                records: list[tuple[float, int, Any]] = [(t.stamp_s, 1, t) for t in run]
+                records += [(raw.stamp_s, 0, raw) for raw in _raws(reader, run)]
+                while due is not None and due.stamp_s <= run[-1].stamp_s:
+                    records.append((due.stamp_s, 2, due))
+                    due = next(rewards, None)
+                for stamp_s, _, record in sorted(records, key=lambda entry: entry[:2]):
+                    _put(channels, int(stamp_s * 1e9), record, fields)
             count += len(ticks)
         while due is not None:
             _put(channels, int(due.stamp_s * 1e9), due, fields)
@@ -161,6 +161,24 @@ def _chunks(reader: Reader, window: TimeWindow, on_progress: OnProgress) -> Iter
         if ticks:
             yield ticks
         on_progress(stop - first, last + 1 - first)
+
+
+def _rising(ticks: Sequence[Transition]) -> Iterator[list[Transition]]:
+    """Yield runs of ticks whose stamps rise: a new one begins where the wall clock was set back."""
+    run: list[Transition] = []
+    for tick in ticks:
+        if run and tick.stamp_s < run[-1].stamp_s:
+            yield run
+            run = []
+        run.append(tick)
+    yield run
+
+
+def _raws(reader: Reader, run: Sequence[Transition]) -> Iterator[Raw]:
+    """Yield the raw readings that were new at these ticks."""
+    stamps = {tick.stamp_s for tick in run}
+    for stream in sorted(reader.raw_streams()):
+        yield from (raw for raw in reader.raw(stream, run[0].stamp_s, run[-1].stamp_s + 1e-6) if raw.stamp_s in stamps)
 
 
 def _rewards(reader: Reader, window: TimeWindow) -> Iterator[Rewarded]:
@@ -182,9 +200,16 @@ def _put(channels: Channels, stamp_ns: int, record: Transition | Raw | Rewarded,
                 if record.present.get(name) and name in record.tokens:
                     values = record.tokens[name].ravel()
                     seen_s = record.stamp_s - record.ages_s.get(name, 0.0)
-                    reading = Telemetry(name, seen_s, record.tick, fields[name], values)
+                    reading = Telemetry(name, seen_s, record.tick, _names(record, name, fields[name]), values)
                     channels.read(reading, stamp_ns, int(seen_s * 1e9))
             channels.add("/decision", "reflexd.Decision", stamp_ns, body_of(record))
+
+
+def _names(tick: Transition, stream: str, fields: tuple[str, ...]) -> tuple[str, ...]:
+    """Return the names of a stream's numbers; numbers that were stored under other settings have their places as names."""
+    if has_fields(tick, stream, fields):
+        return fields
+    return tuple(map(str, range(tick.tokens[stream].size)))
 
 
 def _raw(channels: Channels, stamp_ns: int, raw: Raw) -> None:

@@ -25,6 +25,7 @@ from learners.experience.store import Raw, Store, Transition
 from learners.export.dataset_stats import merged, statistics
 from learners.export.lerobot_features import Layout, fitted, size_of
 from learners.export.lerobot_writer import DatasetWriter, ExportNeeds
+from learners.model.spec import fields_version
 
 ACTIONS = ActionSpace(
     (Choice("head", ("left", "stay", "right")), Continuous("arm", (-1, -1), (1, 1)), Utterance("say", "t"))
@@ -105,13 +106,40 @@ def test_a_tick_has_the_picture_it_saw_or_none(tmp_path: Path) -> None:
     raws = [Raw("front", 1_000.1, "png", picture(1)), Raw("front", 1_000.3, "png", picture(3))]
     raws.append(Raw("orders", 1_000.4, "utf-8", b"find the cat"))
     ages = {1: 0.02, 2: 0.12, 3: 0.02, 4: 0.02, 5: 0.22}  # the picture that tick 4 saw was not stored
-    ticks = [tick(n, ages_s={"front": age, "orders": 0.3}) for n, age in ages.items()]
+    ticks = [tick(n, ages_s={"front": age, "orders": 0.3 + (n - 4) / 10}) for n, age in ages.items()]
     remember(tmp_path, ticks, raws)
     found, walk = episodes(tmp_path, frozenset({"front"}))
     assert numbers(found) == [[1, 2, 3], [5]]
     assert [step.seen["front"] for step in found[0]] == [picture(1), picture(1), picture(3)]
     assert found[1][0].seen["orders"] == "find the cat"
     assert walk.tally.no_picture == 1
+
+
+def test_a_late_picture_that_was_not_stored_is_not_replaced_by_the_one_before(tmp_path: Path) -> None:
+    """Each picture is seen .3 s after its capture: the stored one before came later than the capture of the lost one."""
+    raws = [Raw("front", 1_000.0 + n / 10, "png", picture(n)) for n in range(1, 9) if n % 3]
+    remember(tmp_path, [tick(n, ages_s={"front": 0.3}) for n in range(1, 9)], raws)
+    found, walk = episodes(tmp_path, frozenset({"front"}))
+    assert numbers(found) == [[1, 2], [4, 5], [7, 8]]
+    assert [step.seen["front"] for episode in found for step in episode] == [picture(n) for n in (1, 2, 4, 5, 7, 8)]
+    assert walk.tally.no_picture == 2
+
+
+def test_ticks_of_other_fields_or_choices_are_left_out(tmp_path: Path) -> None:
+    """The numbers of a field, or the index of a choice, never stand for another one."""
+    layout = Layout(ACTIONS, {"joints": ("q1", "q2", "q3")}, STREAMS, {})
+    ours = {"encoder_versions": {"joints": fields_version(("q1", "q2", "q3"))}}
+    swapped = {"encoder_versions": {"joints": fields_version(("q2", "q1", "q3"))}}
+    ticks = [
+        tick(1, **ours), tick(2, **swapped), tick(3, **swapped, present={"joints": False}, tokens={}),
+        tick(4, tokens={"joints": np.zeros((1, 2), np.float32)}), tick(5, actions={"head": "up"}),
+        tick(6, actions={"arm": (0.5,)}), tick(7), tick(8, actions={}, **ours),
+    ]  # fmt: skip
+    remember(tmp_path, ticks, [])
+    found, walk = episodes(tmp_path, fits=layout.fits)
+    assert numbers(found) == [[1], [3], [7, 8]]
+    assert found[2][1].actions == {"head": "right", "arm": (0.5, -1.0)}
+    assert str(walk.tally) == "4 of 8 ticks; 4 of other fields or actuators"
 
 
 def dataset(folder: Path, **more: Any) -> DatasetWriter:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +18,14 @@ from mcap.reader import make_reader
 from actuators.actions import ActionSpace, Choice
 from learners.checkpoints.store import open_checkpoints
 from learners.config.learner import ExperienceSettings
+from learners.experience.reader import Reader
 from learners.experience.store import Raw, Store, Transition
 from learners.ipc.policy_spec import write_policy_spec
 from learners.model.policy import Policy
-from learners.model.spec import PolicySpec, StreamSpec
+from learners.model.spec import PolicySpec, StreamSpec, fields_version
 from runtime.cli.main import main
 from runtime.config.loader import load
+from runtime.recording.export_mcap import TimeWindow, copy_recording
 from runtime.recording.reader import Recording
 from runtime.recording.recorder import Note, Recorder, TickRecord
 from sensors.drivers import opencv
@@ -193,6 +196,74 @@ def test_a_dataset_takes_pictures_and_texts_from_raw_readings_and_recordings(con
     info = json.loads((config.parent / "plain/meta/info.json").read_text())
     assert "observation.images.front" not in info["features"]
     assert info["robot_type"] == "arm"
+
+
+def set_back(n: int) -> float:
+    """The wall clock at a tick, which is set back by 50 seconds before tick 10."""
+    return 1_000.0 + n / 10 - (50.0 if n >= 10 else 0.0)
+
+
+@pytest.mark.parametrize("where", ["raw", "recording"])
+def test_a_clock_that_is_set_back_loses_no_picture(config: Path, where: str) -> None:
+    state = lived(config, count=0)
+    with Reader(state / "experience") as reader:
+        assert reader.count() == 0
+    store = Store(state / "experience", clock=lambda: 1_000.0)
+    for n in range(20):
+        store.append(replace(tick(n), stamp_s=set_back(n)))
+        if where == "raw":
+            store.add_raw(Raw("front", set_back(n), "jpeg", opencv.encode(image(5 * n))))
+    assert store.close()
+    if where == "recording":
+        recorder = Recorder(state / "recordings/r.mcap", {"spec": "x", "session": "s"}, 1 << 30)
+        recorder.start({})
+        for n in range(20):
+            body = {"id": f"s-{n}", "tick": n, "used": {"front": n}}
+            recorder.put(TickRecord(int(set_back(n) * 1e9), (Frame("front", n / 10, n, image(5 * n)),), body))
+        recorder.close()
+    assert export(config, "lerobot", "d")[1].startswith("1 episodes, 20 of 20 ticks;")
+    rows = pq.read_table(config.parent / "d/data/chunk-000/file-000.parquet").to_pylist()
+    shades = [cv2.imdecode(np.frombuffer(r["observation.images.front"]["bytes"], np.uint8), 1).mean() for r in rows]
+    assert shades == pytest.approx([5 * n for n in range(20)], abs=1)
+    assert export(config, "mcap", "e.mcap", "--experience")[0] == 0
+    read = [(topic, body.get("tick")) for topic, _, body in Recording(config.parent / "e.mcap").messages()]
+    assert [number for topic, number in read if topic == "/decision"] == list(range(20))
+    pictures = 20 if where == "raw" else 0
+    assert read.count(("/in/front", None)) == pictures
+    if where == "recording":
+        window = TimeWindow(stop_s=1_000.45)
+        assert copy_recording(state / "recordings/r.mcap", config.parent / "s.mcap", window, lambda *_: None) == 15
+        ticks = list(Recording(config.parent / "s.mcap").ticks())
+        assert [body["tick"] for _, body in ticks] == [*range(5), *range(10, 20)]
+        assert [[reading.seq for reading in fresh] for fresh, _ in ticks] == [[n] for n in (*range(5), *range(10, 20))]
+
+
+def test_a_picture_that_a_gap_of_the_recording_swallowed_is_no_older_one(config: Path) -> None:
+    state = lived(config, count=3)
+    recorder = Recorder(state / "recordings/r.mcap", {"spec": "x", "session": "s"}, 1 << 30)
+    recorder.start({})
+    for n, fresh in enumerate(((Frame("front", 0.0, 0, image(9)),), (), ())):
+        recorder.put(
+            TickRecord(int((1_000 + n / 10) * 1e9), fresh, {"id": f"s-{n}", "tick": n, "used": {"front": n // 2}})
+        )
+    recorder.close()
+    assert export(config, "lerobot", "d")[1].startswith("1 episodes, 2 of 3 ticks; 1 without a stored image")
+
+
+def test_numbers_that_were_stored_under_other_fields_are_not_called_by_these(config: Path) -> None:
+    state = lived(config, count=2)
+    store = Store(state / "experience")
+    for n, fields in enumerate((("q2", "q1"), ("q1", "q2")), start=2):
+        store.append(replace(tick(n), encoder_versions={"joints": fields_version(fields)}))
+    assert store.close()
+    assert export(config, "mcap", "e.mcap")[0] == 0
+    found = [
+        (b["fields"], b["values"]) for t, _, b in Recording(config.parent / "e.mcap").messages() if t == "/in/joints"
+    ]
+    assert found == [(["q1", "q2"], [0, 0]), (["q1", "q2"], [1, -1]), (["0", "1"], [2, -2]), (["q1", "q2"], [3, -3])]
+    assert export(config, "lerobot", "d", "--no-pictures")[1].startswith(
+        "2 episodes, 3 of 4 ticks; 1 of other fields or actuators"
+    )
 
 
 def test_pictures_that_are_not_stored_are_reported(config: Path) -> None:
