@@ -1,6 +1,7 @@
 """Read experience as episodes: runs of ticks of one session, each with the executed actions and the stored raw readings.
 
-An episode ends with `done`, with its session, where more than one tick is missing, at a missing image of a required camera, at ticks of other fields or actuators, and after `LONGEST` steps. An actuator without a command at a tick continues with its last one. Ticks before the first
+An episode ends with `done`, with its session, where more than one tick is missing, and after `LONGEST` steps. It also ends at
+a missing image of a required camera, and at ticks of other fields or actuators. An actuator without a command at a tick continues with its last one. Ticks before the first
 command are skipped. Knows no file format.
 """
 

@@ -164,7 +164,7 @@ def _chunks(reader: Reader, window: TimeWindow, on_progress: OnProgress) -> Iter
 
 
 def _rising(ticks: Sequence[Transition]) -> Iterator[list[Transition]]:
-    """Yield runs of ticks whose stamps rise: a new one begins where the wall clock was set back."""
+    """Yield runs of ticks with rising stamps: a new one begins where the wall clock was set back."""
     run: list[Transition] = []
     for tick in ticks:
         if run and tick.stamp_s < run[-1].stamp_s:
