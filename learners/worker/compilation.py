@@ -16,8 +16,8 @@ from learners.experience.transition import Transition
 from learners.ipc.settings import Backend
 from learners.model.backends.graph_libraries import graph_library
 from learners.model.features import recorded
-from learners.model.fused_part import DOCUMENT, POLICY, GraphDiffers, Window, compile_for_checkpoint
 from learners.model.policy import build
+from learners.model.policy_graph import DOCUMENT, POLICY, GraphDiffers, Window, compile_for_checkpoint
 from learners.model.spec import PolicySpec
 
 WINDOWS = 256

@@ -26,8 +26,8 @@ from learners.checkpoints.signing import credentials_folder, load_key
 from learners.config.policy import EncoderSettings
 from learners.model.backends.calibration_cache import Calibrations, shared_cache
 from learners.model.backends.fastest_backend import BackendSettings
-from learners.model.fused_part import example_inputs
 from learners.model.policy import Policy, build
+from learners.model.policy_graph import example_inputs
 from learners.model.spec import PolicySpec
 from learners.reencoding.encoder_versions import find_state
 from learners.task_serving.versions import TaskVersionStore

@@ -21,8 +21,8 @@ from learners.model.backends.calibration_cache import Calibrations
 from learners.model.backends.checkpoint_graph import FIRST, LATER, NO_GRAPH, StoredGraph
 from learners.model.backends.definitions import in_float32
 from learners.model.backends.fastest_backend import BackendChoice, Inputs, NotCompiled, Run, build, calibrate
-from learners.model.fused_part import Window, digest, module_of, same_decisions
 from learners.model.policy import Policy
+from learners.model.policy_graph import Window, digest, module_of, same_decisions
 
 MAX_GRAPHS = 3
 """Graphs of checkpoints on disk: the live one, the one before it, and one that was rolled back."""

@@ -23,9 +23,9 @@ from learners.model.backends.cuda import CudaGraphRun, stream_of, wait_for
 from learners.model.backends.fastest_backend import BackendChoice, EncoderNotCompiled, NotCompiled, Run
 from learners.model.encoders.base import Encoder
 from learners.model.features import Features, stack
-from learners.model.fused_part import FlatPolicyModule, Window, digest, example_inputs
 from learners.model.heads import HeadOutput, Heads, actuator_values
 from learners.model.policy import Policy
+from learners.model.policy_graph import FlatPolicyModule, Window, digest, example_inputs
 from learners.model.spec import PolicySpec
 from learners.promotion.ope.propensities import taken
 from runtime.inference.compiled_policy import compile_policy

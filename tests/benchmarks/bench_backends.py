@@ -24,8 +24,8 @@ from learners.model.backends.graph_libraries import graph_library
 from learners.model.backends.graphs import LibraryName
 from learners.model.encoders import pretrained
 from learners.model.encoders.bundled_weights import BundledError
-from learners.model.fused_part import example_inputs, module_of
 from learners.model.policy import Policy
+from learners.model.policy_graph import example_inputs, module_of
 from learners.model.spec import PolicySpec, StreamSpec
 
 Run = Callable[..., Tensor]

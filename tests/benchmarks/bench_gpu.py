@@ -31,8 +31,8 @@ from device_engines import POLICIES, engine_of, observation, version_of  # noqa:
 from rl import ARM, CHOICE, plain, random_batch  # noqa: E402 - after the path
 
 from learners.model.backends.cuda import CudaGraphRun  # noqa: E402 - after the path
-from learners.model.fused_part import FlatPolicyModule, example_inputs  # noqa: E402 - after the path
 from learners.model.policy import Policy  # noqa: E402 - after the path
+from learners.model.policy_graph import FlatPolicyModule, example_inputs  # noqa: E402 - after the path
 from learners.model.spec import PolicySpec  # noqa: E402 - after the path
 from learners.rl.algorithm import Algorithm  # noqa: E402 - after the path
 

@@ -20,8 +20,8 @@ from learners.experience.store import Store
 from learners.experience.transition import Transition
 from learners.gym.observations import FrameWindow
 from learners.model.features import Features, recorded
-from learners.model.fused_part import FlatPolicyModule
 from learners.model.policy import Policy
+from learners.model.policy_graph import FlatPolicyModule
 from learners.model.spec import PolicySpec, StreamSpec
 from learners.rl.algorithm import Algorithm
 from learners.rl.replay_buffer import ReplayBuffer

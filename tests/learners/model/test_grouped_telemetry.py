@@ -10,8 +10,8 @@ import torch
 
 from actuators.actions import ActionSpace, Choice
 from learners.model.backends.openvino import JOINED, OpenVinoRun, convert, graph_files, read_graph
-from learners.model.fused_part import FlatPolicyModule, example_inputs, module_of
 from learners.model.policy import Policy
+from learners.model.policy_graph import FlatPolicyModule, example_inputs, module_of
 from learners.model.spec import PolicySpec, StreamSpec
 
 ACTIONS = ActionSpace((Choice("head", ("left", "stay", "right")),))

@@ -23,8 +23,8 @@ from learners.ipc.outbox import Outbox
 from learners.model.backends.calibration_cache import Calibrations
 from learners.model.backends.fastest_backend import BackendSettings
 from learners.model.encoders.pretrained import load
-from learners.model.fused_part import example_inputs
 from learners.model.policy import Policy
+from learners.model.policy_graph import example_inputs
 from learners.model.spec import PolicySpec, StreamSpec
 from learners.reencoding.task_encoder import encoder_tasks, encoders_without_task, state_of
 from learners.safeguards.source_consistency import Quarantine

@@ -22,7 +22,7 @@ from learners.checkpoints.signing import load_key
 from learners.checkpoints.store import Checkpoints
 from learners.experience.transition import Transition
 from learners.ipc.settings import Backend
-from learners.model import fused_part
+from learners.model import policy_graph
 from learners.model.backends import openvino
 from learners.model.backends.calibration_cache import Calibrations
 from learners.model.backends.fastest_backend import BackendChoice, BackendSettings, NotCompiled
@@ -80,7 +80,7 @@ def save(checkpoints: Checkpoints, seed: int, *, graph: bool, library: str | Non
     made = compile_candidate(SPEC, state, Backend(backend="openvino"), ticks(4))
     assert made.problem == ""
     if library is not None:
-        made.documents[fused_part.DOCUMENT][fused_part.POLICY]["library"] = library
+        made.documents[policy_graph.DOCUMENT][policy_graph.POLICY]["library"] = library
     return checkpoints.save({"policy": state}, documents | made.documents, graphs=made.graphs)
 
 
@@ -122,7 +122,7 @@ async def test_the_agent_acts_on_the_graph_of_the_checkpoint_and_converts_nothin
     await engine.switch(version)
     exact = Policy(SPEC).eval()
     exact.load_state_dict(weights(1))
-    module = fused_part.FlatPolicyModule(exact).eval()
+    module = policy_graph.FlatPolicyModule(exact).eval()
     previous = None
     for tick in range(100):
         decided = await engine.decide(seen(tick))
@@ -230,7 +230,7 @@ async def test_without_room_in_the_state_the_graph_is_in_the_folder_for_temporar
 
 def test_a_cached_graph_that_was_changed_is_not_used_and_is_made_again(tmp_path: Path) -> None:
     refused: list[tuple[str, str]] = []
-    policy, examples = Policy(SPEC).eval(), fused_part.example_inputs(SPEC)
+    policy, examples = Policy(SPEC).eval(), policy_graph.example_inputs(SPEC)
 
     def built(state: Path, shared: Path) -> Calibrations:
         found = Calibrations(state, SETTINGS, shared, refused=lambda folder, reason: refused.append((folder, reason)))
@@ -260,7 +260,7 @@ def test_a_cached_graph_that_was_changed_is_not_used_and_is_made_again(tmp_path:
 
 def test_a_graph_in_the_state_needs_the_signature_of_this_daemon(tmp_path: Path) -> None:
     refused: list[str] = []
-    policy, examples = Policy(SPEC).eval(), fused_part.example_inputs(SPEC)
+    policy, examples = Policy(SPEC).eval(), policy_graph.example_inputs(SPEC)
 
     def built(state: Path) -> None:
         calibrations = Calibrations(state, SETTINGS, refused=lambda _folder, reason: refused.append(reason))
@@ -349,13 +349,17 @@ def test_a_signed_graph_that_the_library_cannot_read_is_compiled_again(tmp_path:
     policy = Policy(SPEC).eval()
     calibrations = Calibrations(tmp_path, SETTINGS)
     run, _ = compile_policy(
-        calibrations, policy, fused_part.example_inputs(SPEC), first=False, stored=StoredGraph.of(broken, OPENVINO)
+        calibrations, policy, policy_graph.example_inputs(SPEC), first=False, stored=StoredGraph.of(broken, OPENVINO)
     )
-    assert run(*fused_part.example_inputs(SPEC)).shape == (1, policy.state_width)
+    assert run(*policy_graph.example_inputs(SPEC)).shape == (1, policy.state_width)
     calibrations.convert_here = False
     with pytest.raises(NotCompiled, match="cannot be read"):
         compile_policy(
-            calibrations, policy, fused_part.example_inputs(SPEC), first=False, stored=StoredGraph.of(broken, OPENVINO)
+            calibrations,
+            policy,
+            policy_graph.example_inputs(SPEC),
+            first=False,
+            stored=StoredGraph.of(broken, OPENVINO),
         )
 
 
@@ -365,7 +369,7 @@ def test_the_learner_compares_the_graph_with_torch_and_its_decisions_in_bfloat16
     assert note["difference"] < 1e-5
     assert note["windows"] == 30
     assert note["library"] == openvino.LIBRARY
-    assert set(note["same_decisions"]) == ({fused_part.processor()} if fused_part.has_bfloat16() else set())
+    assert set(note["same_decisions"]) == ({policy_graph.processor()} if policy_graph.has_bfloat16() else set())
     assert compile_candidate(SPEC, weights(1), Backend(backend="torch"), ticks(60)).graphs == {}
     plain = PolicySpec(SPEC.streams[:1], SPEC.actions, history=2)
     assert plain.plain
@@ -382,9 +386,9 @@ def test_the_learners_comparison_decides_the_precision(tmp_path: Path, same: boo
     calibrations.remember(shape, torch.device("cpu"), BackendChoice("openvino", "bfloat16", ()))
     calibrations.convert_here = False
     policy = Policy(SPEC).eval()
-    files, _ = fused_part.compile_for_checkpoint(policy, [], OPENVINO, threads=1, tolerance=0.02)
+    files, _ = policy_graph.compile_for_checkpoint(policy, [], OPENVINO, threads=1, tolerance=0.02)
     _, choice = compile_policy(
-        calibrations, policy, fused_part.example_inputs(SPEC), first=False, stored=StoredGraph(files, same, "")
+        calibrations, policy, policy_graph.example_inputs(SPEC), first=False, stored=StoredGraph(files, same, "")
     )
     assert choice.precision == precision
 

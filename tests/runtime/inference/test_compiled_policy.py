@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from actuators.actions import ActionSpace, Choice
-from learners.model import fused_part
+from learners.model import policy_graph
 from learners.model.backends import fastest_backend, openvino
 from learners.model.backends.calibration_cache import Calibrations
 from learners.model.backends.fastest_backend import BackendSettings, Inputs, Measured
@@ -52,11 +52,11 @@ def test_a_restart_converts_nothing_and_other_weights_never_use_the_graph(
     assert (converted, choice.backend) == ([], "openvino")
     with torch.inference_mode():
         torch.testing.assert_close(
-            run(*example()), fused_part.FlatPolicyModule(policy(1)).eval()(*example()), atol=1e-3, rtol=1e-3
+            run(*example()), policy_graph.FlatPolicyModule(policy(1)).eval()(*example()), atol=1e-3, rtol=1e-3
         )
         other, _ = compiled_policy.compile_policy(calibrations, policy(2), example(), first=False)
         torch.testing.assert_close(
-            other(*example()), fused_part.FlatPolicyModule(policy(2)).eval()(*example()), atol=1e-3, rtol=1e-3
+            other(*example()), policy_graph.FlatPolicyModule(policy(2)).eval()(*example()), atol=1e-3, rtol=1e-3
         )
     assert len(converted) == 1
 
@@ -119,7 +119,7 @@ def lead(weights: Policy, run: fastest_backend.Run, window: tuple[Features, ...]
 @torch.inference_mode()
 def tied(weights: Policy, seen: list[tuple[Features, ...]]) -> Policy:
     """Weights with which the precision decides the choice in one of the observations."""
-    module = fused_part.FlatPolicyModule(weights).eval()
+    module = policy_graph.FlatPolicyModule(weights).eval()
     runs = (module, fastest_backend.torch_run(module, "bfloat16"))
     leads = [[lead(weights, run, window) for run in runs] for window in seen]
     apart = max(leads, key=lambda pair: abs(pair[0] - pair[1]))

@@ -9,8 +9,8 @@ import torch
 
 from actuators.actions import ActionSpace, Choice
 from learners.model.backends.openvino import OpenVinoRun, convert
-from learners.model.fused_part import FlatPolicyModule
 from learners.model.policy import Policy
+from learners.model.policy_graph import FlatPolicyModule
 from learners.model.spec import PolicySpec, StreamSpec
 
 ROUNDS, MEGABYTES = 12, 3.0

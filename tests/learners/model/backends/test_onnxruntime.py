@@ -18,8 +18,8 @@ from learners.model.backends import graph_libraries, onnxruntime
 from learners.model.backends.fastest_backend import BackendSettings, NoBackend, calibrate, candidates
 from learners.model.backends.graph_libraries import graph_library, missing_reason
 from learners.model.backends.onnxruntime import OnnxRuntime, convert
-from learners.model.fused_part import example_inputs, module_of
 from learners.model.policy import Policy
+from learners.model.policy_graph import example_inputs, module_of
 from learners.model.spec import PolicySpec, StreamSpec
 
 LIBRARY = OnnxRuntime()

@@ -21,9 +21,9 @@ from learners.model.backends.definitions import CPU, BackendChoice, BackendSetti
 from learners.model.backends.graph_libraries import graph_library
 from learners.model.backends.graphs import LibraryName
 from learners.model.backends.openvino import convert, graph_files
-from learners.model.fused_part import compile_for_checkpoint
 from learners.model.gaussian_actor import unit_log_density
 from learners.model.policy import Policy
+from learners.model.policy_graph import compile_for_checkpoint
 from learners.model.shapley import explain
 from learners.model.spec import PolicySpec, StreamSpec
 from runtime.inference.compiled_engine import graph_run

@@ -1,4 +1,4 @@
-"""The fused part of a policy as backends compile it: flat arguments, a digest of its weights, graphs, and a comparison of decisions.
+"""Convert a policy to the graph that the agent acts on: flat arguments, a digest of the weights, and a comparison with torch.
 
 The learner converts a candidate here and stores the graph in its checkpoint. The agent reads the graph, so that it converts
 nothing while it acts.
