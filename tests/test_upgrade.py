@@ -28,7 +28,7 @@ from learners.checkpoints.manifest import CheckpointRefused
 from learners.checkpoints.signing import KeyRefused, load_key
 from learners.checkpoints.store import Checkpoints
 from learners.config.learner import ExperienceSettings
-from learners.continual.trainer import TrainerState
+from learners.continual.trainer_state import TrainerState
 from learners.experience import schema
 from learners.experience.reader import Reader
 from learners.experience.store import Store

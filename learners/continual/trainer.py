@@ -18,7 +18,7 @@ import math
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -39,7 +39,8 @@ from learners.continual.acceptance import (
     rejection_reason,
     too_few_reason,
 )
-from learners.continual.candidate_training import CandidateTrainer, TrainedCandidate
+from learners.continual.candidate_figures import Candidate
+from learners.continual.candidate_training import CandidateTrainer
 from learners.continual.encoder_adaptation import EncoderAdaptation
 from learners.continual.evaluation import (
     CandidateMetrics,
@@ -56,10 +57,12 @@ from learners.continual.evaluation import (
     single_labels,
 )
 from learners.continual.evaluation_report import write_evaluation
-from learners.continual.labels import Labelled, Labels
-from learners.continual.old_class_anchor import AnchoredRow, OldClassAnchors, figures_of, scores_of
+from learners.continual.label_batch import LabelBatch, newest
+from learners.continual.labels import Labels
+from learners.continual.old_class_anchor import AnchoredRow, figures_of, scores_of
 from learners.continual.source_ablation import ALPHA, MIN_LABELS, by_source, single_source, sources_to_ablate
 from learners.continual.splits import Holdout, classes
+from learners.continual.trainer_state import MAX_REJECTIONS, TrainerState
 from learners.experience.reader import Reader
 from learners.files import private_folder, write_atomically
 from learners.finetune.error_analysis.slices import check_slice, shown, without_nan
@@ -71,87 +74,6 @@ from learners.task_serving.options import options_of
 from learners.task_serving.versions import TaskVersion, TaskVersionStore
 from learners.tasks.base import DataError, Example, Task, saved, saved_as, saved_options
 from learners.tasks.task_classes import open_task
-
-MAX_REJECTIONS = 3
-"""Rejected candidates after which a label never trains again."""
-
-
-@dataclass(slots=True)
-class TrainerState:
-    """What a trainer stores between runs."""
-
-    judged: int = 0
-    """The last label that was trained on, or that may not train again."""
-    number: int = 0
-    rejected: list[list[int]] = field(default_factory=list)
-    """Ranges of rejected label numbers: first excluded, last included."""
-    tried: int = 0
-    """The last label of a version that did not go live; a new run waits for more."""
-    questions: int = 0
-    """Candidates that the held-out file has evaluated."""
-    anchor: str = ""
-    """The last version that was shown to be better than the anchor before it; empty where there is none."""
-    anchor_scores: list[float] = field(default_factory=list)
-    """Of the anchor, for each example of the held-out file."""
-    file: str = ""
-    """Digest of the held-out file that `anchor_scores` and `questions` belong to."""
-    old_classes: OldClassAnchors = field(default_factory=OldClassAnchors)
-    """The best scores of held-out examples of old classes."""
-
-    @classmethod
-    def of(cls, body: dict[str, Any]) -> TrainerState:
-        """Return the state as it was stored; what this program does not know is left out."""
-        old = OldClassAnchors(**body.get("old_classes", {}))
-        old.rows = {key: (int(place), float(score)) for key, (place, score) in old.rows.items()}
-        names = {one.name for one in fields(cls)}
-        return cls(**{name: value for name, value in body.items() if name in names} | {"old_classes": old})
-
-    def counts(self, label: Labelled) -> bool:
-        """Return whether a label may train."""
-        return sum(low < label.id <= high for low, high in self.rejected) < MAX_REJECTIONS
-
-    def of_file(self, digest: str) -> TrainerState:
-        """Return the state for a held-out file: another file has no anchor and was never used."""
-        return self if self.file == digest else replace(self, file=digest, questions=0, anchor="", anchor_scores=[])
-
-
-@dataclass(frozen=True, slots=True)
-class Candidate:
-    """A trained candidate with its figures; `evaluated` where there is a held-out file."""
-
-    trained: TrainedCandidate
-    figures: dict[str, Any]
-    evaluated: CandidateMetrics | None
-    old_classes: dict[str, AnchoredRow] = field(default_factory=dict)
-    """Held-out examples of old classes, compared with the best version of each."""
-    missing: dict[str, int] = field(default_factory=dict)
-    """Labels by part, `held-out` and `validation`, without which no candidate could be shown to be better than chance."""
-
-    @property
-    def conclusive(self) -> dict[str, Any]:
-        """The figures without an agreement that even a candidate without a mistake could not bring above chance."""
-        names = {"held-out": "agreement_low", "validation": "validation_agreement_low"}
-        void = {names[part] for part, count in self.missing.items() if count}
-        return {name: value for name, value in self.figures.items() if name not in void}
-
-
-@dataclass(frozen=True, slots=True)
-class LabelBatch:
-    """The labels of one run, new and known before, and the run's callbacks."""
-
-    new: Sequence[Labelled]
-    known: Sequence[Labelled]
-    number: int
-    on_progress: OnProgress | None
-    stop: Callable[[], bool] | None
-    last: int
-    """Number of the last new label, also of one that cannot be read."""
-    readable: ReadableRows
-
-    def without(self, sources: Sequence[str]) -> LabelBatch:
-        """Return the batch without some sources."""
-        new = [one for one in self.new if one.source not in sources]
-        return replace(self, new=new, known=[one for one in self.known if one.source not in sources])
 
 
 @dataclass(frozen=True, slots=True)
@@ -473,19 +395,20 @@ class ContinualTrainer:
         batch: LabelBatch,
         blamed: tuple[dict[str, Any], ...],
     ) -> AcceptanceVerdict:
+        """Promote, store or reject a candidate, and save the state; return the verdict."""
         judged, last = self._judged(state), batch.last
         state.number += 1
         if attempt.evaluated is not None:
             state = state.of_file(holdout.digest)
             state.questions += 1
             attempt.figures["questions"] = float(state.questions)
-        version: TaskVersion | None = None
         reason = rejection_reason(attempt.conclusive, self.finetune) if holdout.file is not None else ""
         if "slices" in attempt.figures:
             attempt.figures["slices"] = shown(attempt.figures["slices"], self.finetune.max_slice_drop)
         outcome: Outcome = "rejected" if reason else "promoted"
         if holdout.file is None or (not reason and any(attempt.missing.values())):
             outcome = "inconclusive"
+        version: TaskVersion | None = None
         if outcome == "rejected":
             for_good = bool(blamed) or labels_at_fault(attempt.conclusive)
             state.rejected += [[judged, last]] * (MAX_REJECTIONS if for_good else 1)
@@ -495,29 +418,35 @@ class ContinualTrainer:
         if outcome == "promoted" and version is not None:
             self.versions.promote(version)
             state.judged = last
-            if attempt.evaluated is not None:
-                task, after = attempt.trained.task, attempt.evaluated.after
-                if attempt.figures.get("anchor_lower", 1.0) > 0.0:
-                    state.anchor, state.anchor_scores = version.name, after
-                scores = scores_of(task, holdout.examples, without_nan(after))
-                state.old_classes = state.old_classes.promoted(
-                    version.name, task, attempt.old_classes, scores, anchor_confidence(state.questions)
-                )
+            self._follow_promotion(state, holdout, attempt, version.name)
         else:
             state.tried = last
         if version is not None and outcome == "inconclusive":
-            too_few = any(attempt.missing.values())
-            reason = (
-                too_few_reason(self.name, version.name, attempt.missing)
-                if too_few
-                else inconclusive_reason(self.name, version.name)
-            )
+            reason = self._why_inconclusive(version.name, attempt)
         self._save_state(state)
         name = version.name if version is not None else None
         reason_text = reason or "no worse on the held-out file, and the new labels can be learned"
         verdict = AcceptanceVerdict(self.name, outcome, reason_text, name, attempt.figures, holdout.origin, blamed)
         self._write_evaluation(verdict, holdout, attempt, batch)
         return verdict
+
+    @staticmethod
+    def _follow_promotion(state: TrainerState, holdout: Holdout, attempt: Candidate, version: str) -> None:
+        """Note the scores of a version that goes live: of the anchor, if it is better than that, and of old classes."""
+        if attempt.evaluated is None:
+            return
+        task, after = attempt.trained.task, attempt.evaluated.after
+        if attempt.figures.get("anchor_lower", 1.0) > 0.0:
+            state.anchor, state.anchor_scores = version, after
+        scores = scores_of(task, holdout.examples, without_nan(after))
+        state.old_classes = state.old_classes.promoted(
+            version, task, attempt.old_classes, scores, anchor_confidence(state.questions)
+        )
+
+    def _why_inconclusive(self, version: str, attempt: Candidate) -> str:
+        if any(attempt.missing.values()):
+            return too_few_reason(self.name, version, attempt.missing)
+        return inconclusive_reason(self.name, version)
 
     def _write_evaluation(
         self, verdict: AcceptanceVerdict, holdout: Holdout, attempt: Candidate, batch: LabelBatch
@@ -532,14 +461,3 @@ class ContinualTrainer:
         }
         found = attempt.evaluated.predictions if attempt.evaluated is not None else []
         write_evaluation(self.versions.folder, facts, holdout.examples, found, holdout.labels)
-
-
-def newest(labels: Sequence[Labelled], per_source: int) -> list[Labelled]:
-    """Return the newest `per_source` labels of each source, in their order."""
-    seen: Counter[str] = Counter()
-    newest_first = []
-    for one in reversed(labels):
-        seen[one.source] += 1
-        if seen[one.source] <= per_source:
-            newest_first.append(one)
-    return newest_first[::-1]

@@ -14,7 +14,8 @@ from learners.config.tasks import FinetuneSettings, TaskSettings
 from learners.continual.acceptance import forgetting_reason, rejection_reason
 from learners.continual.evaluation import known_classes
 from learners.continual.old_class_anchor import AnchoredRow, OldClassAnchors, figures_of, row_key, scores_of
-from learners.continual.trainer import ContinualTrainer, TrainerState
+from learners.continual.trainer import ContinualTrainer
+from learners.continual.trainer_state import TrainerState
 from learners.experience.reader import Reader
 from learners.experience.store import Label, Store
 from learners.tasks.base import Prediction, Task

@@ -28,9 +28,10 @@ from learners.continual.candidate_training import (
     replay,
 )
 from learners.continual.evaluation import sign_test
+from learners.continual.label_batch import newest
 from learners.continual.labels import Labelled, Labels
 from learners.continual.source_ablation import single_source, sources_to_ablate
-from learners.continual.trainer import ContinualTrainer, newest
+from learners.continual.trainer import ContinualTrainer
 from learners.experience.reader import Reader
 from learners.experience.store import Label, Raw, Store, Transition
 from learners.finetune.error_analysis.scores import each
