@@ -22,7 +22,12 @@ from learners.experience.episodes import Step
 from learners.experience.transition import Transition
 from learners.export.dataset_stats import Column
 from learners.model.spec import fields_version
+from sensors.codecs.images import decode_image
 
+ORIENTATION = 0x0112
+"""Tag of EXIF."""
+MAX_PIXELS = 1 << 28
+"""Of a stored picture."""
 BY = ("none", "policy", "override", "gate")
 """Codes of `complementary_info.by`: who moved an actuator at this frame."""
 
@@ -173,17 +178,50 @@ def _age(ages_s: Mapping[str, float], present: Mapping[str, bool], name: str) ->
 
 
 def size_of(picture: bytes) -> tuple[int, int]:
-    """Height and width, from the header."""
-    with Image.open(io.BytesIO(picture)) as image:
-        return image.height, image.width
+    """Height and width as the policy saw it, from the header.
+
+    Raises:
+        ValueError: it is no picture.
+    """
+    height, width, is_plain = _header(picture)
+    return (height, width) if is_plain else _seen(picture).shape[:2]
 
 
 def fitted(picture: bytes | str, size: tuple[int, int]) -> bytes:
-    """Return the same bytes, or a PNG of the given height and width if the camera changed its own."""
+    """Return the same bytes, or a PNG if the camera changed its size, or other readers would see another picture than the policy.
+
+    These are pictures with an orientation, and all but RGB of 8 bits: grey, 16 bits, palettes, CMYK, transparent parts.
+
+    Raises:
+        ValueError: it is no picture.
+    """
     assert isinstance(picture, bytes)
-    if size_of(picture) == size:
+    height, width, is_plain = _header(picture)
+    if is_plain and (height, width) == size:
         return picture
     out = io.BytesIO()
-    with Image.open(io.BytesIO(picture)) as image:
-        image.convert("RGB").resize((size[1], size[0])).save(out, "PNG")
+    image = Image.fromarray(_seen(picture))
+    image = image if (image.height, image.width) == size else image.resize((size[1], size[0]))
+    image.save(out, "PNG")
     return out.getvalue()
+
+
+def _header(picture: bytes) -> tuple[int, int, bool]:
+    """Return height and width, and whether every reader sees the same RGB picture in these bytes.
+
+    Raises:
+        ValueError: it is no picture.
+    """
+    try:
+        with Image.open(io.BytesIO(picture)) as image:
+            is_plain = (
+                image.mode == "RGB" and "transparency" not in image.info and image.getexif().get(ORIENTATION, 1) == 1
+            )
+            return image.height, image.width, is_plain
+    except (OSError, SyntaxError) as error:
+        raise ValueError(f"a stored picture cannot be read: {error}") from None
+
+
+def _seen(picture: bytes) -> NDArray[np.uint8]:
+    """Return a picture as streams decode it, HxWx3."""
+    return decode_image(picture, MAX_PIXELS)

@@ -24,6 +24,8 @@ from learners.export.lerobot_features import Layout, columns, numbers
 VERSION = "v3.0"
 FILE_MB = 100
 CHUNK_FILES = 1_000
+UNEVEN = 0.05
+"""Relative error of the steps a second that an export names."""
 FILES = "chunk-{chunk_index:03d}/file-{file_index:03d}.parquet"
 
 
@@ -64,6 +66,8 @@ class DatasetWriter:
     frames: int = 0
     tasks: dict[str, int] = field(default_factory=dict)
     file_mb: float = FILE_MB
+    _span_s: float = 0.0
+    """From the first to the last step of every episode."""
     _features: dict[str, dict[str, Any]] = field(init=False)
     _episodes: list[dict[str, Any]] = field(default_factory=list)
     _stats: list[Stats] = field(default_factory=list)
@@ -88,6 +92,15 @@ class DatasetWriter:
     def episodes(self) -> int:
         """How many were written."""
         return len(self._episodes)
+
+    @property
+    def uneven(self) -> str:
+        """The true number of steps a second, for a person, where the format's whole number is off by more than `UNEVEN`; else empty."""
+        intervals = self.frames - len(self._episodes)
+        if not intervals or abs(self.fps * self._span_s / intervals - 1) <= UNEVEN:
+            return ""
+        true = f"{intervals / self._span_s:.3g}" if self._span_s > 0 else "unknown"
+        return f"; it counts {self.fps} steps a second, in truth {true} (complementary_info.stamp_s)"
 
     def add(self, steps: Sequence[Step]) -> None:
         """Add one episode."""
@@ -119,6 +132,7 @@ class DatasetWriter:
             | {f"stats/{name}/{what}": x for name, entry in stats.items() for what, x in entry.items()}
         )
         self.frames += len(steps)
+        self._span_s += steps[-1].transition.stamp_s - steps[0].transition.stamp_s
 
     def close(self) -> None:
         """Write everything under `meta/`."""

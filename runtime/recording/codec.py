@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import base64
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, TypeVar, get_args
 
 import numpy as np
 import orjson
@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from sensors.codecs.images import decode_image
 from sensors.drivers import opencv
-from sensors.readings import Frame, Reading, Sound, Telemetry, Text
+from sensors.readings import Frame, Reading, Sound, StampSource, Telemetry, Text
 
 PCM = 32_768
 """Full scale of 16-bit samples."""
@@ -83,20 +83,26 @@ class ReadingCodec:
             reading = self._decode(stream, schema, body)
         except (LookupError, TypeError, AttributeError, OverflowError) as error:
             raise ValueError(f"{stream}: a damaged reading ({type(error).__name__}: {error})") from None
-        return replace(reading, stamp_source=body.get("stamp_source", "arrival"))
+        source = body.get("stamp_source", "arrival")
+        if source not in get_args(StampSource):
+            raise ValueError(f"{stream}: a damaged reading (its stamp is of {str(source)[:60]!r})")
+        return replace(reading, stamp_source=source)
 
     def _decode(self, stream: str, schema: str, body: dict[str, Any]) -> Reading:
-        stamp_s, seq = body["stamp_s"], body["seq"]
+        stamp_s, seq = float(_of((int, float), body["stamp_s"])), _of(int, body["seq"])
         match schema:
             case "foxglove.CompressedImage":
                 data = base64.b64decode(body["data"], validate=True)
                 return Frame(stream, stamp_s, seq, decode_image(data, MAX_PIXELS), data)
             case "foxglove.RawAudio":
-                return Sound(stream, stamp_s, seq, self._decode_sound(stream, body), body["sample_rate"])
+                rate_hz = _of(int, body["sample_rate"])
+                if rate_hz <= 0 or body.get("number_of_channels", 1) != 1:
+                    raise TypeError(f"{body.get('number_of_channels')} channels at {rate_hz} Hz")
+                return Sound(stream, stamp_s, seq, self._decode_sound(stream, body), rate_hz)
             case "reflexd.Text":
-                return Text(stream, stamp_s, seq, body["text"])
+                return Text(stream, stamp_s, seq, _of(str, body["text"]))
             case "reflexd.Telemetry":
-                return Telemetry(stream, stamp_s, seq, tuple(body["fields"]), np.array(body["values"], np.float64))
+                return Telemetry(stream, stamp_s, seq, *_telemetry(body))
         raise ValueError(f"{stream}: no reading has the schema {schema!r}")
 
     def _encode_sound(self, sound: Sound) -> dict[str, Any]:
@@ -112,13 +118,40 @@ class ReadingCodec:
 
     def _decode_sound(self, stream: str, body: dict[str, Any]) -> NDArray[np.float32]:
         new = _samples(body)
-        window = int(body["window"])
+        window = _of(int, body["window"])
         before = self._sounds.get(stream, np.empty(0, np.float32))
         samples = np.concatenate((before, new))[-window:] if window else np.empty(0, np.float32)
         if len(samples) != window:
             raise ValueError(f"{stream}: a sound refers to samples that are not in the recording")
         self._sounds[stream] = samples
         return samples
+
+
+T = TypeVar("T")
+
+
+def _of(kind: type[T] | tuple[type[T], ...], value: Any) -> T:
+    """Return a value of a message that has the type it must have; a truth value is no number.
+
+    Raises:
+        TypeError: it has another one.
+    """
+    if isinstance(value, bool) or not isinstance(value, kind):
+        raise TypeError(f"{str(value)[:60]!r} is a {type(value).__name__}")
+    return value
+
+
+def _telemetry(body: dict[str, Any]) -> tuple[tuple[str, ...], NDArray[np.float64]]:
+    """Return the fields and their numbers; one that was not finite was recorded as null.
+
+    Raises:
+        TypeError: there is not one number for each field.
+    """
+    fields = tuple(_of(str, name) for name in body["fields"])
+    values = [np.nan if value is None else float(_of((int, float), value)) for value in body["values"]]
+    if len(values) != len(fields) or len(set(fields)) != len(fields):
+        raise TypeError(f"{len(values)} numbers for {len(set(fields))} fields")
+    return fields, np.array(values, np.float64)
 
 
 def picture(stream: str, data: bytes) -> dict[str, Any]:
@@ -158,6 +191,8 @@ def _samples(body: dict[str, Any]) -> NDArray[np.float32]:
     if "float32" in body or body["format"] == "pcm-f32":  # the first recordings had no other format
         data = body.get("float32", body["data"])
         return np.frombuffer(base64.b64decode(data, validate=True), "<f4").astype(np.float32)
+    if body["format"] != "pcm-s16":
+        raise TypeError(f"sound of the format {str(body['format'])[:60]!r}")
     return _floats(np.frombuffer(base64.b64decode(body["data"], validate=True), "<i2"))
 
 

@@ -25,7 +25,7 @@ from learners.model.policy import build
 from learners.model.spec import PolicySpec, SpecError
 from runtime.config.schema import Config
 from runtime.recording.export_mcap import OnProgress, TimeWindow, copy_recording, from_experience
-from runtime.recording.reader import RecordingError
+from runtime.recording.reader import Recording, RecordingError
 from runtime.recording.recorded_readings import RecordedReadings
 from sensors.config import policy_fields_of
 
@@ -120,9 +120,8 @@ def _lerobot(config: Config, options: ExportOptions, on_progress: OnProgress) ->
     words = tuple(s.name for s in spec.streams if s.modality == "text")
     with Reader(config.state_dir / "experience") as reader:
         wanted = cameras.union(words)
-        readings = CombinedReadings(
-            (StoredReadings(reader, wanted), RecordedReadings(config.state_dir / "recordings", wanted))
-        )
+        recorded = RecordedReadings(config.state_dir / "recordings", wanted)
+        readings = CombinedReadings((StoredReadings(reader, wanted), recorded))
         shown = cameras & readings.streams if options.pictures else frozenset[str]()
         layout = Layout(spec.actions, _fields(config), spec.names, {}, words)
         window = (options.window.start_s, options.window.stop_s)
@@ -146,6 +145,8 @@ def _lerobot(config: Config, options: ExportOptions, on_progress: OnProgress) ->
             writer.close()
     left = sorted(cameras - shown) if options.pictures else []
     hint = f"; no pictures of {', '.join(left)} are stored; `reflexd record on` records them" if left else ""
+    hint += writer.uneven
+    hint += "".join(f"; {name}: {problem}" for name, problem in sorted(recorded.damage.items()))
     return f"{writer.episodes} episodes, {episodes.tally}{hint}; {options.out}"
 
 
@@ -172,11 +173,15 @@ def _mcap(config: Config, options: ExportOptions, on_progress: OnProgress) -> st
     folder = config.state_dir / "recordings"
     if options.recording is not None or (not options.experience and any(folder.glob("*.mcap"))):
         source = _recording(folder, options.recording)
+        recording = Recording(source)
         with new_file(options.out) as draft:
-            count = copy_recording(source, draft, options.window, on_progress)
+            count = copy_recording(recording, draft, options.window, on_progress)
+            ending = recording.ending("its last chunk")
             if count == 0:
-                raise NotExported(f"{source.name}: no decision in this window of time: widen --since and --until")
-        return f"{source.name}{'' if count < 0 else f', {count} decisions'}; {options.out}"
+                why = f"; it is {ending}" if ending is not None else ""
+                raise NotExported(f"{source.name}: no decision in this window of time: widen --since and --until{why}")
+        note = f"; {ending}" if ending is not None else ""
+        return f"{source.name}{'' if count < 0 else f', {count} decisions'}{note}; {options.out}"
     with Reader(config.state_dir / "experience") as reader, new_file(options.out) as draft:
         count = from_experience(
             reader, draft, options.window, agent=config.agent, fields=_fields(config), on_progress=on_progress

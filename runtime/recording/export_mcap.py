@@ -45,13 +45,13 @@ class TimeWindow:
         return self == TimeWindow()
 
 
-def copy_recording(source: Path, out: Path, window: TimeWindow, on_progress: OnProgress) -> int:
-    """A recording, whole or cut; returns how many decisions are in it (-1: not counted, it was copied as it is).
+def copy_recording(recording: Recording, out: Path, window: TimeWindow, on_progress: OnProgress) -> int:
+    """Copy a recording, whole or a part of it; return how many decisions are in it (-1: not counted, it was copied as it is).
 
     Raises:
         RecordingError: the file is no recording of ours.
     """
-    recording = Recording(source)
+    source = recording.path
     metadata = recording.metadata()
     if window.everything:
         shutil.copyfile(source, out)
@@ -71,17 +71,8 @@ def copy_recording(source: Path, out: Path, window: TimeWindow, on_progress: OnP
 def _first_stamp(recording: Recording) -> float:
     for topic, _, body in recording.messages():
         if topic == "/decision":
-            return _stamp_ns(body) / 1e9
+            return recording.stamp_ns(topic, body) / 1e9
     return -1.0
-
-
-def _stamp_ns(body: Mapping[str, Any]) -> int:
-    try:
-        return int(body["timestamp"]["sec"]) * 10**9 + int(body["timestamp"]["nsec"])
-    except (LookupError, TypeError, ValueError):
-        raise RecordingError(
-            f"a message with the timestamp {str(body.get('timestamp'))[:100]}, which is none"
-        ) from None
 
 
 def _slice(
@@ -92,7 +83,7 @@ def _slice(
     fresh: list[Reading] = []
     count, follows = 0, False
     for topic, schema, body in recording.messages():
-        stamp_ns = _stamp_ns(body)
+        stamp_ns = recording.stamp_ns(topic, body)
         if topic.startswith("/in/"):
             try:
                 fresh.append(codec.decode(topic.removeprefix("/in/"), schema, body))
@@ -105,7 +96,7 @@ def _slice(
         else:
             is_wanted = stamp_ns / 1e9 in window
             if is_wanted:
-                first = [held[name] for name in sorted(body.get("used", ())) if name in held]
+                first = [held[name] for name in sorted(recording.used(body)) if name in held]
                 channels.write(TickRecord(stamp_ns, tuple(fresh if follows else first), body))
                 count += 1
                 on_progress()

@@ -6,7 +6,7 @@ A file that was cut off is read to its last whole chunk. `recorder.py` writes wh
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -26,6 +26,8 @@ from sensors.readings import Reading
 _LOG = structlog.get_logger(__name__)
 MAGIC = b"\x89MCAP0\r\n"
 """First and last bytes of a file that was closed."""
+MAX_STAMP_NS = 2**63 - 1
+"""In the year 2262."""
 MAX_RECORD_BYTES = 1 << 30
 """A longer record is not read: a damaged length must not exhaust the memory."""
 
@@ -108,6 +110,18 @@ class Recording:
                     what = str(error) or type(error).__name__
                     raise RecordingError(f"{self.path}: not an MCAP file: {what}") from None
 
+    def ending(self, last: str) -> str | None:
+        """Return in words where the messages ended that were read, if that is not the end of the recording.
+
+        Args:
+            last: the last decision that was read.
+        """
+        if self.whole and self.damage:
+            return f"damaged after {last}: later decisions cannot be read ({self.damage[0]})"
+        if self.whole:
+            return None
+        return f"cut off after {last}: the daemon was killed, the disk was full, or it is still being recorded"
+
     @property
     def whole(self) -> bool:
         """Whether the file was closed; one that was not is cut off at some moment."""
@@ -133,14 +147,50 @@ class Recording:
                 yield fresh, body
                 fresh = []
 
-    def _body(self, topic: str, data: bytes) -> dict[str, Any]:
-        body = orjson.loads(data)
+    def stamp_ns(self, topic: str, body: Mapping[str, Any]) -> int:
+        """Return the time of a message in Unix nanoseconds, as MCAP counts them.
+
+        Raises:
+            RecordingError: it has none.
+        """
+        stamp = body.get("timestamp")
+        sec, nsec = (stamp.get("sec"), stamp.get("nsec")) if isinstance(stamp, dict) else (None, None)
+        if type(sec) is int and type(nsec) is int and sec >= 0 <= nsec:
+            stamp_ns = sec * 10**9 + nsec
+            if stamp_ns <= MAX_STAMP_NS:
+                return stamp_ns
+        raise RecordingError(f"{self.path}: a message on {topic} with the timestamp {str(stamp)[:100]}, which is none")
+
+    def used(self, body: Mapping[str, Any]) -> Mapping[str, Any]:
+        """Return the number of the reading that a decision used, by stream.
+
+        Raises:
+            RecordingError: they are not named.
+        """
+        used = body.get("used", {})
+        if not isinstance(used, dict):
+            raise RecordingError(
+                f"{self.path}: a decision with the readings {str(used)[:100]}; reflexd did not write it"
+            )
+        return used
+
+    def _body(self, topic: str, encoding: str, data: bytes) -> dict[str, Any]:
+        if encoding != "json":
+            raise RecordingError(
+                f"{self.path}: a message on {topic} in {encoding[:40]!r}, not in JSON; reflexd did not write it"
+            )
+        try:
+            body = orjson.loads(data)
+        except orjson.JSONDecodeError as error:
+            raise RecordingError(f"{self.path}: a message on {topic} is not JSON: {error}") from None
         if not isinstance(body, dict):
             raise RecordingError(f"{self.path}: a message on {topic} is not a JSON object")
         return body
 
     def messages(self) -> Iterator[tuple[str, str, dict[str, Any]]]:
         """Yield topic, schema and body of every message in the order it was written, up to the last whole chunk.
+
+        Messages that another program added in another encoding are left out, except on the topics of readings and decisions.
 
         Raises:
             RecordingError: a message is not a JSON object.
@@ -149,8 +199,10 @@ class Recording:
             try:
                 reader = NonSeekingReader(file, validate_crcs=True, record_size_limit=MAX_RECORD_BYTES)
                 for schema, channel, message in reader.iter_messages(log_time_order=False):
-                    if channel.message_encoding == "json" and schema is not None:
-                        yield channel.topic, schema.name, self._body(channel.topic, message.data)
+                    is_json, topic = channel.message_encoding == "json", channel.topic
+                    if is_json or topic == "/decision" or topic.startswith("/in/"):
+                        body = self._body(topic, channel.message_encoding, message.data)
+                        yield topic, schema.name if schema is not None else "", body
             except RecordingError:
                 raise
             except DAMAGED as error:

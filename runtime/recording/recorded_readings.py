@@ -14,10 +14,13 @@ from typing import Any
 
 from learners.experience.episodes import Seen
 from learners.experience.transition import Transition
-from runtime.recording.reader import Recording
+from runtime.recording.reader import Recording, RecordingError
+from sensors.codecs.images import read_header
 
-Tick = tuple[str, int, dict[str, dict[str, Any]]]
-"""Session, number, and the message of the reading of each stream that was used."""
+Held = tuple[int, bytes | str]
+"""Number of a reading, and the encoded picture or the text."""
+Tick = tuple[str, int, dict[str, bytes | str]]
+"""Session, number, and the reading of each stream that was used."""
 
 
 @dataclass(slots=True)
@@ -41,6 +44,8 @@ class RecordedReadings:
 
     folder: Path
     wanted: frozenset[str]
+    damage: dict[str, str] = field(default_factory=dict)
+    """By file, why its readings could not be read to its end, or at all."""
     _firsts: list[tuple[Path, Tick]] | None = None
     """Each recording with its first tick."""
     _open: list[_Cursor] = field(default_factory=list)
@@ -62,7 +67,7 @@ class RecordedReadings:
                 for _, number, used in cursor.until(tick):
                     if (session, number) in wanted:
                         found[session, number] = {
-                            name: _plain(body) for name, body in used.items() if name in self.wanted
+                            name: reading for name, reading in used.items() if name in self.wanted
                         }
         return [found.get((t.session, t.tick), {}) for t in transitions]
 
@@ -70,7 +75,7 @@ class RecordedReadings:
         """Return the recordings of a session; those of the session before are closed."""
         if session != self._session:
             firsts = sorted((first[1], path) for path, first in self._all() if first[0] == session)
-            opened = [_Cursor(path, _ticks(path), None) for _, path in firsts]
+            opened = [_Cursor(path, self._ticks_of(path), None) for _, path in firsts]
             for cursor in opened:
                 cursor.next = next(cursor.ticks, None)
             self._session, self._open = session, opened
@@ -78,24 +83,64 @@ class RecordedReadings:
 
     def _all(self) -> list[tuple[Path, Tick]]:
         if self._firsts is None:
-            found = ((path, next(_ticks(path), None)) for path in sorted(self.folder.glob("*.mcap")))
+            found = ((path, next(self._ticks_of(path), None)) for path in sorted(self.folder.glob("*.mcap")))
             self._firsts = [(path, first) for path, first in found if first is not None]
         return self._firsts
 
+    def _ticks_of(self, path: Path) -> Iterator[Tick]:
+        """Yield the ticks of one file, up to its end or its damage, which is remembered."""
+        recording, last = Recording(path), "its begin"
+        try:
+            recording.metadata()
+            for tick in _ticks(recording):
+                yield tick
+                last = f"{tick[0]}-{tick[1]}"
+            if (ending := recording.ending(last)) is not None:
+                self.damage[path.name] = ending
+        except RecordingError as error:
+            self.damage[path.name] = str(error).removeprefix(f"{path}: ")
 
-def _ticks(path: Path) -> Iterator[Tick]:
-    held: dict[str, dict[str, Any]] = {}
-    for topic, schema, body in Recording(path).messages():
+
+def _ticks(recording: Recording) -> Iterator[Tick]:
+    """Yield the ticks of a recording.
+
+    Raises:
+        RecordingError: a message is none of ours.
+    """
+    held: dict[str, Held] = {}
+    for topic, schema, body in recording.messages():
         if topic.startswith("/in/") and schema in ("foxglove.CompressedImage", "reflexd.Text"):
-            held[topic.removeprefix("/in/")] = body
+            stream = topic.removeprefix("/in/")
+            held[stream] = _held(recording, stream, body)
         elif topic == "/decision":
             used = {
-                name: held[name]
-                for name, seq in body.get("used", {}).items()
-                if name in held and held[name]["seq"] == seq  # a reading that a gap swallowed is no older one
+                name: held[name][1]
+                for name, seq in recording.used(body).items()
+                if name in held and held[name][0] == seq  # a reading that a gap swallowed is no older one
             }
-            yield body["id"].rpartition("-")[0], body["tick"], used
+            name, tick = body.get("id"), body.get("tick")
+            if not isinstance(name, str) or type(tick) is not int:
+                raise RecordingError(
+                    f"{recording.path}: a decision with the id {str(name)[:60]!r} and the tick {str(tick)[:60]!r}; reflexd did not"
+                    " write it"
+                )
+            yield name.rpartition("-")[0], tick, used
 
 
-def _plain(body: dict[str, Any]) -> bytes | str:
-    return body["text"] if "text" in body else base64.b64decode(body["data"])
+def _held(recording: Recording, stream: str, body: dict[str, Any]) -> Held:
+    """Return number and content of a text or a picture.
+
+    Raises:
+        RecordingError: it is none.
+    """
+    try:
+        if "text" in body:
+            return body["seq"], str(body["text"])
+        data = base64.b64decode(body["data"], validate=True)
+        read_header(data)
+        seq: int = body["seq"]
+    except (LookupError, TypeError, ValueError) as error:
+        raise RecordingError(
+            f"{recording.path}: {stream}: a damaged reading ({type(error).__name__}: {error})"
+        ) from None
+    return seq, data

@@ -166,10 +166,8 @@ async def _replay(recording: Recording, tuning: EncoderUpdater, policy: str | No
         decided = await engine.decide(_observation(recorded, fresh, held), explore=recorded["explore"])
         if gaps.comparable(recorded):
             _compare(report, recorded, decided)
-    if recording.whole and recording.damage:
-        report.notes.append(f"damaged after {recorded['id']}: later decisions cannot be read ({recording.damage[0]})")
-    elif not recording.whole:
-        report.notes.append(f"cut off after {recorded['id']}: the daemon was killed, or the disk was full")
+    if (ending := recording.ending(recorded["id"])) is not None:
+        report.notes.append(ending)
     return report
 
 

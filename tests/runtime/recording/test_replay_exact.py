@@ -58,12 +58,15 @@ async def test_a_recording_that_a_crash_cut_off_is_sliced_to_its_last_chunk(worl
     cut.write_bytes(path.read_bytes()[:-200])  # the end of the index: every chunk is whole
     ticks = [body for _, body in Recording(cut).ticks()]
     middle_s = (_stamp_s(ticks[3]) + _stamp_s(ticks[4])) / 2
-    assert copy_recording(cut, sliced, TimeWindow(stop_s=middle_s), lambda *_: None) == 4
+    assert copy_recording(Recording(cut), sliced, TimeWindow(stop_s=middle_s), lambda *_: None) == 4
     report = await world.replay(sliced)
     assert report.decisions == 4
     assert report.same, report.text()
     assert report.notes == []
-    assert copy_recording(cut, tmp_path / "rest.mcap", TimeWindow(start_s=middle_s), lambda *_: None) == len(ticks) - 4
+    assert (
+        copy_recording(Recording(cut), tmp_path / "rest.mcap", TimeWindow(start_s=middle_s), lambda *_: None)
+        == len(ticks) - 4
+    )
 
 
 def _stamp_s(body: dict[str, Any]) -> float:
