@@ -46,6 +46,7 @@ from runtime.deliberation.goal_in_force import GoalInForce
 from runtime.deploy.experiments.controller import ExperimentController
 from runtime.deploy.experiments.plan_from_settings import ExperimentRules
 from runtime.drift.watch import DriftWatch
+from runtime.fleet.stop.pending import PendingStops
 from runtime.gate import latches
 from runtime.recording.reader import Recording, RecordingError
 
@@ -302,6 +303,16 @@ def outbox(folder: Path) -> None:
     box.post("learner_waiting_for_spec", {"for": "x"})
     assert [event.kind for event in box.collect()] == ["learner_waiting_for_spec"]
     assert box.drops["unreadable"] == 1
+
+
+@shows("uplink/stops.json")
+def stops_of_the_fleet(folder: Path) -> None:
+    file = PendingStops.of(folder)
+    file.save({"1": "a person"})
+    assert file.load() == {"1": "a person"}
+    for content in (b"{", b'{"format": 2, "stops": {"1": "a person"}}'):
+        file.path.write_bytes(content)
+        assert list(file.load()) == [""], "one stop, of which nothing is known"
 
 
 @shows("learner/tasks/*/current.json")

@@ -20,6 +20,7 @@ from runtime.config.fleet_settings import FleetSettings
 from runtime.config.schema import Config
 from runtime.fleet.policy_receiver import PolicyReceiver
 from runtime.fleet.stop.messages import StopTopics
+from runtime.fleet.stop.pending import PendingStops
 from runtime.fleet.stop.relay import SESSION_S, StopRelay
 from runtime.fleet.topics import FleetTopics
 from runtime.fleet.uplink import ByteBudget, Uplink, identity_of, report_payload
@@ -85,6 +86,7 @@ def stop_relay(config: Config, settings: FleetSettings, outbox: Outbox) -> StopR
         f"reflexd-fleet-{config.agent}-stop",
         session_s=SESSION_S,
         max_payload=4_096,
+        handlers_acknowledge=True,
     )
     local, refusal = None, "fleet.stop is false on this device"
     if settings.stop:
@@ -95,7 +97,8 @@ def stop_relay(config: Config, settings: FleetSettings, outbox: Outbox) -> StopR
             log.warning(
                 "uplink.no_stop", reason=refusal, effect="this device answers a stop of the fleet with a refusal"
             )
-    return StopRelay(link, local, StopTopics(settings.group), config.agent, outbox, refusal)
+    pending = PendingStops.of(config.state_dir)
+    return StopRelay(link, local, StopTopics(settings.group), config.agent, outbox, pending, refusal)
 
 
 async def serve(config: Config, settings: FleetSettings) -> None:

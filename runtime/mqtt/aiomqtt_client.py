@@ -39,10 +39,14 @@ class Newest(asyncio.Queue[aiomqtt.Message]):
         self._most_bytes = most_bytes
         self.on_drop: Callable[[], None] = lambda: None
         """Called after each item that was dropped."""
+        self.session: aiomqtt.Client | None = None
+        """The client that receives; each item has it as `session`."""
 
     def put_nowait(self, item: aiomqtt.Message) -> None:
         """Take an item; the oldest is dropped (and counted) where there is no room."""
         self.arrived += 1
+        if self.session is not None:
+            item.session = self.session  # type: ignore[attr-defined]  # an acknowledgement belongs to the session of its message
         if self._most_bytes is not None and isinstance(item.payload, bytes | bytearray):
             item.payload = item.payload[: self._most_bytes + 1]
         if self.full():
@@ -60,10 +64,12 @@ def make(
     *,
     max_packet: int,
     session_s: int = 0,
+    handlers_acknowledge: bool = False,
 ) -> aiomqtt.Client:
     """Make a client that is not connected yet; every session uses `queue`, so what arrived before a loss is still handled.
 
-    The broker stores the session, with its QoS 1 messages, for `session_s` seconds after a disconnect.
+    The broker stores the session, with its QoS 1 messages, for `session_s` seconds after a disconnect. With `handlers_acknowledge`
+    nothing is acknowledged but by `acknowledge`, and the broker sends no more than the queue holds before that.
     """
 
     def own_queue(maxsize: int) -> Newest:  # noqa: ARG001 - the bound is ours
@@ -74,6 +80,8 @@ def make(
     connect.MaximumPacketSize = max_packet
     if session_s:
         connect.SessionExpiryInterval = session_s
+    if handlers_acknowledge:
+        connect.ReceiveMaximum = queue.maxsize
     last = will and aiomqtt.Will(will.topic, will.payload, will.qos, will.retain)
     password = a.credentials.password if a.credentials else None
     client = aiomqtt.Client(
@@ -94,6 +102,7 @@ def make(
         socket_options=(SEND_AT_ONCE,),
     )
     remember_session(client)
+    client._client.manual_ack_set(handlers_acknowledge)
     client._client.connect_timeout = max(1.0, a.keepalive_s / 2)  # aiomqtt leaves paho's 5 s
     client._packets = PacketWriter(client, client.timeout)  # type: ignore[attr-defined]
     PacketReader(client, acknowledge_at_once)
@@ -115,6 +124,13 @@ def remember_session(client: aiomqtt.Client) -> None:
         connected(paho_client, userdata, flags, code, properties)
 
     client._client.on_connect = note  # type: ignore[assignment]  # of the callback API version that aiomqtt chose
+
+
+def acknowledge(client: aiomqtt.Client, message: aiomqtt.Message) -> None:
+    """Acknowledge a message of a client that was made with `handlers_acknowledge`; a repeated call does nothing."""
+    if not getattr(message, "is_acknowledged", False):
+        message.is_acknowledged = True  # type: ignore[attr-defined]  # its identifier may be in use again
+        client._client.ack(message.mid, message.qos)
 
 
 def submit(client: aiomqtt.Client, out: PublishMessage, settled: Settled, *, urgent: bool = False) -> int | None:

@@ -21,6 +21,7 @@ from collections import Counter
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Literal
 
 import aiomqtt
@@ -29,6 +30,7 @@ import structlog
 from runtime.mqtt import handshake
 from runtime.mqtt.aiomqtt_client import (
     Newest,
+    acknowledge,
     answered_s,
     cancelled,
     connect,
@@ -93,6 +95,9 @@ class Connection:
     """Bytes of the largest packet that the broker may send; it drops a larger one, and reports it to neither side."""
     max_payload: int | None = None
     """A longer payload is cut to one byte more, so that its handler refuses and counts it; default: no limit but `max_packet`."""
+    handlers_acknowledge: bool = False
+    """A handler acknowledges each message itself, once its work is done; until then the broker stores it. What a handler refuses, and
+    what none takes, is acknowledged at once. The broker sends at most `max_incoming` that are not acknowledged."""
     drops: Counter[str] = field(default_factory=Counter)
     refused: Counter[str] = field(default_factory=Counter)
     connects: int = 0
@@ -225,8 +230,10 @@ class Connection:
             out = PublishMessage(topic, payload, qos, retain, properties(expiry_s, None, None))
             await publish(client, out, timeout_s)
         except aiomqtt.MqttError as error:
-            kind = BrokerRefused if isinstance(error, PublishRefused) else MqttLost
-            raise kind(f"{topic}: {error}") from None
+            reason = f"{topic}: {error}"
+            raise (
+                BrokerRefused(reason, error.code) if isinstance(error, PublishRefused) else MqttLost(reason)
+            ) from None
 
     def expect_answers(self, reply_to: str) -> None:
         """Subscribe to a response topic at each connect, so that no request waits for the subscription."""
@@ -357,7 +364,9 @@ class Connection:
             self._queue,
             max_packet=self.max_packet,
             session_s=self.session_s,
+            handlers_acknowledge=self.handlers_acknowledge,
         )
+        self._queue.session = client if self.handlers_acknowledge else None
         handshake.watch(client)
         return client
 
@@ -405,7 +414,15 @@ class Connection:
 
     def _dispatch(self, message: aiomqtt.Message) -> None:
         self._handled += 1
-        self._inbound.dispatch(message)
+        if self.handlers_acknowledge and message.qos:
+            self._inbound.dispatch(message, partial(self._acknowledge, getattr(message, "session", None), message))
+        else:
+            self._inbound.dispatch(message)
+
+    def _acknowledge(self, session: object, message: aiomqtt.Message) -> None:
+        """Acknowledge a message of this session; the broker sends one of an earlier session again."""
+        if session is not None and session is self._client:
+            acknowledge(self._client, message)
 
     async def _watch(self, client: aiomqtt.Client) -> None:
         """The echo, where no other acknowledgement shows that the broker responds. Its topic has no readers.

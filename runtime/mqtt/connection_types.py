@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import ssl
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 from paho.mqtt.subscribeoptions import SubscribeOptions
@@ -19,12 +19,37 @@ class MqttLost(ConnectionError):  # noqa: N818 - reads as what happened
     """There is no connection, or no answer in time."""
 
 
+LASTING_REFUSALS = frozenset({0x87, 0x90, 0x99})
+"""Not authorized, topic name invalid, payload format invalid (MQTT 5.0, 3.4.2.1): the same message is refused again.
+
+Any other one may pass: a quota, a packet identifier in use, an unspecified or implementation specific error.
+"""
+
+
 class BrokerRefused(MqttLost):
-    """The broker took a message and refused it, such as by its ACL."""
+    """The broker took a message and refused it, such as by its ACL.
+
+    Args:
+        reason: as a text.
+        code: the reason code of the acknowledgement (MQTT 5.0, 3.4.2.1).
+    """
+
+    def __init__(self, reason: str, code: int) -> None:
+        super().__init__(reason)
+        self.code = code
+
+    @property
+    def is_lasting(self) -> bool:
+        """Whether the broker will refuse the same message again."""
+        return self.code in LASTING_REFUSALS
 
 
 class BrokerSilent(MqttLost):
     """The broker acknowledged nothing in time; this side ended the session."""
+
+
+def _nothing() -> None:
+    """Acknowledge nothing."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +68,8 @@ class Message:
     """It arrived shortly after a session was resumed, so the broker may have stored it, and its age is unknown."""
     properties: tuple[tuple[str, str], ...] = ()
     """User properties of MQTT 5, as name and value."""
+    acknowledge: Callable[[], None] = field(default=_nothing, compare=False, repr=False)
+    """Acknowledges it to the broker where the connection has `handlers_acknowledge`; does nothing elsewhere."""
 
 
 Handler = Callable[[Message], None]

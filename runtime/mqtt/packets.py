@@ -48,7 +48,16 @@ Settled = Callable[[Exception | None], None]
 
 
 class PublishRefused(aiomqtt.MqttError):
-    """The broker took the message and refused it; `str` says why."""
+    """The broker took the message and refused it; `str` says why.
+
+    Args:
+        reason: as a text.
+        code: the reason code of the acknowledgement (MQTT 5.0, 3.4.2.1).
+    """
+
+    def __init__(self, reason: str, code: int) -> None:
+        super().__init__(reason)
+        self.code = code
 
 
 class Unsent(aiomqtt.MqttError):
@@ -292,7 +301,7 @@ class PacketWriter:
         if entry is not None:
             self.answer = entry[1], time.monotonic()
             code = packet[2] if len(packet) > 2 else 0
-            self._settle(identifier, None if code < FAILURE else PublishRefused(reason_of(code)))
+            self._settle(identifier, None if code < FAILURE else PublishRefused(reason_of(code), code))
         self._fill()
         return MQTTErrorCode.MQTT_ERR_SUCCESS
 

@@ -8,7 +8,8 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import Counter
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 from uuid import uuid4
@@ -120,8 +121,14 @@ class Receiver:
                     remedy=f"let {self.identifier} read it in the broker's ACL",
                 )
 
-    def dispatch(self, raw: aiomqtt.Message) -> None:
-        """Pass a message to every handler with a matching filter."""
+    def dispatch(self, raw: aiomqtt.Message, acknowledge: Callable[[], None] | None = None) -> None:
+        """Pass a message to every handler with a matching filter.
+
+        Args:
+            raw: as it arrived.
+            acknowledge: for the handler, or called here where no handler takes the message or one refuses it; None where nothing
+                waits for it.
+        """
         self.last_message_s = time.monotonic()
         properties = raw.properties
         message = Message(
@@ -135,7 +142,12 @@ class Receiver:
             self.last_message_s - self.resumed_s < RESUMED_S,
             tuple(getattr(properties, "UserProperty", ())),
         )
-        for name in self._routes(raw.topic):
+        routes = self._routes(raw.topic)
+        if acknowledge is not None:
+            message = replace(message, acknowledge=acknowledge)
+            if not routes:
+                acknowledge()
+        for name in routes:
             subscription = self.subscriptions[name]
             if subscription.limit is None:
                 self._handle(subscription, message)
@@ -147,6 +159,7 @@ class Receiver:
         bucket = self._bucket(subscription, limit, message)
         if bucket.waiting is not None:
             self.drops[f"too many on {subscription.filter}"] += 1
+            bucket.waiting.acknowledge()
             bucket.waiting = message
             return
         wait_s = bucket.take(message.stamp_s)
@@ -179,6 +192,7 @@ class Receiver:
             subscription.handler(message)
         except Refused as refusal:
             self.refused[subscription.filter] += 1
+            message.acknowledge()
             log.info("mqtt.refused", topic=message.topic, reason=str(refusal))
 
     def _routes(self, topic: aiomqtt.Topic) -> list[str]:

@@ -6,6 +6,9 @@ stop for `SESSION_S` while the device is away, as it does for a gate. Whatever i
 
 A stop is tried again until the gate answers: a broker stores nothing for a gate that never connected. A new status, which a gate publishes
 when it connects, shortens the wait. Each attempt is answered, so that a person sees that there was none. Event, through the outbox: `fleet_stop`.
+
+The fleet's broker has the acknowledgement of a stop once the file of `pending.py` names it, or once it is obeyed. So whatever ends this
+process, one of the two has the stop. No disk delays it: it is passed on while the file is written.
 """
 
 from __future__ import annotations
@@ -13,6 +16,7 @@ from __future__ import annotations
 import asyncio
 import secrets
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
 
@@ -20,6 +24,7 @@ import structlog
 
 from learners.ipc.outbox import Outbox
 from runtime.fleet.stop.messages import MAX_IDS, MAX_REASON, Outcome, StopAnswer, StopTopics, named, read_order
+from runtime.fleet.stop.pending import PendingStops
 from runtime.mqtt import BrokerRefused, Connection, Message, MqttLost
 from runtime.mqtt.topics import Refused, Status, Topics, decode, encode, parse
 
@@ -31,6 +36,8 @@ GATE_S = 2.0
 """For the agent's broker, and then for the answer of its gate."""
 RETRY_S = (2.0, 60.0)
 """Before a stop without an answer is tried again: at first, doubled each time, and at most."""
+WRITE_AGAIN_S = 1.0
+"""Before the file is written again after the disk refused it."""
 SILENT_S = 600.0
 """How long a gate may be silent while its broker takes the stop. Further attempts would undo releases where an answer cannot come."""
 NAME = "fleet-stop"
@@ -42,11 +49,12 @@ class StopRelay:
     """The way of a fleet's stop on one device. Create it inside the running loop.
 
     Args:
-        fleet: the connection to the fleet's broker, for the stop alone.
+        fleet: the connection to the fleet's broker, for the stop alone, with `handlers_acknowledge`.
         local: the connection to the agent's broker; None where this device obeys no stop of the fleet.
         topics: of the group.
         agent: its name.
         outbox: takes the event.
+        pending: the file of the stops without an answer.
         refusal: why this device obeys none.
     """
 
@@ -55,6 +63,7 @@ class StopRelay:
     topics: StopTopics
     agent: str
     outbox: Outbox
+    pending: PendingStops
     refusal: str = ""
     gate_s: float = GATE_S
     retry_s: tuple[float, float] = RETRY_S
@@ -64,7 +73,13 @@ class StopRelay:
     _own: Topics = field(init=False)
     _waiting: dict[str, str] = field(default_factory=dict)
     """By id of a message, its source. One stop answers them all."""
+    _under_way: dict[str, str] = field(default_factory=dict)
+    """Those that the present attempt is to answer."""
+    _unacknowledged: list[tuple[str, Callable[[], None]]] = field(default_factory=list)
+    """Id of each message that the fleet's broker stores until its acknowledgement is called."""
     _arrived: asyncio.Event = field(default_factory=asyncio.Event)
+    _changed: asyncio.Event = field(default_factory=asyncio.Event)
+    """The file may differ from the stops without an answer."""
     _reply_to: str = ""
     _taken_s: float | None = None
     """Since when the agent's broker takes a stop that its gate does not answer."""
@@ -76,6 +91,10 @@ class StopRelay:
         self._reply_to = self._own("response", NAME, secrets.token_hex(6))
         for topic in (self.topics.of_all, self.topics.of(self.agent)):
             self.fleet.subscribe(topic, self._ordered, retained="send")
+        self._wait_for(self.pending.load())
+        if self._waiting:  # of a process before
+            self._arrived.set()
+            self._changed.set()
         if self.local is not None:
             self.local.expect_answers(self._reply_to)
             self.local.subscribe(self._own("status"), self._status, retained="send")
@@ -87,6 +106,7 @@ class StopRelay:
             if self.local is not None:
                 group.create_task(self.local.run(), name="agent's stop")
             group.create_task(self._serve(), name="stops")
+            group.create_task(self._store_pending(), name="file of the stops")
 
     def state(self) -> str | None:
         """Return the state of the daemon as its gate publishes it; None while nothing says so."""
@@ -104,9 +124,12 @@ class StopRelay:
             self._answer([named(message.payload)[0]], "refused", str(refusal))
             raise
         if order is None:
+            message.acknowledge()
             return
+        self._unacknowledged.append((order[0], message.acknowledge))
         self._wait_for({order[0]: order[1]})
         self._arrived.set()
+        self._changed.set()
 
     def _wait_for(self, newer: dict[str, str]) -> None:
         """Add what has no answer so far; of more than one answer can name, the newest."""
@@ -126,10 +149,14 @@ class StopRelay:
             await self._arrived.wait()
             self._arrived.clear()
             orders, self._waiting = self._waiting, {}
+            self._under_way = orders
             outcome, reason, is_over = await self._engage()
             self._answer(list(orders), outcome, reason)
+            self._under_way = {}
             if is_over:
                 self._note(orders, outcome, reason)
+                self._acknowledge([each for each in self._unacknowledged if each[0] in orders])
+                self._changed.set()
                 pause_s, self._taken_s = self.retry_s[0], None
                 continue
             newer, self._waiting = self._waiting, orders
@@ -139,6 +166,35 @@ class StopRelay:
                     await self._arrived.wait()
             pause_s = min(2 * pause_s, self.retry_s[1])
             self._arrived.set()
+
+    async def _store_pending(self) -> None:
+        """Write the file whenever it differs, and acknowledge what it then has; a refused write is tried again."""
+        is_failing = False
+        while True:
+            await self._changed.wait()
+            self._changed.clear()
+            covered = list(self._unacknowledged)
+            try:
+                await asyncio.to_thread(self.pending.save, self._under_way | self._waiting)
+            except OSError as error:
+                if not is_failing:
+                    effect = "the fleet's broker stores the stop until it is obeyed"
+                    log.warning(
+                        "uplink.stops_not_written", file=str(self.pending.path), reason=str(error), effect=effect
+                    )
+                is_failing = True
+                self._changed.set()
+                await asyncio.sleep(WRITE_AGAIN_S)
+                continue
+            is_failing = False
+            self._acknowledge(covered)
+
+    def _acknowledge(self, done: list[tuple[str, Callable[[], None]]]) -> None:
+        """Acknowledge messages to the fleet's broker; a repeated call does nothing."""
+        for _, acknowledge in done:
+            acknowledge()
+        known = set(map(id, done))
+        self._unacknowledged = [each for each in self._unacknowledged if id(each) not in known]
 
     async def _engage(self) -> tuple[Outcome, str, bool]:
         """Stop the agent once; return outcome, reason, and whether nothing is left to be done here."""
@@ -159,7 +215,9 @@ class StopRelay:
         try:
             await local.publish(topic, payload, timeout_s=self.gate_s)
         except BrokerRefused as error:
-            return "refused", f"the agent's broker: {error}", True
+            if error.is_lasting:
+                return "refused", f"the agent's broker: {error}", True
+            return "no_answer", f"the agent's broker: {error}; that may pass, and the stop is tried again", False
         except MqttLost as error:
             return "no_answer", f"the agent's broker: {local.trouble or error}; the stop is tried again", False
         if self._is_stated:

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import subprocess
+import sys
 import time
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -13,9 +16,10 @@ import aiohttp
 import orjson
 import pytest
 from click.testing import CliRunner, Result
-from fleet_parts import CONFIG
+from fleet_parts import CONFIG, ROOT
 from gate_host import world_of
 from pydantic import SecretStr
+from scripted_broker import LimitedBroker, serving
 from wire_helpers import running
 
 from fakes import Mosquitto, eventually
@@ -30,14 +34,19 @@ from runtime.fleet.reports import GroupWatch, stop_agents
 from runtime.fleet.server_settings import FleetServerSettings
 from runtime.fleet.stop.caller import StopCaller
 from runtime.fleet.stop.messages import MAX_IDS, StopTopics, stop_payload
+from runtime.fleet.stop.pending import PendingStops
 from runtime.fleet.stop.relay import StopRelay
 from runtime.fleet.topics import AgentReport, FleetTopics
 from runtime.fleet.uplink_process import stop_relay
 from runtime.mqtt import Address, BrokerRefused, Connection, Message
+from runtime.mqtt.connection_types import PublishMessage, properties
+from runtime.mqtt.packets import publish_packet, reason_of
 from runtime.mqtt.topics import encode
 from runtime.process.http_server import serve
 
+NONE = properties(None, None, None)
 TOPICS, STOPS = FleetTopics("arms"), StopTopics("arms")
+PUBACK = b"Received PUBACK from reflexd-fleet-tester-stop"
 OPERATOR, VIEWER = "operator-token-of-a-test", "viewer-token-of-a-test-"
 
 
@@ -154,6 +163,121 @@ async def test_without_a_gate_or_a_broker_of_the_agent_there_is_no_answer_and_th
                 assert world.host.gate.stopped
     finally:
         own.stop()
+
+
+async def test_a_stop_that_waits_survives_kill_9_of_the_uplink(tmp_path: Path, broker: Mosquitto) -> None:
+    """The fleet's broker has its acknowledgement, and the agent's broker is away: only the disk of the device has the stop."""
+    own = Mosquitto(tmp_path)
+    relay_of(tmp_path, broker, own.url)  # writes the settings
+
+    def started() -> subprocess.Popen[bytes]:
+        command = [sys.executable, "-m", "runtime.fleet", str(tmp_path / "tester.yaml")]
+        return subprocess.Popen(command, env=os.environ | {"PYTHONPATH": str(ROOT)})
+
+    process = started()
+    watch = GroupWatch(server(tmp_path, broker))
+    caller = StopCaller(watch.link, STOPS)
+    file = PendingStops.of(tmp_path / "tester")
+    try:
+        async with running(watch.link):
+            await eventually((tmp_path / "tester" / "uplink").is_dir, "the uplink")
+            await eventually(lambda: b"Sending SUBACK to reflexd-fleet-tester-stop" in broker_log(broker), "its ear")
+            await caller.stop("tester", ["tester"], "a test", 0.1)
+            await eventually(lambda: caller.newest["tester"].outcome == "no_answer" and file.path.exists(), "the file")
+            await eventually(lambda: PUBACK in broker_log(broker), "the ack")
+            process.kill()
+            process.wait()
+            own.start()
+            async with world_of(tmp_path / "state", own) as world:
+                process = started()
+                await eventually(lambda: world.host.gate.stopped, "the stop")
+                await eventually(lambda: caller.newest["tester"].outcome == "stopped", "its answer")
+            await eventually(lambda: not file.path.exists(), "nothing left to be done")
+    finally:
+        process.kill()
+        process.wait()
+        own.stop()
+
+
+def broker_log(broker: Mosquitto) -> bytes:
+    return (broker.folder / f"mosquitto-{broker.port}.log").read_bytes()
+
+
+async def test_while_the_disk_refuses_the_fleets_broker_stores_the_stop(tmp_path: Path, broker: Mosquitto) -> None:
+    """Nothing delays the stop; without its file, it is acknowledged only once it is obeyed."""
+    own = Mosquitto(tmp_path)
+    (tmp_path / "no folder").write_text("")
+
+    def relay_without_disk() -> StopRelay:
+        relay = relay_of(tmp_path, broker, own.url)
+        relay.pending = PendingStops.of(tmp_path / "no folder")
+        return relay
+
+    async with relaying(relay := relay_without_disk()):
+        found = await stop_agents(server(tmp_path, broker), "tester", "a test", 0.2)
+        assert found["tester"].outcome == "no_answer"
+        await eventually(lambda: len(relay._waiting) == 1, "the end of the attempt")
+        assert len(relay._unacknowledged) == 1
+        assert PUBACK not in broker_log(broker)
+    own.start()
+    try:
+        async with world_of(tmp_path / "state", own) as world, relaying(relay_without_disk()):
+            await eventually(lambda: world.host.gate.stopped, "the stop that the broker sent again")
+            await eventually(lambda: PUBACK in broker_log(broker), "the acknowledgement of what was obeyed")
+        async with relaying(relay := relay_without_disk()):
+            assert [*relay._unacknowledged, *relay._waiting, *relay._under_way] == [], "it is not sent again"
+    finally:
+        own.stop()
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"\xff", b"[]", b"{}", b'{"format": 2, "stops": {}}', b'{"format": 1, "stops": 3}']
+)
+def test_a_file_of_stops_that_cannot_be_read_is_a_stop(tmp_path: Path, content: bytes) -> None:
+    file = PendingStops.of(tmp_path)
+    assert file.load() == {}
+    file.save({str(number): "x" * 64 for number in range(MAX_IDS + 5)})
+    assert list(file.load()) == [str(number) for number in range(5, MAX_IDS + 5)]
+    file.path.write_bytes(content)
+    assert list(file.load()) == [""]
+    file.save({})
+    file.save({})
+    assert file.load() == {}
+
+
+@pytest.mark.parametrize("code", [0x80, 0x83, 0x91, 0x97])
+async def test_a_refusal_that_may_pass_is_tried_again(tmp_path: Path, broker: Mosquitto, code: int) -> None:
+    own = LimitedBroker(puback=lambda _topic: code)
+    status = PublishMessage("reflexd/tester/status", encode({"state": "stopped", "reasons": []}), 0, False, NONE)
+
+    def stops(_topic: bytes) -> int:
+        assert own.writer is not None
+        own.writer.write(publish_packet(status, 0))
+        return 0
+
+    async with serving(own) as port:
+        relay = relay_of(tmp_path, broker, f"mqtt://127.0.0.1:{port}")
+        relay.gate_s = 0.2
+        watch = GroupWatch(server(tmp_path, broker))
+        caller = StopCaller(watch.link, STOPS)
+        async with relaying(relay), running(watch.link):
+            await caller.stop("tester", ["tester"], "a test", 5)
+            assert caller.newest["tester"].outcome == "no_answer"
+            assert "tried again" in caller.newest["tester"].reason
+            own.puback = stops
+            await eventually(lambda: caller.newest["tester"].outcome == "stopped", "another attempt")
+
+
+@pytest.mark.parametrize("code", [0x87, 0x90, 0x99])
+async def test_a_refusal_that_lasts_is_named_and_given_up(tmp_path: Path, broker: Mosquitto, code: int) -> None:
+    own = LimitedBroker(puback=lambda _topic: code)
+    async with serving(own) as port:
+        relay = relay_of(tmp_path, broker, f"mqtt://127.0.0.1:{port}")
+        relay.gate_s = 0.2
+        async with relaying(relay):
+            found = await stop_agents(server(tmp_path, broker), "tester", "a test", 10)
+            assert (found["tester"].outcome, reason_of(code) in found["tester"].reason) == ("refused", True)
+            await eventually(lambda: not relay._under_way and not relay.pending.load(), "nothing left to be done")
 
 
 async def test_a_gate_with_answers_that_cannot_be_read_is_known_by_its_status_and_may_be_released(

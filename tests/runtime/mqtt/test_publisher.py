@@ -220,7 +220,7 @@ async def test_what_is_discarded_does_not_leave(broker: Broker) -> None:
     ("error", "cause", "delivery"),
     [
         (aiomqtt.MqttError("timed out"), "not acknowledged", "undelivered"),
-        (PublishRefused("Not authorized"), "refused by the broker", "undelivered"),
+        (PublishRefused("Not authorized", 0x87), "refused by the broker", "undelivered"),
         (Unsent("no room"), "outgoing full", "unsent"),
     ],
 )
@@ -277,14 +277,14 @@ async def test_refusals_are_logged_at_the_first_and_then_rarely(broker: Broker) 
                 for _ in range(least, most + 1):
                     broker.newest("1")
                     await turns()
-                    await broker.answers(PublishRefused("no"))
+                    await broker.answers(PublishRefused("no", 0x87))
             assert len(logs) == logged
         assert broker.drops["refused by the broker"] == 101
         broker.drops["refused by the broker"] = 9_999
         with capture_logs() as logs:
             broker.newest("1")
             await turns()
-            await broker.answers(PublishRefused("no"))
+            await broker.answers(PublishRefused("no", 0x87))
         assert len(logs) == 1
 
 
