@@ -419,10 +419,10 @@ class Connection:
         else:
             self._inbound.dispatch(message)
 
-    def _acknowledge(self, session: object, message: aiomqtt.Message) -> None:
+    def _acknowledge(self, session: aiomqtt.Client | None, message: aiomqtt.Message) -> None:
         """Acknowledge a message of this session; the broker sends one of an earlier session again."""
         if session is not None and session is self._client:
-            acknowledge(self._client, message)
+            acknowledge(session, message)
 
     async def _watch(self, client: aiomqtt.Client) -> None:
         """The echo, where no other acknowledgement shows that the broker responds. Its topic has no readers.
