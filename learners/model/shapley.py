@@ -63,6 +63,8 @@ class NotExplainable(ValueError):  # noqa: N818 - reads as what happened
 class StreamContribution:
     """One actuator's score and what each stream contributed to it."""
 
+    action: Value
+    """Of which the score is: what was executed, or the proposal where nothing was."""
     score: float
     baseline: float
     """Mean score of the same action under the background."""
@@ -83,7 +85,9 @@ def explain(
     budget: int = BUDGET,
     limit_s: float = math.inf,
 ) -> dict[str, StreamContribution]:
-    """Compute the contribution of each stream to each actuator's executed action at the last tick of `window`.
+    """Compute the contribution of each stream to each actuator's action at the last tick of `window`.
+
+    The action is the executed one. Where nothing was executed, as in the mode shadow, it is what the policy proposed.
 
     Args:
         policy: the version that decided.
@@ -103,10 +107,14 @@ def explain(
         _check_versions(window[-1], each)
     others = _joined([_features(policy, each) for each in background])
     players = [s for s in range(len(policy.spec.streams)) if bool(subject.present[0, :, s].any())]
-    game = _Game(policy, subject, others, players, dict(window[-1].actions))
+    actions = {**window[-1].proposed, **window[-1].actions}
+    game = _Game(policy, subject, others, players, actions)
     exact = 2 ** len(players) * len(background) * policy.spec.history <= budget
     found = _exact(game) if exact else _sampled(game, budget // policy.spec.history, until_s)
-    return {name: _part(policy, players, *values, exact=exact, name=name) for name, values in found.items()}
+    return {
+        name: _part(policy, players, *values, exact=exact, name=name, action=actions[name])
+        for name, values in found.items()
+    }
 
 
 def same_encoders(one: Transition, other: Transition) -> bool:
@@ -137,9 +145,11 @@ def _part(
     *,
     exact: bool,
     name: str,
+    action: Value,
 ) -> StreamContribution:
     names = [policy.spec.names[s] for s in players]
     return StreamContribution(
+        action=action,
         score=score,
         baseline=baseline,
         streams=dict.fromkeys(policy.spec.names, 0.0) | dict(zip(names, parts, strict=True)),

@@ -28,9 +28,8 @@ def picture(answer: Answer) -> None:
         f"decision {answer['decision']}  policy {answer['policy']}  reward {answer['reward']:.3f}  value {answer['value']:.3f}"
     )
     for name, part in answer["parts"].items():
-        by = answer["by"].get(name, "none")
         console.print(
-            f"\n{name} = {answer['actions'].get(name)}  by {by}, p {answer['probabilities'].get(name, 0):.3f}; {part['score_kind']} {part['score']:.3f}, usual {part['baseline']:.3f}"
+            f"\n{name} = {part['action']}  {verdict(answer, name)}, p {answer['probabilities'].get(name, 0):.3f}; {part['score_kind']} {part['score']:.3f}, usual {part['baseline']:.3f}"
         )
         table = Table("stream", "part", "", "age ms", box=None)
         largest = max((abs(value) for value in part["streams"].values()), default=0.0) or 1.0
@@ -40,6 +39,18 @@ def picture(answer: Answer) -> None:
             table.add_row(stream, f"{value:+.4f}", f"[{'green' if value >= 0 else 'red'}]{bar}[/]", age)
         console.print(table)
     console.print("\nlineage: " + " < ".join(answer["lineage"]))
+    for note in answer["notes"]:
+        console.print(f"note: {note}")
+
+
+def verdict(answer: Answer, actuator: str) -> str:
+    """Return who acted at a decision, and what became of the policy's proposal if it was another one or was refused."""
+    words = f"by {answer['by'].get(actuator, 'none')}" if actuator in answer["actions"] else "proposed, not executed"
+    proposed = answer["proposed"].get(actuator)
+    if actuator in answer["actions"] and proposed not in (None, answer["actions"][actuator]):
+        words += f", proposed {proposed}"
+    rule = answer["refused"].get(actuator)
+    return words if rule is None else f"{words}, refused: {rule}"
 
 
 @click.command()

@@ -15,6 +15,7 @@ import traceback
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -128,10 +129,12 @@ class Explanations:
             version = row.transition.policy or UNTRAINED
             policy = self._policy(version, statistics)
             history = policy.spec.history
-            window = _window(reader, row, history)
+            near = reader.rows(max(1, row.row - history + 1), row.row + 1)
+            window = _of_one_kind(row.transition, [each.transition for each in near])
+            notes = notes_of(row, near, window, history)
             background = _background(reader, row, history)
         parts = explain(policy, window, background, limit_s=LIMIT_S)
-        return _answer(row.transition, parts) | {"lineage": self._lineage(row.transition.policy)}
+        return _answer(row.transition, parts) | {"lineage": self._lineage(row.transition.policy), "notes": notes}
 
     def _policy(self, version: str, statistics: Mapping[str, NDArray[Any]]) -> Explainable:
         if self._last is None or self._last[0] != version:
@@ -221,10 +224,26 @@ def _stored(reader: Reader, decision: str, wait_s: float) -> Row:
     return row
 
 
-def _window(reader: Reader, row: Row, history: int) -> list[Transition]:
-    """Return the decision and the ticks of its history, oldest first: of its session, since the last encoder swap."""
-    near = [each.transition for each in reader.rows(max(1, row.row - history + 1), row.row + 1)]
-    return _of_one_kind(row.transition, near)
+def notes_of(row: Row, near: list[Row], window: list[Transition], history: int) -> list[str]:
+    """Return in words how what is explained differs from what the policy saw.
+
+    Args:
+        row: of the decision.
+        near: the stored rows of the last `history` rows.
+        window: those of them that belong to its history.
+        history: ticks that the policy reads.
+    """
+    notes: list[str] = []
+    if (row.transition.policy or UNTRAINED) == UNTRAINED:
+        notes.append("the untrained policy scales telemetry by all that it has seen until now, not until this decision")
+    if len(near) < min(history, row.row) and len(window) == len(near) and window[0].tick > 0:
+        notes.append(f"the ticks before {window[0].decision} are deleted, so this one stands for them in the history")
+    for one, two in pairwise(window):
+        if two.tick != one.tick + 1:
+            notes.append(
+                f"no tick is stored from {one.decision} to {two.decision}: one that was decided there is not shown"
+            )
+    return notes
 
 
 def _background(reader: Reader, row: Row, history: int) -> list[list[Transition]]:
@@ -262,6 +281,9 @@ def _answer(transition: Transition, parts: Mapping[str, Any]) -> Answer:
         "stamp": transition.stamp_s,
         "parts": {name: asdict(part) for name, part in parts.items()},
         "actions": dict(transition.actions),
+        "proposed": dict(transition.proposed),
+        "refused": dict(transition.refused),
+        "allowed": dict(transition.allowed),
         "probabilities": dict(transition.probabilities),
         "by": dict(transition.by),
         "ages_ms": {name: round(age * 1e3, 1) for name, age in transition.ages_s.items()},

@@ -107,19 +107,29 @@ function show(decision) {
   panel.replaceChildren(
     h("p", { class: "row" }, h("strong", {}, `Decision ${decision.id}`), moment(decision.stamp)),
     ...parts.map(([name, part]) => actuatorPart(name, part, decision, data)),
-    parts.length ? "" : h("p", { class: "muted" }, "No action was executed, so none can be explained."),
+    parts.length ? "" : h("p", { class: "muted" }, "The policy proposed nothing and nothing was executed, so there is nothing to explain."),
     h("p", { class: "muted small" }, facts(data, decision)),
+    ...(data.notes ?? []).map((note) => h("p", { class: "muted small" }, `Note: ${note}.`)),
     h("div", { class: "row operator" }, h("span", { class: "small muted" }, "Was the decision right?"), judge(decision, 1, "Good"), judge(decision, -1, "Bad")));
 }
 
 function actuatorPart(name, part, decision, data) {
   const all = bars(part);
   const largest = Math.max(1e-9, ...all.map((bar) => Math.abs(bar.value)));
-  const value = data.actions?.[name] ?? decision.actions?.[name]?.value;
-  const by = data.by?.[name] && data.by[name] !== "policy" ? ` (by ${data.by[name]})` : "";
+  const value = part.action ?? data.actions?.[name] ?? decision.actions?.[name]?.value;
   return h("div", { class: "stack tight" },
-    h("p", {}, h("strong", {}, `${name} ${shown(value)}${by}`), h("span", { class: "muted small" }, `  ${part.score_kind === "q" ? "value" : "log density"} ${number(part.score)}, ${number(part.baseline)} without the streams`)),
+    h("p", {}, h("strong", {}, `${name} ${shown(value)}${verdict(data, name)}`), h("span", { class: "muted small" }, `  ${part.score_kind === "q" ? "value" : "log density"} ${number(part.score)}, ${number(part.baseline)} without the streams`)),
     h("ul", { class: "shapley", "aria-label": `Contribution of each stream to ${name}` }, all.map((bar) => shapley(bar, largest, decision))));
+}
+
+/** Who acted, and what became of the policy's proposal if it was another one or was refused. */
+function verdict(data, name) {
+  const executed = data.actions?.[name], proposed = data.proposed?.[name], by = data.by?.[name], words = [];
+  if (executed === undefined) words.push("proposed, not executed");
+  else if (by && by !== "policy") words.push(`by ${by}`);
+  if (executed !== undefined && proposed !== undefined && JSON.stringify(proposed) !== JSON.stringify(executed)) words.push(`proposed ${shown(proposed)}`);
+  if (data.refused?.[name]) words.push(`refused: ${data.refused[name]}`);
+  return words.length ? ` (${words.join(", ")})` : "";
 }
 
 function shapley(bar, largest, decision) {

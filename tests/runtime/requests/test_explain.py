@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import json
 import os
 import signal
+import sqlite3
 import threading
 from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, closing
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -21,17 +23,19 @@ from actuators.actions import ActionSpace, Choice
 from fakes import eventually
 from learners.checkpoints.signing import credentials_folder, load_key
 from learners.checkpoints.store import Checkpoints
+from learners.experience.reader import Row
 from learners.experience.store import Store
 from learners.experience.transition import Transition
 from learners.model.backends.calibration_cache import Calibrations
 from learners.model.backends.definitions import BackendSettings
 from learners.model.policy import Policy
 from learners.model.spec import PolicySpec, StreamSpec
+from runtime.cli.agent_verbs import verdict
 from runtime.inference.numpy_policy.input_statistics import InputStatistics
 from runtime.mqtt.rpc import RequestFailed
 from runtime.process.child import NICENESS
 from runtime.requests.explain import START_S, STORE_S, Explainer, description
-from runtime.requests.explain_process import Explanations
+from runtime.requests.explain_process import Explanations, notes_of
 from runtime.requests.handlers import EXPLAIN_S as ANSWERED_WITHIN_S
 
 SPEC = PolicySpec(
@@ -223,3 +227,58 @@ def test_a_deleted_version_is_named(agent: Agent) -> None:
     agent.store.append(tick(500, "000009-aaaaaaaa"))
     assert agent.store.flush()
     assert explained(agent.explanations(), "s-500")["error"].startswith("s-500: checkpoint 000009-aaaaaaaa: missing")
+
+
+def one_tick(number: int, policy: str, **changes: Any) -> Transition:
+    return dataclasses.replace(tick(number, policy, "verdicts"), proposed={"head": "right"}, **changes)
+
+
+def test_what_was_refused_overridden_or_not_executed_is_explained_as_that(tmp_path: Path) -> None:
+    agent = Agent(tmp_path)
+    verdicts: list[dict[str, Any]] = [
+        {"actions": {"head": "right"}, "by": {"head": "policy"}},
+        {"actions": {}, "by": {"head": "none"}, "armed": False},
+        {"actions": {"head": "left"}, "by": {"head": "override"}, "intervention": True},
+        {"actions": {"head": "left"}, "by": {"head": "gate"}, "refused": {"head": "min_hold"}},
+    ]
+    for number, changes in enumerate(verdicts):
+        agent.store.append(one_tick(number, agent.version, **changes))
+    assert agent.store.flush()
+    explanations = agent.explanations()
+    answers = [explained(explanations, f"verdicts-{n}")["answer"] for n in range(4)]
+    assert [answer["parts"]["head"]["action"] for answer in answers] == ["right", "right", "left", "left"]
+    assert [answer["actions"] for answer in answers] == [each["actions"] for each in verdicts]
+    assert [answer["proposed"] for answer in answers] == [{"head": "right"}] * 4
+    assert [answer["refused"] for answer in answers] == [{}, {}, {}, {"head": "min_hold"}]
+    assert [verdict(answer, "head") for answer in answers] == [
+        "by policy",
+        "proposed, not executed",
+        "by override, proposed right",
+        "by gate, proposed right, refused: min_hold",
+    ]
+    agent.store.close()
+
+
+def test_an_explanation_says_where_it_is_not_of_what_the_policy_saw(tmp_path: Path) -> None:
+    """The history of two ticks is stored whole, with a hole, or without its begin."""
+    agent = Agent(tmp_path)
+    explanations = agent.explanations()
+    assert explained(explanations, "s-99")["answer"]["notes"] == []
+    assert explained(explanations, "s-1")["answer"]["notes"] == []
+    agent.append(range(101, 102))
+    assert explained(explanations, "s-101")["answer"]["notes"] == [
+        "no tick is stored from s-99 to s-101: one that was decided there is not shown"
+    ]
+    agent.append(range(1), "t")
+    assert explained(explanations, "t-0")["answer"]["notes"] == [], "a session begins with its first tick"
+    assert agent.store.close()
+    with closing(sqlite3.connect(tmp_path / "experience" / "experience.db")) as db:
+        db.execute("DELETE FROM transitions WHERE tick = 49 AND session = 's'")
+        db.commit()
+    assert explained(explanations, "s-50")["answer"]["notes"] == [
+        "the ticks before s-50 are deleted, so this one stands for them in the history"
+    ]
+    untrained = Row(1, tick(0, "untrained"))
+    assert notes_of(untrained, [untrained], [untrained.transition], 2) == [
+        "the untrained policy scales telemetry by all that it has seen until now, not until this decision"
+    ]
