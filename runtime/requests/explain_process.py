@@ -237,7 +237,7 @@ def notes_of(row: Row, near: list[Row], window: list[Transition], history: int) 
     if (row.transition.policy or UNTRAINED) == UNTRAINED:
         notes.append("the untrained policy scales telemetry by all that it has seen until now, not until this decision")
     if len(near) < min(history, row.row) and len(window) == len(near) and window[0].tick > 0:
-        notes.append(f"the ticks before {window[0].decision} are deleted, so this one stands for them in the history")
+        notes.append(f"the ticks before {window[0].decision} are deleted, so the history repeats this one instead")
     for one, two in pairwise(window):
         if two.tick != one.tick + 1:
             notes.append(

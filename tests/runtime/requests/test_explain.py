@@ -276,7 +276,7 @@ def test_an_explanation_says_where_it_is_not_of_what_the_policy_saw(tmp_path: Pa
         db.execute("DELETE FROM transitions WHERE tick = 49 AND session = 's'")
         db.commit()
     assert explained(explanations, "s-50")["answer"]["notes"] == [
-        "the ticks before s-50 are deleted, so this one stands for them in the history"
+        "the ticks before s-50 are deleted, so the history repeats this one instead"
     ]
     untrained = Row(1, tick(0, "untrained"))
     assert notes_of(untrained, [untrained], [untrained.transition], 2) == [
