@@ -19,7 +19,7 @@ from learners.finetune.build import build
 from learners.finetune.labelled_files.splits import Splits
 from learners.finetune.trainer import Stopped
 from learners.finetune.trainer_state import State
-from learners.finetune.tune import tune
+from learners.finetune.training_phases import tune
 from learners.task_kinds import KINDS, TaskKind
 from learners.tasks.base import Task
 from learners.tasks.relation_extraction import mark

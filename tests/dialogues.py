@@ -9,7 +9,7 @@ from typing import Any
 
 from learners.finetune.labelled_files.splits import Splits
 from learners.finetune.trainer import TrainerSettings
-from learners.finetune.tune import tune
+from learners.finetune.training_phases import tune
 from learners.tasks.text_generation import Chat
 
 ACTIONS = ("go", "stop", "works", "is")

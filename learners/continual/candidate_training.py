@@ -26,8 +26,8 @@ from learners.finetune.few_labels.equal_content import distinct
 from learners.finetune.labelled_files.splits import Splits
 from learners.finetune.report import annotate, describe
 from learners.finetune.trainer import OnProgress, TrainerSettings
+from learners.finetune.training_phases import Tuned, tune
 from learners.finetune.transfer import start_from
-from learners.finetune.tune import Tuned, tune
 from learners.model.encoders.bundled_weights import resolve
 from learners.task_kinds import KINDS
 from learners.task_serving.options import options_of

@@ -43,9 +43,9 @@ from learners.task_kinds import KINDS
 from learners.task_serving.options import options_of
 from learners.task_serving.reading_inputs import inputs_of_text
 from learners.tasks.base import DataError, EncodedMedia, Example
+from learners.tasks.classifier import Classifier
 from learners.tasks.layers.heads import output_layer
 from learners.tasks.task_classes import open_task, task_class
-from learners.tasks.text_classification import Classifier
 
 Origin = Literal["file", "labels put aside", "labels"]
 FOLDER, REPORT = "adapted", "adaptation.json"

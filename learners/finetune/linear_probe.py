@@ -20,9 +20,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from learners.tasks.base import Example, Feature, to_device
+from learners.tasks.classifier import Classifier
 from learners.tasks.layers.heads import output_layer
 from learners.tasks.text_base import inputs as without_labels
-from learners.tasks.text_classification import Classifier
 
 STRENGTH = 10.0
 """How weak the penalty on weights is: `C` of logistic regression over inputs of unit root mean square."""

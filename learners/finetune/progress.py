@@ -2,14 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
 from rich.console import Console
 from rich.progress import BarColumn, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as RichProgress
@@ -43,21 +38,3 @@ class Bar:
         score = "" if progress.score is None else f", {self._metric} {progress.score:.4f}"
         state = f"epoch {min(progress.epoch + 1, progress.epochs)}/{progress.epochs}, loss {progress.loss:.4f}{score}"
         self._bar.update(self._job, completed=(progress.epoch + within) / progress.epochs, state=state)
-
-
-def plot(
-    path: Path, losses: Sequence[float], scores: Sequence[float], *, metric: str, best_epoch: int, title: str
-) -> None:
-    """Write the picture; the best epoch is marked."""
-    figure = Figure(figsize=(7, 4), layout="constrained")
-    FigureCanvasAgg(figure)
-    left = figure.subplots()
-    left.plot(range(1, len(losses) + 1), losses, color="tab:gray", marker="o", label="training loss")
-    left.set(xlabel="epoch", ylabel="training loss", title=title)
-    left.xaxis.set_major_locator(MaxNLocator(integer=True))
-    right = left.twinx()
-    right.plot(range(1, len(scores) + 1), scores, color="tab:blue", marker="o", label=f"validation {metric}")
-    right.set_ylabel(f"validation {metric}", color="tab:blue")
-    if 0 < best_epoch <= len(scores):
-        right.plot([best_epoch], [scores[best_epoch - 1]], "*", color="tab:orange", markersize=14)
-    figure.savefig(path, dpi=120)

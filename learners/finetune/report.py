@@ -15,9 +15,9 @@ from learners.finetune import model_card
 from learners.finetune.error_analysis.scores import each
 from learners.finetune.error_analysis.slices import measure as slice_metrics
 from learners.finetune.error_analysis.slices import shown
-from learners.finetune.progress import plot
 from learners.finetune.trainer import TrainerSettings
-from learners.finetune.tune import Tuned
+from learners.finetune.training_phases import Tuned
+from learners.finetune.training_plot import plot
 from learners.tasks.base import Example, Task, without_target
 from learners.tasks.layers.pooling import MARK
 

@@ -29,8 +29,8 @@ from learners.finetune.progress import Bar
 from learners.finetune.report import annotate, describe, measure, measure_slices, unknown_labels
 from learners.finetune.trainer import OnProgress
 from learners.finetune.trainer_state import State
+from learners.finetune.training_phases import Tuned, tune
 from learners.finetune.transfer import digest_of, gains, start_from
-from learners.finetune.tune import Tuned, tune
 from learners.tasks.base import Task, without_target
 
 

@@ -22,8 +22,8 @@ from transformers import AutoFeatureExtractor, AutoModelForAudioClassification
 
 from learners.tasks.augmentation.sounds import changed, masked
 from learners.tasks.base import Batch, DataError, EncodedMedia, Example, Feature, Options, Recipe
-from learners.tasks.sound_inputs import duration_s, read_sound
-from learners.tasks.text_classification import Classifier
+from learners.tasks.classifier import Classifier
+from learners.tasks.inputs.sounds import duration_s, read_sound
 from sensors.codecs.resampling import RATE_HZ, resampled
 
 MOST_WINDOWS = 64

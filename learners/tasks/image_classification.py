@@ -11,8 +11,8 @@ import torch
 from transformers import AutoModelForImageClassification
 
 from learners.tasks.base import Batch, DataError, EncodedMedia, Example, Feature, Recipe
-from learners.tasks.image_inputs import PictureProcessor, read_picture, tiles_of
-from learners.tasks.text_classification import Classifier
+from learners.tasks.classifier import Classifier
+from learners.tasks.inputs.pictures import PictureProcessor, read_picture, tiles_of
 
 
 class ClassifyPictures(Classifier):

@@ -37,7 +37,7 @@ from learners.tasks.base import (
     Task,
     pad,
 )
-from learners.tasks.sound_inputs import read_sound
+from learners.tasks.inputs.sounds import read_sound
 from learners.tasks.text_base import cross_entropy
 from sensors.codecs.resampling import RATE_HZ, resampled
 

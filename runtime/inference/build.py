@@ -18,7 +18,7 @@ import structlog
 
 from actuators.actions import action_space
 from learners.checkpoints.manifest import CheckpointRefused
-from learners.checkpoints.seal import Refused
+from learners.checkpoints.sealed_folder import Refused
 from learners.checkpoints.store import Checkpoints
 from learners.ipc.settings import encoder_window_s
 from learners.model.backends.calibration_cache import Calibrations, shared_cache

@@ -2,7 +2,7 @@
 
 Prepared are encoders (a description, their graph, and what they need to read text or sound) and the untrained weights of a
 policy with their graph. They lie in the cache that all daemons of this user share; where it cannot be written, in `state_dir`,
-else in a folder for temporary files. Each is sealed (`learners/checkpoints/seal.py`). What is not as it was sealed is removed
+else in a folder for temporary files. Each is sealed (`learners/checkpoints/sealed_folder.py`). What is not as it was sealed is removed
 and prepared again.
 """
 
@@ -27,7 +27,7 @@ import orjson
 from numpy.typing import NDArray
 
 from learners.checkpoints.safetensors_numpy import unpack_arrays
-from learners.checkpoints.seal import SealBroken, SealedFolder, check_seal, write_seal
+from learners.checkpoints.sealed_folder import SealBroken, SealedFolder, check_seal, write_seal
 from learners.config.policy import EncoderSettings
 from learners.files import draft_folder, private_folder, publish_folder
 from learners.model.backends.calibration_cache import Calibrations

@@ -27,7 +27,7 @@ from learners.finetune.forgetting import transplant
 from learners.finetune.labelled_files import datasets
 from learners.finetune.labelled_files.splits import Splits
 from learners.finetune.report import measure
-from learners.finetune.tune import tune
+from learners.finetune.training_phases import tune
 from learners.model.encoders.bundled_weights import resolve
 from learners.tasks.task_classes import open_task
 

@@ -26,7 +26,7 @@ from learners.experience.records import Raw
 from learners.experience.store import Label, Store
 from learners.experience.transition import Transition
 from learners.finetune.labelled_files import datasets
-from learners.tasks.sound_inputs import read_sound
+from learners.tasks.inputs.sounds import read_sound
 from sensors.codecs.readings import encode_reading
 from sensors.readings import Sound
 

@@ -15,7 +15,7 @@ from learners.finetune.build import build
 from learners.finetune.labelled_files import datasets
 from learners.finetune.labelled_files.splits import Splits
 from learners.finetune.report import measure
-from learners.finetune.tune import tune
+from learners.finetune.training_phases import tune
 
 SENTENCES, DOCUMENT = 480, 60
 

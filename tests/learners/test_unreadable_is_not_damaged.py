@@ -11,7 +11,7 @@ import orjson
 import pytest
 from disks import no_free_descriptor
 
-from learners.checkpoints.seal import SEAL, SealBroken, SealedFolder, check_seal, write_seal
+from learners.checkpoints.sealed_folder import SEAL, SealBroken, SealedFolder, check_seal, write_seal
 from learners.experience.recovery import damaged
 from learners.experience.schema import connect
 from learners.model.backends import openvino

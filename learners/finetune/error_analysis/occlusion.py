@@ -15,8 +15,8 @@ import numpy as np
 
 from learners.task_kinds import KINDS
 from learners.tasks.base import DataError, EncodedMedia, Example, Prediction, Task, without_target
-from learners.tasks.image_inputs import read_picture
-from learners.tasks.sound_inputs import read_sound
+from learners.tasks.inputs.pictures import read_picture
+from learners.tasks.inputs.sounds import read_sound
 
 GRID = 6
 """Rows and columns of areas of a picture."""

@@ -21,7 +21,7 @@ from learners.finetune.labelled_files.splits import Splits
 from learners.finetune.trainer_state import State
 from learners.tasks.augmentation.mixing import can_mix
 from learners.tasks.base import DataError, Example, Task, without_target
-from learners.tasks.text_classification import Classifier
+from learners.tasks.classifier import Classifier
 
 
 class HasTask(Protocol):

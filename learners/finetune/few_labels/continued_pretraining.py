@@ -30,9 +30,9 @@ from learners.finetune.trainer_state import seed_generators
 from learners.task_kinds import KINDS, Augmentation, Modality
 from learners.tasks.augmentation.texts import masked_model
 from learners.tasks.base import DataError, Example, Task, to_device, without_target
+from learners.tasks.classifier import Classifier
 from learners.tasks.layers.heads import output_layer
 from learners.tasks.text_base import TextTask
-from learners.tasks.text_classification import Classifier
 
 VIEWS: dict[Modality, tuple[Augmentation, ...]] = {
     "text": ("token_dropout",),

@@ -15,7 +15,7 @@ from learners.finetune.few_labels.near_duplicates import NearDuplicates
 from learners.finetune.labelled_files import datasets
 from learners.finetune.labelled_files.splits import Splits, rows_digest
 from learners.finetune.trainer_state import State
-from learners.finetune.tune import Tuned
+from learners.finetune.training_phases import Tuned
 from learners.tasks.base import DataError, Example, Task, without_target
 from learners.tasks.task_classes import check_modality, task_class
 

@@ -18,8 +18,8 @@ from numpy.typing import NDArray
 
 from learners.experience.reading_similarity import differences, part_colours
 from learners.tasks.base import EncodedMedia, Example
-from learners.tasks.image_inputs import read_picture
-from learners.tasks.sound_inputs import read_sound
+from learners.tasks.inputs.pictures import read_picture
+from learners.tasks.inputs.sounds import read_sound
 from sensors.codecs.resampling import RATE_HZ, resampled
 
 EQUAL_PICTURE = 1e-3

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from learners.tasks.base import Example, Task, to_device, without_target
-from learners.tasks.text_classification import Classifier
+from learners.tasks.classifier import Classifier
 
 One = TypeVar("One", bound=Example)
 

@@ -13,8 +13,8 @@ from typing import Any
 from learners.class_names import class_name, visible
 from learners.finetune.labelled_files.text_files import LocatedExample, located
 from learners.tasks.base import DataError, Task
-from learners.tasks.image_inputs import SUFFIXES as PICTURES
-from learners.tasks.sound_inputs import SUFFIXES as SOUNDS
+from learners.tasks.inputs.pictures import SUFFIXES as PICTURES
+from learners.tasks.inputs.sounds import SUFFIXES as SOUNDS
 
 ALIASES = {
     "intent": "label", "class": "label", "category": "label", "sentence": "text", "utterance": "text",

@@ -5,7 +5,7 @@ models, is shared by all daemons: it stores what comes with the program (pretrai
 in the folder for temporary files, is used where neither can be written. A choice is valid for a module's version, the processor
 and its instructions, the libraries, and the settings under `engine`. When one of them differs, the backends are measured again.
 
-Every graph is sealed (`learners/checkpoints/seal.py`): in `state_dir` by a signature, in the shared cache by hashes. The shared cache is not used where
+Every graph is sealed (`learners/checkpoints/sealed_folder.py`): in `state_dir` by a signature, in the shared cache by hashes. The shared cache is not used where
 another user could have changed it.
 """
 
@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any
 
 import orjson
 
-from learners.checkpoints.seal import Key, Refused, SealedFolder, owned_by_this_user
+from learners.checkpoints.sealed_folder import Key, Refused, SealedFolder, owned_by_this_user
 from learners.checkpoints.signing import credentials_folder, load_key
 from learners.files import cache_dir, locked, private_folder, write_atomically
 from learners.model.backends.definitions import (

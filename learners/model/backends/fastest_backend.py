@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from learners.checkpoints.manifest import GraphFiles
-from learners.checkpoints.seal import SealedFolder
+from learners.checkpoints.sealed_folder import SealedFolder
 from learners.model.backends.cuda import wait_for
 from learners.model.backends.definitions import (
     FAR,

@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from learners.checkpoints.manifest import GraphFiles
-from learners.checkpoints.seal import SEAL, SealBroken, SealedFolder, check_seal, write_seal
+from learners.checkpoints.sealed_folder import SEAL, SealBroken, SealedFolder, check_seal, write_seal
 from learners.files import new_folder, private_folder
 
 if TYPE_CHECKING:

@@ -19,9 +19,9 @@ from learners.continual.candidate_training import CandidateTrainer
 from learners.continual.splits import LabelSplits
 from learners.finetune import linear_probe
 from learners.task_kinds import KINDS
+from learners.tasks.classifier import Classifier
 from learners.tasks.layers.heads import output_layer
 from learners.tasks.task_classes import open_task, task_class, unfit_reason
-from learners.tasks.text_classification import Classifier
 
 LABELS = ("a", "b", "c")
 WORDS = {
@@ -159,7 +159,9 @@ def test_labels_of_people_are_learned_head_first_and_as_they_were_given(
     )
     fits: list[int] = []
     fit = linear_probe.fit_head
-    monkeypatch.setattr("learners.finetune.tune.fit_head", lambda task, rows: fits.append(len(rows)) or fit(task, rows))
+    monkeypatch.setattr(
+        "learners.finetune.training_phases.fit_head", lambda task, rows: fits.append(len(rows)) or fit(task, rows)
+    )
     lesson = CandidateTrainer(settings, FinetuneSettings(batch=32), 0, {"epochs": 1, "learning_rate": 1e-9})
     trained = lesson.train(
         None, LabelSplits(new=ROWS, known=[], tried=[], known_validation=[], uncovered=[]), 0, None, None

@@ -17,7 +17,7 @@ from transformers import BartConfig, BartForConditionalGeneration
 from learners.finetune.labelled_files.splits import Splits
 from learners.finetune.trainable_layers import counts, lora_targets, merged, prepare, set_training, top_modules
 from learners.finetune.trainer import Trainer, TrainerSettings
-from learners.finetune.tune import tune
+from learners.finetune.training_phases import tune
 from learners.tasks.task_classes import open_task
 
 LABELS = ("go", "stop")

@@ -25,7 +25,7 @@ from learners.finetune.labelled_files.splits import Splits
 from learners.finetune.run import finetune
 from learners.finetune.trainable_layers import prepare
 from learners.finetune.trainer import Stopped, Trainer, TrainerSettings, TrainingProgress
-from learners.finetune.tune import Tuned, tune
+from learners.finetune.training_phases import Tuned, tune
 from learners.tasks.image_classification import ClassifyPictures
 from learners.tasks.text_classification import ClassifyText
 

@@ -21,7 +21,7 @@ from learners.speech.runner import SpeechRunner
 from learners.speech.transcription import Transcriber
 from learners.speech.transcripts import SpeechCallbacks, TranscribedUtterance, count_new_samples
 from learners.speech.utterance_cutting import SpokenUtterance, UtteranceCutter, VoiceActivity
-from learners.tasks.sound_inputs import read_sound
+from learners.tasks.inputs.sounds import read_sound
 from sensors.config import TextSettings
 from sensors.readings import Sound
 

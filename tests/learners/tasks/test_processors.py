@@ -17,7 +17,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_CLASSIFICATIO
 
 from learners.config.policy import EncoderSettings
 from learners.model.encoders import pretrained
-from learners.tasks.image_inputs import PictureProcessor, tiles_of
+from learners.tasks.inputs.pictures import PictureProcessor, tiles_of
 from learners.tasks.task_classes import open_task
 from sensors.readings import Frame, Sound
 

@@ -10,7 +10,7 @@ from transformers import AutoModelForSeq2SeqLM
 
 from learners.finetune.labelled_files.splits import Splits
 from learners.finetune.trainer import TrainerSettings
-from learners.finetune.tune import tune
+from learners.finetune.training_phases import tune
 from learners.tasks.base import IGNORED, DataError, Prediction
 from learners.tasks.task_classes import open_task
 from learners.tasks.text_generation import PLAIN

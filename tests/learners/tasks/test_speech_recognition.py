@@ -18,7 +18,7 @@ from learners.config.tasks import TaskSettings
 from learners.finetune.labelled_files import datasets
 from learners.finetune.labelled_files.splits import Splits
 from learners.finetune.trainer import TrainerSettings
-from learners.finetune.tune import tune
+from learners.finetune.training_phases import tune
 from learners.task_kinds import TaskKind
 from learners.task_serving.options import options_of
 from learners.tasks.base import IGNORED, DataError, Prediction

@@ -15,11 +15,11 @@ from transformers import AutoModelForAudioClassification, AutoModelForImageClass
 from learners.config.tasks import Train
 from learners.finetune.labelled_files.splits import Splits
 from learners.finetune.trainer import TrainerSettings
-from learners.finetune.tune import tune
+from learners.finetune.training_phases import tune
 from learners.tasks.audio_classification import ClassifySounds
 from learners.tasks.base import DataError, Prediction
-from learners.tasks.image_inputs import read_picture
-from learners.tasks.sound_inputs import read_sound
+from learners.tasks.inputs.pictures import read_picture
+from learners.tasks.inputs.sounds import read_sound
 from learners.tasks.task_classes import check_modality, known, open_task, task_class
 from sensors.codecs.resampling import RATE_HZ
 

@@ -13,7 +13,7 @@ from transformers import AutoModelForTokenClassification
 from learners.finetune.build import build
 from learners.finetune.labelled_files.splits import Splits
 from learners.finetune.trainer import TrainerSettings
-from learners.finetune.tune import tune
+from learners.finetune.training_phases import tune
 from learners.tasks.base import IGNORED, DataError
 from learners.tasks.task_classes import open_task
 from learners.tasks.token_classification import CASES, Tag, case_of, viterbi

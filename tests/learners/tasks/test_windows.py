@@ -18,7 +18,7 @@ from learners.finetune.build import build
 from learners.finetune.labelled_files.example_fields import to_row
 from learners.finetune.labelled_files.splits import Splits
 from learners.finetune.trainer import Trainer, TrainerSettings
-from learners.finetune.tune import tune
+from learners.finetune.training_phases import tune
 from learners.tasks.task_classes import open_task
 
 WORDS = tinymodels.WORDS[:20]

@@ -17,7 +17,7 @@ from watching import KEY
 
 from actuators.actions import ActionSpace, Choice, Continuous
 from learners.checkpoints.manifest import CheckpointRefused, GraphFiles, LoadedCheckpoint
-from learners.checkpoints.seal import SealBroken, check_seal, owned_by_this_user
+from learners.checkpoints.sealed_folder import SealBroken, check_seal, owned_by_this_user
 from learners.checkpoints.signing import load_key
 from learners.checkpoints.store import Checkpoints
 from learners.experience.transition import Transition

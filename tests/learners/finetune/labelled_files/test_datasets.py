@@ -17,7 +17,7 @@ from PIL import Image
 from learners.finetune.labelled_files import datasets
 from learners.finetune.labelled_files.example_fields import check
 from learners.tasks.base import DataError
-from learners.tasks.image_inputs import read_picture
+from learners.tasks.inputs.pictures import read_picture
 from learners.tasks.task_classes import known
 from sensors.codecs.images import decode_image
 

@@ -16,8 +16,8 @@ from learners.finetune.linear_probe import fit_head, trains_alone
 from learners.finetune.trainer import OnProgress, RunState, Trainer, TrainerSettings
 from learners.finetune.trainer_state import State
 from learners.tasks.base import Task
+from learners.tasks.classifier import Classifier
 from learners.tasks.layers.heads import set_prior
-from learners.tasks.text_classification import Classifier
 
 
 @dataclass(frozen=True, slots=True)
