@@ -26,6 +26,7 @@ from learners.continual.acceptance import paired_bounds
 from learners.continual.evaluation import predict
 from learners.continual.labels import Labels
 from learners.continual.splits import Holdout
+from learners.data_error import DataError
 from learners.experience.reader import Reader
 from learners.experience.reading_similarity import content_digest
 from learners.experience.records import Label, Raw
@@ -42,7 +43,7 @@ from learners.model.encoders.bundled_weights import resolve
 from learners.task_kinds import KINDS
 from learners.task_serving.options import options_of
 from learners.task_serving.reading_inputs import inputs_of_text
-from learners.tasks.base import DataError, EncodedMedia, Example
+from learners.tasks.base import EncodedMedia, Example
 from learners.tasks.classifier import Classifier
 from learners.tasks.layers.heads import output_layer
 from learners.tasks.task_classes import open_task, task_class

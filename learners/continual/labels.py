@@ -17,6 +17,7 @@ from typing import Any
 
 from learners.class_names import class_name
 from learners.config.tasks import TaskSettings
+from learners.data_error import DataError
 from learners.experience.reader import Reader
 from learners.experience.reading_of_tick import raw_reading
 from learners.experience.records import Label, Raw
@@ -26,7 +27,7 @@ from learners.finetune.labelled_files.example_fields import check
 from learners.model.encoders.bundled_weights import resolve
 from learners.task_kinds import KINDS, Output
 from learners.task_serving.reading_inputs import inputs_of_text
-from learners.tasks.base import DataError, EncodedMedia, names_several_labels
+from learners.tasks.base import EncodedMedia, names_several_labels
 from learners.tasks.relation_extraction import mark
 from learners.tasks.task_classes import task_class
 

@@ -63,6 +63,7 @@ from learners.continual.old_class_anchor import AnchoredRow, figures_of, scores_
 from learners.continual.source_ablation import ALPHA, MIN_LABELS, by_source, single_source, sources_to_ablate
 from learners.continual.splits import Holdout, classes
 from learners.continual.trainer_state import MAX_REJECTIONS, TrainerState
+from learners.data_error import DataError
 from learners.experience.reader import Reader
 from learners.files import private_folder, write_atomically
 from learners.finetune.error_analysis.slices import check_slice, shown, without_nan
@@ -72,7 +73,7 @@ from learners.model.encoders.bundled_weights import resolve
 from learners.task_kinds import KINDS
 from learners.task_serving.options import options_of
 from learners.task_serving.versions import TaskVersion, TaskVersionStore
-from learners.tasks.base import DataError, Example, Task, saved, saved_as, saved_options
+from learners.tasks.base import Example, Task, saved, saved_as, saved_options
 from learners.tasks.task_classes import open_task
 
 

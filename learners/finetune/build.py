@@ -12,11 +12,12 @@ import torch
 from safetensors import SafetensorError
 
 from learners.config.tasks import Train
+from learners.data_error import DataError
 from learners.finetune.trainer import TrainerSettings
 from learners.model.encoders.bundled_packages import BundledError
 from learners.model.encoders.bundled_weights import resolve
 from learners.task_kinds import KINDS, TaskKind
-from learners.tasks.base import DataError, Example, Options, Recipe, Task, saved_options
+from learners.tasks.base import Example, Options, Recipe, Task, saved_options
 from learners.tasks.task_classes import check_modality, task_class, unfit_reason
 from learners.torch_device import pick_device
 

@@ -17,11 +17,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from learners.data_error import DataError
 from learners.finetune import trainer_state
 from learners.finetune.labelled_files.text_files import located
 from learners.finetune.optim import Kind, OptimizerName, factor, optimizer, set_rate
 from learners.finetune.trainable_layers import set_training
-from learners.tasks.base import DataError, Example, Feature, Task, to_device, without_target
+from learners.tasks.base import Example, Feature, Task, to_device, without_target
 
 MEGABATCH = 50
 """Number of batches that are sorted by length together."""

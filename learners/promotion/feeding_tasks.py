@@ -10,7 +10,8 @@ from dataclasses import dataclass
 
 from learners.continual.evaluation import metric, predict
 from learners.continual.trainer import ContinualTrainer
-from learners.tasks.base import DataError, Example, Prediction, Task
+from learners.data_error import DataError
+from learners.tasks.base import Example, Prediction, Task
 from learners.tasks.task_classes import open_task
 
 CHUNK = 32

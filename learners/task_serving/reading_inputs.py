@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from learners.data_error import DataError
 from learners.task_kinds import KINDS, TaskKind
-from learners.tasks.base import DataError
 from sensors.base import PayloadRefused
 from sensors.codecs.json_payload import parse_json
 from sensors.readings import Frame, Reading, Sound, Text

@@ -19,13 +19,14 @@ from pathlib import Path
 from typing import Any
 
 from learners.config.tasks import TaskSettings
+from learners.data_error import DataError
 from learners.model.encoders.bundled_weights import resolve
 from learners.task_kinds import KINDS
 from learners.task_serving.options import options_of
 from learners.task_serving.reading_inputs import inputs_of_reading
 from learners.task_serving.results import Callbacks, Offered, Question, Result, Speech, likeliest
 from learners.task_serving.versions import TaskVersion, use_version
-from learners.tasks.base import DataError, Task, saved, saved_as
+from learners.tasks.base import Task, saved, saved_as
 from learners.tasks.task_classes import open_task
 from sensors.readings import Reading
 

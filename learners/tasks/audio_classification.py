@@ -20,8 +20,9 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from transformers import AutoFeatureExtractor, AutoModelForAudioClassification
 
+from learners.data_error import DataError
 from learners.tasks.augmentation.sounds import changed, masked
-from learners.tasks.base import Batch, DataError, EncodedMedia, Example, Feature, Options, Recipe
+from learners.tasks.base import Batch, EncodedMedia, Example, Feature, Options, Recipe
 from learners.tasks.classifier import Classifier
 from learners.tasks.inputs.sounds import duration_s, read_sound
 from sensors.codecs.resampling import RATE_HZ, resampled

@@ -24,6 +24,7 @@ import torch
 from torch import Tensor
 from transformers import AutoConfig, PreTrainedConfig
 
+from learners.data_error import DataError
 from learners.files import write_atomically
 from learners.task_kinds import FORMER_KINDS, KINDS, KindDeclaration, PredictionOfExample, TaskKind
 from learners.tasks.layers.heads import output_layer, quiet, with_labels
@@ -63,10 +64,6 @@ class EncodedMedia:
 
 LOCAL: dict[str, Any] = {"dtype": torch.float32, "trust_remote_code": False}
 """How models are loaded: no code that comes with the weights is ever run."""
-
-
-class DataError(ValueError):
-    """Examples cannot be used; `str` says which, why and what would be right."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,8 +18,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from learners.data_error import DataError
 from learners.tasks.augmentation.mixing import can_mix, draw, mixed
-from learners.tasks.base import Batch, DataError, Example, Feature, Options, Prediction, Task
+from learners.tasks.base import Batch, Example, Feature, Options, Prediction, Task
 from learners.tasks.layers.heads import log_frequencies
 from learners.tasks.multi_label import best_threshold, cut, log_likelihood, several_label_metrics
 from learners.tasks.text_base import cross_entropy, inputs, macro_f1

@@ -10,7 +10,8 @@ import numpy as np
 import torch
 from transformers import AutoModelForImageClassification
 
-from learners.tasks.base import Batch, DataError, EncodedMedia, Example, Feature, Recipe
+from learners.data_error import DataError
+from learners.tasks.base import Batch, EncodedMedia, Example, Feature, Recipe
 from learners.tasks.classifier import Classifier
 from learners.tasks.inputs.pictures import PictureProcessor, read_picture, tiles_of
 

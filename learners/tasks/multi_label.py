@@ -21,7 +21,7 @@ def best_threshold(wanted: Sequence[Collection[str]], predictions: Sequence[Pred
 
 
 def cut(one: Prediction, threshold: float) -> Prediction:
-    """Return a prediction with the labels whose probability is at least the threshold."""
+    """Return a prediction with the labels that have at least the probability `threshold`."""
     return replace(one, value=tuple(label for label, chance in one.probabilities.items() if chance >= threshold))
 
 

@@ -20,7 +20,8 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoModelForQuestionAnswering, AutoTokenizer
 
-from learners.tasks.base import Batch, DataError, Example, Feature, Prediction, Recipe
+from learners.data_error import DataError
+from learners.tasks.base import Batch, Example, Feature, Prediction, Recipe
 from learners.tasks.text_base import TextTask, cross_entropy, inputs
 
 STRIDE = 64

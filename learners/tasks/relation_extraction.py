@@ -19,7 +19,8 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoModelForTokenClassification
 
-from learners.tasks.base import Batch, DataError, Example, Feature, Prediction, Recipe
+from learners.data_error import DataError
+from learners.tasks.base import Batch, Example, Feature, Prediction, Recipe
 from learners.tasks.text_base import TextTask, cross_entropy, inputs
 
 PLACES = ("first", "e1", "e2")

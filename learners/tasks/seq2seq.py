@@ -15,7 +15,8 @@ from rouge_score.rouge_scorer import RougeScorer
 from torch import Tensor, nn
 from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
 
-from learners.tasks.base import SPARE, Batch, DataError, Example, Feature, Options, Prediction, Recipe
+from learners.data_error import DataError
+from learners.tasks.base import SPARE, Batch, Example, Feature, Options, Prediction, Recipe
 from learners.tasks.generation.control import BatchControl, GenerationControl
 from learners.tasks.text_base import TextTask, cross_entropy, end_tokens
 

@@ -21,13 +21,13 @@ from torch import Tensor, nn
 from transformers import AutoFeatureExtractor, AutoModelForSpeechSeq2Seq, AutoTokenizer
 from transformers.models.whisper.english_normalizer import BasicTextNormalizer
 
+from learners.data_error import DataError
 from learners.task_kinds import TaskKind
 from learners.tasks.augmentation.sounds import changed, masked
 from learners.tasks.base import (
     IGNORED,
     SPARE,
     Batch,
-    DataError,
     EncodedMedia,
     Example,
     Feature,

@@ -14,8 +14,9 @@ from transformers import MODEL_FOR_MASKED_LM_MAPPING, AutoConfig, PreTrainedConf
 
 import learners.model.encoders.bundled_weights  # registers architectures that transformers does not know
 import learners.tasks
+from learners.data_error import DataError
 from learners.task_kinds import FORMER_KINDS, KINDS
-from learners.tasks.base import DataError, Example, Options, Task, saved
+from learners.tasks.base import Example, Options, Task, saved
 from learners.tasks.layers.heads import quiet
 
 

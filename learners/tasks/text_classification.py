@@ -14,9 +14,10 @@ import numpy as np
 from torch import Tensor
 from transformers import AutoModelForSequenceClassification
 
+from learners.data_error import DataError
 from learners.task_kinds import TaskKind
 from learners.tasks.augmentation.texts import Synonyms, without_tokens
-from learners.tasks.base import DataError, Example, Feature, Options, Recipe
+from learners.tasks.base import Example, Feature, Options, Recipe
 from learners.tasks.classifier import Classifier
 from learners.tasks.text_base import MOST_WINDOWS, TextTask
 

@@ -23,7 +23,8 @@ from jinja2 import TemplateError
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, DynamicCache
 
-from learners.tasks.base import IGNORED, SPARE, Batch, DataError, Example, Feature, Options, Prediction, Recipe
+from learners.data_error import DataError
+from learners.tasks.base import IGNORED, SPARE, Batch, Example, Feature, Options, Prediction, Recipe
 from learners.tasks.generation.control import GenerationControl
 from learners.tasks.text_base import TextTask, end_tokens, inputs
 

@@ -10,7 +10,8 @@ from typing import ClassVar
 
 import numpy as np
 
-from learners.tasks.base import DataError, Example, Feature, Recipe
+from learners.data_error import DataError
+from learners.tasks.base import Example, Feature, Recipe
 from learners.tasks.text_classification import ClassifyText
 
 INPUTS = ("text", "text_pair")

@@ -23,7 +23,8 @@ from seqeval.metrics.sequence_labeling import get_entities
 from torch import Tensor, nn
 from transformers import AutoModelForTokenClassification
 
-from learners.tasks.base import IGNORED, Batch, DataError, Example, Feature, Options, Prediction, Recipe
+from learners.data_error import DataError
+from learners.tasks.base import IGNORED, Batch, Example, Feature, Options, Prediction, Recipe
 from learners.tasks.layers.heads import log_frequencies
 from learners.tasks.text_base import TextTask, cross_entropy, inputs
 

@@ -24,12 +24,12 @@ from setproctitle import setproctitle
 
 from learners.continual.acceptance import AcceptanceVerdict
 from learners.continual.trainer import ContinualTrainer
+from learners.data_error import DataError
 from learners.experience.reader import Reader
 from learners.files import storage_problem, write_atomically
 from learners.finetune.trainer import Stopped, TrainingProgress
 from learners.ipc.outbox import Outbox
 from learners.ipc.settings import LearnerConfig
-from learners.tasks.base import DataError
 from learners.worker.finetuning import STORAGE, progress_path
 from learners.worker.torch_limits import limit_torch
 from sensors.drivers.parent_death import die_with

@@ -14,9 +14,9 @@ import yaml
 from gate_model import World
 from pydantic import TypeAdapter
 
+from learners.data_error import DataError
 from learners.finetune.labelled_files import datasets
 from learners.finetune.labelled_files.example_fields import check
-from learners.tasks.base import DataError
 from learners.tasks.task_classes import known
 from runtime.preflight.preflight import problems_and_warnings
 from sensors.base import PayloadRefused, SensorLost

@@ -35,12 +35,12 @@ from actuators.wire import WireError, parse_state, state_payload
 from learners.checkpoints import manifest as manifests
 from learners.checkpoints.manifest import CheckpointRefused
 from learners.checkpoints.store import Checkpoints
+from learners.data_error import DataError
 from learners.finetune.labelled_files import datasets
 from learners.finetune.labelled_files.example_fields import check
 from learners.gym import demonstrations
 from learners.gym.demonstrations import DemonstrationEpisode
 from learners.model.spec import PolicySpec, SpecError
-from learners.tasks.base import DataError
 from learners.tasks.task_classes import known
 from runtime.backup.contents import BackupError
 from runtime.backup.create import create

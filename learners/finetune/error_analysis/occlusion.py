@@ -13,8 +13,9 @@ from typing import Any
 
 import numpy as np
 
+from learners.data_error import DataError
 from learners.task_kinds import KINDS
-from learners.tasks.base import DataError, EncodedMedia, Example, Prediction, Task, without_target
+from learners.tasks.base import EncodedMedia, Example, Prediction, Task, without_target
 from learners.tasks.inputs.pictures import read_picture
 from learners.tasks.inputs.sounds import read_sound
 

@@ -16,7 +16,8 @@ import numpy as np
 import regex
 from scipy.special import stdtrit
 
-from learners.tasks.base import DataError, Example
+from learners.data_error import DataError
+from learners.tasks.base import Example
 
 LENGTH = "length"
 LENGTHS = (5, 12, 30)

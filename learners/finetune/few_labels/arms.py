@@ -12,6 +12,7 @@ from typing import Any, Generic, Protocol, TypeVar
 
 import numpy as np
 
+from learners.data_error import DataError
 from learners.finetune.error_analysis.scores import each
 from learners.finetune.few_labels.comparison import PairedGain, choose
 from learners.finetune.few_labels.continued_pretraining import AdaptedEncoder, adapt
@@ -20,7 +21,7 @@ from learners.finetune.forgetting import transplant
 from learners.finetune.labelled_files.splits import Splits
 from learners.finetune.trainer_state import State
 from learners.tasks.augmentation.mixing import can_mix
-from learners.tasks.base import DataError, Example, Task, without_target
+from learners.tasks.base import Example, Task, without_target
 from learners.tasks.classifier import Classifier
 
 

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import DataCollatorForLanguageModeling
 
+from learners.data_error import DataError
 from learners.finetune.few_labels.readable_rows import ReadableRows
 from learners.finetune.forgetting import transplant
 from learners.finetune.linear_probe import classified_by
@@ -29,7 +30,7 @@ from learners.finetune.trainer import Stopped
 from learners.finetune.trainer_state import seed_generators
 from learners.task_kinds import KINDS, Augmentation, Modality
 from learners.tasks.augmentation.texts import masked_model
-from learners.tasks.base import DataError, Example, Task, to_device, without_target
+from learners.tasks.base import Example, Task, to_device, without_target
 from learners.tasks.classifier import Classifier
 from learners.tasks.layers.heads import output_layer
 from learners.tasks.text_base import TextTask

@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from learners.data_error import DataError
 from learners.finetune import run
 from learners.finetune.few_labels.arms import FewLabels, best_arm
 from learners.finetune.few_labels.continued_pretraining import can_adapt
@@ -16,7 +17,7 @@ from learners.finetune.labelled_files import datasets
 from learners.finetune.labelled_files.splits import Splits, rows_digest
 from learners.finetune.trainer_state import State
 from learners.finetune.training_phases import Tuned
-from learners.tasks.base import DataError, Example, Task, without_target
+from learners.tasks.base import Example, Task, without_target
 from learners.tasks.task_classes import check_modality, task_class
 
 

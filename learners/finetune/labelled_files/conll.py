@@ -17,8 +17,8 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from learners.class_names import class_name
+from learners.data_error import DataError
 from learners.finetune.labelled_files.text_files import Examples, LocatedExample, lines_of, read_text
-from learners.tasks.base import DataError
 
 TAG = re.compile(r"([BIEMLSUW])[-_](.+)", re.IGNORECASE)
 _SUFFIXED = re.compile(r"(.+)[-_]([BIEMLSUW])")

@@ -12,9 +12,9 @@ import re
 from pathlib import Path
 from typing import Literal
 
+from learners.data_error import DataError
 from learners.finetune.labelled_files.example_fields import FIELDS, field_of, fields_of, to_row
 from learners.finetune.labelled_files.text_files import Examples, lines_of, read_text
-from learners.tasks.base import DataError
 
 DELIMITERS = (",", ";", "\t", "|")
 MAX_FIELD = 16 * 2**20

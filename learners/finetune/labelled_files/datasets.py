@@ -16,10 +16,11 @@ from pathlib import Path
 from typing import Any
 
 from learners import class_names
+from learners.data_error import DataError
 from learners.files import source_and_split
 from learners.finetune.labelled_files import conll, csv_files, example_fields
 from learners.finetune.labelled_files.text_files import MAX_BYTES, Examples, LocatedExample, lines_of, read_text
-from learners.tasks.base import DataError, Task
+from learners.tasks.base import Task
 from sensors.base import PayloadRefused
 from sensors.codecs.json_payload import parse_json
 

@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from learners.class_names import class_name, visible
+from learners.data_error import DataError
 from learners.finetune.labelled_files.text_files import LocatedExample, located
-from learners.tasks.base import DataError, Task
+from learners.tasks.base import Task
 from learners.tasks.inputs.pictures import SUFFIXES as PICTURES
 from learners.tasks.inputs.sounds import SUFFIXES as SOUNDS
 

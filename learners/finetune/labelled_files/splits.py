@@ -10,9 +10,10 @@ from typing import Any
 
 import orjson
 
+from learners.data_error import DataError
 from learners.finetune.labelled_files import datasets
 from learners.finetune.labelled_files.example_fields import check
-from learners.tasks.base import DataError, Example, Task
+from learners.tasks.base import Example, Task
 from learners.tasks.task_classes import check_modality, task_class
 
 

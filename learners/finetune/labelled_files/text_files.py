@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from learners.tasks.base import DataError
+from learners.data_error import DataError
 
 MAX_BYTES = 4 * 2**30
 _MARKS = {

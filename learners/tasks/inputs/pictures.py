@@ -16,9 +16,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
+from learners.data_error import DataError
 from learners.model.encoders.image_processor import load_image_processor
 from learners.tasks.augmentation.pictures import changed
-from learners.tasks.base import DataError
 from sensors.base import PayloadRefused
 from sensors.codecs.images import decode_file
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from learners.tasks.base import DataError
+from learners.data_error import DataError
 from sensors.base import PayloadRefused
 from sensors.codecs.resampling import resampled
 from sensors.codecs.sounds import decode_sound

@@ -20,12 +20,13 @@ from learners.continual.acceptance import forgetting_reason
 from learners.continual.encoder_adaptation import AdaptationEvidence, probe_scores
 from learners.continual.evaluation import apart_from_new
 from learners.continual.trainer import ContinualTrainer
+from learners.data_error import DataError
 from learners.experience.reader import Reader
 from learners.experience.records import Raw
 from learners.experience.store import Label, Store
 from learners.finetune.few_labels.near_duplicates import NearDuplicates
 from learners.finetune.forgetting import backbone
-from learners.tasks.base import DataError, Prediction
+from learners.tasks.base import Prediction
 from learners.tasks.task_classes import open_task
 
 INTENTS = {"go": "move", "stop": "halt"}

@@ -16,12 +16,12 @@ from learners.continual.acceptance import rejection_reason
 from learners.continual.evaluation import compare_slices
 from learners.continual.evaluation_report import read_evaluation
 from learners.continual.trainer import ContinualTrainer
+from learners.data_error import DataError
 from learners.experience.reader import Reader
 from learners.experience.store import Label, Store
 from learners.finetune.error_analysis import slices as slices_module
 from learners.finetune.error_analysis.slices import interval, lost, measure, shown
 from learners.finetune.labelled_files.text_files import LocatedExample
-from learners.tasks.base import DataError
 
 FIRST, SECOND = {"go": "move", "stop": "halt"}, {"left": "turn", "red": "warn"}
 RULE = "text~(anna)"

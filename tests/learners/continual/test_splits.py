@@ -13,10 +13,10 @@ from learners.config.tasks import FinetuneSettings, TaskSettings
 from learners.continual.labels import Labelled
 from learners.continual.splits import Holdout, classes
 from learners.continual.trainer import ContinualTrainer
+from learners.data_error import DataError
 from learners.experience.reader import Reader
 from learners.experience.store import Label, Store
 from learners.finetune.few_labels.equal_content import normalized_text
-from learners.tasks.base import DataError
 from learners.tasks.task_classes import open_task
 
 INTENTS = {"go": "move", "stop": "halt"}

@@ -32,13 +32,14 @@ from learners.continual.label_batch import newest
 from learners.continual.labels import Labelled, Labels
 from learners.continual.source_ablation import single_source, sources_to_ablate
 from learners.continual.trainer import ContinualTrainer
+from learners.data_error import DataError
 from learners.experience.reader import Reader
 from learners.experience.store import Label, Raw, Store, Transition
 from learners.finetune.error_analysis.scores import each
 from learners.finetune.few_labels.equal_content import normalized_text
 from learners.finetune.trainer import Stopped
 from learners.task_kinds import TaskKind
-from learners.tasks.base import DataError, Prediction
+from learners.tasks.base import Prediction
 from learners.tasks.task_classes import open_task
 from learners.tasks.text_classification import ClassifyText
 

@@ -10,11 +10,12 @@ import orjson
 import pytest
 import tinymodels
 
+from learners.data_error import DataError
 from learners.finetune.error_analysis.occlusion import explain_errors
 from learners.finetune.evaluate import evaluate
 from learners.finetune.labelled_files.text_files import LocatedExample
 from learners.finetune.run import finetune
-from learners.tasks.base import DataError, Example, Options, Prediction, Task
+from learners.tasks.base import Example, Options, Prediction, Task
 
 INTENTS = {"go": "move", "stop": "halt"}
 

@@ -13,13 +13,13 @@ import tinymodels
 import torch
 from transformers import BertForMaskedLM
 
+from learners.data_error import DataError
 from learners.files import DRAFT
 from learners.finetune.few_labels.comparison import PairedGain, choose
 from learners.finetune.few_labels.continued_pretraining import adapt, can_adapt
 from learners.finetune.few_labels.equal_content import content_key, distinct
 from learners.finetune.few_labels.finetune import finetune, without_held
 from learners.finetune.trainer import Stopped, Trainer
-from learners.tasks.base import DataError
 from learners.tasks.layers.heads import output_layer
 from learners.tasks.task_classes import open_task
 

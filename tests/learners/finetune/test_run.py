@@ -13,12 +13,12 @@ from PIL import Image
 from rich.console import Console
 from transformers import AutoModelForSequenceClassification
 
+from learners.data_error import DataError
 from learners.finetune.evaluate import evaluate
 from learners.finetune.labelled_files import datasets
 from learners.finetune.progress import Bar
 from learners.finetune.run import finetune
 from learners.finetune.trainer import TrainingProgress
-from learners.tasks.base import DataError
 
 INTENTS = {"go": "move", "stop": "halt", "left": "turn"}
 

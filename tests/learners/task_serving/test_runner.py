@@ -14,13 +14,13 @@ import pytest
 import tinymodels
 
 from learners.config.tasks import TaskSettings
+from learners.data_error import DataError
 from learners.task_kinds import KINDS, TaskKind
 from learners.task_serving import runner as runner_module
 from learners.task_serving.reading_inputs import inputs_of_reading
 from learners.task_serving.results import Callbacks, Question, Result, Speech
 from learners.task_serving.runner import TaskRunner
 from learners.task_serving.versions import TaskVersion, TaskVersionStore
-from learners.tasks.base import DataError
 from learners.tasks.task_classes import known, open_task
 from sensors.readings import Frame, Reading, Sound, Telemetry, Text
 

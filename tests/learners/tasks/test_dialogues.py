@@ -10,8 +10,9 @@ import orjson
 import pytest
 import tinymodels
 
+from learners.data_error import DataError
 from learners.finetune.labelled_files import datasets
-from learners.tasks.base import IGNORED, DataError
+from learners.tasks.base import IGNORED
 from learners.tasks.task_classes import task_class
 from learners.tasks.text_generation import Chat
 

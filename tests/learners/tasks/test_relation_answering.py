@@ -11,8 +11,9 @@ import tinymodels
 import torch
 from transformers.modeling_outputs import QuestionAnsweringModelOutput
 
+from learners.data_error import DataError
 from learners.finetune.build import build
-from learners.tasks.base import DataError, Prediction
+from learners.tasks.base import Prediction
 from learners.tasks.question_answering import exact_match, normalise, word_f1
 from learners.tasks.relation_extraction import mark, official_f1
 from learners.tasks.task_classes import open_task

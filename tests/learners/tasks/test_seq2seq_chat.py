@@ -8,10 +8,11 @@ import pytest
 import tinymodels
 from transformers import AutoModelForSeq2SeqLM
 
+from learners.data_error import DataError
 from learners.finetune.labelled_files.splits import Splits
 from learners.finetune.trainer import TrainerSettings
 from learners.finetune.training_phases import tune
-from learners.tasks.base import IGNORED, DataError, Prediction
+from learners.tasks.base import IGNORED, Prediction
 from learners.tasks.task_classes import open_task
 from learners.tasks.text_generation import PLAIN
 

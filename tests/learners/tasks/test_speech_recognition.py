@@ -15,13 +15,14 @@ import torch
 import transformers
 
 from learners.config.tasks import TaskSettings
+from learners.data_error import DataError
 from learners.finetune.labelled_files import datasets
 from learners.finetune.labelled_files.splits import Splits
 from learners.finetune.trainer import TrainerSettings
 from learners.finetune.training_phases import tune
 from learners.task_kinds import TaskKind
 from learners.task_serving.options import options_of
-from learners.tasks.base import IGNORED, DataError, Prediction
+from learners.tasks.base import IGNORED, Prediction
 from learners.tasks.speech_recognition import edits, error_rate
 from learners.tasks.task_classes import open_task, task_class
 

@@ -13,11 +13,12 @@ from PIL import Image
 from transformers import AutoModelForAudioClassification, AutoModelForImageClassification
 
 from learners.config.tasks import Train
+from learners.data_error import DataError
 from learners.finetune.labelled_files.splits import Splits
 from learners.finetune.trainer import TrainerSettings
 from learners.finetune.training_phases import tune
 from learners.tasks.audio_classification import ClassifySounds
-from learners.tasks.base import DataError, Prediction
+from learners.tasks.base import Prediction
 from learners.tasks.inputs.pictures import read_picture
 from learners.tasks.inputs.sounds import read_sound
 from learners.tasks.task_classes import check_modality, known, open_task, task_class

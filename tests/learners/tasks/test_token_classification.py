@@ -10,11 +10,12 @@ import tinymodels
 import torch
 from transformers import AutoModelForTokenClassification
 
+from learners.data_error import DataError
 from learners.finetune.build import build
 from learners.finetune.labelled_files.splits import Splits
 from learners.finetune.trainer import TrainerSettings
 from learners.finetune.training_phases import tune
-from learners.tasks.base import IGNORED, DataError
+from learners.tasks.base import IGNORED
 from learners.tasks.task_classes import open_task
 from learners.tasks.token_classification import CASES, Tag, case_of, viterbi
 

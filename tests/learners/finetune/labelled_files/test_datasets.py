@@ -14,9 +14,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from learners.data_error import DataError
 from learners.finetune.labelled_files import datasets
 from learners.finetune.labelled_files.example_fields import check
-from learners.tasks.base import DataError
 from learners.tasks.inputs.pictures import read_picture
 from learners.tasks.task_classes import known
 from sensors.codecs.images import decode_image
