@@ -20,7 +20,8 @@ from learners.model.features import Features
 from learners.model.spec import PolicySpec
 from learners.rl.transition_batch import Batch
 
-Change = Callable[[Tensor], Tensor]
+Change = Callable[[Tensor, Tensor], Tensor]
+"""Changes the rows B of a tensor that are to be mirrored."""
 
 
 class MirrorAugmentation:
@@ -38,11 +39,11 @@ class MirrorAugmentation:
         self._tokens: dict[str, Change] = {
             s.name: _reverse(s.columns) for s in spec.streams if s.modality == "image" and s.tokens > 1
         }
-        self._tokens |= {s.name: torch.neg for s in spec.telemetry if s.name in names}
+        self._tokens |= {s.name: _negate for s in spec.telemetry if s.name in names}
         self._actions: dict[str, Change] = {
             a.name: _swap(len(a.choices)) for a in spec.actions.choices if a.name in names
         }
-        self._actions |= {a.name: torch.neg for a in spec.actions.continuous if a.name in names}
+        self._actions |= {a.name: _negate for a in spec.actions.continuous if a.name in names}
         unknown = sorted(set(names) - {*self._tokens, *self._actions})
         if unknown:
             raise ValueError(
@@ -58,7 +59,7 @@ class MirrorAugmentation:
     def __call__(self, batch: Batch, generator: torch.Generator) -> Batch:
         """Return the batch with half of its rows mirrored, drawn from `generator`."""
         flip_B = torch.rand(len(batch), generator=generator) < 0.5
-        turned = {name: lambda x: x.flip(-1) for name in self._choices & self._actions.keys()}
+        turned = dict.fromkeys(self._choices & self._actions.keys(), _turn)
         return replace(
             batch,
             features=self._features(batch.features, flip_B),
@@ -73,23 +74,38 @@ class MirrorAugmentation:
 
 
 def _changed(tensors: Mapping[str, Tensor], changes: Mapping[str, Change], flip_B: Tensor) -> dict[str, Tensor]:
-    return {name: _where(flip_B, changes[name](x), x) if name in changes else x for name, x in tensors.items()}
+    return {name: changes[name](x, flip_B) if name in changes else x for name, x in tensors.items()}
 
 
 def _where(flip_B: Tensor, changed: Tensor, unchanged: Tensor) -> Tensor:
     return torch.where(flip_B.view(-1, *[1] * (unchanged.dim() - 1)), changed, unchanged)
 
 
-def _reverse(columns: int) -> Change:
-    """Reverse each row of the tokens ...,T,W of a grid."""
+def _negate(x: Tensor, flip_B: Tensor) -> Tensor:
+    return _where(flip_B, -x, x)
 
-    def reverse(x_xTW: Tensor) -> Tensor:
-        *lead, tokens, width = x_xTW.shape
-        return x_xTW.reshape(*lead, tokens // columns, columns, width).flip(-2).reshape(x_xTW.shape)
 
-    return reverse
+def _turn(x: Tensor, flip_B: Tensor) -> Tensor:
+    """Reverse the last dimension."""
+    return _where(flip_B, x.flip(-1), x)
 
 
 def _swap(count: int) -> Change:
     """Return choices in reverse order."""
-    return lambda index_B: count - 1 - index_B
+    return lambda index_B, flip_B: _where(flip_B, count - 1 - index_B, index_B)
+
+
+def _reverse(columns: int) -> Change:
+    """Reverse each row of the tokens B,...,T,W of a grid."""
+
+    def reverse(x_BxTW: Tensor, flip_B: Tensor) -> Tensor:
+        tokens, width = x_BxTW.shape[-2:]
+        here_T = torch.arange(tokens)
+        there_T = here_T.view(-1, columns).flip(-1).flatten()
+        from_BT = torch.where(flip_B[:, None], there_T, here_T)
+        grids_BG1 = torch.arange(x_BxTW.shape[:-2].numel()).view(len(flip_B), -1, 1) * tokens
+        from_N = (grids_BG1 + from_BT[:, None]).flatten()
+        # one copy of whole tokens: `torch.where` on them takes twenty times as long
+        return x_BxTW.reshape(-1, width).index_select(0, from_N).view(x_BxTW.shape)
+
+    return reverse
