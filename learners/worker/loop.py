@@ -253,7 +253,7 @@ class LearnerLoop:
         return self._bases.get(version)
 
     def _withdraw(self, fleet: FleetRoute) -> None:
-        """Take back the versions that the fleet withdrew; one that had to stay live, because no other one acted, once it is not."""
+        """Take back the versions that the fleet withdrew, once."""
         if fleet.key is None:
             return
         found = withdrawn(self.inputs.state_dir), self.checkpoints.live().version

@@ -152,6 +152,8 @@ class CandidateManager:
     def withdraw(self, names: Collection[str]) -> None:
         """Take back what the fleet withdrew, and every local head on it: end the evaluation, mark it as failed, roll back where it is live.
 
+        Where no other version acted before, none is live any more: the agent begins again with untrained weights.
+
         Args:
             names: versions as the fleet calls them.
         """
@@ -164,7 +166,7 @@ class CandidateManager:
                 continue
             announce = partial(self._announce_withdrawal, version) if version == live.version else lambda _live: None
             try:
-                self.checkpoints.rollback(failing=version, announce=announce, by="fleet")
+                self.checkpoints.rollback(failing=version, announce=announce, by="fleet", or_none=True)
             except CheckpointRefused as refusal:
                 self.report_refusal(refusal)
 

@@ -22,6 +22,7 @@ import structlog
 
 from learners.checkpoints.signing import REFUSED_EXIT, KeyRefused
 from runtime.config.loader import LoadedConfig, load
+from runtime.deploy.pointer_follower import NoVersionLeft
 from runtime.gate.client import GateGone
 from runtime.process import child, log
 
@@ -53,6 +54,9 @@ def main(arguments: list[str] | None = None) -> int:
         asyncio.run(run(loaded, end, given.fault))
     except* GateGone as gone:
         _LOG.error("agent.gate_lost", reason=str(gone.exceptions[0]))
+        code = 1
+    except* NoVersionLeft as left:
+        _LOG.error("agent.no_version_left", version=str(left.exceptions[0]), next="untrained weights after a restart")
         code = 1
     except* KeyRefused as refused:
         _LOG.error("agent.cannot_start", reason=str(refused.exceptions[0]))

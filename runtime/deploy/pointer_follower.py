@@ -10,6 +10,10 @@ from typing import Generic, TypeVar
 Version = TypeVar("Version")
 
 
+class NoVersionLeft(Exception):  # noqa: N818 - reads as what happened
+    """The version that acts was taken back, and no other one ever acted: the agent has to begin again with untrained weights."""
+
+
 @dataclass(slots=True)
 class PointerFollower(Generic[Version]):
     """Activates each new version once. After a refusal the pointer must name another version before this one is tried again.

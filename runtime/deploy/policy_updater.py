@@ -22,7 +22,7 @@ from learners.checkpoints.manifest import CheckpointRefused
 from learners.checkpoints.store import LIVE, Checkpoints
 from runtime.deploy.experiments.controller import ExperimentController
 from runtime.deploy.learner_events import LearnerEvents
-from runtime.deploy.pointer_follower import PointerFollower
+from runtime.deploy.pointer_follower import NoVersionLeft, PointerFollower
 from runtime.inference.engine import UNTRAINED, Engine
 from runtime.process.emit import Emit
 
@@ -136,10 +136,18 @@ class PolicyUpdater:
                     await self.experiments.decided.wait()
 
     async def sync(self) -> bool:
-        """Carry out what was decided, follow LIVE, take a proposal and load what is needed; True when LIVE changed."""
+        """Carry out what was decided, follow LIVE, take a proposal and load what is needed; True when LIVE changed.
+
+        Raises:
+            NoVersionLeft: the fleet withdrew the only version that ever acted.
+        """
         before = self.experiments.live
         await self.experiments.conclude()
         await self._pointer.sync()
+        live = await asyncio.to_thread(self.checkpoints.live)
+        if live.version is None and self.engine.version in live.failed:
+            await self.learner_events.forward()
+            raise NoVersionLeft(self.engine.version)
         await self.learner_events.forward()
         await self.experiments.take_proposal()
         await self._pointer.sync()

@@ -244,7 +244,7 @@ def test_a_withdrawn_base_takes_every_local_head_on_it_back(
     learning.assert_identical(trunk(dict(one.learner.policy.state_dict())), trunk(fleet[0]))
 
 
-def test_a_version_that_was_withdrawn_while_no_other_one_had_acted_is_never_returned_to(
+def test_after_the_only_version_that_acted_was_withdrawn_none_is_live_and_it_is_never_returned_to(
     tmp_path: Path, fleet: tuple[dict[str, Tensor], Path]
 ) -> None:
     fill(tmp_path, 0, 100)
@@ -254,7 +254,10 @@ def test_a_version_that_was_withdrawn_while_no_other_one_had_acted_is_never_retu
     first = one.checkpoints.live().version
     note_withdrawn(tmp_path, [name])
     one.step()
-    assert one.checkpoints.live().version == first  # nothing else could act
+    live = one.checkpoints.live()
+    assert (live.version, live.failed, live.by) == (None, (first,), "fleet")
+    back = [e.fields for e in Outbox(tmp_path / "learner" / "outbox").collect() if e.kind == "policy_rolled_back"]
+    assert [(each["version"], each["to"]) for each in back] == [(first, None)]
     live_here(one, moved(fleet[0], 0.0625))
     one.step()
     assert one.checkpoints.live().failed == (first,)

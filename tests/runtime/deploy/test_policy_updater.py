@@ -22,6 +22,7 @@ from learners.safeguards.source_consistency import Quarantine
 from runtime.deploy.experiments.controller import ExperimentController
 from runtime.deploy.experiments.plan_from_settings import ExperimentRules
 from runtime.deploy.learner_events import LearnerEvents
+from runtime.deploy.pointer_follower import NoVersionLeft
 from runtime.deploy.policy_updater import PolicyUpdater, unnamed_fields
 
 
@@ -290,3 +291,22 @@ async def test_a_policy_that_names_no_fields_is_reported_at_the_start(tmp_path: 
     expected = [one["name"] for one in document["streams"] if one["modality"] == "telemetry"]
     assert expected
     assert [each["streams"] for each in logs if each["event"] == "policy.fields_unnamed"] == [expected]
+
+
+async def test_an_agent_ends_when_the_only_version_that_ever_acted_is_withdrawn_and_begins_untrained(
+    tmp_path: Path,
+) -> None:
+    bench = Bench(tmp_path, count=1)
+    bench.checkpoints.promote(bench.versions[0], by="untrusted")
+    await bench.updater.start()
+    assert bench.engine.version == bench.versions[0]
+    bench.outbox.post("policy_rolled_back", {"version": bench.versions[0], "to": None, "by": "fleet", "why": "test"})
+    bench.checkpoints.rollback(failing=bench.versions[0], by="fleet", or_none=True)
+    with pytest.raises(NoVersionLeft, match=bench.versions[0]):
+        await bench.updater.sync()
+    assert [kind for kind, _ in bench.events][-1] == "policy_rolled_back"
+    again = Bench(tmp_path / "again", count=0)
+    again.updater.checkpoints = again.experiments.checkpoints = again.checkpoints = bench.checkpoints
+    await again.updater.start()
+    assert again.engine.version == "untrained"
+    assert not await again.updater.sync()
