@@ -21,6 +21,7 @@ import orjson
 from gate_stop_listener import ListenerProcess
 from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
+from paho.mqtt.reasoncodes import ReasonCode
 
 from actuators.actions import Value
 from actuators.config import requirements
@@ -162,16 +163,18 @@ class Latch:
 class Client:
     """aiomqtt's client as the connection sees it: publishes wait until the broker acknowledges them, in order."""
 
-    def __init__(self, left: Callable[[PublishMessage], None]) -> None:
-        self.left = left
+    def __init__(
+        self, left: Callable[[PublishMessage], None], denied: Callable[[str], bool] = lambda _filter: False
+    ) -> None:
+        self.left, self.denied = left, denied
         self.under_way: list[tuple[PublishMessage, Settled]] = []
 
     def submit(self, out: PublishMessage, settled: Settled) -> None:
         self.left(out)
         self.under_way.append((out, settled))
 
-    async def subscribe(self, filters: list[Any], timeout: float | None = None) -> list[SimpleNamespace]:  # noqa: ASYNC109 - as aiomqtt names it
-        return [SimpleNamespace(value=1) for _ in filters]
+    async def subscribe(self, filters: list[Any], timeout: float | None = None) -> list[ReasonCode]:  # noqa: ASYNC109 - as aiomqtt names it
+        return [ReasonCode(PacketTypes.SUBACK, identifier=0x87 if self.denied(name) else 1) for name, _ in filters]  # type: ignore[no-untyped-call]
 
 
 class Group:
@@ -255,6 +258,15 @@ class World:
         self.last_seq: dict[str, tuple[str, int]] = {}
         self.tick_number = 0
         self.prompt = True
+        self.refuses_stop = False
+        """The broker lets the gate hear no stop from its next subscription on."""
+        self.deaf = False
+        """It did so at the gate's newest subscription."""
+        self.slept_s = 0.0
+        self.woke_s = float("-inf")
+        """When the machine was suspended last, for `slept_s` in all."""
+        self.is_old = False
+        """The proposal that is judged is from before that."""
         self.boots = 0
         self.broken: list[str] = []
         self.event_types: list[str] = []
@@ -332,6 +344,7 @@ class World:
         host: GateHost = build_host(
             config, Notifier(), InfoBuilder(config, "0"), now=lambda: self.loop.now_s, wall=lambda: self.wall_s
         )
+        host.slept, host._slept_s = (lambda: self.slept_s), self.slept_s
         host.devices.commands = CommandWriter(TOPICS.base, config.actuators, f"boot-{self.boots}")
         host.safety.max_outgoing = host.connection.max_outgoing = OUTGOING
         host.safety._sender.limit = host.connection._sender.limit = OUTGOING
@@ -340,9 +353,9 @@ class World:
         self.serving = [self.loop.create_task(job) for job in (self.operators.serve(), host.listener.follow_latch())]
         self.arm_waits = False
         self.is_dead = False
-        self.safety = Line(host.safety, Client(self._left), away=self.stored)
-        self.stored = []
-        self.requests = Line(host.connection, Client(self._left))
+        self.safety = self.new_line(host.safety)
+        self.safety.away, self.stored = self.stored, []
+        self.requests = self.new_line(host.connection)
         self.readings: dict[str, dict[str, float]] = {}
         """What the gate may know of the telemetry."""
         self.stale: frozenset[str] = frozenset()
@@ -474,11 +487,36 @@ class World:
 
     def new_line(self, connection: Connection) -> Line:
         """A connection that is not open."""
-        return Line(connection, Client(self._left))
+        return Line(connection, self._new_client(connection))
+
+    def _new_client(self, connection: Connection) -> Client:
+        return Client(self._left, self._denies) if connection is self.host.safety else Client(self._left)
+
+    def _denies(self, topic_filter: str) -> bool:
+        """Whether the broker refuses a subscription; it is noted for the gate's own to `stop`."""
+        is_stop = topic_filter == TOPICS("stop")
+        self.deaf = self.refuses_stop if is_stop else self.deaf
+        return is_stop and self.refuses_stop
+
+    def subscribe_again(self) -> None:
+        """The gate asks again for what the broker refused; its own pause between two attempts is left out."""
+        if self.safety.group is None or not self.host.safety.denials:
+            return
+        known = self.host.safety._inbound.subscriptions
+        job = self.host.safety._join(self.safety.client, [known[name] for name in self.host.safety.denials])  # type: ignore[arg-type]
+        self.loop.run_until_complete(job)
+        self.settle_loop()
+
+    def sleep(self, seconds: float) -> None:
+        """The machine is suspended: no clock counts it but that of the wall and that of the boot."""
+        self.slept_s += seconds
+        self.wall_s += seconds
+        self.woke_s = self.loop.now_s
+        self.disarmed()
 
     def open_line(self, line: Line, *, resumed: bool) -> None:
         """Open a connection; `resumed`: the broker has stored messages for its session."""
-        line.group, line.client = Group(self.loop), Client(self._left)
+        line.group, line.client = Group(self.loop), self._new_client(line.connection)
         connection = line.connection
         connection._inbound.resumed_s = self.loop.now_s if resumed else float("-inf")
         connection._group = line.group  # type: ignore[assignment]
@@ -661,6 +699,8 @@ class World:
         is_recent = 0 <= self.loop.now_s - proposal.stamp_s <= MAX_READINGS_AGE_S
         self.readings = self.telemetry if is_recent else {}
         self.stale = frozenset(stale)
+        self.is_old = proposal.stamp_s <= self.woke_s
+        self.readings = {} if self.is_old else self.readings
         self.frame(ipc.pack(proposal))
         if self.turns is None and self.host.gate.armed:
             self._check_telemetry()
@@ -803,9 +843,13 @@ class World:
         if policy != "gate":
             self.check(not self._must_be_stopped(), f"{policy} moves {name} although the stop is engaged")
             self.check(not self.release_without_arm, f"{policy} moves {name} after a release without arming")
+            self.check(not self.deaf, f"{policy} moves {name} although the gate cannot hear a stop")
             self.check(self.granted, f"{policy} moves {name} although nothing was asked to arm since the disarming")
             if policy != "override":
                 self.check(self.host.gate.modes[name] == "autonomous", f"the policy moves {name} in another mode")
+                self.check(
+                    not self.is_old, f"the policy moves {name} by a proposal from before the machine was suspended"
+                )
                 missing = self.stale & self.requires[name]
                 self.check(not missing, f"the policy moves {name} while {sorted(missing)} is stale or does not hold")
             self._check_step(name, value)

@@ -27,6 +27,8 @@ class Arming:
     """The daemon is ending: nothing arms again."""
     online: bool = True
     """The broker is connected."""
+    deaf: bool = False
+    """The broker does not let the gate hear a stop."""
     ready: bool = False
     """The agent's newest proposal is ready."""
     _request_ended_s: float = -math.inf
@@ -63,5 +65,5 @@ class Arming:
         Args:
             reconciled: every device has reported, or had its time to do so.
         """
-        possible = self.ready and self.online and not (self.stopped or self.ended) and reconciled
+        possible = self.ready and self.online and not (self.stopped or self.ended or self.deaf) and reconciled
         self.armed = self.armed or (self.wanted and possible)

@@ -6,7 +6,8 @@ The host sends every `ActuatorDecision` with a value to the device, in order. It
 - the clock: `tick`, when `due_s` says so, or more often;
 - the device: an acknowledgement (`acknowledged`), a command that could not be sent (`unsent`), a reported state (`reconciled`);
 - an operator: `override`, `stop`, `arm`, `disarm`, `set_mode`;
-- the broker: `connected`, `disconnected`.
+- the broker: `connected`, `disconnected`, `hears_stop`;
+- the machine: `woke` after it was suspended.
 
 The gate knows neither topics nor payloads. Its parts: whether anything may move (`arming.py`), one actuator for one proposal
 (`judge.py`), one value against its actuator (`limits.py`), all actuators against `forbid` (`forbidden_combinations.py`), safe actions
@@ -89,6 +90,7 @@ class Gate:
         self._since_s = now_s
         self._configured = mode
         self._alive_s: float | None = None
+        self._woke_s, self._slept_s = -math.inf, 0.0
         self._settled = False  # a tick has seen that every device is reconciled
         self._short_overrides: dict[str, Value] = {}
 
@@ -204,6 +206,8 @@ class Gate:
         A proposal with an unknown name, or a value that is no value of its actuator, is no heartbeat: an agent that sends
         nothing else is lost after `deadman_ms`. `now_s` must be read after the proposal was received.
         """
+        if proposal.stamp_s <= self._woke_s:
+            proposal = replace(proposal, stamp_s=proposal.stamp_s - self._slept_s)
         if self.is_sound(proposal):
             self._alive_s, self._arming.ready = now_s, proposal.ready
         else:
@@ -330,6 +334,24 @@ class Gate:
         self._since_s, self._settled = now_s, False
         for each in self._actuators.values():
             each.forget_commands()
+
+    def hears_stop(self, now_s: float, *, heard: bool) -> list[ActuatorDecision]:
+        """Note whether the broker lets a stop reach the gate; while it does not, nothing is armed."""
+        self._arming.deaf = not heard
+        if heard or not self.armed:
+            return []
+        return self._disarm(Refusal("disarmed", "the gate cannot hear a stop"), now_s)
+
+    def woke(self, now_s: float, slept_s: float) -> list[ActuatorDecision]:
+        """Send the safe actions, because the machine was suspended: no clock here counted that time.
+
+        Args:
+            now_s: the clock, soon after the end of the suspension.
+            slept_s: how long the machine was suspended. What was proposed before is older by so much.
+        """
+        self._woke_s, self._slept_s = now_s, slept_s
+        self._forbidden.readings = {}
+        return self._disarm(Refusal("disarmed", "the machine was suspended"), now_s)
 
     def repeat(self, now_s: float) -> list[ActuatorDecision]:
         """Send the safe actions again that have not arrived."""

@@ -13,7 +13,7 @@ from typing import Literal
 
 from runtime.control.alignment import HeldReadings, common_moment_s
 from runtime.control.frozen_streams import FrozenStreams
-from runtime.control.machine_sleep import slept_s
+from runtime.process.machine_sleep import slept_s
 from sensors.config import AnyStream
 from sensors.readings import Observation, Reading, Text
 

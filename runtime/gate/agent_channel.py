@@ -60,6 +60,8 @@ class AgentChannel:
     """Set where the host's `tick` has something to do."""
     on_shadow: Callable[[], None]
     """Called when the agent requests mode shadow."""
+    before_judging: Callable[[], None]
+    """Called before each proposal is judged: has the machine been suspended since?"""
     now: Callable[[], float]
     wall: Callable[[], float]
     restarts: dict[str, int] = field(default_factory=dict)
@@ -100,6 +102,7 @@ class AgentChannel:
             return
         if not isinstance(message, Proposal) or self.ending:
             return
+        self.before_judging()
         now_s = self.now()
         self.disagrees = message.agreement != self.agreement
         if self.disagrees:

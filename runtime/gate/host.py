@@ -34,6 +34,7 @@ from runtime.gate.stop.follower import StopListenerFollower
 from runtime.gate.stop.latch import StopLatch
 from runtime.mqtt import Connection
 from runtime.mqtt.topics import Topics
+from runtime.process.machine_sleep import slept_s
 from runtime.process.systemd import Feeder
 
 TICK_S = 0.01
@@ -46,6 +47,8 @@ STALL_S = 1.0
 """After a pause of this process of so long, the messages that waited meanwhile are of unknown age."""
 AFTER_STALL_S = 0.5
 """They are read within this time."""
+SUSPENDED_S = 0.1
+"""A difference between the clocks that count a suspension of the machine and those that do not, above their noise."""
 REST_S = 1.0
 """For the devices to acknowledge the last safe actions at the end of the daemon."""
 
@@ -68,6 +71,8 @@ class GateHost:
     """The latches as they were loaded."""
     now: Callable[[], float] = time.monotonic
     wall: Callable[[], float] = time.time
+    slept: Callable[[], float] = slept_s
+    """Returns for how long the machine was suspended, in all."""
     counts: Counter[str] = field(default_factory=Counter)
     agent: AgentLiveness = field(default_factory=AgentLiveness)
     _stopped_s: float = float("-inf")
@@ -75,6 +80,10 @@ class GateHost:
     _woken: asyncio.Event = field(default_factory=asyncio.Event)
     """Something happened that the next `tick` publishes, or that changes when it is due."""
     _stalled_s: float = float("-inf")
+    _slept_s: float = field(init=False)
+    """What `slept` returned last."""
+    _is_deaf: bool = False
+    """The broker refuses the subscription to the stop."""
     _losses: int = 0
     """Sessions that ended since the broker was lost; 0 while it responds."""
     _dropped: int = 0
@@ -89,6 +98,7 @@ class GateHost:
 
     def __post_init__(self, commands: CommandWriter) -> None:
         gate, now, wall = self.gate, self.now, self.wall
+        self._slept_s = self.slept()
         self.topics = Topics(self.config.agent)
         self.latches = LatchWriter(self.latch_file, lambda: gate.latches, self.latched)
         self.publisher = StatusPublisher(
@@ -129,6 +139,7 @@ class GateHost:
             self.counts,
             self._woken,
             on_shadow=lambda: self.set_mode("shadow"),
+            before_judging=self._notice_suspension,
             now=now,
             wall=wall,
         )
@@ -142,6 +153,8 @@ class GateHost:
         )
         self.safety.on_connect = self.on_connect
         self.safety.on_connection_change = self.on_connection_change
+        self.safety.on_subscription_change = self._listen_for_stop
+        self.connection.on_subscription_change = self.wake
         self.safety.when_dropping(self.wake)
         self.connection.on_connect = self._on_other_connect
         self.connection.on_connection_change = lambda _up, _reason: self.wake()
@@ -297,15 +310,37 @@ class GateHost:
         self.holds.publish_changes(now_s)
 
     def has_stalled(self, now_s: float) -> bool:
-        """Return whether this process has just not run for `STALL_S`, so that messages may have waited for it."""
+        """Return whether this process, or the machine, has just not run, so that messages may have waited for it."""
+        self._notice_suspension()
         if now_s - self._ticked_s > STALL_S:
             self._stalled_s = now_s
         return now_s - self._stalled_s < AFTER_STALL_S
+
+    def _notice_suspension(self) -> None:
+        """Have the gate act if the machine was suspended since the last look: no other clock here shows it."""
+        slept_s = self.slept()
+        suspended_s, self._slept_s = slept_s - self._slept_s, slept_s
+        if suspended_s < SUSPENDED_S:
+            return
+        self._stalled_s = self.now()
+        self.devices.apply(self.gate.woke(self.now(), suspended_s))
+        self.publisher.event("machine_suspended", {"suspended_s": round(suspended_s, 1)})
+        self.wake()
+
+    def _listen_for_stop(self) -> None:
+        """Arm nothing while the broker refuses the subscription to the stop, and publish when that begins and ends."""
+        denial = self.safety.denial(self.topics("stop"))
+        self.devices.apply(self.gate.hears_stop(self.now(), heard=denial is None))
+        if self._is_deaf != (denial is not None):
+            self._is_deaf = denial is not None
+            self.publisher.event(*(("stop_heard", {}) if denial is None else ("stop_not_heard", {"reason": denial})))
+        self.wake()
 
     def on_connect(self) -> None:
         """After every connect: safe actions first, then the status; the devices must report again."""
         self.publisher.invalidate()
         self.gate.connected(self.now())
+        self._listen_for_stop()
         self.devices.apply(self.gate.go_safe(self.now(), "connected to the broker"))
         self.listener.catch_up()
         self.publisher.publish_changes()

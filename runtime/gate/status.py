@@ -133,6 +133,7 @@ class StatusPublisher:
             reasons.append(without_broker(self.connection, " for requests and reports"))
         elif self.safety.trouble is not None:
             reasons.append(self.safety.trouble)
+        reasons.extend(self._denials())
         if self.latches.error is not None:
             reasons.append(f"the latches are not saved: {self.latches.error}; the gate tries again")
         reasons.extend(self.clocks.problems())
@@ -169,6 +170,13 @@ class StatusPublisher:
             unsaved = f"the stop is not saved: {self.latches.error}; a restart would lose it; the gate tries again"
             return "degraded", (f"the software stop is engaged{why}", unsaved)
         return "stopped", (f"the software stop is engaged{why}",)
+
+    def _denials(self) -> Iterable[str]:
+        """Yield what the broker does not let the gate read."""
+        for connection in (self.safety, self.connection):
+            for topic, reason in sorted(connection.denials.items()):
+                effect = ", so the gate hears no stop and arms nothing" if topic == self.topics("stop") else ""
+                yield f"the broker refuses the subscription of {connection.identifier} to {topic}: {reason}{effect}"
 
     def _restrictions(self) -> tuple[str, ...]:
         return tuple(

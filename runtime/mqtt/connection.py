@@ -66,6 +66,8 @@ STEADY_S = 5.0
 BACKOFF_S = (0.1, 1.5)
 SHORT_SESSIONS_S = 10.0
 """Longest pause while sessions do not last: two clients of one name must not end each other's sessions all the time."""
+SUBSCRIBE_AGAIN_S = 5.0
+"""Between two attempts at subscriptions that the broker refused."""
 AT_ONCE = 32
 """Messages handled in one turn of the loop."""
 TURN_S = 0.001
@@ -85,6 +87,8 @@ class Connection:
     """Called after subscribing, on every connect; publishes with `enqueue`."""
     on_connection_change: Callable[[bool, str], None] = lambda _up, _reason: None
     """Called with the new state and the reason on every change."""
+    on_subscription_change: Callable[[], None] = lambda: None
+    """Called when a subscription of a running session was refused, or granted after a refusal (`denial`)."""
     response_prefix: str = ""
     """Answers go only to topics that begin with it, whatever topic a request names."""
     session_s: int = 0
@@ -129,6 +133,15 @@ class Connection:
         """Why there is no connection, or why it does not last, with the remedy; None while it is in order."""
         return self._trouble.reason
 
+    def denial(self, topic_filter: str) -> str | None:
+        """Return why the broker refuses the subscription to a filter; None while it does not. It is asked for again now and then."""
+        return self._inbound.denied.get(topic_filter)
+
+    @property
+    def denials(self) -> dict[str, str]:
+        """Why the broker refuses subscriptions, by filter."""
+        return dict(self._inbound.denied)
+
     @property
     def dropped_incoming(self) -> int:
         """How many messages were dropped before anything read them, because too many came at once."""
@@ -157,11 +170,12 @@ class Connection:
         subscription = Subscription(topic_filter, handler, qos, retained, no_local, limit, as_published)
         self._inbound.subscriptions[topic_filter] = subscription
         if self.connected and self._group is not None and self._client is not None:
-            self._group.create_task(self._join(self._client, subscription), name=f"subscribe {topic_filter}")
+            self._group.create_task(self._join(self._client, [subscription]), name=f"subscribe {topic_filter}")
 
     def unsubscribe(self, topic_filter: str) -> None:
         """Receive a filter no more; the broker may still deliver what it has sent."""
         self._inbound.subscriptions.pop(topic_filter, None)
+        self._inbound.denied.pop(topic_filter, None)
         if self.connected and self._group is not None and self._client is not None:
             self._group.create_task(self._unsubscribe(self._client, topic_filter), name=f"unsubscribe {topic_filter}")
 
@@ -320,6 +334,7 @@ class Connection:
                 self._group, self._client = group, client
                 self._sender.begin(client)
                 group.create_task(self._watch(client), name=f"{self.identifier} echo")
+                group.create_task(self._subscribe_again(client), name=f"{self.identifier} refused subscriptions")
                 try:  # in the body: a child that fails while the group exits miscounts cancels
                     await self._greet(client)
                     await self._receive(client)
@@ -383,13 +398,24 @@ class Connection:
         self.on_connect()
         self.on_connection_change(True, "connected")
 
-    async def _join(self, client: aiomqtt.Client, subscription: Subscription) -> None:
-        """Add a subscription to a running session."""
+    async def _join(self, client: aiomqtt.Client, subscriptions: list[Subscription]) -> None:
+        """Add subscriptions to a running session."""
+        before = set(self._inbound.denied)
         try:
-            await self._inbound.subscribe(client, [subscription])
+            await self._inbound.subscribe(client, subscriptions)
         except aiomqtt.MqttError:
             self._leave()
             raise
+        if before != set(self._inbound.denied):
+            self.on_subscription_change()
+
+    async def _subscribe_again(self, client: aiomqtt.Client) -> None:
+        """Ask again for what the broker refused: its ACL may have been mended, and nothing says so."""
+        while True:
+            await asyncio.sleep(SUBSCRIBE_AGAIN_S)
+            known = self._inbound.subscriptions
+            if denied := [known[name] for name in self._inbound.denied if name in known]:
+                await self._join(client, denied)
 
     async def _unsubscribe(self, client: aiomqtt.Client, topic_filter: str) -> None:
         """Take a filter out of a running session."""

@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import partial
+from itertools import zip_longest
 from typing import Any
 from uuid import uuid4
 
@@ -23,6 +24,8 @@ from runtime.mqtt.topics import Refused
 
 log = structlog.get_logger(__name__)
 
+FAILURE = 0x80
+"""Reason codes of a SUBACK from here on are refusals (MQTT 5.0, 3.9.3)."""
 RESUMED_S = 1.0
 """After a session was resumed, messages that the broker stored arrive within this time."""
 MAX_SENDERS = 64
@@ -78,6 +81,8 @@ class Receiver:
     """Monotonic seconds of the last message."""
     resumed_s: float = float("-inf")
     """When the broker resumed a stored session."""
+    denied: dict[str, str] = field(default_factory=dict)
+    """By filter: why the broker refuses the subscription; a later grant removes it."""
     _answers: dict[bytes, asyncio.Future[Message]] = field(default_factory=dict)
     _buckets: dict[str, dict[Sender, Bucket]] = field(default_factory=dict)
     """By filter and sender."""
@@ -104,7 +109,9 @@ class Receiver:
     async def subscribe(
         self, client: aiomqtt.Client, subscriptions: list[Subscription], timeout_s: float | None = None
     ) -> None:
-        """Subscribe at the broker; a refusal is logged with its remedy. Without `timeout_s` the client's own applies.
+        """Subscribe at the broker; a refusal is noted in `denied`, and logged once with its remedy.
+
+        Without `timeout_s` the client's own applies.
 
         Raises:
             aiomqtt.MqttError: no answer in time.
@@ -112,12 +119,16 @@ class Receiver:
         if not subscriptions:
             return
         codes: Any = await faithful(client.subscribe([(s.filter, s.options) for s in subscriptions], timeout=timeout_s))
-        for subscription, code in zip(subscriptions, codes, strict=False):
-            if code.value >= 0x80:
+        for subscription, code in zip_longest(subscriptions, list(codes)[: len(subscriptions)]):
+            before = self.denied.pop(subscription.filter, None)
+            if code is not None and code.value < FAILURE:
+                continue
+            self.denied[subscription.filter] = "the broker did not answer for it" if code is None else str(code)
+            if before is None:
                 log.error(
                     "mqtt.subscription_refused",
                     topic=subscription.filter,
-                    reason=str(code),
+                    reason=self.denied[subscription.filter],
                     remedy=f"let {self.identifier} read it in the broker's ACL",
                 )
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from runtime.control.inbox import LEAST_SLEEP_S, Inbox
-from runtime.control.machine_sleep import slept_s
+from runtime.process.machine_sleep import slept_s
 from sensors.config import TelemetrySettings, TextSettings
 from sensors.readings import Reading, Telemetry, Text
 

@@ -53,7 +53,7 @@ from types import SimpleNamespace
 
 import orjson
 import pytest
-from gate_model import QUIET, SETTINGS, World
+from gate_model import QUIET, SETTINGS, TOPICS, World
 
 from actuators.safety.decisions import Proposal
 from runtime.config.schema import Config
@@ -240,6 +240,75 @@ def test_an_agent_with_other_settings_than_the_gate_moves_nothing(world: World) 
     for _ in range(4):
         tick(other.agreement)
     assert (world.devices["lamp"], world.host.publisher.status()[0]) == ("ON", "online")
+
+
+@pytest.mark.parametrize("arm", ["auto", "request"])
+def test_a_gate_that_cannot_hear_a_stop_arms_nothing_and_says_so(arm: str) -> None:
+    world = World(arm)
+    try:
+        world.report("arm", [0.0])
+        world.request("arm", b"")
+        act(world, 10, arm=0.4)
+        assert arms(world)[-1] > 0.1
+        world.refuses_stop = True
+        world.lose(world.safety)
+        world.connect(world.safety)
+        assert world.host.safety.denial(TOPICS("stop")) == "Not authorized"
+        act(world, 3, arm=0.4)
+        world.request("arm", b"")
+        act(world, 10, arm=0.4)
+        assert not world.host.gate.armed
+        assert world.devices["arm"] == (0.0,)
+        refused = world.host.override("arm", [0.1], 1.0)
+        assert (refused.sent, refused.rule) == (False, "disarmed")
+        state, reasons = world.host.publisher.status()
+        assert state == "degraded"
+        assert any("hears no stop and arms nothing" in reason for reason in reasons), reasons
+        world.subscribe_again()
+        assert world.event_types.count("stop_not_heard") == 1
+        assert "stop_heard" not in world.event_types
+        world.refuses_stop = False
+        world.subscribe_again()
+        assert world.event_types.count("stop_heard") == 1
+        world.request("arm", b"")
+        act(world, 10, arm=0.4)
+        assert (world.host.gate.armed, world.host.publisher.status()[0]) == (True, "online")
+        assert arms(world)[-1] > 0.1
+    finally:
+        world.close()
+
+
+@pytest.mark.parametrize("arm", ["auto", "request"])
+@pytest.mark.parametrize("waits", ["proposal", "override", "release", "nothing"])
+def test_what_was_sent_before_the_machine_was_suspended_moves_nothing(arm: str, waits: str) -> None:
+    """Neither the gate's clock nor the agent's counts the suspension: the proposal looks 10 ms old."""
+    world = World(arm)
+    try:
+        world.report("arm", [0.0])
+        world.request("arm", b"")
+        act(world, 10, arm=0.4)
+        before = arms(world)[-1]
+        assert before > 0.1
+        if waits == "release":
+            world.stop(STOP)
+        world.sleep(3_600.0)
+        if waits == "proposal":
+            world.propose({"arm": (0.4,)}, age_s=0.01)
+        elif waits == "override":
+            world.arrive(world.requests, TOPICS("override", "arm"), b'{"value": [0.4], "hold_s": 60}')
+        elif waits == "release":
+            world.stop(RELEASE)
+            assert world.host.gate.stopped
+        world.wait(0.3)  # `host.LONGEST_S`: nothing announces the end of a suspension
+        assert world.devices["arm"] == (0.0,)
+        assert world.host.gate.holds["arm"] is None
+        assert world.event_types.count("machine_suspended") == 1
+        act(world, 10, arm=0.4)
+        assert world.host.gate.armed is (arm == "auto" and waits != "release")
+        assert (arms(world)[-1] > 0.1) is world.host.gate.armed
+        assert world.event_types.count("machine_suspended") == 1
+    finally:
+        world.close()
 
 
 @pytest.mark.parametrize("agreement", ["", " ", "0" * 16])

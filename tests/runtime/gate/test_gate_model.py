@@ -333,6 +333,24 @@ class GateModel(RuleBasedStateMachine):
         self.find_the_broker()
         self.devices_report_and_an_operator_arms()
 
+    @rule(refused=st.sampled_from([True, True, False]), reconnects=st.booleans())
+    def the_broker_refuses_the_stop(self, refused: bool, reconnects: bool) -> None:
+        self.world.refuses_stop = refused
+        if reconnects:
+            self.world.lose(self.world.safety)
+        self.find_the_broker()
+        self.tick({"arm": (1.0,)}, 2)
+        self.world.refuses_stop = False
+        self.world.subscribe_again()
+        self.devices_report_and_an_operator_arms()
+
+    @rule(slept_s=st.sampled_from([0.5, 60.0]), age_s=st.sampled_from([0.0, 0.01, 0.1]))
+    def the_machine_is_suspended(self, slept_s: float, age_s: float) -> None:
+        self.devices_report_and_an_operator_arms()
+        self.world.sleep(slept_s)
+        self.tick({"arm": (1.0,), "heater": "ON", "fan": "ON"}, age_s=age_s)
+        self.devices_report_and_an_operator_arms()
+
     @rule(by_s=st.sampled_from([-3_600.0, -1.0, 1.0, 3_600.0]))
     def step_the_clock(self, by_s: float) -> None:
         self.world.wall_s += by_s

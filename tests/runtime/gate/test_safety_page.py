@@ -55,6 +55,13 @@ class Machine:
         elif what == "broker lost and back":
             decisions = gate.disconnected(self.now_s)
             gate.connected(self.now_s)
+        elif what == "stop not heard and back":
+            decisions = gate.hears_stop(self.now_s, heard=False)
+            assert not gate.armed
+            gate.hears_stop(self.now_s, heard=True)
+        elif what == "machine suspended and back":
+            decisions = gate.woke(self.now_s, 60.0)
+            assert not gate.armed
         elif what == "restart":
             latches = gate.latches
             self.gate = self.new()
@@ -79,7 +86,7 @@ def begin(arm: str, state: str) -> Machine:
 
 def test_the_page_has_every_state() -> None:
     assert {row[0] for row in ROWS} == {"armed", "disarmed", "stopped"}
-    assert len(ROWS) == 18
+    assert len(ROWS) == 22
 
 
 @pytest.mark.parametrize("row", ROWS, ids=[f"{row[0]}, {row[1]}" for row in ROWS])

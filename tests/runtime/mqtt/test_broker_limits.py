@@ -67,6 +67,33 @@ async def test_a_safe_action_leaves_although_the_broker_acknowledges_nothing_els
         assert broker.ended == []
 
 
+async def test_a_refused_subscription_is_named_and_asked_for_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("runtime.mqtt.connection.SUBSCRIBE_AGAIN_S", 0.02)
+    broker = LimitedBroker(suback=lambda name: 0x87 if name == b"stop" else 1)
+    changes: list[dict[str, str]] = []
+    link = made(0)
+    link.on_subscription_change = lambda: changes.append(link.denials)
+    for name in ("stop", "other"):
+        link.subscribe(name, lambda _message: None)
+    async with serving(broker) as port:
+        link.address = Address("127.0.0.1", port, None, None, 60.0)
+        async with running(link):
+            assert (link.denial("stop"), link.denial("other")) == ("Not authorized", None)
+            await eventually(lambda: broker.subscribed.count(b"stop") >= 3, "two more attempts")
+            assert broker.subscribed.count(b"other") == 1
+            assert changes == []
+            broker.suback = lambda _name: 0
+            await eventually(lambda: changes == [{}], "the grant")
+            before = len(broker.subscribed)
+            assert link.denial("stop") is None
+            broker.suback = lambda _name: 0x80
+            link.subscribe("late", lambda _message: None)
+            await eventually(lambda: len(changes) == 2, "the refusal of a late one")
+            assert changes[1] == {"late": "Unspecified error"}
+            assert set(broker.subscribed[before:]) == {b"late"}
+            assert (broker.ended, link.connects) == ([], 1)
+
+
 async def test_what_the_broker_calls_too_large_does_not_end_the_session() -> None:
     broker = LimitedBroker(max_packet=2_000)
     fits = 2_000 - len(publish_packet(PublishMessage("t", b"x" * 1_900, 1, False, NONE), 1)) + 1_900

@@ -1,6 +1,6 @@
 """How long the machine has slept: the monotonic clock leaves out the time in which a laptop or robot is suspended.
 
-A reading from before a sleep is older than the difference of its stamp to now. The inbox adds the sleep to its age.
+A reading or a proposal from before a sleep is older than the difference of its stamp to now. The inbox and the gate add the sleep to its age.
 """
 
 from __future__ import annotations
