@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
+from pydantic import BaseModel, ConfigDict, Field, StrictFloat, TypeAdapter
 
 from runtime.config.schema import Config
 from runtime.dashboard.access.auth import Role
@@ -59,15 +59,15 @@ class OverrideCommand(ClientCommand):
 
     do: Literal["override"]
     actuator: Name
-    value: str | list[float] = Field(max_length=1_024)
-    hold_s: float = Field(2.0, ge=0, le=3_600)
+    value: str | list[StrictFloat] = Field(max_length=1_024)
+    hold_s: StrictFloat = Field(2.0, ge=0, le=3_600)
 
 
 class RewardCommand(ClientCommand):
     """A person rewards or punishes."""
 
     do: Literal["reward"]
-    value: float = Field(ge=-100, le=100)
+    value: StrictFloat = Field(ge=-100, le=100)
     decision: str | None = Field(None, max_length=128)
 
 
@@ -95,7 +95,7 @@ class GoalCommand(ClientCommand):
 
     do: Literal["goal"]
     value: Name
-    hold_s: float = Field(600.0, ge=0, le=86_400)
+    hold_s: StrictFloat = Field(600.0, ge=0, le=86_400)
 
 
 class RequestCommand(ClientCommand):

@@ -12,7 +12,7 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, StrictFloat
 
 from runtime.dashboard.access.auth import Role
 from runtime.dashboard.broker_connections import MqttBridge
@@ -82,17 +82,17 @@ class ActuatorInput(Input):
 class OverrideInput(ActuatorInput):
     """A value that an actuator holds instead of the policy's."""
 
-    value: Annotated[str, Field(max_length=1_024)] | Annotated[list[float], Field(max_length=1_024)] = Field(
+    value: Annotated[str, Field(max_length=1_024)] | Annotated[list[StrictFloat], Field(max_length=1_024)] = Field(
         description="a choice or text, or a list of numbers, as the actuator's kind requires"
     )
-    hold_s: float = Field(2.0, ge=0, le=3_600, description="seconds until the policy acts again")
+    hold_s: StrictFloat = Field(2.0, ge=0, le=3_600, description="seconds until the policy acts again")
 
 
 class GoalInput(Input):
     """A listed goal."""
 
     goal: Name = Field(description="one of the listed goals, as the tool `goals` returns them")
-    hold_s: float = Field(600.0, ge=0, le=86_400, description="seconds until the model chooses again")
+    hold_s: StrictFloat = Field(600.0, ge=0, le=86_400, description="seconds until the model chooses again")
 
 
 class ToolFailed(Exception):  # noqa: N818 - reads as what happened
@@ -215,8 +215,13 @@ class DaemonTools:
 
     async def override(self, wanted: OverrideInput) -> dict[str, Any]:
         """Have the gate send one value instead of the policy's."""
-        if wanted.actuator not in self.view.sections.get("info", {}).get("actuators", {}):
+        await self._fresh()
+        about = self.view.sections.get("info", {}).get("actuators", {}).get(wanted.actuator)
+        if about is None:
             raise ToolFailed(f"{wanted.actuator!r} is not an actuator; the tool `status` lists them")
+        takes = f"{len(about['low'])} numbers" if about["kind"] == "continuous" else "a text"
+        if isinstance(wanted.value, str) is (about["kind"] == "continuous"):
+            raise ToolFailed(f"value: {wanted.actuator} is {about['kind']} and takes {takes}, not {wanted.value!r:.80}")
         body = wanted.model_dump(include={"value", "hold_s"}) | {"source": SOURCE}
         return await self._request("override", wanted.actuator, body=body, timeout_s=GATE_S)
 

@@ -207,6 +207,14 @@ async def a_wrong_call_is_answered(client: Client) -> None:
         ("decisions", {"count": 0}, "count: "),
         ("override", {"actuator": "door", "value": "open"}, "is not an actuator"),
         ("override", {"actuator": "../act/head", "value": "open"}, "actuator: "),
+        ("override", {"actuator": "arm", "value": ["0.5", 0.5]}, "value"),
+        ("override", {"actuator": "arm", "value": [True, 0.5]}, "value"),
+        ("override", {"actuator": "arm", "value": True}, "value"),
+        ("override", {"actuator": "arm", "value": 0.5}, "value"),
+        ("override", {"actuator": "arm", "value": "ON"}, "value: arm is continuous and takes 2 numbers, not 'ON'"),
+        ("override", {"actuator": "head", "value": [1]}, "value: head is choice and takes a text, not [1.0]"),
+        ("override", {"actuator": "head", "value": "left", "hold_s": "3"}, "hold_s: "),
+        ("override", {"actuator": "head", "value": "left", "hold_s": True}, "hold_s: "),
         ("set_goal", {"goal": "rule"}, "is not a listed goal; there are away, cosy"),
     ):
         result = await client.call_tool(name, arguments)
