@@ -30,9 +30,11 @@ if TYPE_CHECKING:
 
 FORMAT = 1
 MANIFEST, SIGNATURE = "manifest.json", "manifest.sig"
-VERSION = re.compile(r"^\d{6,12}-[0-9a-f]{8}$")
+VERSION = re.compile(r"^[0-9]{6,12}-[0-9a-f]{8}\Z")
 JSON = orjson.OPT_SERIALIZE_NUMPY | orjson.OPT_SORT_KEYS
-_FILE = re.compile(r"^[a-z0-9][a-z0-9_-]{0,63}\.(safetensors|json|xml|bin|onnx)$")
+_FILE = re.compile(r"^[a-z0-9][a-z0-9_-]{0,63}\.(safetensors|json|xml|bin|onnx)\Z")
+_LAST_S = 253_402_300_799
+"""The end of the year 9999."""
 _MANIFEST_LIMIT = 1 << 20
 GRAPH_FORMS = ({"xml", "bin"}, {"onnx"})
 """Endings of the files of one graph: OpenVINO's IR, or ONNX."""
@@ -249,14 +251,32 @@ def _parse(version: str, content: bytes) -> Manifest:
         raise CheckpointRefused(version, "unknown_format", f"format {found!r}; this program reads format {FORMAT}")
     try:
         manifest = Manifest(**body)
-        sound = manifest.files and all(_FILE.match(name) and isinstance(h, str) for name, h in manifest.files.items())
-    except (TypeError, AttributeError) as error:
+    except TypeError as error:
         raise CheckpointRefused(version, "bad_manifest", str(error)) from None
-    if not sound:
+    _check_types(version, manifest)
+    if not manifest.files or not all(_FILE.match(name) and isinstance(h, str) for name, h in manifest.files.items()):
         raise CheckpointRefused(version, "bad_manifest", f"not a file list: {str(manifest.files)[:200]}")
     if manifest.version != version:
-        raise CheckpointRefused(version, "wrong_version", f"the manifest is of {manifest.version}")
+        raise CheckpointRefused(version, "wrong_version", f"the manifest is of {manifest.version[:80]}")
     return manifest
+
+
+def _check_types(version: str, manifest: Manifest) -> None:
+    """Refuse a manifest with values of another type: later readers would fail at them, and with them every list of versions."""
+    encoders, created_s = manifest.encoder_versions, manifest.created_s
+    is_typed = {
+        "version": isinstance(manifest.version, str),
+        "parent": manifest.parent is None or isinstance(manifest.parent, str),
+        "created_s": type(created_s) in (int, float) and 0 <= created_s <= _LAST_S,
+        "files": isinstance(manifest.files, dict),
+        "encoder_versions": isinstance(encoders, dict) and all(isinstance(one, str) for one in encoders.values()),
+        "data": isinstance(manifest.data, dict),
+        "metrics": isinstance(manifest.metrics, dict),
+        "format": type(manifest.format) is int,
+    }
+    for name, holds in is_typed.items():
+        if not holds:
+            raise CheckpointRefused(version, "bad_manifest", f"{name} is {str(getattr(manifest, name))[:80]!r}")
 
 
 def _graphs(version: str, files: Mapping[str, bytes]) -> dict[str, GraphFiles]:

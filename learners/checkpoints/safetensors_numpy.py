@@ -53,9 +53,12 @@ def unpack_arrays(data: bytes) -> dict[str, NDArray[Any]]:
     """
     try:
         found = dict(safetensors.deserialize(data))  # type: ignore[no-untyped-call]
+        _check_kinds(found)
         arrays = {
             name: np.frombuffer(one["data"], TYPES[one["dtype"]]).reshape(one["shape"]) for name, one in found.items()
         }
+    except WeightsRefused:
+        raise
     except (SafetensorError, ValueError, KeyError) as error:
         raise unreadable(data, error) from None
     for name, array in arrays.items():
@@ -63,6 +66,13 @@ def unpack_arrays(data: bytes) -> dict[str, NDArray[Any]]:
         if bad:
             raise WeightsRefused("not_finite", f"{name}: {bad} of {array.size} numbers are not finite")
     return {name: _float32(array) if found[name]["dtype"] == "BF16" else array for name, array in arrays.items()}
+
+
+def _check_kinds(found: Mapping[str, Mapping[str, Any]]) -> None:
+    for name, one in found.items():
+        if one["dtype"] not in TYPES:
+            detail = f"{name}: numbers of the type {one['dtype']}, which no policy has"
+            raise WeightsRefused("not_safetensors", detail)
 
 
 def _float32(bfloat16: NDArray[Any]) -> NDArray[Any]:

@@ -13,6 +13,11 @@ from learners.checkpoints.safetensors_numpy import Shapes, WeightsRefused, check
 
 __all__ = ["Shapes", "WeightsRefused", "check_shapes", "shapes_of"]
 Tensors = Mapping[str, Tensor]
+DTYPES = frozenset({
+    torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.int64, torch.uint64, torch.int32, torch.uint32,
+    torch.int16, torch.uint16, torch.int8, torch.uint8, torch.bool,
+})  # fmt: skip
+"""Those of `safetensors_numpy.TYPES`."""
 
 
 def pack(tensors: Tensors) -> bytes:
@@ -30,12 +35,15 @@ def unpack(data: bytes) -> dict[str, Tensor]:
     """Return the tensors of a safetensors file, on the CPU.
 
     Raises:
-        WeightsRefused: a pickle, not safetensors, or a number that is not finite.
+        WeightsRefused: a pickle, not safetensors, an unknown number type, or a number that is not finite.
     """
     try:
         tensors: dict[str, Tensor] = safetensors.torch.load(data)
     except (SafetensorError, ValueError, KeyError) as error:
         raise unreadable(data, error) from None
+    for name, tensor in tensors.items():
+        if tensor.dtype not in DTYPES:
+            raise WeightsRefused("not_safetensors", f"{name}: numbers of the type {tensor.dtype}, which no policy has")
     check_finite(tensors)
     return tensors
 

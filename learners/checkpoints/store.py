@@ -185,14 +185,14 @@ class Checkpoints:
             prepare: changes the policy's weights before they are signed.
 
         Raises:
-            CheckpointRefused: it is not whole, or not signed with that key.
+            CheckpointRefused: it is not whole, not signed with that key, or has no policy.
         """
         loaded = load(directory, public)
         manifest = loaded.manifest
+        if not loaded.tensors.get("policy"):
+            raise CheckpointRefused(manifest.version, "missing_file", "policy.safetensors with weights is needed")
         return self.save(
-            {**loaded.tensors, "policy": prepare(loaded.tensors["policy"])}
-            if "policy" in loaded.tensors
-            else loaded.tensors,
+            {**loaded.tensors, "policy": prepare(loaded.tensors["policy"])},
             loaded.documents,
             encoder_versions=manifest.encoder_versions,
             data=manifest.data,

@@ -32,7 +32,7 @@ MAX_BLOB_BYTES = 67_108_864
 MAX_FILES = 64
 Stage = Literal["canary", "tenth", "all"]
 """How far a wave has come: a few agents, a tenth, or all."""
-_ENTRY = r"^[a-z0-9][a-z0-9_-]{0,63}\.(safetensors|json|xml|bin|sig)$"
+_ENTRY = r"^[a-z0-9][a-z0-9_-]{0,63}\.(safetensors|json|xml|bin|onnx|sig)\Z"
 
 
 class FleetPolicyRefused(Exception):  # noqa: N818 - reads as what happened
@@ -189,8 +189,10 @@ def _files(blob: bytes) -> dict[str, bytes]:
             if len(entries) > MAX_FILES or any(entry.compress_type != zipfile.ZIP_STORED for entry in entries):
                 raise FleetPolicyRefused("the blob has too many files, or compressed ones")
             files = {entry.filename: archive.read(entry) for entry in entries}
-    except (zipfile.BadZipFile, ValueError, NotImplementedError) as error:
+    except (zipfile.BadZipFile, ValueError, RuntimeError, EOFError) as error:  # RuntimeError: an encrypted entry
         raise FleetPolicyRefused(f"the blob is not an archive: {error}") from None
+    if len(files) != len(entries):
+        raise FleetPolicyRefused("the blob has two files of one name")
     bad = [name for name in files if not re.match(_ENTRY, name)]
     if bad or not {MANIFEST, SIGNATURE} <= files.keys():
         raise FleetPolicyRefused("the blob is not a checkpoint")

@@ -61,6 +61,21 @@ class Checksums(BaseModel):
     files: dict[str, Checksum]
 
 
+def unfit_name(path: PurePosixPath) -> str | None:
+    """Return why no backup can contain a file of this name; None where it can.
+
+    Args:
+        path: relative to the state folder.
+    """
+    if str(path) in (HEAD, TAIL):
+        return "a name of the backup's own lists; rename it"
+    try:
+        str(path).encode()
+    except UnicodeEncodeError:
+        return "a name that is not UTF-8; rename it"
+    return None
+
+
 def is_wanted(path: PurePosixPath, *, recordings: bool) -> bool:
     """Return whether a backup contains a file of the state folder.
 

@@ -28,7 +28,18 @@ from typing import IO
 from pydantic import BaseModel
 
 from learners.files import draft_folder, new_file
-from runtime.backup.contents import DATABASE, HEAD, LINKS, TAIL, BackupError, BackupHead, Checksum, Checksums, is_wanted
+from runtime.backup.contents import (
+    DATABASE,
+    HEAD,
+    LINKS,
+    TAIL,
+    BackupError,
+    BackupHead,
+    Checksum,
+    Checksums,
+    is_wanted,
+    unfit_name,
+)
 
 BLOCK = 1 << 20
 NO_LINKS = frozenset(
@@ -135,11 +146,8 @@ def _freeze(state_dir: Path, folder: Path, copies: Path, summary: BackupSummary,
 
     def visit(source: Path, inside: PurePosixPath) -> None:
         (folder / inside).mkdir(mode=0o700, exist_ok=True)
-        for name in sorted(_names(source)):
-            path = inside / name
-            if not is_wanted(path, recordings=recordings):
-                continue
-            entry = source / name
+        for path in _wanted(source, inside, summary, recordings=recordings):
+            name, entry = path.name, source / path.name
             if entry.is_symlink():
                 summary.left_out.append(f"{path}: a link; back up {entry.readlink()} too, or put a folder in its place")
             elif entry.is_dir():
@@ -156,6 +164,20 @@ def _freeze(state_dir: Path, folder: Path, copies: Path, summary: BackupSummary,
                     shutil.copy2(entry, folder / path) if folder == copies else os.link(entry, folder / path)
 
     visit(state_dir, PurePosixPath())
+
+
+def _wanted(
+    source: Path, inside: PurePosixPath, summary: BackupSummary, *, recordings: bool
+) -> Iterator[PurePosixPath]:
+    """Yield the entries of a folder that a backup contains; what it cannot contain for its name is left out with a word."""
+    for name in sorted(_names(source)):
+        path = inside / name
+        if not is_wanted(path, recordings=recordings):
+            continue
+        if (problem := unfit_name(path)) is not None:
+            summary.left_out.append(f"{str(path)!r}: {problem}")
+            continue
+        yield path
 
 
 def _names(folder: Path) -> list[str]:

@@ -13,6 +13,7 @@ import secrets
 import shutil
 import sqlite3
 import tarfile
+import time
 import zlib
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
@@ -38,6 +39,10 @@ from runtime.backup.create import BLOCK, Progress
 
 SPARE_BYTES = 64 << 20
 """What must stay free on the disk."""
+LONG_HEADERS = frozenset({
+    tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.SOLARIS_XHDTYPE, tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK
+})  # fmt: skip
+MOST_HEADER_BYTES = 1 << 16
 T = TypeVar("T", bound=BaseModel)
 
 
@@ -125,6 +130,16 @@ def _replace_entries(draft: Path, state_dir: Path, former: list[str]) -> Path:
     return aside
 
 
+class _Member(tarfile.TarInfo):
+    """A member with a small long name or extended header; tarfile reads such a header into memory at any size."""
+
+    def _proc_member(self, opened: tarfile.TarFile) -> tarfile.TarInfo:
+        if self.type in LONG_HEADERS and self.size > MOST_HEADER_BYTES:
+            raise tarfile.ReadError(f"a header of {self.size} bytes")
+        member: tarfile.TarInfo = super()._proc_member(opened)  # type: ignore[misc] # not in the stubs
+        return member
+
+
 def _unpack(archive: Path, folder: Path, progress: Progress) -> tuple[BackupHead, Checksums]:
     """Unpack and verify."""
     total = archive.stat().st_size
@@ -134,7 +149,7 @@ def _unpack(archive: Path, folder: Path, progress: Progress) -> tuple[BackupHead
     name = HEAD
     with archive.open("rb") as file:
         try:
-            with tarfile.open(fileobj=file, mode="r|gz") as opened:
+            with tarfile.open(fileobj=file, mode="r|gz", tarinfo=_Member) as opened:
                 for member in opened:
                     name = member.name
                     if sums is not None:
@@ -154,7 +169,8 @@ def _unpack(archive: Path, folder: Path, progress: Progress) -> tuple[BackupHead
             EOFError,
             zlib.error,
             TypeError,
-        ) as error:  # tarfile fails with TypeError in a cut head
+            ArithmeticError,
+        ) as error:  # the last two of a cut or forged head
             raise BackupError(f"{archive}: damaged after {name!r} ({error}); nothing was restored") from None
     if head is None or sums is None:
         raise BackupError(f"{archive}: it ends after {name!r} without {TAIL}: the file was cut; nothing was restored")
@@ -163,7 +179,15 @@ def _unpack(archive: Path, folder: Path, progress: Progress) -> tuple[BackupHead
         raise BackupError(
             f"{archive}: {wrong[0]!r} differs from its checksum ({len(wrong)} such files); nothing was restored"
         )
+    _date_folders(folder)
     return head, sums
+
+
+def _date_folders(folder: Path) -> None:
+    """Give every folder below `folder` the date of its newest content: that of a version's folder is shown as its date."""
+    for path in sorted((path for path in folder.rglob("*") if path.is_dir()), reverse=True):
+        newest_s = max(entry.stat().st_mtime for entry in path.iterdir())
+        os.utime(path, (newest_s, newest_s))
 
 
 def _list(kind: type[T], archive: Path, name: str, wanted: str, size: int, content: IO[bytes]) -> T:
@@ -209,6 +233,8 @@ def _extract(
             digest.update(data)
             size += len(data)
         file.flush()
+        if 0 <= member.mtime <= time.time():  # what is old goes first, and lists show when a version was made
+            os.utime(file.fileno(), (member.mtime, member.mtime))
         os.fsync(file.fileno())
     return Checksum(bytes=size, sha256=digest.hexdigest())
 

@@ -70,6 +70,7 @@ def promote(folder: Checkpoints | tuple[TaskVersions, str], version: str, *, as_
         version = checked(lambda: versions.promote(task, version))["version"]
     else:
         checked(lambda: folder.promote(version))
+        warn_of_other_meaning(folder, version)
     show({"live": version}, f"{version} is live", as_json=as_json)
 
 
@@ -111,7 +112,25 @@ def import_version(
     if isinstance(folder, tuple):
         raise InvalidInput("`import` reads policies; fine-tune a task from labels, or name a folder in its `model:`")
     version = import_directory(folder, directory, key)
+    warn_of_other_meaning(folder, version)
     show({"live": version}, f"{version} is live", as_json=as_json)
+
+
+def warn_of_other_meaning(folder: Checkpoints, version: str) -> None:
+    """Say on standard error if the daemon, with the settings that it ran with last, refuses a version; new settings may be on their way."""
+    from learners.checkpoints.manifest import CheckpointRefused
+    from learners.ipc.policy_spec import read_policy_spec
+
+    spec = read_policy_spec(folder.folder.parent)
+    if spec is None:
+        return
+    try:
+        folder.load_arrays(version, meaning=spec.meaning())
+    except CheckpointRefused as refusal:
+        click.echo(
+            f"{version} is refused by a daemon with the settings that this one ran with last: {refusal.detail}",
+            err=True,
+        )
 
 
 def list_task_versions(versions: TaskVersions, task: str) -> None:

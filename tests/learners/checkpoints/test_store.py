@@ -124,6 +124,18 @@ def test_a_pickle_is_refused_even_when_signed(folder: Checkpoints, tmp_path: Pat
     assert refusal(folder, version) == "pickle"
 
 
+@pytest.mark.parametrize("kind", ["F8_E4M3", "F8_E5M2", "C64"])
+def test_numbers_of_a_type_that_no_policy_has_are_refused_by_both_readers(folder: Checkpoints, kind: str) -> None:
+    """torch cannot say whether they are finite; with them NaN would pass, or the reader fail."""
+    version = save(folder)
+    data = b"\x7f\xff\xff\xff" * 2
+    header = orjson.dumps({"w": {"dtype": kind, "shape": [1 if kind == "C64" else 8], "data_offsets": [0, 8]}})
+    replace(folder, version, "policy.safetensors", len(header).to_bytes(8, "little") + header + data)
+    for read in (folder.load, folder.load_arrays):
+        with pytest.raises(CheckpointRefused, match=r"w: numbers of the type .*, which no policy has"):
+            read(version)
+
+
 def test_signed_nonsense_is_refused_by_name(folder: Checkpoints) -> None:
     version = save(folder)
     replace(folder, version, "policy.safetensors", b"\x08\0\0\0\0\0\0\0{}xxxxxx")
@@ -139,6 +151,19 @@ def test_signed_nonsense_is_refused_by_name(folder: Checkpoints) -> None:
         (lambda body: body.update(files={}), "bad_manifest"),
         (lambda body: body.update(files={"../../etc/passwd": "0"}), "bad_manifest"),
         (lambda body: body.update(files={"policy.pkl": "0"}), "bad_manifest"),
+        (lambda body: body.update(files={"policy.json\n": "0"}), "bad_manifest"),
+        (lambda body: body.update(files={"policy.json": 0}), "bad_manifest"),
+        (lambda body: body.update(metrics=[1]), "bad_manifest"),
+        (lambda body: body.update(metrics=None), "bad_manifest"),
+        (lambda body: body.update(data=[]), "bad_manifest"),
+        (lambda body: body.update(encoder_versions=["x"]), "bad_manifest"),
+        (lambda body: body.update(encoder_versions={"front": 5}), "bad_manifest"),
+        (lambda body: body.update(parent=5), "bad_manifest"),
+        (lambda body: body.update(created_s="today"), "bad_manifest"),
+        (lambda body: body.update(created_s=None), "bad_manifest"),
+        (lambda body: body.update(created_s=1e300), "bad_manifest"),
+        (lambda body: body.update(created_s=True), "bad_manifest"),
+        (lambda body: body.update(format=True), "bad_manifest"),
         (lambda body: body.update(version="000009-00000000"), "wrong_version"),
     ):
         version = save(folder)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import random
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -125,3 +127,28 @@ def test_a_wave_is_a_share_that_only_grows(blob: bytes) -> None:
     assert 60 < len(narrow) < 150
     assert narrow < wide
     assert all(is_in_wave(manifest(blob), agent) for agent in agents)
+
+
+def test_a_blob_with_two_files_of_one_name_or_an_encrypted_one_is_refused(blob: bytes, tmp_path: Path) -> None:
+    def signed(content: bytes) -> FleetPolicy:
+        return manifest(blob, sha256=hashlib.sha256(content).hexdigest(), size=len(content))
+
+    with zipfile.ZipFile(io.BytesIO(blob[:-15])) as archive:
+        files = {entry.filename: archive.read(entry) for entry in archive.infolist()}
+    sink = io.BytesIO()
+    with zipfile.ZipFile(sink, "w") as archive:
+        for name, content in files.items():
+            archive.writestr(zipfile.ZipInfo(name), content)
+        with pytest.warns(UserWarning, match="Duplicate name"):
+            archive.writestr(zipfile.ZipInfo("spec.json"), b"{}")
+    twice = sink.getvalue()
+    with pytest.raises(FleetPolicyRefused, match="two files of one name"):
+        unpack_blob(twice, signed(twice), KEY.public_key(), tmp_path)
+    locked = bytearray(blob[:-15])
+    locked[6] |= 1
+    central = bytes(locked).rindex(b"PK\x01\x02")
+    while central >= 0:
+        locked[central + 8] |= 1
+        central = bytes(locked).rfind(b"PK\x01\x02", 0, central)
+    with pytest.raises(FleetPolicyRefused, match="not an archive"):
+        unpack_blob(bytes(locked), signed(bytes(locked)), KEY.public_key(), tmp_path)

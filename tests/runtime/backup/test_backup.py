@@ -12,6 +12,7 @@ import shutil
 import sqlite3
 import tarfile
 import threading
+import time
 from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
@@ -230,6 +231,50 @@ def test_what_a_backup_leaves_out_is_named_and_it_lies_elsewhere(state: Path, tm
     for target in (state / "one.backup", state / "sub/one.backup"):
         with pytest.raises(BackupError, match="lies in state_dir"):
             create(state, "a", target)
+
+
+def test_a_file_that_no_backup_can_name_spoils_no_backup(state: Path, tmp_path: Path) -> None:
+    """A name that is not UTF-8, or that of the backup's own lists: a backup with them could not be restored."""
+    odd = os.fsdecode(b"caf\xe9.txt")
+    for name in (odd, HEAD, TAIL, "a\nb", "caf\u00e9", "cafe\u0301"):
+        (state / name).write_bytes(name.encode("utf-8", "surrogateescape"))
+    done = create(state, "a", tmp_path / "one.backup")
+    assert sorted(done.left_out) == sorted([
+        f"{odd!r}: a name that is not UTF-8; rename it",
+        f"{HEAD!r}: a name of the backup's own lists; rename it",
+        f"{TAIL!r}: a name of the backup's own lists; rename it",
+    ])  # fmt: skip
+    restore(done.path, tmp_path / "new")
+    assert {"a\nb", "caf\u00e9", "cafe\u0301"} <= {path.name for path in (tmp_path / "new").iterdir()}
+    assert not (tmp_path / "new" / odd).exists()
+
+
+def test_what_is_restored_has_its_date(state: Path, tmp_path: Path) -> None:
+    """The oldest recordings go first where room is needed, and a fine-tuned version is shown with the date of its folder."""
+    old, new = state / "checkpoints" / "000001-aa" / "policy.safetensors", state / "checkpoints" / "LIVE"
+    os.utime(old, (1e9, 1e9))
+    os.utime(new, (1.2e9, 1.2e9))
+    os.utime(state / "latches.json", (4e9, 4e9))  # a clock that was ahead
+    restore(create(state, "a", tmp_path / "one.backup").path, tmp_path / "new")
+    dates = {path.name: path.stat().st_mtime for path in (tmp_path / "new").rglob("*")}
+    assert (dates[old.name], dates["000001-aa"], dates["LIVE"]) == (1e9, 1e9, 1.2e9)
+    assert dates["latches.json"] <= time.time()
+
+
+def test_a_header_of_any_size_is_not_read_into_memory(tmp_path: Path) -> None:
+    """600 MB of zeros are 3 MB in a gzip file."""
+    path = tmp_path / "bad"
+    head = tarfile.TarInfo("x")
+    head.type, head.size = tarfile.XHDTYPE, 600 << 20
+    with gzip.open(path, "wb", compresslevel=1) as file:
+        file.write(head.tobuf(tarfile.USTAR_FORMAT) + bytes(1 << 20))
+    with pytest.raises(BackupError, match="a header of 629145600 bytes"):
+        restore(path, tmp_path / "new")
+    record = b"99999999999999999999 path=a\n"
+    head.size = len(record)
+    path.write_bytes(gzip.compress(head.tobuf(tarfile.USTAR_FORMAT) + record.ljust(512, b"\0") + bytes(1_024)))
+    with pytest.raises(BackupError, match="damaged after"):
+        restore(path, tmp_path / "new")
 
 
 def test_a_state_folder_that_is_a_mount_point_is_restored_in_place(backup: Path, tmp_path: Path) -> None:
