@@ -255,9 +255,27 @@ class EnumField(Settings):
         return words
 
 
+class RangeField(Settings):
+    """A number with limits of what can be true: beyond them a sensor reports its own failure, as with -127 or 65535."""
+
+    kind: Literal["range"]
+    min: float = Field(
+        allow_inf_nan=False, description="smallest number that can be true; a reading below it is refused"
+    )
+    max: float = Field(
+        allow_inf_nan=False, description="largest number that can be true; a reading above it is refused"
+    )
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Self:
+        if self.min >= self.max:
+            raise ValueError(f"min {self.min:g} is not below max {self.max:g}; swap them")
+        return self
+
+
 FieldName = Annotated[str, Field(max_length=256)]
 """Of one number; a longer place in the object goes under `paths`."""
-FieldKind = Annotated[AngleField | EnumField, Field(discriminator="kind")]
+FieldKind = Annotated[AngleField | EnumField | RangeField, Field(discriminator="kind")]
 
 
 class TelemetrySettings(StreamSettings):
@@ -281,7 +299,8 @@ class TelemetrySettings(StreamSettings):
     )
     field_kinds: dict[str, FieldKind] = Field(
         default_factory=dict,
-        description="fields that are no plain numbers: `{kind: angle, unit: degrees}` or `{kind: enum, words: [idle, heat, cool]}`",
+        description="fields that are no plain numbers: `{kind: angle, unit: degrees}`, `{kind: enum, words: [idle, heat, cool]}`, or "
+        "`{kind: range, min: -40, max: 85}` where a sensor reports a failure as a number",
     )
 
     @model_validator(mode="after")
@@ -328,7 +347,7 @@ def fields_of(stream: AnyStream) -> tuple[str, ...]:
     return stream.fields if isinstance(stream, TelemetrySettings | PluginStreamSettings) else ()
 
 
-def field_kinds_of(stream: AnyStream) -> dict[str, AngleField | EnumField]:
+def field_kinds_of(stream: AnyStream) -> dict[str, FieldKind]:
     """Return what the fields of a telemetry stream are that are no plain numbers."""
     return stream.field_kinds if isinstance(stream, TelemetrySettings) else {}
 

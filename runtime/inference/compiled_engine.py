@@ -27,7 +27,7 @@ from runtime.inference.numpy_policy.history import Fuse
 from runtime.inference.numpy_policy.policy import ArrayPolicy, Weights
 from runtime.inference.numpy_policy.sampling import ArrayOutput, Exploration, generator_of
 from runtime.inference.second_version import OtherDecision
-from sensors.config import AngleField, EnumField
+from sensors.config import FieldKind
 from sensors.readings import Reading
 
 MOST_REASON = 200
@@ -66,7 +66,7 @@ class CompiledEngine(Engine):
         *,
         version: str = UNTRAINED,
         seed: int = 0,
-        field_kinds: Mapping[str, Mapping[str, AngleField | EnumField]] | None = None,
+        field_kinds: Mapping[str, Mapping[str, FieldKind]] | None = None,
         at_arrival: Collection[str] = (),
     ) -> None:
         self.load_weights, self._weights = load_weights, weights

@@ -41,7 +41,7 @@ from runtime.inference.numpy_policy.history import Fuse, ObservationHistory
 from runtime.inference.numpy_policy.input_statistics import InputStatistics
 from runtime.inference.second_version import OtherDecision, SecondPolicy
 from runtime.inference.stream_tokens import StreamTokens
-from sensors.config import AngleField, EnumField
+from sensors.config import FieldKind
 from sensors.readings import Observation, Reading
 
 __all__ = ["UNTRAINED", "Engine", "EngineSnapshot", "InferenceResult"]
@@ -116,7 +116,7 @@ class Engine(ABC):
         *,
         version: str = UNTRAINED,
         seed: int = 0,
-        field_kinds: Mapping[str, Mapping[str, AngleField | EnumField]] | None = None,
+        field_kinds: Mapping[str, Mapping[str, FieldKind]] | None = None,
         at_arrival: Collection[str] = (),
     ) -> None:
         self.spec, self.encoders, self.routes, self.calibrations = spec, encoders, routes, calibrations

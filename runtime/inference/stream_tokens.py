@@ -20,7 +20,7 @@ from learners.model.spec import PolicySpec
 from runtime.inference.arrival_encoder import ArrivalEncoder
 from runtime.inference.numpy_policy.history import TickFeatures
 from sensors.codecs.telemetry_features import policy_numbers
-from sensors.config import AngleField, EnumField
+from sensors.config import FieldKind
 from sensors.readings import Observation, Reading, Telemetry
 
 READY = 16
@@ -66,7 +66,7 @@ class StreamTokens:
         spec: PolicySpec,
         routes: Mapping[str, str],
         *,
-        field_kinds: Mapping[str, Mapping[str, AngleField | EnumField]],
+        field_kinds: Mapping[str, Mapping[str, FieldKind]],
         at_arrival: Collection[str],
         encode: Callable[[Any, Sequence[Reading]], NDArray[np.float16]],
         acting: Callable[[], Mapping[str, Versioned]],

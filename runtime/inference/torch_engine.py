@@ -33,7 +33,7 @@ from runtime.inference.decision import Masks
 from runtime.inference.engine import ENCODER_FILE, NEEDS_TORCH, UNTRAINED, Engine, LoadedVersion
 from runtime.inference.numpy_policy.history import Fuse, TickFeatures
 from runtime.inference.second_version import OtherDecision
-from sensors.config import AngleField, EnumField
+from sensors.config import FieldKind
 from sensors.readings import Reading
 
 WINDOWS, WINDOW_EVERY = 64, 16
@@ -113,7 +113,7 @@ class TorchEngine(Engine):
         version: str = UNTRAINED,
         device: torch.device | None = None,
         seed: int = 0,
-        field_kinds: Mapping[str, Mapping[str, AngleField | EnumField]] | None = None,
+        field_kinds: Mapping[str, Mapping[str, FieldKind]] | None = None,
         at_arrival: Collection[str] = (),
     ) -> None:
         self.device = device or torch.device("cpu")

@@ -9,14 +9,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from sensors.config import AngleField, EnumField
+from sensors.config import AngleField, EnumField, FieldKind
 
 TURN = {"degrees": 360.0, "radians": math.tau, "turns": 1.0}
 """One full turn in each unit."""
 
 
 def policy_numbers(
-    fields: tuple[str, ...], values: NDArray[Any], kinds: Mapping[str, AngleField | EnumField]
+    fields: tuple[str, ...], values: NDArray[Any], kinds: Mapping[str, FieldKind]
 ) -> NDArray[np.float32]:
     """Return the numbers of one reading as the policy reads them, in the order of `sensors.config.policy_fields_of`.
 

@@ -3,7 +3,7 @@
 A message is a JSON object, or the bare value where the stream has one field: `21.5`, `"21.5"` or `ON`. A field is a key, or a JSON
 pointer (RFC 6901). A payload is refused when a field is missing or not a finite float32, because a policy must not see half of a
 state. A field that is null keeps its last value for `max_age_s`. Readings hold float64; the policy scales the numbers. A field may
-be one of some words (`EnumField`): its number is the place of the word.
+be one of some words (`EnumField`): its number is the place of the word. One beyond its range (`RangeField`) is a failure of the sensor.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from sensors.base import PayloadRefused
 from sensors.codecs.field_values import MOST_CHARACTERS, number_of
 from sensors.codecs.json_payload import MISSING, look_up, parse_json, pointer_of
-from sensors.config import AngleField, EnumField
+from sensors.config import EnumField, FieldKind, RangeField
 from sensors.readings import Telemetry
 
 
@@ -31,7 +31,7 @@ class TopicTelemetry:
         name: of the stream.
         topic: to which it listens, or None for its own.
         fields: names of the numbers.
-        kinds: fields that are angles or words.
+        kinds: fields that are angles or words, or have a range.
         paths: where a field lies in the object, if not at the key of its name.
         max_age_s: how long a field that is null keeps its last value.
     """
@@ -41,7 +41,7 @@ class TopicTelemetry:
         name: str,
         topic: str | None,
         fields: tuple[str, ...],
-        kinds: Mapping[str, AngleField | EnumField] | None = None,
+        kinds: Mapping[str, FieldKind] | None = None,
         paths: Mapping[str, str] | None = None,
         max_age_s: float = math.inf,
     ) -> None:
@@ -56,13 +56,14 @@ class TopicTelemetry:
         """The last number of each field with its stamp."""
         self._seq = 0
         self._words = {name: kind.words for name, kind in (kinds or {}).items() if isinstance(kind, EnumField)}
+        self._ranges = {name: kind for name, kind in (kinds or {}).items() if isinstance(kind, RangeField)}
 
     def decode(self, payload: bytes, stamp_s: float) -> Telemetry:
         """Decode one payload to float64 numbers in the order of the fields; true and false are 1 and 0.
 
         Raises:
             PayloadRefused: `too_large`, `not_json`, `too_deep`, `not_an_object`, `missing_field`, `not_a_number`, `not_finite`,
-                `unavailable` or `unknown_word`.
+                `unavailable`, `unknown_word` or `out_of_range`.
         """
         try:
             values = self._read(payload, stamp_s)
@@ -80,6 +81,12 @@ class TopicTelemetry:
         if not np.isfinite(narrow).all():
             field = self._fields[int(np.flatnonzero(~np.isfinite(narrow))[0])]
             raise PayloadRefused("not_finite", f"{field} is beyond a 32-bit float")
+        for name, number in zip(self._fields, values.tolist(), strict=True):
+            limits = self._ranges.get(name)
+            if limits is not None and not limits.min <= number <= limits.max:
+                raise PayloadRefused(
+                    "out_of_range", f"{name}: {number:g} is not within {limits.min:g} and {limits.max:g}"
+                )
         for number, (name, value) in zip(values, found.items(), strict=True):
             if value is not None:
                 self._known[name] = (float(number), stamp_s)

@@ -17,7 +17,7 @@ from runtime.recording.codec import ReadingCodec
 from sensors.base import PayloadRefused, TopicSensor
 from sensors.codecs.json_payload import MAX_DEPTH, parse_json
 from sensors.codecs.telemetry_features import policy_numbers
-from sensors.config import AngleField, EnumField, TelemetrySettings, policy_fields_of
+from sensors.config import AngleField, EnumField, RangeField, TelemetrySettings, policy_fields_of
 from sensors.streams.telemetry import TopicTelemetry
 
 FIELDS = ("q1", "on", "/imu/yaw", "/arm/joints/1", "/a~1b")
@@ -165,6 +165,35 @@ def test_angles_and_words_become_what_a_policy_can_compare() -> None:
         telemetry.decode(orjson.dumps(payload | {"mode": "on"}), 0.0)
     assert refused.value.cause == "unknown_word"
     assert "mode" in str(refused.value)
+
+
+@given(st.floats(allow_nan=False, allow_infinity=False, width=32), st.floats(-1e6, 1e6), st.floats(1e-3, 1e6))
+def test_a_number_beyond_the_range_of_its_field_is_a_failure_of_the_sensor(
+    number: float, low: float, span: float
+) -> None:
+    limits = RangeField(kind="range", min=low, max=low + span)
+    settings = TelemetrySettings(kind="telemetry", fields=("t", "other"), field_kinds={"t": limits})
+    assert policy_fields_of(settings) == ("t", "other")
+    telemetry = TopicTelemetry("room", None, settings.fields, settings.field_kinds)
+    payload = orjson.dumps({"t": number, "other": 7.0})
+    if low <= number <= low + span:
+        assert telemetry.decode(payload, 1.0).values.tolist() == [number, 7.0]
+        return
+    with pytest.raises(PayloadRefused) as refused:
+        telemetry.decode(payload, 1.0)
+    assert (refused.value.cause, dict(telemetry.drops)) == ("out_of_range", {"out_of_range": 1})
+
+
+def test_a_null_keeps_the_last_number_within_the_range_and_limits_are_ordered() -> None:
+    telemetry = TopicTelemetry("room", None, ("t",), {"t": RangeField(kind="range", min=-40, max=85)}, max_age_s=60.0)
+    assert telemetry.decode(b"85", 0.0).values.tolist() == [85.0]
+    with pytest.raises(PayloadRefused, match="t: -127 is not within -40 and 85"):
+        telemetry.decode(b"-127", 1.0)
+    assert telemetry.decode(b'{"t": null}', 2.0).values.tolist() == [85.0]
+    with pytest.raises(ValidationError, match="is not below max"):
+        RangeField(kind="range", min=1, max=1)
+    with pytest.raises(ValidationError, match="finite"):
+        RangeField(kind="range", min=0, max=float("inf"))
 
 
 def test_kinds_of_unknown_fields_are_refused() -> None:
