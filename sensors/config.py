@@ -72,6 +72,10 @@ PROPERTY = "property:"
 """Prefix of a stamp that is an MQTT user property."""
 
 
+PREFIXES = ("topic:", "task:", "file:", "speech:")
+"""Of sources, each with a name behind it."""
+
+
 class StreamSettings(Settings):
     """Settings that every stream has."""
 
@@ -98,6 +102,19 @@ class StreamSettings(Settings):
         "event", description="a frozen source is reported by an event; with `missing` its stream is missing, too"
     )
     encoder: str | None = Field(None, description="a name under `encoders`; telemetry needs none")
+
+    @field_validator("source", mode="after", check_fields=False)
+    @classmethod
+    def _names_something(cls, source: int | str) -> int | str:
+        """Refuse a source that names nothing: a number below 0, no text, or a prefix alone."""
+        if isinstance(source, int):
+            if source < 0:
+                raise ValueError("no device has a number below 0; write one from 0")
+        elif not source.strip():
+            raise ValueError("it is empty; write what the stream reads, such as `topic`")
+        elif source.strip() in PREFIXES:
+            raise ValueError(f"{source.strip()} names nothing; write {source.strip()}NAME")
+        return source
 
     @model_validator(mode="after")
     def _stamp_can_be_read(self) -> Self:
@@ -138,8 +155,6 @@ class CameraSettings(StreamSettings):
     @classmethod
     def _can_be_opened(cls, source: int | str) -> int | str:
         """Refuse a URL that no driver opens; the text repeats nothing of it, which may hold a password."""
-        if source == "" or (isinstance(source, int) and source < 0):
-            raise ValueError("no camera; write a device number from 0, a file, an address or `topic`")
         if isinstance(source, int) or (match := _LIKE_A_URL.match(source)) is None:
             return source
         scheme = (match[1] or match[3]).lower()

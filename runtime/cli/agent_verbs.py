@@ -158,6 +158,10 @@ def release(source: str, config: Path | None, *, as_json: bool) -> None:
 
     Example: reflexd sources release button-3
     """
+    if not source.strip():
+        raise click.BadParameter(
+            "it is empty; name a source that `reflexd status` shows as quarantined", param_hint="SOURCE"
+        )
     show(
         _answer(config, "release", {"source": source}), f"{source} is released: its data counts again", as_json=as_json
     )

@@ -143,6 +143,7 @@ def finetune(train_file: Path, *, as_json: bool, **options: Any) -> None:
 
     Example: reflexd finetune --task token-classification --model bundled:minilm-l6 --train train.conll --validation dev.conll --test test.conll --out runs/ner
     """
+    _check_model(options["model"])
     from learners.finetune.few_labels.finetune import finetune as tune
 
     positive = (
@@ -196,6 +197,7 @@ def evaluate(task: str, model: str, test: Path, out: Path | None, *, as_json: bo
 
     Slices and explained errors go to standard error, and with --out to report.json.
     """
+    _check_model(model)
     from learners.finetune.evaluate import evaluate as measure
 
     report = measure(task=task, model=model, test=test, out=out, **_writing_given(options))
@@ -205,6 +207,18 @@ def evaluate(task: str, model: str, test: Path, out: Path | None, *, as_json: bo
         sure = f"{error['predicted']} ({error['probability']:.2f}), not {error['is']}"
         click.echo(f"{error['where']}: {sure}; decided by {decided}", err=True)
     show(report, json.dumps(report["metrics"], indent=2), as_json=as_json)
+
+
+def _check_model(model: str) -> None:
+    """Refuse a model that cannot be opened, before the libraries are loaded that would try to download it.
+
+    Raises:
+        ValueError: with the reason and the remedy.
+    """
+    from learners.model.encoders.bundled_packages import unavailable
+
+    if (problem := unavailable(model)) is not None:
+        raise ValueError(problem)
 
 
 def _echo_few_labels(report: dict[str, Any]) -> None:

@@ -14,6 +14,7 @@ from typing import Any, Literal
 
 from runtime.config.loader import LoadedConfig
 from runtime.mqtt import Address, Connection, Message, MqttLost
+from runtime.mqtt.rpc import AGENT_VERBS
 from runtime.mqtt.topics import Topics, encode, parse
 
 MAX_ANSWER = 4_194_304
@@ -28,6 +29,8 @@ LOOK_S = 0.1
 """Between two looks at the reason."""
 STATUS_S = 0.5
 """For the retained status to arrive; a client without the right to read it sends its request all the same."""
+PROBE_S = 10.0
+"""For the answer of an agent without a retained status, before a longer wait."""
 Tool = Literal["status", "top", "request"]
 
 
@@ -103,6 +106,8 @@ async def _send_request(loaded: LoadedConfig, verb: str, body: dict[str, Any], t
         await asyncio.wait([status], timeout=STATUS_S)
         if status.done() and status.result().get("state") == "offline":
             raise NoAnswer(off(loaded))
+        if not status.done() and verb in AGENT_VERBS:
+            await _probe(link, loaded, topics)
         message = await link.request(
             topics("request", verb), encode(body), reply_to=topics("response", link.identifier), timeout_s=timeout_s
         )
@@ -111,6 +116,19 @@ async def _send_request(loaded: LoadedConfig, verb: str, body: dict[str, Any], t
         await asyncio.wait([running])
     answer = parse(message.payload, MAX_ANSWER)
     return answer if isinstance(answer, dict) else {}
+
+
+async def _probe(link: Connection, loaded: LoadedConfig, topics: Topics) -> None:
+    """Ask what an agent answers at once, before a long wait for an agent that never published a status.
+
+    Raises:
+        NoAnswer: no agent answered.
+    """
+    reply_to = topics("response", link.identifier)
+    try:
+        await link.request(topics("request", "checkpoints"), encode({}), reply_to=reply_to, timeout_s=PROBE_S)
+    except TimeoutError:
+        raise NoAnswer(f"{off(loaded)} (no status and no answer within {PROBE_S:g} s)") from None
 
 
 async def connected(link: Connection, loaded: LoadedConfig, timeout_s: float) -> None:

@@ -27,6 +27,7 @@ from typing import Literal
 import aiomqtt
 import structlog
 
+from runtime.config.mqtt_names import topic_problem
 from runtime.mqtt import handshake
 from runtime.mqtt.aiomqtt_client import (
     Newest,
@@ -276,9 +277,13 @@ class Connection:
             self._inbound.forget(correlation)
 
     def reply(self, request: Message, payload: bytes, fallback: str) -> bool:
-        """Answer on the request's response topic, else on `fallback`; never outside `response_prefix` (counted)."""
+        """Answer on the request's response topic, else on `fallback` (counted): never outside `response_prefix`.
+
+        Nor on a topic over which a broker would end this connection.
+        """
         topic = request.response_topic or fallback
-        if any(c in topic for c in "+#\0") or topic.startswith("$") or not topic.startswith(self.response_prefix):
+        is_wild = any(c in topic for c in "+#") or topic.startswith("$")
+        if is_wild or not topic.startswith(self.response_prefix) or topic_problem(topic) is not None:
             self.drops["forbidden response topic"] += 1
             topic = fallback
         return self.enqueue(topic, payload, qos=1, correlation=request.correlation)

@@ -107,6 +107,10 @@ def locate(name: str, package: str, file: str) -> Path:
     return path
 
 
+HUB_S = 10.0
+"""For the hub to say whether it has a model."""
+
+
 def missing(model: str) -> str | None:
     """Say what is wrong with the name of a model, without loading it; an id that may be downloaded is right.
 
@@ -122,6 +126,34 @@ def missing(model: str) -> str | None:
     if model.startswith("builtin:"):
         return None if model in BUILT_IN else f"{model}: unknown; built in are {', '.join(BUILT_IN)}"
     return _no_folder(model)
+
+
+def unavailable(model: str) -> str | None:
+    """Say why a model cannot be opened now: as `missing`, and for an id that is not in the cache, what the hub answers.
+
+    A download would try for a minute before it names a wrong id, or a machine without a network.
+
+    Args:
+        model: as for `missing`.
+    """
+    if (problem := missing(model)) is not None:
+        return problem
+    if model.startswith((PREFIX, "builtin:")) or Path(model).is_dir() or _cached(model):
+        return None
+    from huggingface_hub import HfApi  # noqa: PLC0415 - only some models come from there
+    from huggingface_hub.errors import HfHubHTTPError, RepositoryNotFoundError  # noqa: PLC0415 - the same
+
+    remedy = "name `bundled:NAME`, a transformers id, or a folder that transformers or `reflexd finetune` wrote"
+    try:
+        HfApi().model_info(model, timeout=HUB_S)
+    except RepositoryNotFoundError:
+        return f"{model}: no folder, not in the cache, and not on the hub; {remedy}"
+    except HfHubHTTPError:  # busy, or a right that only the download shows
+        return None
+    except Exception as error:  # noqa: BLE001 - no network, or no id: the library's clients raise errors of their own
+        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        return f"{model}: no folder, not in the cache, and the hub does not answer ({reason}); {remedy}"
+    return None
 
 
 def _no_folder(model: str) -> str | None:

@@ -147,7 +147,7 @@ def test_models_and_options_that_cannot_be_used(tmp_path: Path, model: Path, tun
     assert "unknown; bundled are" in refused(
         "finetune", "--task", "text-classification", "--model", "bundled:nope", *given
     )
-    assert "cannot be opened" in refused(
+    assert "no such folder" in refused(
         "finetune", "--task", "text-classification", "--model", tmp_path / "nowhere", *given
     )
     assert "no such file" in refused(

@@ -75,6 +75,31 @@ async def test_retained_is_ignored_or_sent_as_asked(broker: Mosquitto) -> None:
     assert [(m.payload, m.retain) for m in states.messages] == [(b"known", True)]
 
 
+@pytest.mark.parametrize(
+    "topic",
+    [
+        "response/a\x01",
+        "response/\x7f",
+        "response/\ufffe",
+        "response/" + "a/" * 250,
+        "response/#",
+        "response/+/a",
+        "$SYS/a",
+        "act/a",
+    ],
+)
+async def test_no_answer_goes_to_a_topic_over_which_a_broker_ends_the_connection(broker: Mosquitto, topic: str) -> None:
+    """Who asks chooses the response topic; one that no broker accepts must not cost the gate its connection."""
+    server, got = connection(broker, "server", response_prefix="response/"), Collector()
+    client = connection(broker, "client")
+    client.subscribe("response/ping", got)
+    async with running(server), running(client):
+        await eventually(lambda: client.connected and server.connected)
+        server.reply(Message("request/ping", b"", 1, retain=False, response_topic=topic), b"!", "response/ping")
+        await got.until(lambda m: len(m) == 1)
+    assert (server.connects, server.drops["forbidden response topic"]) == (1, 1)
+
+
 async def test_request_and_response(broker: Mosquitto) -> None:
     server = connection(broker, "server", response_prefix="response/")
     server.subscribe("request/ping", lambda m: server.reply(m, m.payload + b"!", "response/ping") and None)
