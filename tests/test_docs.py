@@ -99,7 +99,7 @@ def placed(fragment: dict[str, Any]) -> dict[str, Any]:
     kind of field."""
     if "kind" in fragment and "name" in fragment:
         return BASE | {"rewards": [fragment]}
-    if fragment.get("kind") in {"angle", "enum"}:
+    if fragment.get("kind") in {"angle", "enum", "range"}:
         fragment = {"kind": "telemetry", "fields": ["one"], "field_kinds": {"one": fragment}}
     if "kind" in fragment:
         fragment = {"one": fragment}
