@@ -22,7 +22,7 @@ from learners.continual.splits import Examples, LabelSplits, classes
 from learners.finetune.build import fitting_options, settings_of
 from learners.finetune.error_analysis.scores import each
 from learners.finetune.few_labels.comparison import PairedGain, choose
-from learners.finetune.few_labels.equal_content import distinct
+from learners.finetune.labelled_files.equal_content import distinct
 from learners.finetune.labelled_files.splits import Splits
 from learners.finetune.report import annotate, describe
 from learners.finetune.trainer import OnProgress, TrainerSettings

@@ -33,9 +33,9 @@ from learners.experience.records import Label, Raw
 from learners.files import draft_folder, publish_folder, source_and_split
 from learners.finetune.error_analysis.scores import each
 from learners.finetune.few_labels.continued_pretraining import adapt, can_adapt
-from learners.finetune.few_labels.equal_content import content_key, normalized_text
 from learners.finetune.few_labels.near_duplicates import NearDuplicates
 from learners.finetune.few_labels.readable_rows import ReadableRows
+from learners.finetune.labelled_files.equal_content import content_key, normalized_text
 from learners.finetune.linear_probe import fit_head
 from learners.finetune.transfer import weights_of
 from learners.model.encoders.bundled_packages import BundledError

@@ -21,8 +21,8 @@ from learners.data_error import DataError
 from learners.experience.reader import Reader
 from learners.experience.reading_of_tick import raw_reading
 from learners.experience.records import Label, Raw
-from learners.finetune.few_labels.equal_content import normalized_text
 from learners.finetune.labelled_files.conll import TAG, as_iob2
+from learners.finetune.labelled_files.equal_content import normalized_text
 from learners.finetune.labelled_files.example_fields import check
 from learners.model.encoders.bundled_weights import resolve
 from learners.task_kinds import KINDS, Output

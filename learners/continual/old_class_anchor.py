@@ -22,7 +22,7 @@ from learners.continual.evaluation import known_classes
 from learners.continual.splits import classes
 from learners.finetune.error_analysis.scores import each
 from learners.finetune.error_analysis.slices import LEAST_ROWS, without_nan
-from learners.finetune.few_labels.equal_content import content_key
+from learners.finetune.labelled_files.equal_content import content_key
 from learners.task_kinds import KINDS
 from learners.tasks.base import Example, Prediction, Task
 

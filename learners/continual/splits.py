@@ -24,9 +24,9 @@ from typing import Any, Literal
 import orjson
 
 from learners.continual.labels import LEAST_BLOCKS, Labelled
-from learners.finetune.few_labels.equal_content import normalized_text
 from learners.finetune.few_labels.near_duplicates import NearDuplicates
 from learners.finetune.labelled_files.datasets import read
+from learners.finetune.labelled_files.equal_content import normalized_text
 from learners.finetune.labelled_files.example_fields import check
 from learners.task_kinds import KINDS
 from learners.tasks.base import Example

@@ -16,8 +16,8 @@ from learners.data_error import DataError
 from learners.finetune.error_analysis.scores import each
 from learners.finetune.few_labels.comparison import PairedGain, choose
 from learners.finetune.few_labels.continued_pretraining import AdaptedEncoder, adapt
-from learners.finetune.few_labels.equal_content import content_key, distinct
 from learners.finetune.forgetting import transplant
+from learners.finetune.labelled_files.equal_content import content_key, distinct
 from learners.finetune.labelled_files.splits import Splits
 from learners.finetune.trainer_state import State
 from learners.tasks.augmentation.mixing import can_mix

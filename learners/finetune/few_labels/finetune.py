@@ -11,9 +11,9 @@ from learners.data_error import DataError
 from learners.finetune import run
 from learners.finetune.few_labels.arms import FewLabels, best_arm
 from learners.finetune.few_labels.continued_pretraining import can_adapt
-from learners.finetune.few_labels.equal_content import content_key, normalized_text
 from learners.finetune.few_labels.near_duplicates import NearDuplicates
 from learners.finetune.labelled_files import datasets
+from learners.finetune.labelled_files.equal_content import content_key, normalized_text
 from learners.finetune.labelled_files.splits import Splits, rows_digest
 from learners.finetune.trainer_state import State
 from learners.finetune.training_phases import Tuned

@@ -12,6 +12,7 @@ import orjson
 
 from learners.data_error import DataError
 from learners.finetune.labelled_files import datasets
+from learners.finetune.labelled_files.equal_content import content_key
 from learners.finetune.labelled_files.example_fields import check
 from learners.tasks.base import Example, Task
 from learners.tasks.task_classes import check_modality, task_class
@@ -66,6 +67,49 @@ def cuts(task: Task, splits: Splits, paths: Mapping[str, Path | str]) -> list[st
                 f"{sum(shares) / len(shares):.0%} of each is cut"
             )
     return found
+
+
+def repeats(splits: Splits, paths: Mapping[str, Path | str]) -> list[str]:
+    """Return a sentence for each split of which examples are in another one, too, and one for contents of several classes.
+
+    Examples are equal if their texts are, without spacing and case, or the bytes of their picture or sound. An image that was only
+    cut or compressed again is not found.
+    """
+    seen: dict[str, dict[str, Example]] = {}
+    found: list[str] = []
+    for name in paths:
+        examples: Sequence[Example] = getattr(splits, name)
+        mine: dict[str, Example] = {}
+        several: set[str] = set()
+        counts = dict.fromkeys(seen, 0)
+        for example in examples:
+            key = content_key(_input_of(example))
+            if _target_of(mine.setdefault(key, example)) != _target_of(example):
+                several.add(key)
+            for other, there in seen.items():
+                counts[other] += key in there
+        found += [
+            f"{paths[name]}: {count} of {len(examples)} examples are in {paths[other]}, too: its figures are too good"
+            for other, count in counts.items()
+            if count
+        ]
+        if several:
+            found.append(
+                f"{paths[name]}: {len(several)} contents are there with different labels: at most one of each is right"
+            )
+        seen[name] = mine
+    return found
+
+
+def _input_of(example: Example) -> Example:
+    """Return what a model reads of an example: the text of a sound is what it is to write."""
+    return {name: value for name, value in example.items() if name != "text"} if "sound" in example else example
+
+
+def _target_of(example: Example) -> Any:
+    """Return the classes of an example; None for targets that are texts, of which several can be right."""
+    label = example.get("label")
+    return (label if label is None or isinstance(label, str) else sorted(label)), example.get("tags")
 
 
 def splits_digest(splits: Splits) -> str:

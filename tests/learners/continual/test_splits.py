@@ -16,7 +16,7 @@ from learners.continual.trainer import ContinualTrainer
 from learners.data_error import DataError
 from learners.experience.reader import Reader
 from learners.experience.store import Label, Store
-from learners.finetune.few_labels.equal_content import normalized_text
+from learners.finetune.labelled_files.equal_content import normalized_text
 from learners.tasks.task_classes import open_task
 
 INTENTS = {"go": "move", "stop": "halt"}

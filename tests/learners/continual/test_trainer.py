@@ -36,7 +36,7 @@ from learners.data_error import DataError
 from learners.experience.reader import Reader
 from learners.experience.store import Label, Raw, Store, Transition
 from learners.finetune.error_analysis.scores import each
-from learners.finetune.few_labels.equal_content import normalized_text
+from learners.finetune.labelled_files.equal_content import normalized_text
 from learners.finetune.trainer import Stopped
 from learners.task_kinds import TaskKind
 from learners.tasks.base import Prediction

@@ -17,8 +17,8 @@ from learners.data_error import DataError
 from learners.files import DRAFT
 from learners.finetune.few_labels.comparison import PairedGain, choose
 from learners.finetune.few_labels.continued_pretraining import adapt, can_adapt
-from learners.finetune.few_labels.equal_content import content_key, distinct
 from learners.finetune.few_labels.finetune import finetune, without_held
+from learners.finetune.labelled_files.equal_content import content_key, distinct
 from learners.finetune.trainer import Stopped, Trainer
 from learners.tasks.layers.heads import output_layer
 from learners.tasks.task_classes import open_task

@@ -11,8 +11,8 @@ from transformers import pipeline
 
 from learners.data_error import DataError
 from learners.finetune.evaluate import evaluate
-from learners.finetune.few_labels.equal_content import normalized_text
 from learners.finetune.labelled_files import datasets
+from learners.finetune.labelled_files.equal_content import normalized_text
 from learners.finetune.run import finetune
 from learners.task_serving.reading_inputs import inputs_of_text
 from learners.tasks.task_classes import open_task, task_class
