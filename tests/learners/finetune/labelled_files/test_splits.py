@@ -1,4 +1,4 @@
-"""What the parts of a run have in common is said."""
+"""What the parts of a run have in common is reported."""
 
 from __future__ import annotations
 
