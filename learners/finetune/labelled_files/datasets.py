@@ -21,6 +21,7 @@ from learners.files import source_and_split
 from learners.finetune.labelled_files import conll, csv_files, example_fields
 from learners.finetune.labelled_files.text_files import MAX_BYTES, Examples, LocatedExample, lines_of, read_text
 from learners.tasks.base import Task
+from learners.tasks.inputs.sounds import is_cut
 from sensors.base import PayloadRefused
 from sensors.codecs.json_payload import parse_json
 
@@ -57,7 +58,7 @@ def read(path: Path | str, task: type[Task] | None = None) -> Examples:
     if task is not None:
         example_fields.check(examples, task)
     conll.to_iob2(examples)
-    examples.notes += _alike(examples)
+    examples.notes += _alike(examples) + _cut_sounds(examples)
     return examples
 
 
@@ -84,6 +85,13 @@ def _alike(examples: Examples) -> list[str]:
     labels = {one for row in examples for one in _labels(row)}
     tags = {tag for row in examples if isinstance(row, LocatedExample) for tag in row.get("tags", ())}
     return class_names.alike(labels) + class_names.alike({tag.partition("-")[2] for tag in tags if "-" in tag})
+
+
+def _cut_sounds(examples: Examples) -> list[str]:
+    """Return a note for sound files without an end, which are read as far as they go."""
+    paths = dict.fromkeys(Path(str(row["sound"])) for row in examples if "sound" in row)
+    cut = [path for path in paths if is_cut(path)]
+    return [f"{len(cut)} of {len(paths)} sounds are cut: their end is missing, first {cut[0]}"] if cut else []
 
 
 def _labels(row: dict[str, Any]) -> list[str]:

@@ -14,6 +14,7 @@ from learners.data_error import DataError
 from sensors.base import PayloadRefused
 from sensors.codecs.resampling import resampled
 from sensors.codecs.sounds import decode_sound
+from sensors.drivers import sound_files
 
 SUFFIXES = frozenset({".wav", ".flac", ".ogg", ".mp3", ".aiff", ".opus"})
 
@@ -34,6 +35,15 @@ def _decoded(path: Path) -> tuple[NDArray[np.float32], int]:
         raise DataError(f"{path}: {reason}; delete it or convert it again") from None
     except OSError as error:
         raise DataError(f"{path}: {error.strerror or error}; name a readable sound file") from None
+
+
+def is_cut(path: Path) -> bool:
+    """Return whether the end of a sound file is missing by what its container claims; False for one that cannot be read."""
+    try:
+        with path.open("rb") as file:
+            return sound_files.is_cut(file)
+    except OSError:
+        return False
 
 
 def duration_s(path: Path) -> float:

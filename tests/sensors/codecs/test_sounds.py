@@ -13,6 +13,7 @@ from sensors.base import PayloadRefused
 from sensors.codecs.resampling import pcm
 from sensors.codecs.sounds import decode_sound, encode_sound
 from sensors.drivers.mono_mix import ChannelMixer
+from sensors.drivers.sound_files import is_cut
 
 RATE_HZ = 16_000
 
@@ -148,3 +149,28 @@ def test_a_sample_that_is_no_number_does_not_spoil_the_channels_after_it() -> No
     mixer.mix(broken_NC)
     assert mixer.is_cancelled
     np.testing.assert_array_equal(mixer.mix(swapped_NC), sound_N)
+
+
+@pytest.mark.parametrize(
+    ("form", "subtype"),
+    [
+        ("WAV", "PCM_16"), ("WAV", "FLOAT"), ("WAV", "IMA_ADPCM"), ("WAVEX", "PCM_24"), ("RF64", "PCM_16"), ("AIFF", "PCM_16"),
+        ("OGG", "VORBIS"), ("OGG", "OPUS"), ("MP3", "MPEG_LAYER_III"),
+    ],
+)  # fmt: skip
+def test_a_sound_without_its_end_is_known_by_its_container(form: str, subtype: str) -> None:
+    buffer = io.BytesIO()
+    soundfile.write(buffer, np.tile(tone(), 4), 48_000, format=form, subtype=subtype)
+    data = buffer.getvalue()
+    assert not is_cut(io.BytesIO(data))
+    assert not is_cut(io.BytesIO(data + bytes(3)))
+    assert [is_cut(io.BytesIO(data[: int(len(data) * share)])) for share in (0.99, 0.9, 0.5, 0.2)] == [True] * 4
+    for length in range(0, min(len(data), 300), 7):
+        is_cut(io.BytesIO(data[:length]))  # never an error
+
+
+@pytest.mark.parametrize("claimed", [0, 0xFFFFFFFF, 0x7FFFFFFF])
+def test_a_length_that_a_killed_recorder_left_is_no_cut(claimed: int) -> None:
+    data = bytearray(wav(tone()))
+    data[40:44] = struct.pack("<I", claimed)
+    assert not is_cut(io.BytesIO(data))

@@ -10,6 +10,7 @@ import cv2
 import numpy as np
 import orjson
 import pytest
+import soundfile
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
@@ -253,6 +254,18 @@ def test_a_folder_counts_what_it_leaves_out(tmp_path: Path) -> None:
         f"no picture and no sound in {root}/empty: the class empty is left out",
         f"{root}: 7 files left out: 1 .heic, 1 .txt, 4 hidden, 1 outside the class folders",
     ]
+
+
+def test_sounds_without_an_end_are_named(tmp_path: Path) -> None:
+    """They are read as far as they go, which may be without the word that they are labelled with."""
+    for name, share in (("a/1.wav", 1.0), ("a/2.wav", 0.5), ("b/1.flac", 1.0), ("b/2.wav", 0.9)):
+        path = tmp_path / "s" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        soundfile.write(path, np.zeros(1_000), 16_000)
+        path.write_bytes(path.read_bytes()[: int(path.stat().st_size * share)])
+    found = datasets.read(tmp_path / "s")
+    assert [row["label"] for row in found] == ["a", "a", "b", "b"]
+    assert found.notes == [f"2 of 4 sounds are cut: their end is missing, first {tmp_path}/s/a/2.wav"]
 
 
 def test_a_split_is_read_or_refused_and_never_left_out_of_a_name(tmp_path: Path) -> None:
