@@ -65,7 +65,7 @@ def evaluate(
     report = {
         "task": task, "model": model, "train": earlier.get("train", "none"),
         "metrics": {"validation": {}, "test": opened.metrics(examples, found)},
-        "trained_parameters": 0, "total_parameters": total, "epochs": 0, "wall_s": 0.0,
+        "trained_parameters": 0, "total_parameters": total, "epochs": 0, "wall_s": 0.0, "notes": list(examples.notes),
         "slices": {"test": shown([one.row() for one, _ in slice_metrics(slices, examples, each(opened, examples, found))])},
     }  # fmt: skip
     if explain:

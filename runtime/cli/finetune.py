@@ -201,6 +201,8 @@ def evaluate(task: str, model: str, test: Path, out: Path | None, *, as_json: bo
     from learners.finetune.evaluate import evaluate as measure
 
     report = measure(task=task, model=model, test=test, out=out, **_writing_given(options))
+    for note in report["notes"]:
+        click.echo(note, err=True)
     _echo_slices(report)
     for error in report.get("errors", ()):
         decided = ", ".join(f"{part['part']} ({part['fall']:+.2f})" for part in error["decided"]) or "no single part"

@@ -165,6 +165,15 @@ def test_models_and_options_that_cannot_be_used(tmp_path: Path, model: Path, tun
     assert "is a file" in refused("finetune", "--task", "text-classification", "--model", model, *given)
 
 
+def test_evaluate_says_what_the_reader_noted(tmp_path: Path, tuned: Path) -> None:
+    table = put(tmp_path / "a.csv", "text,label,split\ngo now,move,train\nstop now,halt,test\n")
+    done = invoke(
+        "evaluate", "--task", "text-classification", "--model", tuned, "--test", table, "--out", tmp_path / "o"
+    )
+    assert (done.exit_code, "all splits are read (test, train)" in done.stderr) == (0, True), done.output
+    assert json.loads((tmp_path / "o" / "report.json").read_bytes())["notes"][0].startswith("all splits are read")
+
+
 def test_a_pipe_or_a_device_is_refused_and_never_read(tmp_path: Path) -> None:
     settings, out = state_of(tmp_path), tmp_path / "o"
     pipe = tmp_path / "pipe.csv"
