@@ -24,7 +24,7 @@ from learners.finetune.build import ModelError, build, opening
 from learners.finetune.error_analysis.slices import check_slice
 from learners.finetune.labelled_files import datasets
 from learners.finetune.labelled_files.example_fields import check_features
-from learners.finetune.labelled_files.splits import Splits, cuts, read_splits, repeats, splits_digest
+from learners.finetune.labelled_files.splits import Splits, cuts, narrow, read_splits, repeats, splits_digest
 from learners.finetune.progress import Bar
 from learners.finetune.report import annotate, describe, measure, measure_slices, unknown_labels
 from learners.finetune.trainer import OnProgress
@@ -185,6 +185,7 @@ def _notes(fresh: Task, splits: Splits, paths: Mapping[str, str], unknown: Mappi
         *fresh.notes,
         *cuts(fresh, splits, paths),
         *repeats(splits, paths),
+        *narrow(fresh, splits, paths["validation"]),
         *(
             f"{paths[name]}: labels that no training example has count as wrong: {', '.join(labels[:20])}"
             for name, labels in unknown.items()

@@ -113,6 +113,8 @@ class Trainer:
         self.train, self.validation = train, validation
         self.run_state = RunState()
         self.best: dict[str, Tensor] = {}
+        self._takes_last = bool(task.no_choice(validation))
+        """No epoch can be chosen: none stops the run, and the last one counts."""
         self._state, self._on_progress, self._clock, self._stop = state, on_progress, clock, stop
         self._features = None if task.varying else [self._make(0, i) for i in range(len(train))]
         self._units = (
@@ -214,7 +216,7 @@ class Trainer:
         run.history.append(metrics)
         run.epoch, run.at, run.total = run.epoch + 1, 0, 0.0
         score = metrics[self.task.selection]
-        better = score > run.best or (score == run.best and tie > run.tie)
+        better = self._takes_last or score > run.best or (score == run.best and tie > run.tie)
         run.worse = 0 if better else run.worse + 1
         improved = better or (score == run.best and tie == run.tie and self.settings.ties == "last")
         if improved:

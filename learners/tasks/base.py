@@ -266,6 +266,11 @@ class Task(ABC):
         del examples, predictions
         return 0.0
 
+    def no_choice(self, examples: Sequence[Example]) -> str:
+        """Return why these examples measure every epoch alike, whatever it learned; empty where they do not."""
+        del examples
+        return ""
+
     def tuned(self, examples: Sequence[Example], predictions: Sequence[Prediction]) -> list[Prediction]:
         """Set what is selected on validation (a threshold), and return the predictions with it."""
         del examples

@@ -46,6 +46,10 @@ class Classifier(Task):
         """Return the mean log-likelihood of all labels, for several labels: F1 says nothing before the first hit."""
         return log_likelihood(map(labels, examples), predictions) if self.options.multi_label else 0.0
 
+    def no_choice(self, examples: Sequence[Example]) -> str:
+        """Return that no example has a label, so that F1 is 0 for every epoch."""
+        return "no example has a label" if self.options.multi_label and not any(map(labels, examples)) else ""
+
     def tuned(self, examples: Sequence[Example], predictions: Sequence[Prediction]) -> list[Prediction]:
         """Select the threshold for several labels; return the predictions cut there."""
         if not (self.options.multi_label and self.options.tune_threshold and predictions):

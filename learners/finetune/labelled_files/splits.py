@@ -69,6 +69,22 @@ def cuts(task: Task, splits: Splits, paths: Mapping[str, Path | str]) -> list[st
     return found
 
 
+def narrow(task: Task, splits: Splits, path: Path | str) -> list[str]:
+    """Return a sentence if the validation examples cannot choose an epoch, or only by one class.
+
+    Args:
+        task: to train.
+        splits: of the run.
+        path: of the validation examples.
+    """
+    if reason := task.no_choice(splits.validation):
+        return [f"{path}: {reason}: it chooses no epoch, and the last one is used"]
+    found = {label if isinstance(label := each.get("label"), str) else None for each in splits.validation}
+    if len(task.labels) > 1 and len(found) == 1 and None not in found:
+        return [f"{path}: all examples are of the class {found.pop()!r}: the epoch is chosen by this class alone"]
+    return []
+
+
 def repeats(splits: Splits, paths: Mapping[str, Path | str]) -> list[str]:
     """Return a sentence for each split of which examples are in another one, too, and one for contents of several classes.
 

@@ -21,13 +21,14 @@ import torch
 from safetensors.torch import load_file
 
 from learners.finetune import trainer_state
-from learners.finetune.labelled_files.splits import Splits
+from learners.finetune.labelled_files.splits import Splits, narrow
 from learners.finetune.run import finetune
 from learners.finetune.trainable_layers import prepare
 from learners.finetune.trainer import Stopped, Trainer, TrainerSettings, TrainingProgress
 from learners.finetune.training_phases import Tuned, tune
 from learners.tasks.image_classification import ClassifyPictures
 from learners.tasks.text_classification import ClassifyText
+from learners.tasks.token_classification import Tag
 
 ROWS = tinymodels.orders(40, 0, {"go": "go", "stop": "stop"})
 
@@ -66,6 +67,34 @@ def test_the_last_of_equally_good_epochs_where_it_is_asked_for(tmp_path: Path) -
     assert len(run.history) == 5, "an equal epoch is no progress: it stops as early"
     assert (run.best, run.best_epoch) == (0.6, 4)
     assert torch.equal(task.model.classifier.weight, task.seen[3])
+
+
+def test_a_validation_that_measures_every_epoch_alike_ends_no_run(tmp_path: Path) -> None:
+    """Without an entity the F1 of every epoch is 0, also of the one that has learned nothing yet."""
+    rows = [{"tokens": ["go", side, "now"], "tags": ["O", "B-SIDE", "O"]} for side in ("left", "right")] * 8
+    held = [{"tokens": ["go", "now"], "tags": ["O", "O"]}] * 4
+    task = Tag.open(tinymodels.bert(tmp_path), labels=Tag.labels_of(rows))
+    prepare(task.model, "full")
+    settings = TrainerSettings(epochs=5, batch=8, learning_rate=3e-3, patience=2)
+    run = Trainer(task, task.model, rows, held, settings).run()
+    assert (len(run.history), run.best_epoch, run.best) == (5, 5, 0.0)
+    assert narrow(task, Splits(rows, held), "dev.txt") == [
+        "dev.txt: no example has an entity: it chooses no epoch, and the last one is used"
+    ]
+    assert narrow(task, Splits(rows, rows), "dev.txt") == []
+    assert task.metrics(rows, task.predict(rows))["entity_f1"] == 1.0
+
+
+def test_a_validation_of_one_class_is_named(tmp_path: Path) -> None:
+    task = ClassifyText.open(tinymodels.bert(tmp_path), labels=("go", "stop"))
+    one = [row for row in ROWS if row["label"] == "go"]
+    assert narrow(task, Splits(ROWS, one), "dev.csv") == [
+        "dev.csv: all examples are of the class 'go': the epoch is chosen by this class alone"
+    ]
+    assert narrow(task, Splits(ROWS, ROWS), "dev.csv") == []
+    several = ClassifyText.open(tinymodels.bert(tmp_path), labels=("go", "stop"), multi_label=True)
+    assert several.no_choice([{"text": "a", "label": []}]) == "no example has a label"
+    assert several.no_choice([{"text": "a", "label": []}, {"text": "b", "label": ["go"]}]) == ""
 
 
 def build(folder: Path, state: Path | None, stop: Callable[[], bool] | None = None) -> Trainer:
