@@ -228,7 +228,11 @@ class GateHost:
         self._after_saving("mode_changed", lambda: {"modes": self.latches.on_disk["modes"]}, saved)
 
     def reload(self, info: InfoBuilder, mode: Mode | None = None) -> None:
-        """Take new settings: what `info` contains, and the configured mode where it has changed."""
+        """Take new settings: what `info` contains, and the configured mode where it has changed.
+
+        Actuators, gate and tick are those of the start: others need a new daemon.
+        """
+        self.config = info.config
         self.info = self.publisher.info = info
         self.channel.agreement = info.config.agreement
         self.wake()

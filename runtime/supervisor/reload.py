@@ -39,7 +39,7 @@ def compare(old: Config, new: Config) -> Changes:
     if bool(old.tasks) != bool(new.tasks):
         required.append("tasks")
     elif has_models_process(old) != has_models_process(new):
-        required += {"tasks", "streams", "deliberator"} & {*changed} - {*required}
+        required += sorted({"tasks", "streams", "deliberator"} & {*changed} - {*required})
     return Changes(
         changed, required, {name for key in changed for name in LIVE.get(key, ("agent", "learner", "models"))}
     )

@@ -10,10 +10,11 @@ from typing import Any
 
 import orjson
 import pytest
-from gate_model import TOPICS, World
+from gate_model import SETTINGS, TOPICS, World
 
 from actuators.config import AnyActuator, ChoiceSettings
 from actuators.wire import CommandWriter
+from runtime.config.schema import Config
 from runtime.gate import ipc
 from runtime.gate.info import InfoBuilder
 from runtime.mqtt import Limit, Message, rpc
@@ -238,6 +239,31 @@ def test_a_reload_lifts_no_restriction_that_an_operator_made(world: World) -> No
     assert {mode for name, mode in world.host.gate.modes.items() if name != "lamp"} == {"autonomous"}
     assert "mode_restricted" in world.event_types
     assert isinstance(world.host.info, InfoBuilder)
+
+
+def test_a_reload_that_adds_a_deliberator_leaves_goals_to_the_agent(world: World) -> None:
+    """And one that removes it makes `override/goal` a name that no actuator has."""
+    before = world.host.config
+    deliberator = {"goals": {"idle": "do nothing", "go": "go there"}, "default": "idle"}
+    more = {"gate": before.gate.model_dump(), "state_dir": world.folder, "deliberator": deliberator}
+    answers: list[str] = []
+    world.listeners.append(lambda out: answers.append(out.topic) if "/response/" in out.topic else None)
+    properties = SimpleNamespace(ResponseTopic=TOPICS("response", "me"), CorrelationData=b"c")
+
+    def set_goal() -> tuple[int, int]:
+        goal = b'{"value": "go", "hold_s": 9}'
+        world.arrive(world.requests, TOPICS("override", "goal"), goal, properties=properties)
+        world.settle_loop()
+        return len(answers), world.host.connection.refused[TOPICS("override", "+")]
+
+    assert set_goal() == (1, 1)
+    world.host.reload(InfoBuilder(Config.model_validate(SETTINGS | more), "0"))
+    assert world.host.channel.agreement != before.agreement, "the agent must read the file again"
+    act(world, 3)
+    assert world.host.gate.armed
+    assert set_goal() == (1, 1), "the agent answers"
+    world.host.reload(InfoBuilder(before, "0"))
+    assert set_goal() == (2, 2)
 
 
 def test_an_override_of_one_actuator_cannot_break_a_rule_that_another_hold_keeps(world: World) -> None:
