@@ -52,6 +52,8 @@ OUTGOING = 10
 """Ordinary messages that may be under way: few, so that the queue fills soon."""
 TOO_WARM = "room.warmth < 30"
 """A condition of the lamp; the agent names it among the stale streams while it does not hold."""
+MIN_HOLD_S = 0.12
+"""For which the lamp keeps a value: more than two ticks."""
 SETTINGS: dict[str, Any] = {
     "agent": "model",
     "tick": {"rate_hz": 1 / PERIOD_S},
@@ -65,7 +67,13 @@ SETTINGS: dict[str, Any] = {
         "wheel": {"kind": "continuous", "low": [-1], "high": [1], "max_rate": [1], "out_of_range": "clamp"},
         "heater": {"kind": "choice", "choices": ["OFF", "ON"], "safe": "OFF"},
         "fan": {"kind": "choice", "choices": ["OFF", "ON"], "safe": "OFF", "requires": ["air"]},
-        "lamp": {"kind": "choice", "choices": ["OFF", "ON"], "safe": "OFF", "requires": [TOO_WARM]},
+        "lamp": {
+            "kind": "choice",
+            "choices": ["OFF", "ON"],
+            "safe": "OFF",
+            "requires": [TOO_WARM],
+            "min_hold_s": MIN_HOLD_S,
+        },
     },
     "learner": {"enabled": False},
 }
@@ -265,6 +273,8 @@ class World:
         self.slept_s = 0.0
         self.woke_s = float("-inf")
         """When the machine was suspended last, for `slept_s` in all."""
+        self.agrees = True
+        """The proposal that is judged was made with the gate's settings."""
         self.is_old = False
         """The proposal that is judged is from before that."""
         self.boots = 0
@@ -365,6 +375,10 @@ class World:
         self.session: dict[str, list[Value]] = {}
         self.reported: dict[str, Value] = {}
         self.known: dict[str, Value] = {}
+        self.queued: dict[str, Value] = {}
+        """The newest command of each actuator that the gate has decided on in this run of the daemon."""
+        self.changed_s: dict[str, float] = {}
+        """When its value changed."""
         self.newest: dict[str, Value] = {}
         wanted = (self.disk.content or {}).get("wanted")
         self.granted = self.arm_setting == "auto" and wanted is not False
@@ -648,7 +662,7 @@ class World:
         self.arrive(self.safety, TOPICS("stop"), payload, retain=retain, qos=qos, properties=properties)
         if not is_away:
             self.check(self.host.gate.stopped == self.stop_in_force, "the stop is not what was last sent")
-        elif latched and not plain and not self.is_dead:
+        elif latched and not (plain or ignored) and not self.is_dead:
             self.settle_loop()
             reached = self.host.gate.stopped or self.turns is not None
             self.check(reached, "the stop listener has a stop, and the gate without a connection does not have it")
@@ -681,8 +695,9 @@ class World:
         ready: bool = True,
         age_s: float = 0.0,
         shadow: bool = False,
+        agreement: str | None = None,
     ) -> None:
-        """One tick of the agent, with its telemetry."""
+        """One tick of the agent, with its telemetry; `agreement` None is that of the gate."""
         self.tick_number += 1
         proposal = Proposal(
             self.tick_number,
@@ -694,13 +709,14 @@ class World:
             ready,
             readings=self.telemetry,
             shadow=shadow,
-            agreement=self.host.channel.agreement,
+            agreement=self.host.channel.agreement if agreement is None else agreement,
         )
+        self.agrees = proposal.agreement == self.host.channel.agreement
         is_recent = 0 <= self.loop.now_s - proposal.stamp_s <= MAX_READINGS_AGE_S
         self.readings = self.telemetry if is_recent else {}
         self.stale = frozenset(stale)
         self.is_old = proposal.stamp_s <= self.woke_s
-        self.readings = {} if self.is_old else self.readings
+        self.readings = {} if self.is_old or not self.agrees else self.readings
         self.frame(ipc.pack(proposal))
         if self.turns is None and self.host.gate.armed:
             self._check_telemetry()
@@ -850,6 +866,7 @@ class World:
                 self.check(
                     not self.is_old, f"the policy moves {name} by a proposal from before the machine was suspended"
                 )
+                self.check(self.agrees, f"the policy moves {name} with other settings than the gate's")
                 missing = self.stale & self.requires[name]
                 self.check(not missing, f"the policy moves {name} while {sorted(missing)} is stale or does not hold")
             self._check_step(name, value)
@@ -905,7 +922,20 @@ class World:
     def _may_have(self, name: str) -> list[Value]:
         return [v for v in (self.commanded.get(name), self.reported.get(name)) if v is not None][:1]
 
-    def _status_published(self, key: str, _topic: str, payload: bytes, *_: object) -> None:
+    def _check_hold(self, name: str, value: Value, policy: str) -> None:
+        """No value of the lamp but a safe one ends another one sooner than `min_hold_s`."""
+        if value == self.queued.get(name):
+            return
+        held_s = self.loop.now_s - self.changed_s.get(name, float("-inf"))
+        is_held = "min_hold_s" in SETTINGS["actuators"][name] and held_s < MIN_HOLD_S - INSTANT_S
+        self.check(policy == "gate" or not is_held, f"{policy} changes {name} to {value} after {held_s:.3f} s")
+        self.queued[name], self.changed_s[name] = value, self.loop.now_s
+
+    def _status_published(self, key: str, topic: str, payload: bytes, *_: object) -> None:
+        level = topic.split("/")
+        if level[2] == "act":
+            body = _json(payload)
+            self._check_hold(level[3], _value(body["value"]), body["policy"])
         if key == "status" and _json(payload)["state"] == "stopped":
             self.check(self._on_disk("stopped", value=True), "status `stopped` is not on the disk")
 

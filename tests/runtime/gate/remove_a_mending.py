@@ -17,7 +17,8 @@ from unittest import mock
 ROOT = Path(__file__).resolve().parents[3]
 sys.path[:0] = [str(ROOT), str(ROOT / "tests"), str(Path(__file__).parent)]
 
-import structlog  # noqa: E402 - after the path
+import orjson  # noqa: E402 - after the path
+import structlog  # noqa: E402
 from hypothesis import HealthCheck, Phase, seed, settings  # noqa: E402
 from test_gate_model import GateModel  # noqa: E402
 
@@ -29,7 +30,9 @@ from actuators.safety.forbidden_combinations import ForbiddenCombinations  # noq
 from actuators.safety.gate import Gate  # noqa: E402
 from actuators.safety.limits import Refusal  # noqa: E402
 from runtime.dashboard.broker_connections import MqttBridge  # noqa: E402
+from runtime.fleet.stop.relay import StopRelay  # noqa: E402
 from runtime.gate import operator_commands  # noqa: E402
+from runtime.gate.agent_channel import AgentChannel  # noqa: E402
 from runtime.gate.host import GateHost  # noqa: E402
 from runtime.gate.latches import LatchWriter  # noqa: E402
 from runtime.gate.stop.follower import StopListenerFollower  # noqa: E402
@@ -233,6 +236,73 @@ def named_actions_only() -> Patch:
     return lambda: mock.patch.object(Gate, "set_mode", by_name)
 
 
+def eager_acknowledgement() -> Patch:
+    """The relay acknowledges a stop of the fleet as it arrives."""
+    ordered = StopRelay._ordered
+
+    def eager(self: StopRelay, message: Any) -> None:
+        ordered(self, message)
+        message.acknowledge()
+
+    return lambda: mock.patch.object(StopRelay, "_ordered", eager)
+
+
+def file_without_a_reader() -> Patch:
+    """The relay starts without what the one before it had written."""
+    start = StopRelay.__post_init__
+
+    def forgetting(self: StopRelay) -> None:
+        start(self)
+        self._waiting.clear()
+
+    return lambda: mock.patch.object(StopRelay, "__post_init__", forgetting)
+
+
+def one_attempt() -> Patch:
+    """The relay tries once."""
+    engage = StopRelay._engage
+
+    async def once(self: StopRelay) -> Any:
+        outcome, reason, _ = await engage(self)
+        return outcome, reason, True
+
+    return lambda: mock.patch.object(StopRelay, "_engage", once)
+
+
+def no_hold() -> Patch:
+    """A value may change at once."""
+    pace = limits.pace
+
+    def free(each: Any, *args: Any, **more: Any) -> Any:
+        changed = {"min_hold_s": 0.0} if hasattr(each, "min_hold_s") else {}
+        return pace(each.model_copy(update=changed), *args, **more)
+
+    return lambda: mock.patch.object(limits, "pace", free)
+
+
+def deaf_gate() -> Patch:
+    """A refused subscription to the stop is only logged."""
+    return lambda: mock.patch.object(Gate, "hears_stop", return_value=[])
+
+
+def unnoticed_suspension() -> Patch:
+    """The gate does not learn that the machine was suspended."""
+    return lambda: mock.patch.object(Gate, "woke", return_value=[])
+
+
+def any_agreement() -> Patch:
+    """A proposal without an agreement agrees."""
+    receive = AgentChannel.receive
+
+    def lenient(self: AgentChannel, data: bytes) -> None:
+        body = orjson.loads(data) if data.startswith(b'{"') else None
+        if isinstance(body, dict) and body.get("agreement") == "":
+            data = orjson.dumps(body | {"agreement": self.agreement})
+        receive(self, data)
+
+    return lambda: mock.patch.object(AgentChannel, "receive", lenient)
+
+
 MENDINGS: dict[str, Callable[[], Patch]] = {
     "none": lambda: ExitStack,
     "H1 a place of their own in the queue": common_queue,
@@ -252,6 +322,13 @@ MENDINGS: dict[str, Callable[[], Patch]] = {
     "a mode that is left leaves nothing in force": named_actions_only,
     "H7 a request to arm dies": dying_last_will,
     "a request to arm that waits ends with a stop or a disarming": undying_requests,
+    "a stop of the fleet is written before it is acknowledged": eager_acknowledgement,
+    "the relay reads what was written": file_without_a_reader,
+    "the relay tries again": one_attempt,
+    "a value is held for min_hold_s": no_hold,
+    "a gate that hears no stop arms nothing": deaf_gate,
+    "a suspension of the machine is noticed": unnoticed_suspension,
+    "an empty agreement is refused": any_agreement,
     "H8 the page shows what the gate answered": page_without_answers,
     "H8 a hold is published until the queue has room": holds_sent_once,
 }

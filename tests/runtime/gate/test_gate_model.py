@@ -14,6 +14,7 @@ from typing import Any
 import orjson
 from gate_clients import Clients
 from gate_model import QUIET, SETTINGS, TOO_WARM, World
+from gate_relay import RelayProcess
 from hypothesis import HealthCheck, Phase, seed
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
@@ -44,8 +45,11 @@ class GateModel(RuleBasedStateMachine):
     def begin(self, arm: str, mode: str) -> None:
         self.world = World(arm, mode)
         self.clients = Clients(self.world)
+        self.relay = RelayProcess(self.world)
 
     def teardown(self) -> None:
+        if hasattr(self, "relay"):
+            self.relay.close()
         if hasattr(self, "clients"):
             self.clients.close()
         if hasattr(self, "world"):
@@ -355,6 +359,51 @@ class GateModel(RuleBasedStateMachine):
     def step_the_clock(self, by_s: float) -> None:
         self.world.wall_s += by_s
         self.world.stepped_s += abs(by_s)
+
+    @rule(agreement=st.sampled_from(["", "0123456789abcdef"]), times=st.integers(1, 3))
+    def an_agent_has_other_settings(self, agreement: str, times: int) -> None:
+        self.devices_report_and_an_operator_arms()
+        self.tick({"arm": (1.0,), "heater": "ON", "fan": "ON"}, times, agreement=agreement)
+
+    @rule(values=st.lists(SWITCH, min_size=2, max_size=5), by_hand=st.booleans())
+    def the_lamp_is_switched_to_and_fro(self, values: list[str], by_hand: bool) -> None:
+        self.devices_report_and_an_operator_arms()
+        for value in values:
+            if by_hand:
+                self.override("lamp", value, 0)
+            self.tick({"lamp": value})
+
+    # the relay of a fleet's stop
+
+    @rule(payload=st.sampled_from(STOPS), passes=st.booleans())
+    def the_fleet_stops(self, payload: bytes, passes: bool) -> None:
+        self.relay.stop(payload)
+        if passes:
+            self.relay.must_pass()
+
+    @rule(
+        payload=st.sampled_from(STOPS),
+        turns=st.integers(0, 12),
+        away=st.booleans(),
+        passes=st.booleans(),
+    )
+    def the_relay_is_killed_at_an_await(self, payload: bytes, turns: int, away: bool, passes: bool) -> None:
+        self.relay.connect()
+        if away:
+            self.relay.lose(self.relay.local)
+        self.relay.kill_amid(lambda: self.relay.stop(payload), turns)
+        if passes:
+            self.relay.must_pass()
+
+    @rule(which=st.sampled_from(["fleet", "local"]))
+    def the_relay_loses_a_broker(self, which: str) -> None:
+        self.relay.lose(getattr(self.relay, which))
+
+    @rule(delivers=st.booleans())
+    def the_relay_finds_its_brokers(self, delivers: bool) -> None:
+        self.relay.connect()
+        if delivers:
+            self.relay.deliver()
 
     # the page and `reflexd top`
 
