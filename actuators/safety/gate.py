@@ -403,7 +403,8 @@ class Gate:
         for each in self._actuators.values():
             if actuator in (None, each.name) and mode != each.mode:
                 each.mode = mode
-                if mode != "autonomous" and each.hold is None and each.commanded and not each.in_safe_state:
+                # outside `autonomous` what is commanded is held or at rest, so a change to it finds nothing here
+                if each.hold is None and each.commanded and not each.in_safe_state:
                     resting.append(each)
         return self._safe_actions.send(resting, "mode", f"the mode is now {mode}", now_s)
 

@@ -891,6 +891,83 @@ def test_a_lost_broker_disarms_and_all_devices_must_report_again() -> None:
     assert one(gate, 20.3, "head", "left").sent
 
 
+@pytest.mark.parametrize("arm", ["auto", "request"])
+def test_a_gate_that_hears_no_stop_is_not_armed_until_it_does(arm: Literal["auto", "request"]) -> None:
+    gate = make()
+    gate._settings = GateSettings(arm=arm)
+    one(gate, 11.0, "head", "left")
+    (rest,) = gate.hears_stop(11.1, heard=False)
+    assert (rest.actuator, rest.value, rest.rule, rest.by) == ("head", "stay", "disarmed", "gate")
+    assert rest.reason == "the gate cannot hear a stop"
+    assert not gate.armed
+    assert gate.hears_stop(11.15, heard=False) == [], "it is at rest"
+    assert gate.arm(11.2) is None, "the request waits"
+    refused = one(gate, 11.2, "head", "left")
+    assert (refused.value, refused.rule) == (None, "disarmed")
+    assert gate.hears_stop(11.3, heard=True) == []
+    assert not gate.armed, "nothing moves before the next proposal"
+    assert one(gate, 11.4, "head", "left").sent
+    assert gate.armed
+    assert gate.hears_stop(11.5, heard=True) == []
+    assert gate.armed
+
+
+def test_a_request_to_arm_ends_when_the_gate_hears_no_stop() -> None:
+    gate = make()
+    gate._settings = GateSettings(arm="request")
+    gate.hears_stop(11.0, heard=False)
+    gate.hears_stop(11.1, heard=True)
+    assert one(gate, 11.2, "head", "left").rule == "disarmed"
+    assert gate.arm(11.1) is None, "asked after it"
+    assert one(gate, 11.3, "head", "left").sent
+
+
+def test_what_was_proposed_before_the_machine_was_suspended_is_older_by_that_time() -> None:
+    gate = make(head=HEAD, lamp=LAMP)
+    gate.override("lamp", "ON", 60.0, 10.9)
+    one(gate, 11.0, "head", "left")
+    rests = gate.woke(11.1, 30.0)
+    assert received(rests) == {"head": ("stay", "disarmed", "gate"), "lamp": ("OFF", "disarmed", "gate")}
+    assert {each.reason for each in rests} == {"the machine was suspended"}
+    assert (gate.armed, gate.holds["lamp"]) == (False, None)
+    (old, _) = gate.judge(offer(11.1, {"head": "left"}), 11.11)
+    assert (old.value, old.rule, old.reason) == (None, "expired", "observed 30010 ms ago; at most 300")
+    (young, _) = gate.judge(offer(11.1001, {"head": "left"}), 11.2)
+    assert (young.value, young.rule) == ("left", None), "a proposal from after it"
+
+
+def test_a_short_suspension_makes_no_proposal_older_than_it_is() -> None:
+    gate = make()
+    gate.woke(11.1, 0.15)
+    (ruling,) = gate.judge(offer(11.05, {"head": "left"}), 11.1)
+    assert (ruling.value, ruling.rule) == ("left", None), "0.2 s old"
+    gate.woke(11.2, 0.15)
+    (ruling,) = gate.judge(offer(11.0, {"head": "right"}), 11.2)
+    assert ruling.rule == "expired", "0.35 s old"
+
+
+def test_telemetry_from_before_the_machine_was_suspended_is_unknown() -> None:
+    gate = AckedGate(
+        {"head": HEAD},
+        GateSettings(forbid=("head == 'left' and room.door > 0",), reconcile_s=0.0),
+        period_s=0.1,
+        now_s=10.0,
+        streams={"room": ("door",)},
+    )
+    calm = dataclasses.replace(offer(10.0), readings={"room": {"door": 0.0}})
+    gate.judge(calm, 10.0)
+    assert gate.override("head", "left", 0.0, 10.01).sent
+    gate.woke(10.05, 30.0)
+    gate.judge(calm, 10.06)
+    assert gate.armed
+    assert gate.override("head", "left", 0.0, 10.07).rule == "forbidden"
+    gate.judge(dataclasses.replace(calm, stamp_s=10.08), 10.08)
+    assert gate.override("head", "left", 0.0, 10.09).sent
+    gate.woke(10.1, 30.0)
+    gate._arming.armed = True  # before any proposal
+    assert gate.override("head", "left", 0.0, 10.11).rule == "forbidden"
+
+
 # Stop.
 
 
