@@ -34,6 +34,7 @@ from learners.experience.store import Store
 from learners.files import is_in_use
 from learners.ipc.progress import read_progress
 from runtime.process.emit import Emit
+from runtime.recording.oldest_files import oldest_first
 
 EVERY_S = 10.0
 AIM = 0.9
@@ -224,13 +225,12 @@ class StorageMonitor:
 
     def _delete_recordings(self, excess: int) -> dict[str, int]:
         """Delete finished recordings, the oldest first."""
-        running, count = self.recording(), 0
-        files = [path for path in (self.state_dir / "recordings").glob("*.mcap") if path != running]
-        for path in sorted(files, key=lambda one: one.stat().st_mtime):
+        count = 0
+        for path, _ in oldest_first(self.state_dir / "recordings", self.wall(), self.recording()):
             if excess <= 0:
                 break
             excess -= _size(path, set())
-            path.unlink()
+            path.unlink(missing_ok=True)
             count += 1
         if count:
             self.parts = measure(self.state_dir)

@@ -25,6 +25,7 @@ from runtime.monitoring.reporter import Reporter
 from runtime.mqtt.rpc import Answer, RequestFailed
 from runtime.mqtt.topics import Refused, encode, parse
 from runtime.process.machine_boot import BOOT
+from runtime.recording.oldest_files import oldest_first
 from runtime.recording.recorder import FORMAT, Recorder
 from runtime.recording.replay_conditions import conditions
 
@@ -264,17 +265,16 @@ class RecordingController:
 
     def _delete_oldest(self, current: Recorder) -> None:
         """Delete the oldest recordings until there is space for another file within `record.max_gb`; on a full disk one at least."""
-        sizes: dict[Path, os.stat_result] = {}
-        for path in self._folder.glob("*.mcap"):
-            with suppress(OSError):
-                sizes[path] = path.stat()
-        used, deleted = sum(stat.st_size for stat in sizes.values()), 0
-        for path in sorted(sizes.keys() - {current.path}, key=lambda one: (sizes[one].st_mtime, one.name)):
+        found = oldest_first(self._folder, time.time())
+        used, deleted = sum(stat.st_size for _, stat in found), 0
+        for path, stat in found:
+            if path == current.path:
+                continue
             if used <= self._max_bytes - self._file_bytes and (deleted or not current.disk_full):
                 break
             with suppress(OSError):
                 path.unlink()
-                used, deleted = used - sizes[path].st_size, deleted + 1
+                used, deleted = used - stat.st_size, deleted + 1
         if deleted:
             self.reporter.event("recordings_deleted", {"deleted": deleted, "used_bytes": used})
 
