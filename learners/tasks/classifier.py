@@ -47,8 +47,11 @@ class Classifier(Task):
         return log_likelihood(map(labels, examples), predictions) if self.options.multi_label else 0.0
 
     def no_choice(self, examples: Sequence[Example]) -> str:
-        """Return that no example has a label, so that F1 is 0 for every epoch."""
-        return "no example has a label" if self.options.multi_label and not any(map(labels, examples)) else ""
+        """Return that no example has a label, or none a known one, so that F1 or accuracy is 0 for every epoch."""
+        if self.options.multi_label and not any(map(labels, examples)):
+            return "no example has a label"
+        known = set(self.labels)
+        return "" if any(known & set(labels(example)) for example in examples) else "no example has a trained class"
 
     def tuned(self, examples: Sequence[Example], predictions: Sequence[Prediction]) -> list[Prediction]:
         """Select the threshold for several labels; return the predictions cut there."""

@@ -106,15 +106,35 @@ class Summarize(Rewrite):
         return {kind: float(np.mean([score[kind].fmeasure for score in scores])) for kind in KINDS}
 
 
+LONGEST_RUN = 4
+"""Words of the longest runs that BLEU counts."""
+
+
+def bleu(found: Sequence[str], wanted: Sequence[str]) -> float:
+    """Return corpus BLEU in [0, 100], as SacreBLEU computes it.
+
+    Where every wanted text has fewer than four words, it counts runs up to the longest of them. Runs of four are in none of these: a right
+    translation had 0, and a wrong one that is too long had more.
+    """
+    tokenize = sacrebleu.BLEU().tokenizer
+    longest = max((len(tokenize(text).split()) for text in wanted), default=0)
+    metric = sacrebleu.BLEU(max_ngram_order=min(LONGEST_RUN, max(1, longest)))
+    return float(metric.corpus_score(found, [wanted]).score)
+
+
 class Translate(Rewrite):
     """`source` -> `target`."""
 
     kind = "translation"
     selection = "bleu"
 
+    def tie_break(self, examples: Sequence[Example], predictions: Sequence[Prediction]) -> float:
+        """Return the share of exact matches."""
+        return self.metrics(examples, predictions)["exact_match"]
+
     def metrics(self, examples: Sequence[Example], predictions: Sequence[Prediction]) -> dict[str, float]:
         """Return corpus BLEU, and the share of exact matches."""
         wanted = [str(example["target"]) for example in examples]
         found = [str(prediction.value) for prediction in predictions]
         exact = sum(w == f for w, f in zip(wanted, found, strict=True)) / max(len(wanted), 1)
-        return {"bleu": float(sacrebleu.corpus_bleu(found, [wanted]).score), "exact_match": exact}
+        return {"bleu": bleu(found, wanted), "exact_match": exact}

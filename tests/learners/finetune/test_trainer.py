@@ -92,6 +92,7 @@ def test_a_validation_of_one_class_is_named(tmp_path: Path) -> None:
         "dev.csv: all examples are of the class 'go': the epoch is chosen by this class alone"
     ]
     assert narrow(task, Splits(ROWS, ROWS), "dev.csv") == []
+    assert task.no_choice([{"text": "a", "label": "up"}]) == "no example has a trained class"
     several = ClassifyText.open(tinymodels.bert(tmp_path), labels=("go", "stop"), multi_label=True)
     assert several.no_choice([{"text": "a", "label": []}]) == "no example has a label"
     assert several.no_choice([{"text": "a", "label": []}, {"text": "b", "label": ["go"]}]) == ""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import sacrebleu
 import tinymodels
 from transformers import AutoModelForSeq2SeqLM
 
@@ -13,6 +14,7 @@ from learners.finetune.labelled_files.splits import Splits
 from learners.finetune.trainer import TrainerSettings
 from learners.finetune.training_phases import tune
 from learners.tasks.base import IGNORED, Prediction
+from learners.tasks.seq2seq import bleu
 from learners.tasks.task_classes import open_task
 from learners.tasks.text_generation import PLAIN
 
@@ -93,3 +95,14 @@ def test_models_without_a_template_get_a_plain_one(tmp_path: Path) -> None:
     task = open_task("text-generation", folder)
     assert task.processor.chat_template == PLAIN
     assert task.processor.decode(task.ids(TALK[:1], generation_prompt=True)).endswith("<unk>")  # type: ignore[attr-defined]
+
+
+def test_bleu_of_texts_that_are_all_short_counts_runs_of_their_length() -> None:
+    assert bleu(["go left now", "stop"], ["go left now", "stop"]) == pytest.approx(100.0)
+    assert bleu(["stop"], ["stop"]) == pytest.approx(100.0)
+    right, long = ["go left", "stop now"], ["go left left left left", "stop now now now now"]
+    assert bleu(right, right) > bleu(long, right)
+    assert bleu(["up"], ["stop"]) == 0.0
+    texts = ["the robot goes to the left", "stop"]
+    for found in (texts, ["the robot goes left", "stop"], ["a", "b"]):
+        assert bleu(found, texts) == pytest.approx(sacrebleu.corpus_bleu(found, [texts]).score), "as it is defined"
