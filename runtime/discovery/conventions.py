@@ -13,15 +13,25 @@ from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
+from actuators.config import ChoiceSettings
+from actuators.wire import WireError, parse_state
 from runtime.discovery.payload_fields import bare_numbers, bare_words, numeric_fields
-from runtime.discovery.proposals import FoundActuator, FoundStream, LeftOut, Proposals, is_dangerous, is_diagnostic
+from runtime.discovery.proposals import (
+    FoundActuator,
+    FoundStream,
+    LeftOut,
+    Proposals,
+    is_dangerous,
+    is_diagnostic,
+    is_growing,
+)
 from runtime.discovery.topic_samples import TopicSamples, Tree
 
 LONG: dict[str, str] = {
     "stat_t": "state_topic", "cmd_t": "command_topic", "val_tpl": "value_template", "pl_on": "payload_on",
     "pl_off": "payload_off", "stat_val_tpl": "state_value_template", "ent_cat": "entity_category", "dev_cla": "device_class", "ops": "options", "dev": "device",
     "uniq_id": "unique_id", "cmd_tpl": "command_template", "schema": "schema", "stat_on": "state_on", "stat_off": "state_off",
-    "cmps": "components", "p": "platform",
+    "cmps": "components", "p": "platform", "stat_cla": "state_class", "on_cmd_type": "on_command_type",
 }  # fmt: skip
 """Abbreviations of Home Assistant's discovery."""
 _FILTERS = r"(?:\|\s*(?:float|int|round)\s*(?:\(\s*(?:default\s*=\s*)?-?[\d.]*\s*\)\s*)?)*"
@@ -29,6 +39,8 @@ _FILTERS = r"(?:\|\s*(?:float|int|round)\s*(?:\(\s*(?:default\s*=\s*)?-?[\d.]*\s
 _TEMPLATE = re.compile(r"^\{\{\s*value_json((?:\.\w+|\[['\"]\w+['\"]\])+)\s*" + _FILTERS + r"\}\}$")
 _BARE = re.compile(r"^\{\{\s*value\s*" + _FILTERS + r"\}\}$")
 _STEP = re.compile(r"\.(\w+)|\[['\"](\w+)['\"]\]")
+MOST_OPTIONS = 64
+"""Words of a select; a policy learns no longer list."""
 MOVED: frozenset[str] = frozenset(
     {"switch", "light", "fan", "siren", "number", "select", "lock", "cover", "valve", "climate", "button"}
 )
@@ -54,7 +66,7 @@ def home_assistant(tree: Tree, found: Proposals) -> None:
 
 
 def _shared(body: dict[str, Any]) -> dict[str, Any]:
-    return {name: body[name] for name in ("state_topic", "device", "~") if name in body}
+    return {name: body[name] for name in ("state_topic", "command_topic", "device", "~") if name in body}
 
 
 def _expanded(entity: dict[str, Any]) -> dict[str, Any]:
@@ -63,7 +75,7 @@ def _expanded(entity: dict[str, Any]) -> dict[str, Any]:
     base = known.get("~")
     if isinstance(base, str):
         for name, value in known.items():
-            if isinstance(value, str) and name.endswith("_topic"):
+            if isinstance(value, str) and name.endswith(("_topic", "_t")):
                 known[name] = re.sub(r"^~|~$", lambda _: base, value)
     return known
 
@@ -75,16 +87,19 @@ def _entity(tree: Tree, found: Proposals, entity: dict[str, Any], topic: str) ->
         found.used.add(state)
     if isinstance(command, str):
         found.used.add(command)
+    found.used |= {value for key, value in entity.items() if _COMMANDS.search(key) and isinstance(value, str)}
     if isinstance(command, str) and command.startswith("reflexd/"):
         return  # our own entities
-    label = str(entity.get("name") or entity.get("unique_id") or topic.split("/")[-2])
-    name = found.unique(f"{_device_name(entity)}_{label}" if entity.get("name") else label)
+    device = _device_name(entity)
+    own = entity.get("name") or (device if "name" in entity else "")  # without a name of its own it has the device's
+    label = str(own or entity.get("unique_id") or topic.split("/")[-2])
+    name = found.unique(f"{device}_{label}" if entity.get("name") else label)
     if entity.get("entity_category") in {"diagnostic", "config"} or is_diagnostic(label):
         found.left_out.append(LeftOut(topic, "it describes the device itself"))
     elif kind in {"sensor", "binary_sensor"} and isinstance(state, str):
         _sensor(tree, found, entity, name, state)
     elif kind in MOVED and isinstance(command, str):
-        _moved(found, entity, name, kind, command, label)
+        _moved(found, entity, name, kind, command, (label, topic, *_described(entity)))
     else:
         found.left_out.append(LeftOut(topic, f"a {kind} is neither telemetry nor a simple actuator"))
 
@@ -92,6 +107,21 @@ def _entity(tree: Tree, found: Proposals, entity: dict[str, Any], topic: str) ->
 def _device_name(entity: dict[str, Any]) -> str:
     device = entity.get("device")
     return str(device.get("name", "")) if isinstance(device, dict) else ""
+
+
+def _described(entity: dict[str, Any]) -> tuple[str, ...]:
+    """Return the words that say what the device is."""
+    device = entity.get("device")
+    about = device if isinstance(device, dict) else {}
+    keys = ("name", "model", "mdl", "suggested_area", "sa")
+    return (
+        *(str(about.get(key, "")) for key in keys),
+        *(str(entity.get(key, "")) for key in ("unique_id", "icon", "ic")),
+    )
+
+
+_COMMANDS = re.compile(r"(command|availability|cmd|avty)_(t|topic)$|^(set_pos|pct_cmd|set_position)_(t|topic)$")
+"""Keys of topics that are commands or say whether the device is there: they are no telemetry."""
 
 
 def _sensor(tree: Tree, found: Proposals, entity: dict[str, Any], name: str, state: str) -> None:
@@ -102,9 +132,13 @@ def _sensor(tree: Tree, found: Proposals, entity: dict[str, Any], name: str, sta
         found.left_out.append(LeftOut(state, f"{name}: its value_template is more than a field"))
     elif observed is None:
         found.left_out.append(LeftOut(state, f"{name}: no message arrived on its topic"))
+    elif str(entity.get("state_class")) == "total_increasing" or is_growing(name):
+        found.left_out.append(LeftOut(state, f"{name}: it only grows"))
     elif place == "" and entity.get("platform") == "binary_sensor":
         off, on = str(entity.get("payload_off", "OFF")), str(entity.get("payload_on", "ON"))
-        if bare_words(observed.samples, (off, on)):
+        if off == on:
+            found.left_out.append(LeftOut(state, f"{name}: it has one word for both states"))
+        elif bare_words(observed.samples, (off, on)):
             found.streams.append(stream(name, state, observed, why, {"state": ""}, {"state": (off, on)}))
         else:
             found.left_out.append(LeftOut(state, f"{name}: its payload is neither {off} nor {on}"))
@@ -138,33 +172,46 @@ def _place(template: object) -> str | None:
     return steps[0] if len(steps) == 1 else "".join(f"/{step}" for step in steps)
 
 
-def _moved(found: Proposals, entity: dict[str, Any], name: str, kind: str, command: str, label: str) -> None:
+def _moved(
+    found: Proposals, entity: dict[str, Any], name: str, kind: str, command: str, about: tuple[str, ...]
+) -> None:
     template = entity.get("state_value_template", entity.get("value_template"))
     place, state = _place(template), entity.get("state_topic")
     switched = tuple(str(entity.get(f"payload_{word}", word.upper())) for word in ("off", "on"))
     reported = tuple(str(entity.get(f"state_{word}", switched[at])) for at, word in enumerate(("off", "on")))
-    same = kind not in {"switch", "light", "fan"} or reported == switched  # other words never equal what was commanded
+    is_switched = kind in {"switch", "light", "fan"}
+    # other words never equal what was commanded
+    same = not is_switched or (reported == switched and (place != "" or all(map(_is_itself, switched))))
     report = state if isinstance(state, str) and place is not None and same else None
     device = FoundActuator(
         name, command, state_topic=report, state_value=place or "value", why="Home Assistant discovery"
     )
     own = entity.get("command_template") is not None
-    if kind not in {"switch", "light", "fan", "select", "number"} or is_dangerous(label, command):
+    if kind not in {"switch", "light", "fan", "select", "number"} or is_dangerous(command, *about):
         found.left_out.append(LeftOut(command, f"{name}: such a device can cause harm; add it by hand"))
     elif kind == "light" and entity.get("schema") == "json" and not own:
         report = state if isinstance(state, str) else None
         on_off = replace(device, choices=("OFF", "ON"), payload='{"state": "${value}"}', state_topic=report)
-        found.actuators.append(replace(on_off, state_value="state"))
-    elif own or entity.get("schema") not in {None, "basic", "default"}:
+        found.move(replace(on_off, state_value="state"))
+    elif own or entity.get("schema") not in {None, "basic", "default"} or entity.get("on_command_type") == "brightness":
         found.left_out.append(LeftOut(command, f"{name}: its command is a template of its own"))
-    elif kind in {"switch", "light", "fan"} and switched[0] != switched[1]:
-        found.actuators.append(replace(device, choices=switched))
+    elif is_switched and switched[0] != switched[1]:
+        found.move(replace(device, choices=switched, off=switched[0]))
     elif kind == "select" and len(options := _options(entity)) > 1:
-        found.actuators.append(replace(device, choices=options))
+        found.move(replace(device, choices=options))
     else:
         found.left_out.append(
             LeftOut(command, f"{name}: this {kind} needs limits or two distinct words; add it by hand")
         )
+
+
+def _is_itself(word: str) -> bool:
+    """Return whether a report of this word alone is read as the word."""
+    settings = ChoiceSettings(kind="choice", choices=(word, f"not {word}"), safe="hold")
+    try:
+        return parse_state(settings, word.encode()).value == word
+    except WireError:
+        return False
 
 
 def _options(entity: dict[str, Any]) -> tuple[str, ...]:
@@ -172,7 +219,7 @@ def _options(entity: dict[str, Any]) -> tuple[str, ...]:
     options = entity.get("options")
     given = options if isinstance(options, list) else []
     plain = all(isinstance(each, str | int) and not isinstance(each, bool) and str(each).strip() for each in given)
-    return tuple(dict.fromkeys(map(str, given))) if plain else ()
+    return tuple(dict.fromkeys(map(str, given))) if plain and len(given) <= MOST_OPTIONS else ()
 
 
 def zigbee2mqtt(tree: Tree, found: Proposals) -> None:
@@ -181,42 +228,55 @@ def zigbee2mqtt(tree: Tree, found: Proposals) -> None:
         base = topic.removesuffix("/bridge/devices")
         found.used |= {each for each in tree.topics if each.startswith((f"{base}/bridge/", f"{base}/bridge"))}
         devices = _json(tree, topic)
-        for device in devices if isinstance(devices, list) else ():
-            if not isinstance(device, dict) or device.get("type") == "Coordinator" or device.get("disabled") is True:
-                continue
+        described = frozenset(found.used)  # by Home Assistant's discovery
+        for device in (
+            sorted((each for each in devices if isinstance(each, dict)), key=_friendly)
+            if isinstance(devices, list)
+            else ()
+        ):
             name, definition = device.get("friendly_name"), device.get("definition")
-            if isinstance(name, str) and isinstance(definition, dict):
-                _zigbee_device(tree, found, base, name, definition)
+            if device.get("type") == "Coordinator" or not isinstance(name, str) or not isinstance(definition, dict):
+                continue
+            found.used |= {
+                each for each in tree.topics if each == f"{base}/{name}" or each.startswith(f"{base}/{name}/")
+            }
+            if device.get("disabled") is not True and f"{base}/{name}" not in described:
+                about = tuple(str(each) for each in (device.get("description"), definition.get("description")))
+                _zigbee_device(tree, found, f"{base}/{name}", name, definition, about)
 
 
-def _zigbee_device(tree: Tree, found: Proposals, base: str, device: str, definition: dict[str, Any]) -> None:
-    state = f"{base}/{device}"
-    new = state not in found.used
-    found.used |= {each for each in tree.topics if each == state or each.startswith(f"{state}/")}
-    if not new:
-        return  # Home Assistant's discovery has described it
+def _friendly(device: dict[str, Any]) -> str:
+    return str(device.get("friendly_name"))
+
+
+def _zigbee_device(
+    tree: Tree, found: Proposals, state: str, device: str, definition: dict[str, Any], about: tuple[str, ...]
+) -> None:
     features = list(_features(definition.get("exposes")))
     observed = tree.topics.get(state)
     readable = {
         str(each["property"])
         for each in features
-        if each.get("type") in {"numeric", "binary"} and _access(each) & 1 and not _access(each) & 2
+        if each.get("type") in {"numeric", "binary"}
+        and _access(each) & 1
+        and not _access(each) & 2
+        and each.get("category") not in {"diagnostic", "config"}
     }
     numbers = numeric_fields(observed.samples) if observed is not None else {}
     fields = {name: place for name, place in numbers.items() if place in readable}
     if observed is not None and fields:
         found.streams.append(stream(found.unique(device), state, observed, "Zigbee2MQTT", fields))
     for each in features:
-        _zigbee_feature(found, state, device, each)
+        _zigbee_feature(found, state, device, each, about)
 
 
-def _zigbee_feature(found: Proposals, state: str, device: str, feature: dict[str, Any]) -> None:
+def _zigbee_feature(found: Proposals, state: str, device: str, feature: dict[str, Any], about: tuple[str, ...]) -> None:
     name = str(feature.get("property"))
-    if feature.get("type") != "binary" or name not in {"state", "state_left", "state_right", "state_l1", "state_l2"}:
+    if feature.get("type") != "binary" or not re.fullmatch(r"state(_\w+)?", name, re.ASCII):
         return
     if not _access(feature) & 2:
         return
-    if is_dangerous(device) or feature.get("of") not in {"switch", "light", "fan"}:
+    if is_dangerous(device, *about) or feature.get("of") not in {"switch", "light", "fan"}:
         found.left_out.append(LeftOut(f"{state}/set", f"{device}: such a device can cause harm; add it by hand"))
         return
     words = (feature.get("value_off", "OFF"), feature.get("value_on", "ON"))
@@ -228,12 +288,9 @@ def _zigbee_feature(found: Proposals, state: str, device: str, feature: dict[str
         return
     payload = f'{{"{name}": "${{value}}"}}'
     wanted = device if name == "state" else f"{device}_{name.removeprefix('state_')}"
-    unique = found.unique(wanted if all(each.name != wanted for each in found.streams) else f"{wanted}_switch")
-    found.actuators.append(
-        FoundActuator(
-            unique, f"{state}/set", choices, payload=payload, state_topic=state, state_value=name, why="Zigbee2MQTT"
-        )
-    )
+    unique = found.unique(f"{wanted}_switch" if any(each.topic == state for each in found.streams) else wanted)
+    switch = FoundActuator(unique, f"{state}/set", choices, payload=payload, state_topic=state, state_value=name)
+    found.move(replace(switch, why="Zigbee2MQTT", off=choices[0]))
 
 
 _WORD = re.compile(r"[\w .:-]+")
@@ -259,7 +316,8 @@ def _features(exposes: object, of: str = "") -> Iterator[dict[str, Any]]:
 
 def tasmota(tree: Tree, found: Proposals) -> None:
     """Read `tele/NAME/SENSOR`, and switches that answer on `stat/NAME/POWER`."""
-    for topic in list(tree.topics):
+    about = _tasmota_words(tree)
+    for topic in sorted(tree.topics, reverse=True):  # sensors first, so that a device's stream has its name
         match = re.fullmatch(r"(tele|stat)/(.+)/([A-Z]+\d*)", topic)
         if match is None or topic in found.used:
             continue
@@ -271,16 +329,33 @@ def tasmota(tree: Tree, found: Proposals) -> None:
             if fields:
                 found.streams.append(stream(found.unique(device), topic, observed, "Tasmota", _short(fields)))
         elif prefix == "stat" and re.fullmatch(r"POWER\d*", leaf) and bare_words(observed.samples, ("ON", "OFF")):
-            if is_dangerous(device):
+            if is_dangerous(device, about.get(device, "")):
                 found.left_out.append(LeftOut(topic, f"{device}: such a device can cause harm; add it by hand"))
                 continue
             unique = found.unique(device if leaf == "POWER" else f"{device}_{leaf.lower()}")
-            if any(each.name == device for each in found.streams):
+            if any(each.topic == f"tele/{device}/SENSOR" for each in found.streams):
                 unique = found.unique(f"{device}_{leaf.lower()}")
-            found.actuators.append(
-                FoundActuator(unique, f"cmnd/{device}/{leaf}", ("OFF", "ON"), state_topic=topic, why="Tasmota")
-            )
+            found.move(FoundActuator(unique, f"cmnd/{device}/{leaf}", ("OFF", "ON"), state_topic=topic, why="Tasmota"))
     found.used |= {topic for topic in tree.topics if topic.startswith(("cmnd/", "tasmota/discovery/"))}
+
+
+def _tasmota_words(tree: Tree) -> dict[str, str]:
+    """Return what is known about each device by its topic: its names, and `shutter` where its relays move one."""
+    words: dict[str, str] = {}
+    for topic, observed in tree.topics.items():
+        if match := re.fullmatch(r"(?:tele|stat)/(.+)/\w+", topic):
+            if "SHUTTER" in topic or any(b'"Shutter' in sample for sample in observed.samples):
+                words[match[1]] = words.get(match[1], "") + " shutter"
+        elif re.fullmatch(r"tasmota/discovery/[^/]+/config", topic) and isinstance(body := _json(tree, topic), dict):
+            relays = body.get("rl")
+            shutter = "shutter" if isinstance(relays, list) and _SHUTTER_RELAY in relays else ""
+            name = str(body.get("t"))
+            words[name] = f"{words.get(name, '')} {body.get('dn')} {body.get('fn')} {shutter}"
+    return words
+
+
+_SHUTTER_RELAY = 3
+"""Of `rl` in Tasmota's discovery."""
 
 
 def _short(fields: dict[str, str]) -> dict[str, str]:
@@ -304,14 +379,16 @@ def esphome_and_statestream(tree: Tree, found: Proposals) -> None:
         why = "ESPHome" if commanded else "Home Assistant statestream"
         if is_diagnostic(name):
             found.left_out.append(LeftOut(topic, "it describes the device itself"))
+        elif is_growing(name):
+            found.left_out.append(LeftOut(topic, f"{name}: it only grows"))
         elif kind == "sensor" and bare_numbers(observed.samples):
             found.streams.append(stream(unique, topic, observed, why, {"value": ""}))
         elif kind == "binary_sensor" and (words := _words(observed)):
             found.streams.append(stream(unique, topic, observed, why, {"state": ""}, {"state": words}))
-        elif kind == "switch" and commanded and bare_words(observed.samples, ("ON", "OFF")) and not is_dangerous(name):
+        elif kind == "switch" and commanded and bare_words(observed.samples, ("ON", "OFF")) and not is_dangerous(topic):
             command = topic.removesuffix("state") + "command"
             found.used.add(command)
-            found.actuators.append(FoundActuator(unique, command, ("OFF", "ON"), state_topic=topic, why=why))
+            found.move(FoundActuator(unique, command, ("OFF", "ON"), state_topic=topic, why=why))
         elif kind in {"switch", "light", "fan", "number"}:
             found.left_out.append(LeftOut(topic, f"{name}: this {kind} has no command topic, or can cause harm"))
         else:

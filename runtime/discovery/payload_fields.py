@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 
 import orjson
 
-from runtime.discovery.proposals import is_diagnostic
+from runtime.discovery.proposals import is_diagnostic, is_growing
 
 MAX_FIELDS = 24
 MAX_DEPTH = 3
@@ -35,7 +35,7 @@ def is_number(value: object) -> bool:
 def numeric_fields(samples: Sequence[bytes]) -> dict[str, str]:
     """Return the fields that are numbers (or truth values) in every sample: name -> key or JSON pointer.
 
-    Fields about the device itself, such as its battery, are left out.
+    Fields about the device itself, such as its battery, and counters that only grow are left out.
     """
     objects = [each for each in documents(samples) if isinstance(each, dict)]
     if not objects or len(objects) != len(samples):
@@ -47,7 +47,7 @@ def numeric_fields(samples: Sequence[bytes]) -> dict[str, str]:
     always = [place for place, count in places.items() if count == len(objects)]
     found: dict[str, str] = {}
     for place in always[:MAX_FIELDS]:
-        if any(is_diagnostic(part) for part in place):
+        if any(is_diagnostic(part) for part in place) or is_growing(place[-1]):
             continue
         name = _NAME.sub("_", "_".join(place).lower()).strip("_")[:MAX_NAME] or "value"
         while name in found:

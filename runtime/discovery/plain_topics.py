@@ -5,7 +5,8 @@ from __future__ import annotations
 from runtime.config.mqtt_names import topic_problem
 from runtime.discovery.conventions import esphome_and_statestream, home_assistant, stream, tasmota, zigbee2mqtt
 from runtime.discovery.payload_fields import bare_numbers, bare_words, numeric_fields
-from runtime.discovery.proposals import FoundActuator, LeftOut, Proposals, is_dangerous, is_diagnostic
+from runtime.discovery.proposals import FoundActuator, LeftOut, Proposals, is_dangerous, is_diagnostic, is_growing
+from runtime.discovery.shelly import shelly
 from runtime.discovery.topic_samples import TopicSamples, Tree
 
 OURS = "reflexd/"
@@ -15,13 +16,17 @@ SWITCHED = (("OFF", "ON"), ("off", "on"))
 
 
 def propose(tree: Tree) -> Proposals:
-    """Return every stream and actuator among the topics; what is uncertain is left out with the reason."""
+    """Return every stream and actuator among the topics; what is uncertain is left out with the reason.
+
+    Names depend on the topics alone, and not on the order in which the broker sent them.
+    """
+    tree = Tree(dict(sorted(tree.topics.items())), tree.left_out)
     found = Proposals(used={topic for topic in tree.topics if topic.startswith((OURS, "$"))})
-    for topic in set(tree.topics) - found.used:
+    for topic in sorted(set(tree.topics) - found.used):
         if (problem := topic_problem(topic)) is not None:
             found.used.add(topic)
             found.left_out.append(LeftOut(topic, problem))
-    for convention in (home_assistant, zigbee2mqtt, tasmota, esphome_and_statestream, plain):
+    for convention in (home_assistant, zigbee2mqtt, tasmota, shelly, esphome_and_statestream, plain):
         convention(tree, found)
     return found
 
@@ -42,13 +47,21 @@ def _read(found: Proposals, topic: str, observed: TopicSamples) -> None:
     name = found.unique(name_of(topic))
     fields = numeric_fields(observed.samples)
     last = topic.rsplit("/", maxsplit=1)[-1]
-    if is_diagnostic(last):
+    if is_diagnostic(last) or is_diagnostic(name_of(topic)):
         found.left_out.append(LeftOut(topic, "it describes the device itself"))
+    elif is_growing(last) and bare_numbers(observed.samples):
+        found.left_out.append(LeftOut(topic, "it only grows"))
     elif fields:
         found.streams.append(stream(name, topic, observed, "plain JSON", fields))
     elif bare_numbers(observed.samples):
         found.streams.append(
-            stream(name, topic, observed, "a plain number", {last if last.isidentifier() else "value": ""})
+            stream(
+                name,
+                topic,
+                observed,
+                "a plain number",
+                {last if last.isidentifier() and last.isascii() else "value": ""},
+            )
         )
     elif any(bare_words(observed.samples, words) for words in SWITCHED):
         reason = "it reports ON or OFF, but no command topic was seen; name it with --actuator NAME=COMMAND_TOPIC"
@@ -69,9 +82,8 @@ def _commanded(tree: Tree, found: Proposals, topic: str) -> None:
         found.left_out.append(LeftOut(topic, "such a device can cause harm; add it by hand"))
     else:
         found.used.add(report)
-        found.actuators.append(
-            FoundActuator(found.unique(name_of(device)), topic, words, state_topic=report, why="a switch that was used")
-        )
+        name = found.unique(name_of(device))
+        found.move(FoundActuator(name, topic, words, state_topic=report, why="a switch that was used"))
 
 
 def name_of(topic: str) -> str:
@@ -79,4 +91,5 @@ def name_of(topic: str) -> str:
     parts = [part for part in topic.split("/") if part]
     while len(parts) > 1 and parts[-1].lower() in ENDS:
         parts.pop()
-    return parts[-1] if parts else "device"
+    numbers = next((at for at, part in enumerate(reversed(parts)) if not part.isdecimal()), len(parts) - 1)
+    return "_".join(parts[-1 - numbers :]) if parts else "device"

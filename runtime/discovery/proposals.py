@@ -2,18 +2,28 @@
 
 from __future__ import annotations
 
+import keyword
 import re
 from dataclasses import dataclass, field
 
-WORDS = {"on": "ON", "off": "OFF"}
+from runtime.config.mqtt_names import topic_problem
+
 DIAGNOSTIC = re.compile(
     r"(^|[_/ ])(linkquality|rssi|snr|battery|battery_low|voltage|last_seen|last_reset|uptime\w*|heap\w*|sleep\w*|load_?avg|"
     r"wifi\w*|signal\w*|mqttcount|vcc|boot\w*|restart\w*|update\w*|version|firmware|channel|bssid\w*|ssid\w*|ip|mac|"
-    r"time|timestamp|stamp|epoch|id|seq|tempunit|pressureunit|latitude|longitude)($|[_/ ])",
+    r"time|timestamp|stamp|epoch|ts|unixtime|id|seq|tempunit|pressureunit|latitude|longitude|device_temperature|"
+    r"power_outage_count)($|[_/ ])",
     re.IGNORECASE,
 )
 """Fields that describe the device itself, and not its surroundings."""
-DANGEROUS = re.compile(r"lock|alarm|garage|gate|door|siren|boiler|oven|stove|gas|valve|cover|shutter", re.IGNORECASE)
+GROWING = re.compile(r"(.*[_/ ])?(a?energy|total|kwh|wh)", re.IGNORECASE)
+"""Counters that only grow: their numbers never come again, so a policy learns nothing from them."""
+DANGEROUS = re.compile(
+    r"(?<!c)lock|alarm|garage|gate|door|siren|boiler|oven|stove|gas|valve|cover|shutter|blind|curtain|awning|roller|window|"
+    r"hatch|kettle|cooker|fireplace|furnace|fryer|sauna|radiator|thermostat|hvac|irrigation|sprinkler|fridge|freezer|"
+    r"refrigerat|aquarium|medical",
+    re.IGNORECASE,
+)
 """Words of devices that no program may move without a person who decided it."""
 
 
@@ -49,6 +59,14 @@ class FoundActuator:
     state_value: str = "value"
     sample: str = ""
     why: str = ""
+    off: str | None = None
+    """The choice that switches it off, where the convention names one."""
+
+    @property
+    def safe(self) -> str:
+        """The safe action: what switches it off; `hold` where no choice does."""
+        off = next((choice for choice in self.choices if choice.casefold() == "off"), None)
+        return self.off or off or "hold"
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,13 +88,40 @@ class Proposals:
     """Topics that a convention has explained."""
 
     def unique(self, wanted: str) -> str:
-        """Return a name of settings that no other proposal has."""
-        name = re.sub(r"[^a-z0-9_-]+", "_", wanted.lower()).strip("_-")[:48] or "device"
+        """Return a name of settings that no other proposal has, and that conditions and rewards can use."""
+        name = re.sub(r"[^a-z0-9_]+", "_", wanted.lower()).strip("_")[:48] or "device"
+        if name[0].isdigit() or keyword.iskeyword(name):
+            name = f"device_{name}"
         taken = {stream.name for stream in self.streams} | {actuator.name for actuator in self.actuators}
         number, free = 2, name
         while free in taken:
             free, number = f"{name}_{number}", number + 1
         return free
+
+    def move(self, actuator: FoundActuator) -> None:
+        """Propose an actuator, unless another one sends the same command, or its topics cannot be used."""
+        same = (each for each in self.actuators if (each.topic, each.payload) == (actuator.topic, actuator.payload))
+        problem = publish_problem(actuator.topic)
+        if problem is None and actuator.state_topic is not None:
+            problem = publish_problem(actuator.state_topic)
+        if problem is not None:
+            self.left_out.append(LeftOut(actuator.topic, f"{actuator.name}: {problem}"))
+        elif (first := next(same, None)) is not None:
+            self.left_out.append(LeftOut(actuator.topic, f"{actuator.name}: {first.name} sends the same commands"))
+        else:
+            self.actuators.append(actuator)
+
+
+def publish_problem(topic: str) -> str | None:
+    """Return why nothing can be published on a topic, or None."""
+    if not topic or any(sign in topic for sign in "+#"):
+        return f"{topic!r} is no topic to publish on"
+    return topic_problem(topic)
+
+
+def is_growing(field_name: str) -> bool:
+    """Return whether a field is a counter that only grows."""
+    return GROWING.fullmatch(field_name) is not None
 
 
 def is_diagnostic(field_name: str) -> bool:

@@ -106,7 +106,7 @@ def _actuator(found: FoundActuator) -> list[str]:
     lines += [f"    topic: {_text(found.topic)}", f"    payload: {_text(found.payload)}"]
     if found.state_topic is not None:
         lines += [f"    state_topic: {_text(found.state_topic)}", f"    state_value: {_text(found.state_value)}"]
-    safe = _text(found.choices[0]) if found.choices else "hold"
+    safe = _text(found.safe)
     return [
         *lines,
         f"    safe: {safe}   # sent whenever the policy must not act: choose what is harmless",

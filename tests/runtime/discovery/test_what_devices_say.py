@@ -82,6 +82,11 @@ def test_a_report_in_other_words_than_the_commands_is_not_compared_with_them() -
         zigbee({"access": None}),
         zigbee({"access": "7"}),
         zigbee({}, disabled=True),
+        announced("light", command_topic="c", on_command_type="brightness"),
+        announced("select", command_topic="c", options=[str(at) for at in range(2_000)]),
+        announced("switch", command_topic="c/#"),
+        announced("switch", command_topic=""),
+        announced("switch", command_topic="c", state_topic="+/x"),
     ],
 )
 def test_what_could_not_be_commanded_rightly_is_no_actuator(message: tuple[str, Any]) -> None:
@@ -108,3 +113,152 @@ def test_topics_and_fields_of_any_characters_give_settings_that_are_read(tmp_pat
     assert {stream.source for stream in loaded.config.streams.values()} == {
         f"topic:{stream.topic}" for stream in made.streams
     }
+
+
+def harmful(kind: str) -> list[tuple[str, Any]]:
+    shutter = {"Shutter1": {"Position": 0, "Direction": 0}}
+    plug = [{"type": "switch", "features": [{"type": "binary", "property": "state", "access": 7}]}]
+    return {
+        "name of the device": [announced("switch", command_topic="c", device={"name": "Garage opener"})],
+        "model": [announced("switch", command_topic="c", dev={"name": "Relay 3", "mdl": "Door strike"})],
+        "maker": [
+            (
+                "z/bridge/devices",
+                [{"friendly_name": "a", "definition": {"description": "Water valve", "exposes": plug}}],
+            )
+        ],
+        "person": [
+            ("z/bridge/devices", [{"friendly_name": "a", "description": "Gate", "definition": {"exposes": plug}}])
+        ],
+        "Tasmota's name": [
+            ("tasmota/discovery/A/config", {"t": "t1", "fn": ["Garage door"]}),
+            ("stat/t1/POWER", "OFF"),
+        ],
+        "Tasmota's relay": [("tasmota/discovery/A/config", {"t": "t1", "rl": [3, 3]}), ("stat/t1/POWER1", "OFF")],
+        "Tasmota's shutter": [("stat/t1/POWER1", "OFF"), ("tele/t1/SENSOR", shutter)],
+        "prefix": [("garage-opener/status", "online"), ("garage-opener/switch/relay/state", "OFF")],
+        "roller": [("shellies/s1/roller/0", "stop"), ("shellies/s1/relay/0", "off")],
+    }[kind]
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [
+        "name of the device", "model", "maker", "person", "Tasmota's name", "Tasmota's relay", "Tasmota's shutter", "prefix", "roller",
+    ],
+)  # fmt: skip
+def test_whatever_says_that_a_device_opens_something_leaves_it_out(kind: str) -> None:
+    made = found(*harmful(kind))
+    assert made.actuators == []
+    assert any("harm" in left.why for left in made.left_out)
+
+
+def test_the_safe_action_switches_off_or_sends_nothing() -> None:
+    made = found(
+        ("homeassistant/select/a/config", {"name": "Strength", "cmd_t": "a", "ops": ["boost", "eco", "off"]}),
+        ("homeassistant/select/b/config", {"name": "Scene", "cmd_t": "b", "ops": ["boost", "eco"]}),
+        ("homeassistant/switch/c/config", {"name": "Fan", "cmd_t": "c", "pl_on": "run", "pl_off": "halt"}),
+    )
+    assert [(each.name, each.safe) for each in made.actuators] == [
+        ("strength", "off"),
+        ("scene", "hold"),
+        ("fan", "halt"),
+    ]
+    assert 'safe: "hold"' in settings_text(Plan("home", "mqtt://127.0.0.1", made.streams, made.actuators))
+
+
+def test_each_relay_of_several_is_an_actuator_and_a_device_below_another_is_its_own() -> None:
+    relays = [
+        {"type": "switch", "features": [{"type": "binary", "property": f"state_{end}", "access": 7}]}
+        for end in ("center", "l3")
+    ]
+    numbers = [{"type": "numeric", "property": "temperature", "access": 1}]
+    made = found(
+        ("z/bridge/devices", [
+            {"friendly_name": "strip", "definition": {"exposes": relays}},
+            {"friendly_name": "strip/air", "definition": {"exposes": numbers}},
+        ]),
+        ("z/strip", {"state_center": "ON"}), ("z/strip/air", {"temperature": 20.5}),
+    )  # fmt: skip
+    assert [(each.name, each.payload) for each in made.actuators] == [
+        ("strip_center", '{"state_center": "${value}"}'),
+        ("strip_l3", '{"state_l3": "${value}"}'),
+    ]
+    assert [(each.name, each.topic) for each in made.streams] == [("strip_air", "z/strip/air")]
+
+
+def test_a_device_that_two_conventions_describe_is_proposed_once() -> None:
+    tasmota = {"name": "A", "cmd_t": "cmnd/a/POWER", "stat_t": "tele/a/STATE", "val_tpl": "{{value_json.POWER}}"}
+    made = found(
+        ("homeassistant/switch/a/config", tasmota), ("stat/a/POWER", "OFF"), ("tele/a/STATE", {"POWER": "OFF"})
+    )
+    assert [each.topic for each in made.actuators] == ["cmnd/a/POWER"]
+    assert "a sends the same commands" in made.left_out[0].why
+
+
+def test_names_do_not_depend_on_the_order_in_which_the_broker_sends() -> None:
+    messages = [
+        ("stat/a/POWER", "OFF"), ("tele/a/SENSOR", {"X": {"T": 1}}), ("kitchen/temp", "20"), ("hall/temp", "21"),
+        ("z/bridge/devices", [{"friendly_name": "a", "definition": {"exposes": []}}]),
+    ]  # fmt: skip
+    made, turned = found(*messages), found(*messages[::-1])
+    names = {each.name: each.topic for each in [*made.streams, *made.actuators]}
+    assert names == {each.name: each.topic for each in [*turned.streams, *turned.actuators]}
+    assert names["a"] == "tele/a/SENSOR"
+    assert names["a_power"] == "cmnd/a/POWER"
+
+
+def test_shelly_devices_give_what_they_measure_and_nothing_about_themselves() -> None:
+    switch = {
+        "id": 0,
+        "output": False,
+        "apower": 1.5,
+        "aenergy": {"total": 5, "minute_ts": 17},
+        "temperature": {"tC": 40},
+    }
+    made = found(
+        ("shellies/announce", {"id": "s", "new_fw": False}), ("shellies/s/info", {"ram_total": 5}),
+        ("shellies/s/relay/0", "off"), ("shellies/s/relay/0/command", "on"), ("shellies/s/relay/0/power", "12.5"),
+        ("shellies/s/relay/0/energy", "900"), ("shellies/s/temperature", "41"), ("shellies/ht/sensor/temperature", "21.5"),
+        ("plus/online", "true"), ("plus/status/switch:0", switch), ("plus/status/sys", {"unixtime": 17, "ram_free": 4}),
+        ("plus/status/mqtt", {"connected": True}), ("plus/events/rpc", {"params": {"ts": 17.5}}),
+        ("h/status/temperature:0", {"id": 0, "tC": 21.5, "tF": 70.7}),
+    )  # fmt: skip
+    assert {each.name: each.fields for each in made.streams} == {
+        "s_relay_0_power": ("power",),
+        "ht_sensor_temperature": ("temperature",),
+        "plus_switch_0": ("output", "apower"),
+        "h_temperature_0": ("tc",),
+    }
+    assert [(each.topic, each.choices, each.state_topic) for each in made.actuators] == [
+        ("shellies/s/relay/0/command", ("off", "on"), "shellies/s/relay/0")
+    ]
+
+
+def test_counters_that_only_grow_and_commands_are_no_telemetry() -> None:
+    made = found(
+        announced("sensor", stat_t="e", stat_cla="total_increasing", val_tpl="{{ value_json.used }}"), ("e", {"used": 1}),
+        ("tele/m/SENSOR", {"ENERGY": {"Total": 1000.5, "Power": 3}}), ("meter/energy", "1000.5"),
+        ("homeassistant/climate/c/config", {"temp_cmd_t": "c/target", "avty_t": "c/there"}), ("c/target", "21"), ("c/there", "1"),
+    )  # fmt: skip
+    assert [(each.topic, each.fields) for each in made.streams] == [("tele/m/SENSOR", ("power",))]
+
+
+def test_one_description_that_check_would_refuse_does_not_cost_the_file(tmp_path: Path) -> None:
+    made = found(
+        announced("binary_sensor", state_topic="b", payload_on="X", payload_off="X"), ("b", "X"),
+        ("homeassistant/switch/y/config", {"name": "Y", "cmd_t": "y/#"}),
+        ("homeassistant/switch/z/config", {"name": "Z", "cmd_t": "z", "stat_t": "zs", "pl_on": '{"s":1}', "pl_off": '{"s":0}'}),
+        ("haus/größe", "21.5"), ("0/1", "5"), ("y/if", "1"),
+    )  # fmt: skip
+    assert [(each.name, each.state_topic) for each in made.actuators] == [
+        ("z", None)
+    ]  # it would never be read as its words
+    assert [each.name for each in made.streams] == ["device_0_1", "gr_e", "device_if"]
+    path = tmp_path / "home.yaml"
+    path.write_text(
+        settings_text(
+            Plan("home", "mqtt://127.0.0.1", made.streams, made.actuators, "-abs(device_if['if'] - device_0_1.value)")
+        )
+    )
+    assert problems_and_warnings(path, ports=False)[0] == []
