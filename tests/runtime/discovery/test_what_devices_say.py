@@ -196,14 +196,18 @@ def test_a_device_that_two_conventions_describe_is_proposed_once() -> None:
     assert "a sends the same commands" in made.left_out[0].why
 
 
+def named(made: Proposals) -> dict[str, str]:
+    return {stream.name: stream.topic for stream in made.streams} | {each.name: each.topic for each in made.actuators}
+
+
 def test_names_do_not_depend_on_the_order_in_which_the_broker_sends() -> None:
     messages = [
         ("stat/a/POWER", "OFF"), ("tele/a/SENSOR", {"X": {"T": 1}}), ("kitchen/temp", "20"), ("hall/temp", "21"),
         ("z/bridge/devices", [{"friendly_name": "a", "definition": {"exposes": []}}]),
     ]  # fmt: skip
     made, turned = found(*messages), found(*messages[::-1])
-    names = {each.name: each.topic for each in [*made.streams, *made.actuators]}
-    assert names == {each.name: each.topic for each in [*turned.streams, *turned.actuators]}
+    names = named(made)
+    assert names == named(turned)
     assert names["a"] == "tele/a/SENSOR"
     assert names["a_power"] == "cmnd/a/POWER"
 
