@@ -29,6 +29,10 @@ _ALONE = frozenset(range(0xD0, 0xD8)) | {0x01}
 _SCAN, _END = 0xDA, 0xD9
 _AFTER_SCAN = re.compile(rb"\xff(?=[^\x00\xff\xd0-\xd7])", re.DOTALL)
 """The marker that ends coded data, in which 0xFF is always stuffed and restarts are the only other markers."""
+_GREY = 128
+_CODED = bytes(1 + 37 * n % 253 for n in range(64))
+_MORE_DATA = _CODED + b"".join(bytes((0xFF, 0xD0 + n)) + _CODED for n in range(8))
+"""Coded data, and more of it after each restart marker; what it decodes to does not matter."""
 _NOT_BEFORE_FRAME = frozenset({0x00, 0xD8, 0xD9, 0xDA})
 
 
@@ -93,6 +97,8 @@ def decode_image(payload: bytes, max_pixels: int) -> NDArray[np.uint8]:
     else:
         payload = _first_jpeg(payload)
     image = opencv.decode(payload)
+    if header.kind == "jpeg" and _has_grey_corner(image) and not _is_whole(payload):
+        raise PayloadRefused("truncated", "the coded data of the JPEG ends before its last rows, which would be grey")
     if sorted(image.shape[:2]) != sorted((header.height, header.width)):
         raise PayloadRefused("bad_header", f"it claims {header.width} x {header.height} but decodes to {image.shape}")
     return image
@@ -123,6 +129,19 @@ def _first_jpeg(payload: bytes) -> bytes:
         if after is None:
             raise PayloadRefused("truncated", "the JPEG has no end marker")
         at = after.start()
+
+
+def _has_grey_corner(image: NDArray[np.uint8]) -> bool:
+    """Return whether a corner has the grey with which libjpeg fills what is missing; an orientation may have moved the last one."""
+    return any(bool((image[row, column] == _GREY).all()) for row in (0, -1) for column in (0, -1))
+
+
+def _is_whole(jpeg: bytes) -> bool:
+    """Return whether a JPEG has all its coded data: more of it before the end marker then changes no pixel.
+
+    A picture that was cut, and got an end marker afterwards, takes what is added for its missing rows.
+    """
+    return images_pillow.equal_jpegs(jpeg, jpeg[:-2] + _MORE_DATA + jpeg[-2:])
 
 
 def _transparent(png: bytes) -> bool:

@@ -7,6 +7,7 @@ import resource
 import struct
 import time
 import zlib
+from typing import Any
 
 import numpy as np
 import pytest
@@ -209,3 +210,55 @@ def test_a_missing_opencv_is_explained(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "cv2", None)
     with pytest.raises(SensorLost, match="apt-get install libgl1"):
         opencv.load()
+
+
+def landscape(seed: int = 0) -> NDArray[np.uint8]:
+    """Soft colours, 61 x 83 pixels: no whole number of blocks."""
+    small = np.random.default_rng(seed).integers(0, 255, (6, 8, 3), np.uint8)
+    return np.asarray(Image.fromarray(small).resize((83, 61), Image.Resampling.BICUBIC))
+
+
+def jpeg(image: NDArray[np.uint8], **options: Any) -> bytes:
+    out = io.BytesIO()
+    Image.fromarray(image).save(out, "JPEG", **options)
+    return out.getvalue()
+
+
+def ended(data: bytes, share: float) -> bytes:
+    """The first part of a baseline JPEG's coded data, with an end marker."""
+    begin = data.index(b"\xff\xda")
+    return data[: begin + int((len(data) - begin) * share)].rstrip(b"\xff") + b"\xff\xd9"
+
+
+def orientation(number: int) -> Image.Exif:
+    exif = Image.Exif()
+    exif[0x0112] = number
+    return exif
+
+
+@pytest.mark.parametrize("share", [0.3, 0.6, 0.9, 0.98])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {}, {"quality": 98, "subsampling": 0}, {"restart_marker_blocks": 2}, {"exif": orientation(3)}, {"exif": orientation(6)},
+        {"exif": orientation(7)},
+    ],
+)  # fmt: skip
+def test_a_jpeg_that_was_cut_and_ended_is_refused_and_shows_no_grey_rows(options: dict[str, Any], share: float) -> None:
+    whole = jpeg(landscape(), **options)
+    assert decode_image(whole, LIMIT).size == 61 * 83 * 3
+    with pytest.raises(PayloadRefused) as refused:
+        decode_image(ended(whole, share), LIMIT)
+    assert refused.value.cause in {"truncated", "undecodable"}
+
+
+def test_grey_jpegs_are_whole_although_they_look_like_missing_rows() -> None:
+    grey = np.full((61, 83, 3), 128, np.uint8)
+    partly = landscape().copy()
+    partly[32:] = 128
+    for image in (grey, partly, grey[:1, :1], grey[:9, :17]):
+        for options in ({}, {"restart_marker_blocks": 2}, {"exif": orientation(6)}):
+            assert decode_image(jpeg(image, **options), LIMIT).shape[2] == 3
+    assert (decode_image(jpeg(grey), LIMIT) == 128).all()
+    with pytest.raises(PayloadRefused):
+        decode_image(ended(jpeg(partly), 0.9), LIMIT)
