@@ -19,28 +19,38 @@ from runtime.cli.options import FILE, load_or_demo, refusing, show, takes_settin
 from runtime.mqtt.rpc import EXPLAIN_S, Answer
 
 BAR = 24
+MOST_SHOWN = 2_000
+"""Characters of a line: actions are whatever words the settings have."""
 
 
 def picture(answer: Answer) -> None:
     """Print an explanation as bars."""
+    from runtime.console.status import plain
+
     console = Console()
-    console.print(
+
+    def say(line: str) -> None:
+        console.print(plain(line, MOST_SHOWN))
+
+    say(
         f"decision {answer['decision']}  policy {answer['policy']}  reward {answer['reward']:.3f}  value {answer['value']:.3f}"
     )
     for name, part in answer["parts"].items():
-        console.print(
-            f"\n{name} = {part['action']}  {verdict(answer, name)}, p {answer['probabilities'].get(name, 0):.3f}; {part['score_kind']} {part['score']:.3f}, usual {part['baseline']:.3f}"
+        console.print()
+        say(
+            f"{name} = {part['action']}  {verdict(answer, name)}, p {answer['probabilities'].get(name, 0):.3f}; {part['score_kind']} {part['score']:.3f}, usual {part['baseline']:.3f}"
         )
         table = Table("stream", "part", "", "age ms", box=None)
         largest = max((abs(value) for value in part["streams"].values()), default=0.0) or 1.0
         for stream, value in sorted(part["streams"].items(), key=lambda item: -abs(item[1])):
             bar = "█" * round(abs(value) / largest * BAR)
             age = "missing" if stream in answer["missing"] else str(answer["ages_ms"].get(stream))
-            table.add_row(stream, f"{value:+.4f}", f"[{'green' if value >= 0 else 'red'}]{bar}[/]", age)
+            table.add_row(plain(stream), f"{value:+.4f}", f"[{'green' if value >= 0 else 'red'}]{bar}[/]", age)
         console.print(table)
-    console.print("\nlineage: " + " < ".join(answer["lineage"]))
+    console.print()
+    say("lineage: " + " < ".join(answer["lineage"]))
     for note in answer["notes"]:
-        console.print(f"note: {note}")
+        say(f"note: {note}")
 
 
 def verdict(answer: Answer, actuator: str) -> str:

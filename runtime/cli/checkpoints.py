@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from runtime.deploy.task_versions import TaskVersions
 
 T = TypeVar("T")
+MOST_SHOWN = 500
+"""Characters of a cell."""
 
 
 @click.group(invoke_without_command=True)
@@ -135,6 +137,8 @@ def warn_of_other_meaning(folder: Checkpoints, version: str) -> None:
 
 def list_task_versions(versions: TaskVersions, task: str) -> None:
     """Print one line for each version, oldest first."""
+    from runtime.console.status import plain
+
     body = versions.rows(task)
     table = Table("version", "state", "made", "metrics")
     for row in body["versions"]:
@@ -142,7 +146,12 @@ def list_task_versions(versions: TaskVersions, task: str) -> None:
         figures = [
             f"{split} {name} {value:.4g}" for split, found in row["metrics"].items() for name, value in found.items()
         ]
-        table.add_row(row["version"], "live" if row["version"] == body["live"] else "", made, ", ".join(figures))
+        table.add_row(
+            row["version"],
+            "live" if row["version"] == body["live"] else "",
+            made,
+            plain(", ".join(figures), MOST_SHOWN),
+        )
     Console().print(table)
 
 
@@ -168,6 +177,7 @@ def rows(checkpoints: Checkpoints) -> dict[str, Any]:
 def list_versions(checkpoints: Checkpoints) -> None:
     """Print one line for each version, oldest first, with the reason why it is live or not."""
     from learners.checkpoints.experiment_records import notes_of_experiments
+    from runtime.console.status import plain
 
     live, notes = checkpoints.live(), notes_of_experiments(checkpoints.folder.parent)
     table = Table("version", "state", "made", "parent", "figures", "why")
@@ -177,9 +187,9 @@ def list_versions(checkpoints: Checkpoints) -> None:
             manifest.version,
             _state(manifest, live.version, live.failed),
             made,
-            manifest.parent or "",
-            _figures(manifest),
-            notes.get(manifest.version, ""),
+            plain(manifest.parent or ""),
+            plain(_figures(manifest), MOST_SHOWN),
+            plain(notes.get(manifest.version, ""), MOST_SHOWN),
         )
     Console().print(table)
 

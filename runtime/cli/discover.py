@@ -176,21 +176,29 @@ def _selected(found: Proposals, only: Sequence[str]) -> Proposals:
     return found
 
 
+MOST_SHOWN = 300
+"""Characters of a cell: topics and samples are whatever a device publishes."""
+
+
 def _show(found: Proposals) -> None:
+    from runtime.console.status import plain
+
     console = Console()
     table = Table("stream", "topic", "fields", "every s", "found by", "sample", box=None)
     for stream in found.streams:
         often = "once" if stream.longest_s is None else f"{stream.longest_s:.1f}"
-        table.add_row(stream.name, stream.topic, ", ".join(stream.fields), often, stream.why, stream.sample[:40])
+        cells = (stream.name, stream.topic, ", ".join(stream.fields), often, stream.why, stream.sample[:40])
+        table.add_row(*(plain(cell, MOST_SHOWN) for cell in cells))
     console.print(table)
     table = Table("actuator", "topic", "choices", "reports on", "found by", box=None)
     for each in found.actuators:
-        table.add_row(each.name, each.topic, ", ".join(each.choices), each.state_topic or "nothing", each.why)
+        row = (each.name, each.topic, ", ".join(each.choices), each.state_topic or "nothing", each.why)
+        table.add_row(*(plain(cell, MOST_SHOWN) for cell in row))
     console.print(table)
     if found.left_out:
         table = Table("left out", "why", box=None)
         for left in found.left_out[:40]:
-            table.add_row(left.topic, left.why)
+            table.add_row(plain(left.topic, MOST_SHOWN), plain(left.why, MOST_SHOWN))
         console.print(table)
 
 

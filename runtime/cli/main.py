@@ -181,6 +181,7 @@ def devices(*, as_json: bool) -> None:
     from rich.console import Console
     from rich.table import Table
 
+    from runtime.console.status import plain
     from sensors.drivers.device_list import devices as find
 
     found = find()
@@ -189,14 +190,13 @@ def devices(*, as_json: bool) -> None:
         return
     table = Table("kind", "source", "name", "detail")
     for camera in found.cameras:
-        table.add_row(
-            "camera", str(camera.number), camera.name, camera.path if camera.usable else f"{camera.path}: not allowed"
-        )
+        place = camera.path if camera.usable else f"{camera.path}: not allowed"
+        table.add_row("camera", str(camera.number), plain(camera.name), plain(place, 200))
     for microphone in found.microphones:
         table.add_row(
             "microphone",
             str(microphone.number),
-            microphone.name,
+            plain(microphone.name),
             f"{microphone.channels} ch, {microphone.rate_hz:g} Hz",
         )
     Console().print(table)

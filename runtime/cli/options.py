@@ -235,8 +235,11 @@ class InvalidInput(click.ClickException):
     exit_code = REFUSED
 
     def show(self, file: IO[Any] | None = None) -> None:
-        """Print the message."""
-        click.echo(self.message, file=file, err=file is None)
+        """Print the message without control characters: names of files and errors of foreign code may contain them."""
+        plain = "".join(
+            character if character.isprintable() or character in "\n\t" else "?" for character in self.message
+        )
+        click.echo(plain, file=file, err=file is None)
 
 
 def refusing(verb: Callable[P, T]) -> Callable[P, T]:
