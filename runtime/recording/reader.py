@@ -9,14 +9,13 @@ import struct
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import orjson
 import structlog
 from mcap.exceptions import McapError
-from mcap.reader import NonSeekingReader
-from mcap.records import Attachment, Chunk, Metadata
-from mcap.stream_reader import StreamReader
+from mcap.records import Attachment, Channel, Chunk, McapRecord, Message, Metadata, Schema
+from mcap.stream_reader import StreamReader, breakup_chunk
 from zstandard import ZstdError
 
 from runtime.recording.codec import ReadingCodec
@@ -28,6 +27,8 @@ MAGIC = b"\x89MCAP0\r\n"
 """First and last bytes of a file that was closed."""
 MAX_STAMP_NS = 2**63 - 1
 """In the year 2262."""
+MAX_CHUNK_BYTES = 1 << 27
+"""Of a chunk when it is decompressed: the recorder's have 128 kB and one message, of which a picture is the largest."""
 MAX_RECORD_BYTES = 1 << 30
 """A longer record is not read: a damaged length must not exhaust the memory."""
 
@@ -197,8 +198,7 @@ class Recording:
         """
         with self.path.open("rb") as file:
             try:
-                reader = NonSeekingReader(file, validate_crcs=True, record_size_limit=MAX_RECORD_BYTES)
-                for schema, channel, message in reader.iter_messages(log_time_order=False):
+                for schema, channel, message in _stored(file):
                     is_json, topic = channel.message_encoding == "json", channel.topic
                     if is_json or topic == "/decision" or topic.startswith("/in/"):
                         body = self._body(topic, channel.message_encoding, message.data)
@@ -208,3 +208,34 @@ class Recording:
             except DAMAGED as error:
                 self.damage.append(str(error) or type(error).__name__)
                 _LOG.warning("recording.cut_off", path=str(self.path), reason=self.damage[0])
+
+
+def _stored(file: IO[bytes]) -> Iterator[tuple[Schema | None, Channel, Message]]:
+    """Yield the messages of an MCAP file with their channels, in the order they were written.
+
+    Raises:
+        McapError: a chunk claims more than `MAX_CHUNK_BYTES`: a small file must not fill the memory.
+    """
+    schemas: dict[int, Schema] = {}
+    channels: dict[int, Channel] = {}
+    for record in _records(file):
+        match record:
+            case Schema():
+                schemas[record.id] = record
+            case Channel():
+                channels[record.id] = record
+            case Message():
+                channel = channels[record.channel_id]
+                yield schemas.get(channel.schema_id), channel, record
+
+
+def _records(file: IO[bytes]) -> Iterator[McapRecord]:
+    """Yield all records, those of chunks too."""
+    reader = StreamReader(file, emit_chunks=True, validate_crcs=True, record_size_limit=MAX_RECORD_BYTES)
+    for record in reader.records:
+        if not isinstance(record, Chunk):
+            yield record
+            continue
+        if record.uncompressed_size > MAX_CHUNK_BYTES:
+            raise McapError(f"a chunk claims {record.uncompressed_size} bytes; at most {MAX_CHUNK_BYTES} are read")
+        yield from breakup_chunk(record, validate_crc=True)

@@ -5,11 +5,14 @@ from __future__ import annotations
 import base64
 import io
 import json
+import resource
+import struct
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import zstandard
 from export_world import config, export, image, lived, recorded
 from mcap.reader import make_reader
 from mcap.writer import CompressionType, Writer
@@ -142,6 +145,22 @@ def test_a_recording_that_another_program_compressed_is_the_same(
     for (fresh, body), (same, as_before) in zip(Recording(path).ticks(), again.ticks(), strict=True):
         assert body == as_before
         assert [(one.stream, one.stamp_s) for one in fresh] == [(one.stream, one.stamp_s) for one in same]
+
+
+def test_a_small_file_does_not_fill_the_memory(tmp_path: Path) -> None:
+    """800 MB of zeros are 25 kB in a chunk."""
+    path = write(tmp_path / "r.mcap", [])
+    zeros = zstandard.ZstdCompressor().compressobj()
+    body = b"".join(zeros.compress(bytes(1 << 20)) for _ in range(800)) + zeros.flush()
+    chunk = struct.pack("<QQQII4sQ", 0, 1, 800 << 20, 0, 4, b"zstd", len(body)) + body
+    data = path.read_bytes()
+    at = data.index(b"\x0f" + struct.pack("<Q", 4))  # the end of the data
+    path.write_bytes(data[:at] + b"\x06" + struct.pack("<Q", len(chunk)) + chunk + data[at:])
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    recording = Recording(path)
+    assert list(recording.messages()) == []
+    assert "a chunk claims 838860800 bytes" in str(recording.ending("its begin"))
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 100_000, "kB"
 
 
 def test_a_number_that_was_not_finite_is_none_in_a_slice_too(config: Path) -> None:
