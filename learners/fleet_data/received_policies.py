@@ -44,7 +44,7 @@ def received(state_dir: Path) -> Path | None:
         OSError: the note cannot be read.
     """
     name = _noted(state_dir)
-    if not name or "/" in name or name in withdrawn(state_dir) or name in examined(state_dir):
+    if not name or "/" in name or name.startswith(".") or name in withdrawn(state_dir) or name in examined(state_dir):
         return None
     directory = state_dir / RECEIVED / name
     return directory if directory.is_dir() else None

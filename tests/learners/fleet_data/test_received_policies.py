@@ -58,3 +58,11 @@ def test_withdrawn_versions_are_remembered_and_never_offered(state: Path) -> Non
     assert withdrawn(state) == {"one", "three"} == withdrawn(state)
     note_withdrawn(state, [str(number) for number in range(MAX_NAMES)])
     assert len(withdrawn(state)) == MAX_NAMES
+
+
+@pytest.mark.parametrize("name", ["..", ".", "", "../uplink", "/etc", ".draft-1"])
+def test_a_note_names_a_folder_of_the_received_policies_alone(state: Path, name: str) -> None:
+    """What a note names is deleted once it was examined."""
+    (state / RECEIVED / ".draft-1").mkdir()
+    (state / RECEIVED / "received.json").write_text(f'{{"directory": "{name}", "version": "one"}}')
+    assert received(state) is None
