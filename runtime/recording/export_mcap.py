@@ -215,7 +215,10 @@ def _raw(channels: Channels, stamp_ns: int, raw: Raw) -> None:
 
 
 def body_of(t: Transition) -> dict[str, Any]:
-    """Return a stored tick in the form of a `decision` message, with its reward."""
+    """Return a stored tick in the form of a `decision` message, with its reward.
+
+    `value` of an actuator is what was executed, and `probability` that of the proposal.
+    """
     return {
         "id": t.decision,
         "tick": t.tick,
@@ -225,6 +228,8 @@ def body_of(t: Transition) -> dict[str, Any]:
             name: {"value": t.actions.get(name), "probability": p, "by": t.by.get(name, "none")}
             for name, p in t.probabilities.items()
         },
+        "proposed": dict(t.proposed),
+        "refused": dict(t.refused),
         "value": t.value,
         "ages_ms": {name: round(age * 1e3, 1) for name, age in t.ages_s.items() if age != float("inf")},
         "missing": sorted(name for name, there in t.present.items() if not there),

@@ -188,6 +188,20 @@ def test_numbers_that_were_stored_under_other_fields_are_not_called_by_these(con
     )
 
 
+def test_experience_shows_what_was_proposed_beside_what_was_executed(config: Path) -> None:
+    state = lived(config, count=1)
+    store = Store(state / "experience")
+    by = {"head": "gate"}
+    store.append(
+        replace(tick(1), actions={"head": "stay"}, proposed={"head": "right"}, refused={"head": "stale"}, by=by)
+    )
+    assert store.close()
+    assert export(config, "mcap", "e.mcap")[0] == 0
+    found = [body for topic, _, body in Recording(config.parent / "e.mcap").messages() if topic == "/decision"][1]
+    assert found["actions"] == {"head": {"value": "stay", "probability": 0.5, "by": "gate"}}
+    assert (found["proposed"], found["refused"]) == ({"head": "right"}, {"head": "stale"})
+
+
 def test_pictures_that_are_not_stored_are_reported(config: Path) -> None:
     lived(config)
     assert "no pictures of front are stored; `reflexd record on` records them" in export(config, "lerobot", "d")[1]
