@@ -923,8 +923,9 @@ class World:
         return [v for v in (self.commanded.get(name), self.reported.get(name)) if v is not None][:1]
 
     def _check_hold(self, name: str, value: Value, policy: str) -> None:
-        """No value of the lamp but a safe one ends another one sooner than `min_hold_s`."""
-        if value == self.queued.get(name):
+        """No value of the lamp but a safe one ends another one sooner than `min_hold_s`; what it reports already is no change."""
+        if value in (self.queued.get(name), self.newest.get(name)):
+            self.queued[name] = value
             return
         held_s = self.loop.now_s - self.changed_s.get(name, float("-inf"))
         is_held = "min_hold_s" in SETTINGS["actuators"][name] and held_s < MIN_HOLD_S - INSTANT_S

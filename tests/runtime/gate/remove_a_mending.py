@@ -254,6 +254,7 @@ def file_without_a_reader() -> Patch:
     def forgetting(self: StopRelay) -> None:
         start(self)
         self._waiting.clear()
+        self._arrived.clear()
 
     return lambda: mock.patch.object(StopRelay, "__post_init__", forgetting)
 

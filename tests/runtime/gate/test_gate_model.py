@@ -339,10 +339,12 @@ class GateModel(RuleBasedStateMachine):
 
     @rule(refused=st.sampled_from([True, True, False]), reconnects=st.booleans())
     def the_broker_refuses_the_stop(self, refused: bool, reconnects: bool) -> None:
+        self.the_policy_acts()
         self.world.refuses_stop = refused
         if reconnects:
             self.world.lose(self.world.safety)
         self.find_the_broker()
+        self.devices_report_and_an_operator_arms()
         self.tick({"arm": (1.0,)}, 2)
         self.world.refuses_stop = False
         self.world.subscribe_again()
@@ -350,7 +352,7 @@ class GateModel(RuleBasedStateMachine):
 
     @rule(slept_s=st.sampled_from([0.5, 60.0]), age_s=st.sampled_from([0.0, 0.01, 0.1]))
     def the_machine_is_suspended(self, slept_s: float, age_s: float) -> None:
-        self.devices_report_and_an_operator_arms()
+        self.the_policy_acts()
         self.world.sleep(slept_s)
         self.tick({"arm": (1.0,), "heater": "ON", "fan": "ON"}, age_s=age_s)
         self.devices_report_and_an_operator_arms()
@@ -360,14 +362,23 @@ class GateModel(RuleBasedStateMachine):
         self.world.wall_s += by_s
         self.world.stepped_s += abs(by_s)
 
+    def the_policy_acts(self) -> None:
+        """All is in order, and the gate is armed where its settings allow that."""
+        self.resume_the_broker()
+        self.find_the_broker()
+        self.the_telemetry_is_quiet()
+        self.release_and_arm()
+        self.world.request("mode", b'{"mode": "autonomous"}')
+        self.devices_report_and_an_operator_arms()
+
     @rule(agreement=st.sampled_from(["", "0123456789abcdef"]), times=st.integers(1, 3))
     def an_agent_has_other_settings(self, agreement: str, times: int) -> None:
-        self.devices_report_and_an_operator_arms()
+        self.the_policy_acts()
         self.tick({"arm": (1.0,), "heater": "ON", "fan": "ON"}, times, agreement=agreement)
 
     @rule(values=st.lists(SWITCH, min_size=2, max_size=5), by_hand=st.booleans())
     def the_lamp_is_switched_to_and_fro(self, values: list[str], by_hand: bool) -> None:
-        self.devices_report_and_an_operator_arms()
+        self.the_policy_acts()
         for value in values:
             if by_hand:
                 self.override("lamp", value, 0)
@@ -375,9 +386,14 @@ class GateModel(RuleBasedStateMachine):
 
     # the relay of a fleet's stop
 
-    @rule(payload=st.sampled_from(STOPS), passes=st.booleans())
-    def the_fleet_stops(self, payload: bytes, passes: bool) -> None:
+    @rule(payload=st.sampled_from(STOPS), away=st.booleans(), passes=st.booleans())
+    def the_fleet_stops(self, payload: bytes, away: bool, passes: bool) -> None:
+        if away:
+            self.relay.connect()
+            self.relay.lose(self.relay.local)
         self.relay.stop(payload)
+        if away:
+            self.world.wait(0.7)
         if passes:
             self.relay.must_pass()
 
@@ -403,7 +419,7 @@ class GateModel(RuleBasedStateMachine):
     def the_relay_finds_its_brokers(self, delivers: bool) -> None:
         self.relay.connect()
         if delivers:
-            self.relay.deliver()
+            self.relay.must_pass()
 
     # the page and `reflexd top`
 
