@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 
 import aiohttp
 import orjson
+from pydantic import SecretStr
 
 from learners.goal_models.answers import (
     CHOICE,
@@ -90,11 +91,15 @@ class Endpoint:
         except TimeoutError:
             raise BackendFailed(f"{self._backend.url}: no answer within {self._timeout_s:g} s") from None
         except (aiohttp.ClientError, OSError) as error:
-            raise BackendFailed(f"{self._backend.url}: {str(error)[:200] or type(error).__name__}") from None
+            raise BackendFailed(f"{self._backend.url}: {self._quoted(error, 200) or type(error).__name__}") from None
         except (LookupError, TypeError, ValueError, AttributeError) as error:
             raise BackendFailed(
-                f"{self._backend.url}: an answer of another form ({type(error).__name__}: {str(error)[:100]})"
+                f"{self._backend.url}: an answer of another form ({type(error).__name__}: {self._quoted(error, 100)})"
             ) from None
+
+    def _quoted(self, error: Exception, most: int) -> str:
+        """Return the first characters of a reason without the key: the server may have sent it back in a header."""
+        return _without(self._backend.key, str(error).encode(errors="replace")).decode()[:most]
 
     async def _post(self, session: aiohttp.ClientSession, last: str, body: dict[str, Any]) -> Any:
         url = f"{self._backend.url.rstrip('/')}/{last}"
@@ -106,8 +111,7 @@ class Endpoint:
                 raise BackendFailed(f"{url}: status {response.status}")
             if len(raw) > MOST_BYTES:
                 raise BackendFailed(f"{url}: a response above {MOST_BYTES} bytes")
-        if self._backend.key is not None:  # a reason may quote the answer
-            raw = raw.replace(self._backend.key.get_secret_value().encode(), b"***")
+        raw = _without(self._backend.key, raw)  # a reason may quote the answer
         try:
             return orjson.loads(raw)
         except orjson.JSONDecodeError as error:
@@ -175,6 +179,11 @@ class Endpoint:
             "temperature": 0, "max_tokens": 16, "logprobs": True, "top_logprobs": TOP,
             "response_format": {"type": "json_schema", "json_schema": {"name": "goal", "strict": True, "schema": schema}},
         }  # fmt: skip
+
+
+def _without(key: SecretStr | None, text: bytes) -> bytes:
+    secret = b"" if key is None else key.get_secret_value().encode()
+    return text.replace(secret, b"***") if secret else text
 
 
 def _chosen(choice: Mapping[str, Any], letters: Mapping[str, str]) -> str:

@@ -174,10 +174,12 @@ class Deliberator:
     def _dump(self) -> dict[str, Any]:
         now_s, unix_s = self.clock(), self.wall()
         order = None if self._steps is None else self._steps.dump(now_s, unix_s)
-        return self.goal.dump(now_s, unix_s) | {"order": order}
+        return self.goal.dump(now_s, unix_s) | {"order": order, "budget": self.schedule.dump(now_s, unix_s)}
 
     def _restore(self, body: dict[str, Any]) -> None:
         now_s, unix_s, order = self.clock(), self.wall(), body.get("order")
+        if (budget := body.get("budget")) is not None:  # files of before have none
+            self.schedule.restore(budget, now_s, unix_s)
         by_task = isinstance(self.model, TaskGoals)  # it reads whole texts
         steps = None if order is None or by_task else restored(order, self.settings.then, now_s, unix_s)
         if self.goal.restore(body, now_s, unix_s):
@@ -329,6 +331,7 @@ class Deliberator:
         self._asked_step = None if self._steps is None else self._steps.now
         self._asked_order = self._orders[0] if self._orders else None
         self._asked = (question, now_s)
+        self.file.changed(urgent=True)  # the budget that is left survives a restart
         self.model.ask_goal(question)
 
     def answered(self, answer: GoalAnswer) -> None:
@@ -338,7 +341,7 @@ class Deliberator:
             return
         question, _ = self._asked
         self._asked, self._answered = None, True
-        (self._words, self._was_drifting), self._ended, self._again_s = self._asked_about, False, float("inf")
+        (self._words, self._was_drifting), self._ended, self._again_s = self._asked_about, False, self._after_hold()
         if self._failure_reported:
             self._failure_reported = False
             self.emit("deliberation_recovered", {"failures": self.schedule.failures})
@@ -362,6 +365,11 @@ class Deliberator:
             self._request(question, answer)
         elif verdict != "nothing":
             self._announce(verdict, question, answer)
+
+    def _after_hold(self) -> float:
+        """Return when a person's time ends: whatever is answered now, the model chooses then; infinity without one."""
+        held_s = self.goal.held_until_s
+        return held_s if self.clock() < held_s else float("inf")
 
     def _answer_step(self, steps: OrderSteps, best: str, verdict: str) -> None:
         """Note the goal of the step that is due; one that is done already ends its step."""

@@ -147,7 +147,8 @@ class GoalInForce:
             raise ValueError("a time is not finite or too long")
         if not all(0 <= value <= 1 for value in probabilities.values()):
             raise ValueError("a probability is not between 0 and 1")
-        if goal not in self.settings.goals or goal == self.settings.default or min(ages) < 0:
+        is_nothing = goal == self.settings.default and model != PERSON  # a person may hold the default goal, too
+        if goal not in self.settings.goals or is_nothing or min(ages) < 0:
             return False
         away_s = unix_s - saved_s
         left_s = held_s - away_s if model == PERSON else confirmed_s + self.settings.ttl_s - unix_s

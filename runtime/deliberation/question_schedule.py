@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 LONGEST_S = 900.0
 """Between two questions while nothing but numbers changes."""
@@ -22,7 +25,7 @@ PAUSE_S = (5.0, 300.0)
 class QuestionSchedule:
     """When the next question may be asked; all times are monotonic seconds.
 
-    A quarter of the budget is there at once, the rest comes back evenly. No hour has more than `calls_per_hour` questions, and a busy
+    A quarter of the budget is there at once, the rest comes back evenly, also over a restart. No hour has more than `calls_per_hour` questions, and a busy
     stream cannot take them all in its first minutes.
     """
 
@@ -67,6 +70,22 @@ class QuestionSchedule:
         self._left -= 1.0
         self._wait_s = self.every_s if urgent else min(LONGEST_S, GROWTH * max(self.every_s, self._wait_s))
         return True
+
+    def dump(self, now_s: float, unix_s: float) -> dict[str, float]:
+        """Return what is left of the budget, with the time in Unix seconds, for `restore`."""
+        filled_s = now_s if self._filled_s is None else self._filled_s
+        return {"left": self._left, "at": unix_s - (now_s - filled_s)}
+
+    def restore(self, body: Mapping[str, Any], now_s: float, unix_s: float) -> None:
+        """Go on with the budget of an earlier process: a restart brings no new one.
+
+        Raises:
+            KeyError, TypeError, ValueError: `body` is not what `dump` returned.
+        """
+        left, away_s = float(body["left"]), unix_s - float(body["at"])
+        if not math.isfinite(left) or not math.isfinite(away_s):
+            raise ValueError("a budget is not finite")
+        self._left, self._filled_s = min(self._most, max(0.0, left)), now_s - max(0.0, away_s)
 
     def failed(self, now_s: float) -> bool:
         """Note a failure; return whether the model gets no question for a while from now on."""

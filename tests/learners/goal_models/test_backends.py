@@ -109,6 +109,23 @@ async def test_no_reason_repeats_the_key(text: str, status: int) -> None:
     assert "secret" not in str(failure.value)
 
 
+@pytest.mark.parametrize("line", ["Content-Length: {key}", "X-Echo: " + "{key}" * 2_000, "{key}"])
+async def test_no_reason_repeats_a_key_that_the_server_sends_back_in_a_header(line: str) -> None:
+    async def handle(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(f"HTTP/1.1 200 OK\r\n{line.format(key='secret-key')}\r\n\r\n".encode())
+        await writer.drain()
+        writer.close()
+
+    server = await asyncio.start_server(handle, "127.0.0.1", 0)
+    async with server:
+        url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/v1"
+        chosen = settings(kind="systemone", url=url, model="m", key="secret-key")
+        with pytest.raises(BackendFailed) as failure:
+            await Endpoint(chosen.backend, chosen.meanings, chosen.timeout_s).probabilities(QUESTION)  # type: ignore[arg-type]
+    assert "secret" not in str(failure.value)
+
+
 async def test_without_probabilities_two_equal_answers_are_needed() -> None:
     found, _ = await ask(openai(('{"goal":"C"}', []), ('{"goal": "C"}', [])), "openai", key="secret-key")
     assert found == {"idle": 0.0, "dog": 0.0, "rocket": 1.0}

@@ -353,6 +353,58 @@ def test_a_restart_continues_a_models_goal_until_its_ttl(tmp_path: Path) -> None
     assert after.it.goal.goal == "idle"
 
 
+def test_a_restart_continues_the_default_goal_that_a_person_holds(tmp_path: Path) -> None:
+    before = World(tmp_path)
+    person(before, "idle", 600.0)
+    before.it.file.write()
+    after = World(tmp_path, now_s=before.clock.now() + 100.0, every_s=1_000.0, ttl_s=1_000.0)
+    after.it.step()
+    after.answer(greet=1.0)
+    assert (after.it.goal.goal, after.it.counts["held"]) == ("idle", 1)
+    asked = len(after.questions)
+    after.wait(499)
+    assert (len(after.questions), after.it.goal.goal) == (asked, "idle")
+    after.wait(2)
+    after.answer(greet=1.0)
+    assert after.it.goal.goal == "greet"
+
+
+def test_restarts_bring_no_new_budget_of_questions(tmp_path: Path) -> None:
+    asked, now_s = 0, 1_000.0
+    for _ in range(12):
+        world = World(tmp_path, now_s=now_s, calls_per_hour=12)
+        for number in range(4):
+            world.hear(f"order {number} at {world.clock.now()}")
+            world.wait(2)
+            if world.it._asked is not None:
+                world.answer(idle=1.0)
+        asked += len(world.questions)
+        world.it.file.write()
+        now_s = world.clock.now() + 292.0
+    assert now_s - 1_000.0 == pytest.approx(3_600.0)
+    assert 9 <= asked <= 12
+
+
+@pytest.mark.parametrize("budget", [{}, {"left": "x", "at": 0}, {"left": 1e400, "at": 0}, 5, []])
+def test_a_damaged_budget_is_reported(tmp_path: Path, budget: object) -> None:
+    world = World(tmp_path)
+    person(world, "greet", 600.0)
+    body = orjson.loads(orjson.dumps(world.it._dump())) | {"budget": budget}
+    world.it.file.path.parent.mkdir(exist_ok=True)
+    world.it.file.path.write_bytes(orjson.dumps(body))
+    assert World(tmp_path).kinds == ["goal_state_unreadable"]
+
+
+def test_an_answer_that_comes_after_a_persons_goal_does_not_put_off_the_question_at_its_end() -> None:
+    world = World(every_s=500.0, ttl_s=1_000.0, on=["surprise"])
+    world.it.step()
+    person(world, "greet", 60.0)
+    world.answer(warm=1.0)
+    asked = len(world.questions)
+    world.wait(62)
+    assert len(world.questions) == asked + 1
+
+
 def test_every_change_is_written_and_a_confirmation_waits(tmp_path: Path) -> None:
     world = World(tmp_path)
     person(world, "greet", 600.0)
