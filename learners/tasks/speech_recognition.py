@@ -257,6 +257,10 @@ class Transcribe(Task):
                 found[-1]["confidence"] = min(found[-1]["confidence"], math.exp(log))
         return [one for one in found if one["word"]]
 
+    def tie_break(self, examples: Sequence[Example], predictions: Sequence[Prediction]) -> float:
+        """Return the negative character error rate: word accuracy is 0 for every model with as many errors as words, or more."""
+        return -self.metrics(examples, predictions)["character_error_rate"]
+
     def metrics(self, examples: Sequence[Example], predictions: Sequence[Prediction]) -> dict[str, float]:
         """Word and character error rates, and the word accuracy, which is 1 minus the word error rate and at least 0."""
         normalise = BasicTextNormalizer()

@@ -50,6 +50,9 @@ def test_error_rates_by_hand(tmp_path: Path) -> None:
     rows = [{"target": "Front, center."}, {"target": "go left"}]
     figures = task.metrics(rows, [Prediction("front center"), Prediction("go right now")])
     assert figures["word_error_rate"] == pytest.approx(2 / 4), "case and punctuation do not count"
+    worse, better = [Prediction("x x x x x"), Prediction("y y")], [Prediction("x front cente"), Prediction("g righ")]
+    assert task.metrics(rows, worse)["word_accuracy"] == task.metrics(rows, better)["word_accuracy"] == 0.0
+    assert task.tie_break(rows, better) > task.tie_break(rows, worse), "it has learned something"
     assert figures["word_accuracy"] == pytest.approx(0.5)
 
 
