@@ -112,10 +112,9 @@ def test_a_damaged_message_is_named_and_never_guessed(config: Path, kind: str) -
     code, out = export(config, "mcap", "part.mcap", *SINCE)
     assert (code, reason in out) == (2, True), out
     assert not (config.parent / "part.mcap").exists()
-    code, out = export(config, "lerobot", "d")
-    assert code == 0, out
-    needs = kind.startswith(("no ", "used ")) and kind != "no time"  # decisions are found by their tick
-    assert reason in out or not needs, out
+    if kind.startswith(("no ", "used ")) and kind != "no time":  # decisions are found by their tick
+        code, out = export(config, "lerobot", "d")
+        assert (code, reason in out) == (0, True), out
 
 
 @pytest.mark.parametrize("encoding", ["protobuf", "cdr", "ros1"])
