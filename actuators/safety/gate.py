@@ -24,7 +24,7 @@ device may have until a later one is acknowledged; the rules must hold for every
 from __future__ import annotations
 
 import math
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 
@@ -45,6 +45,8 @@ from actuators.safety.safe_actions import SafeActions
 MAX_HOLD_S = 3_600.0
 MAX_READINGS_AGE_S = 1.0
 """Age of a proposal above which its readings count as unknown, in seconds."""
+MAX_SUSPENSIONS = 16
+"""Suspensions of the machine that are remembered; a proposal that waited through more is older than any `ttl_ms` all the same."""
 TRANSIENT_RULES = frozenset({"too_soon", "min_hold", "unacknowledged"})
 """Refusals that pass with time: an override starts nevertheless, and acts as soon as it may."""
 
@@ -90,7 +92,8 @@ class Gate:
         self._since_s = now_s
         self._configured = mode
         self._alive_s: float | None = None
-        self._woke_s, self._slept_s = -math.inf, 0.0
+        self._suspensions: deque[tuple[float, float]] = deque(maxlen=MAX_SUSPENSIONS)
+        """When the machine woke, and how long it had been suspended: the newest ones."""
         self._settled = False  # a tick has seen that every device is reconciled
         self._short_overrides: dict[str, Value] = {}
 
@@ -206,8 +209,8 @@ class Gate:
         A proposal with an unknown name, or a value that is no value of its actuator, is no heartbeat: an agent that sends
         nothing else is lost after `deadman_ms`. `now_s` must be read after the proposal was received.
         """
-        if proposal.stamp_s <= self._woke_s:
-            proposal = replace(proposal, stamp_s=proposal.stamp_s - self._slept_s)
+        if slept_s := sum(slept_s for woke_s, slept_s in self._suspensions if proposal.stamp_s <= woke_s):
+            proposal = replace(proposal, stamp_s=proposal.stamp_s - slept_s)
         if self.is_sound(proposal):
             self._alive_s, self._arming.ready = now_s, proposal.ready
         else:
@@ -349,7 +352,7 @@ class Gate:
             now_s: the clock, soon after the end of the suspension.
             slept_s: how long the machine was suspended. What was proposed before is older by so much.
         """
-        self._woke_s, self._slept_s = now_s, slept_s
+        self._suspensions.append((now_s, slept_s))
         self._forbidden.readings = {}
         return self._disarm(Refusal("disarmed", "the machine was suspended"), now_s)
 

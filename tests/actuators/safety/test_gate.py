@@ -946,6 +946,16 @@ def test_a_short_suspension_makes_no_proposal_older_than_it_is() -> None:
     assert ruling.rule == "expired", "0.35 s old"
 
 
+def test_a_proposal_that_waited_through_two_suspensions_is_older_by_both() -> None:
+    gate = make()
+    gate.woke(11.1, 30.0)
+    gate.woke(11.2, 0.1)
+    (ruling,) = gate.judge(offer(11.1, {"head": "left"}), 11.2)
+    assert (ruling.rule, ruling.reason) == ("expired", "observed 30200 ms ago; at most 300")
+    (ruling,) = gate.judge(offer(11.15, {"head": "left"}), 11.25)
+    assert (ruling.value, ruling.rule) == ("left", None), "made between them, 0.2 s old"
+
+
 def test_telemetry_from_before_the_machine_was_suspended_is_unknown() -> None:
     gate = AckedGate(
         {"head": HEAD},
