@@ -144,13 +144,16 @@ class ForeignPayload:
             self._check(name, settings)
 
     def _check(self, name: str, settings: AnyActuator) -> None:
-        sample: Any = '"\\'
+        samples: list[Any] = ['"\\']
         if isinstance(settings, ContinuousSettings):
-            sample = list(settings.low)
-        fields = {"value": sample, "boot": "b", "seq": 1, "stamp": 1.5, "ttl_ms": 300, "policy": "p"}
+            samples = [list(settings.low)]
+        elif isinstance(settings, ChoiceSettings) and all(map(_is_scalar, settings.choices)):
+            samples = list(settings.choices)  # as `{"on": ${value}}` with the choices true and false
+        fields = {"boot": "b", "seq": 1, "stamp": 1.5, "ttl_ms": 300, "policy": "p"}
         try:
-            for decision in (None, "d-1"):
-                orjson.loads(self.fill(fields | {"decision": decision}))
+            for sample in samples:
+                for decision in (None, "d-1"):
+                    orjson.loads(self.fill(fields | {"value": sample, "decision": decision}))
         except orjson.JSONDecodeError as error:
             raise WireError(
                 f'actuators.{name}.payload: not JSON when filled in ({error}); put quotes around words, as in "${{value}}", and none around numbers'
@@ -174,6 +177,14 @@ class ForeignPayload:
         if not isinstance(value, str):
             return orjson.dumps(value).decode()
         return orjson.dumps(value).decode()[1:-1] if self._is_json else value
+
+
+def _is_scalar(word: str) -> bool:
+    """Return whether a word is true, false or a number in JSON: it needs no quotes, and adds no key without them."""
+    try:
+        return isinstance(orjson.loads(word), bool | int | float)
+    except orjson.JSONDecodeError:
+        return False
 
 
 def parse_state(settings: AnyActuator, payload: bytes) -> DeviceReport:

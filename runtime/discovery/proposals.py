@@ -16,7 +16,7 @@ DIAGNOSTIC = re.compile(
     re.IGNORECASE,
 )
 """Fields that describe the device itself, and not its surroundings."""
-GROWING = re.compile(r"(.*[_/ ])?(a?energy|total|kwh|wh)", re.IGNORECASE)
+GROWING = re.compile(r"(.*[_/ ])?(a?energy|total|kwh|wh|bytes|packets)", re.IGNORECASE)
 """Counters that only grow: their numbers never come again, so a policy learns nothing from them."""
 DANGEROUS = re.compile(
     r"(?<!c)lock|alarm|garage|gate|door|siren|boiler|oven|stove|gas|valve|cover|shutter|blind|curtain|awning|roller|window|"

@@ -363,6 +363,27 @@ def test_a_template_may_name_every_field(indent: str) -> None:
     ]
 
 
+@pytest.mark.parametrize("choices", [("false", "true"), ("0", "1"), ("0.5", "2.5")])
+def test_choices_that_are_numbers_or_truth_values_may_stand_without_quotes(choices: tuple[str, ...]) -> None:
+    relay = ChoiceSettings(
+        kind="choice", choices=choices, safe=choices[0], payload='{"on": ${value}}', state_value="output"
+    )
+    writer = CommandWriter("reflexd/a", {"relay": relay}, "boot")
+    for choice in choices:
+        sent = writer.write("relay", choice, decision=None, policy="p", stamp_s=1.5)
+        assert orjson.loads(sent.payload) == {"on": orjson.loads(choice)}
+    assert parse_state(relay, f'{{"output": {choices[1]}}}'.encode()).value == choices[1]
+
+
+@pytest.mark.parametrize(
+    "choices", [("true", "on"), ("1", '2, "key": 3'), ("true", "[1]"), ("1", "null"), ("1", "NaN")]
+)
+def test_without_quotes_every_choice_must_be_one_number_or_truth_value(choices: tuple[str, ...]) -> None:
+    relay = ChoiceSettings(kind="choice", choices=choices, safe=choices[0], payload='{"on": ${value}}')
+    with pytest.raises(WireError, match="put quotes around words"):
+        CommandWriter("reflexd/a", {"relay": relay}, "b")
+
+
 def test_a_template_that_is_no_json_names_the_actuator_and_the_remedy() -> None:
     head = ChoiceSettings(kind="choice", choices=("left", "stay"), safe="stay", payload='{"v": ${value}}')
     with pytest.raises(
