@@ -1,7 +1,7 @@
 """Normalise the tokens of each stream with running statistics, which are saved with the policy.
 
 Telemetry has arbitrary units, and encoder tokens share a large common part without information. Both are scaled to mean 0 and
-deviation 1, with statistics from experience (Welford 1962, merged by Chan et al. 1983). Without data, nothing is changed. After
+deviation 1, with statistics from experience (Welford 1962, merged by Chan et al. 1983). Without data, nothing is scaled. After
 `limit` rows, each new row has the weight 1 / `limit`. The statistics then follow a changed world slowly, and the trained weights
 stay valid. A number far outside of all that was seen is limited (`FARTHEST`), so that one faulty reading does not hide a signal.
 
@@ -20,6 +20,8 @@ TELEMETRY_EPS, TELEMETRY_RESOLUTION = 1e-24, 2.0**-18
 """Of telemetry, which has any unit: added to the variance, and the share of the mean below which a spread is rounding of float32."""
 LARGEST = 1e16
 """Larger numbers count as this: the sum of the squares of 100,000 of them would be infinite, and hide the signal for ever."""
+UNSEEN = 1e6
+"""Limit of a number before any was observed, as of a stream that was not there in training: squares and products of it stay finite."""
 FARTHEST, FARTHEST_AFTER = 30.0, 16
 """Deviations beyond which a number counts as this far, and the rows after which the deviation is known. After n rows it is at least the root of
 n. So one number doubles the variance at most, and a machine that moves after a long rest is followed within 100 rows."""
@@ -81,11 +83,11 @@ class Normaliser(nn.Module):
         self.count.fill_(total)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Normalise and clip to ±10; a number that never varied comes out as 0 at its mean."""
+        """Normalise and clip to ±10; a number that never varied comes out as 0 at its mean. Before any rows, limit to ±1e6."""
         seen = self.count > 0
         var_W = torch.where(seen, self.scatter / self.count.clamp(min=1).to(x.dtype), torch.ones_like(self.scatter))
         normal = (x - self.mean) / self._deviation(var_W)
-        return torch.where(seen, normal.clamp(-CLIP, CLIP), x)
+        return torch.where(seen, normal.clamp(-CLIP, CLIP), x.clamp(-UNSEEN, UNSEEN))
 
     def _without_faults(self, x_NW: Tensor) -> Tensor:
         """Limit numbers of the first rows that are far from the others, which alone say what the deviation is."""

@@ -21,7 +21,7 @@ from learners.model.backends.fastest_backend import Inputs, Run, compare, has_bf
 from learners.model.backends.graphs import GraphLibrary
 from learners.model.features import Features
 from learners.model.fusion import MAX_AGE_S, masked
-from learners.model.normalizer import CLIP
+from learners.model.normalizer import CLIP, UNSEEN
 from learners.model.policy import Policy
 from learners.model.spec import PolicySpec
 
@@ -147,7 +147,7 @@ class _TelemetryGroup(nn.Module):
         var_GW = torch.where(b.seen, b.scatter / b.count.clamp(min=1).to(x_BGW.dtype), torch.ones_like(b.scatter))
         deviation_GW = (var_GW + (b.eps + (b.resolution * b.mean).square())).sqrt()
         normal_BGW = ((x_BGW - b.mean) / deviation_GW).clamp(-CLIP, CLIP)
-        normal_BGW = torch.where(b.seen, normal_BGW, x_BGW)
+        normal_BGW = torch.where(b.seen, normal_BGW, x_BGW.clamp(-UNSEEN, UNSEEN))
         ages_BG1 = ages_BS.index_select(1, b.index)[..., None]
         ages_BG1 = torch.where(present_BG1, ages_BG1, torch.zeros_like(ages_BG1)).clamp(0.0, MAX_AGE_S)
         ages_BG2 = torch.cat((ages_BG1.log1p(), torch.exp(-ages_BG1)), dim=-1)

@@ -19,6 +19,8 @@ from runtime.inference.numpy_policy.history import Fuse, TickFeatures
 PREFIX = "statistics/"
 MEMORY = 1_000
 """Readings that the statistics remember: no weights depend on them yet, so they may follow quickly."""
+UNSEEN = np.float32(1e6)
+"""Limit of a number before any was observed: squares and products of it stay finite."""
 CLIP, EPS, RESOLUTION = 10.0, np.float32(1e-24), np.float32(2.0**-18)
 FARTHEST, FARTHEST_AFTER = np.float32(30.0), 16
 """Deviations beyond which a number counts as this far, and the readings after which the deviation is known. Of these first ones, the
@@ -33,9 +35,9 @@ FIRST = "first"
 def normalised(
     x: NDArray[np.float32], count: float, mean_W: NDArray[np.float32], scatter_W: NDArray[np.float32]
 ) -> NDArray[np.float32]:
-    """Normalise the last dimension and clip to +-10; without any rows, return `x`."""
+    """Normalise the last dimension and clip to +-10; without any rows, limit `x` to +-1e6."""
     if count <= 0:
-        return x
+        return np.minimum(np.maximum(x, -UNSEEN), UNSEEN)
     deviation_W = _deviation(scatter_W / np.float32(max(count, 1.0)), mean_W)
     normal: NDArray[np.float32] = np.minimum(
         np.maximum((x - mean_W) / deviation_W, np.float32(-CLIP)), np.float32(CLIP)
@@ -92,11 +94,14 @@ class RunningStatistics:
         self.count_S, self.mean_SW, self.scatter_SW, self._deviation_SW = count_S, mean_SW, scatter_SW, None
 
     def normalised(self, x_SBTW: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Normalise the last dimension as `normalised` does; a stream without any rows stays as it is."""
+        """Normalise the last dimension as `normalised` does."""
         mean_SBTW, deviation_SBTW = self.mean_SW[:, None, None], self._deviations()[:, None, None]
         normal_SBTW = np.minimum(np.maximum((x_SBTW - mean_SBTW) / deviation_SBTW, np.float32(-CLIP)), np.float32(CLIP))
         is_known_S = self.count_S > 0
-        return normal_SBTW if is_known_S.all() else np.where(is_known_S[:, None, None, None], normal_SBTW, x_SBTW)
+        if is_known_S.all():
+            return normal_SBTW
+        limited_SBTW = np.minimum(np.maximum(x_SBTW, -UNSEEN), UNSEEN)
+        return np.where(is_known_S[:, None, None, None], normal_SBTW, limited_SBTW)
 
     def _deviations(self) -> NDArray[np.float32]:
         if self._deviation_SW is None:

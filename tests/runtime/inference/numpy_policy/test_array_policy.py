@@ -304,3 +304,26 @@ def test_shorter_ways_to_a_number_give_it_to_the_last_bit() -> None:
     assert np.isnan(bounded(np.full(2, np.nan, np.float32), np.float32(-1), np.float32(1))).all(), "damage still shows"
     assert log_shares(0.0) == (0.0, -math.inf)
     assert log_shares(0.25) == (float(np.log(0.75)), float(np.log(0.25)))
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("kind", SPECS)
+def test_a_stream_that_was_never_there_in_training_cannot_make_a_decision_infinite(kind: str, tmp_path: Path) -> None:
+    spec = SPECS[kind]
+    policy = trained(spec, 5)
+    for name, tensor in policy.state_dict().items():
+        if ("normalise" in name or name.startswith("telemetry.")) and name.endswith((".count", ".scatter", ".mean")):
+            tensor.zero_()
+    array = on_graph(policy, tmp_path)
+    for number in (3.3e38, -3.3e38, 1e16):
+        tokens = [np.full((1, s.tokens, s.width), number, np.float32) for s in spec.streams]
+        present, ages = np.ones((1, len(tokens)), bool), np.full((1, len(tokens)), 0.1, np.float32)
+        state_BD = array.fuse(present, ages, *tokens)
+        expected_BD = policy.estimate(
+            [torch.from_numpy(x) for x in tokens], torch.from_numpy(present), torch.from_numpy(ages)
+        )
+        context_BC = array.context(np.stack([state_BD] * spec.history, axis=1))
+        assert np.isfinite(state_BD).all()
+        np.testing.assert_allclose(state_BD, expected_BD.numpy(), rtol=1e-3, atol=1e-3 * float(expected_BD.abs().max()))
+        scores = array.choice_scores(context_BC) if spec.actions.choices else []
+        assert all(np.isfinite(x).all() for x in scores)
