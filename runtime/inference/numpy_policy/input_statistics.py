@@ -37,7 +37,8 @@ def normalised(
 ) -> NDArray[np.float32]:
     """Normalise the last dimension and clip to +-10; without any rows, limit `x` to +-1e6."""
     if count <= 0:
-        return np.minimum(np.maximum(x, -UNSEEN), UNSEEN)
+        limited: NDArray[np.float32] = np.minimum(np.maximum(x, -UNSEEN), UNSEEN)
+        return limited
     deviation_W = _deviation(scatter_W / np.float32(max(count, 1.0)), mean_W)
     normal: NDArray[np.float32] = np.minimum(
         np.maximum((x - mean_W) / deviation_W, np.float32(-CLIP)), np.float32(CLIP)
@@ -96,12 +97,15 @@ class RunningStatistics:
     def normalised(self, x_SBTW: NDArray[np.float32]) -> NDArray[np.float32]:
         """Normalise the last dimension as `normalised` does."""
         mean_SBTW, deviation_SBTW = self.mean_SW[:, None, None], self._deviations()[:, None, None]
-        normal_SBTW = np.minimum(np.maximum((x_SBTW - mean_SBTW) / deviation_SBTW, np.float32(-CLIP)), np.float32(CLIP))
+        normal_SBTW: NDArray[np.float32] = np.minimum(
+            np.maximum((x_SBTW - mean_SBTW) / deviation_SBTW, np.float32(-CLIP)), np.float32(CLIP)
+        )
         is_known_S = self.count_S > 0
         if is_known_S.all():
             return normal_SBTW
-        limited_SBTW = np.minimum(np.maximum(x_SBTW, -UNSEEN), UNSEEN)
-        return np.where(is_known_S[:, None, None, None], normal_SBTW, limited_SBTW)
+        limited_SBTW: NDArray[np.float32] = np.minimum(np.maximum(x_SBTW, -UNSEEN), UNSEEN)
+        found: NDArray[np.float32] = np.where(is_known_S[:, None, None, None], normal_SBTW, limited_SBTW)
+        return found
 
     def _deviations(self) -> NDArray[np.float32]:
         if self._deviation_SW is None:
