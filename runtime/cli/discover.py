@@ -219,10 +219,10 @@ def _write(out: Path, plan: Plan) -> None:
     text = settings_text(plan)
     with tempfile.TemporaryDirectory() as folder:
         draft = Path(folder) / out.name
-        draft.write_text(text)
+        draft.write_text(text, encoding="utf-8")
         problems, warnings, _ = problems_and_warnings(draft, ports=False)
         refuse([replace(problem, file=out) for problem in problems])
-    out.write_text(text)
+    out.write_text(text, encoding="utf-8")
     for warning in warnings:
         click.echo(str(replace(warning, file=out)), err=True)
     click.echo(f"written: {out}, mode shadow. Read it, then: reflexd run {out}")

@@ -90,7 +90,7 @@ class Proposals:
     def unique(self, wanted: str) -> str:
         """Return a name of settings that no other proposal has, and that conditions and rewards can use."""
         name = re.sub(r"[^a-z0-9_]+", "_", wanted.lower()).strip("_")[:48] or "device"
-        if name[0].isdigit() or keyword.iskeyword(name):
+        if name[0].isdigit() or keyword.iskeyword(name) or name in _YAML:
             name = f"device_{name}"
         taken = {stream.name for stream in self.streams} | {actuator.name for actuator in self.actuators}
         number, free = 2, name
@@ -110,6 +110,10 @@ class Proposals:
             self.left_out.append(LeftOut(actuator.topic, f"{actuator.name}: {first.name} sends the same commands"))
         else:
             self.actuators.append(actuator)
+
+
+_YAML = frozenset({"null", "true", "false", "yes", "no", "on", "off", "y", "n"})
+"""Words that are no text as a key in YAML."""
 
 
 def publish_problem(topic: str) -> str | None:

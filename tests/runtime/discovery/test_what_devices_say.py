@@ -266,3 +266,16 @@ def test_one_description_that_check_would_refuse_does_not_cost_the_file(tmp_path
         )
     )
     assert problems_and_warnings(path, ports=False)[0] == []
+
+
+@pytest.mark.parametrize("agent", ["123", "null", "0x1f", "on", "2026-01-01"])
+def test_an_agent_or_a_topic_that_yaml_reads_as_no_text_is_a_name(agent: str, tmp_path: Path) -> None:
+    made = found((f"x/{agent}", "1.5"), ("y/null", {"t": 1}), ("true/set", "ON"), ("true/state", "ON"))
+    path = tmp_path / "home.yaml"
+    path.write_text(settings_text(Plan(agent, "mqtt://127.0.0.1", made.streams, made.actuators)))
+    problems, _, loaded = problems_and_warnings(path, ports=False)
+    assert problems == []
+    assert loaded is not None
+    assert loaded.config.agent == agent
+    assert len(loaded.config.streams) == 2
+    assert list(loaded.config.actuators) == ["device_true"]
