@@ -113,7 +113,8 @@ class StreamSettings(Settings):
         elif not source.strip():
             raise ValueError("it is empty; write what the stream reads, such as `topic`")
         elif source.strip() in PREFIXES:
-            raise ValueError(f"{source.strip()} names nothing; write {source.strip()}NAME")
+            what = "PATH" if source.strip() == "file:" else "NAME"
+            raise ValueError(f"{source.strip()} names nothing; write {source.strip()}{what}")
         return source
 
     @model_validator(mode="after")

@@ -95,7 +95,7 @@ def test_a_listener_gets_every_reading_of_its_stream(tmp_path: Path) -> None:
     ("before", "after", "message"),
     [
         ("speech:room", "speech:hall", "'hall' is not a microphone stream; there are \\['room'\\]"),
-        ("speech:room", "speech:", "names no stream"),
+        ("speech:room", "speech:", "names nothing; write speech:NAME"),
         ('"speech:room"', "topic, model: x", "only a stream with the source `speech:STREAM` has it"),
         ("actuators:", "tasks: {orders: {kind: text-classification, model: x}}\nactuators:", "publishes on task/orders, too"),
     ],

@@ -60,7 +60,7 @@ def test_settings_become_sensors(settings: dict[str, object], kind: type, topic:
     ("settings", "reported"),
     [
         ({"kind": "text", "source": "nowhere"}, "write topic, topic:NAME, stdin, file:PATH or speech:STREAM"),
-        ({"kind": "text", "source": "file:"}, "write topic"),
+        ({"kind": "text", "source": "file:"}, "names nothing; write file:PATH"),
         ({"kind": "telemetry", "source": "rtsp://x", "fields": ["a"]}, "write topic or topic:NAME"),
         ({"kind": "camera", "source": "topic:yard/#"}, "without"),
         ({"kind": "plugin", "plugin": "nosuch"}, "no entry point 'nosuch'"),
