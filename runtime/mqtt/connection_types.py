@@ -26,17 +26,21 @@ Any other one may pass: a quota, a packet identifier in use, an unspecified or i
 """
 
 
-class BrokerRefused(MqttLost):
-    """The broker took a message and refused it, such as by its ACL.
+class WithReasonCode(Exception):  # noqa: N818 - a part of errors
+    """An error with the reason code of an acknowledgement.
 
     Args:
         reason: as a text.
-        code: the reason code of the acknowledgement (MQTT 5.0, 3.4.2.1).
+        code: the reason code (MQTT 5.0, 3.4.2.1).
     """
 
     def __init__(self, reason: str, code: int) -> None:
         super().__init__(reason)
         self.code = code
+
+
+class BrokerRefused(WithReasonCode, MqttLost):
+    """The broker took a message and refused it, such as by its ACL."""
 
     @property
     def is_lasting(self) -> bool:

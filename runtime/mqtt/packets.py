@@ -26,7 +26,7 @@ from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
 from paho.mqtt.reasoncodes import ReasonCode
 
-from runtime.mqtt.connection_types import PublishMessage, variable_length
+from runtime.mqtt.connection_types import PublishMessage, WithReasonCode, variable_length
 
 FAILURE = 0x80
 """Reason codes from here on are failures."""
@@ -47,17 +47,8 @@ Settled = Callable[[Exception | None], None]
 """Called once: None where the broker has the message, else why not."""
 
 
-class PublishRefused(aiomqtt.MqttError):
-    """The broker took the message and refused it; `str` says why.
-
-    Args:
-        reason: as a text.
-        code: the reason code of the acknowledgement (MQTT 5.0, 3.4.2.1).
-    """
-
-    def __init__(self, reason: str, code: int) -> None:
-        super().__init__(reason)
-        self.code = code
+class PublishRefused(WithReasonCode, aiomqtt.MqttError):
+    """The broker took the message and refused it; `str` says why."""
 
 
 class Unsent(aiomqtt.MqttError):
