@@ -7,16 +7,17 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import IO, Any
 
 import orjson
 import structlog
+from lz4.frame import LZ4FrameDecompressor
 from mcap.exceptions import McapError
 from mcap.records import Attachment, Channel, Chunk, McapRecord, Message, Metadata, Schema
 from mcap.stream_reader import StreamReader, breakup_chunk
-from zstandard import ZstdError
+from zstandard import ZstdDecompressor, ZstdError
 
 from runtime.recording.codec import ReadingCodec
 from runtime.recording.recorder import DIGEST, FORMAT, MAIN, digest_of
@@ -29,6 +30,8 @@ MAX_STAMP_NS = 2**63 - 1
 """In the year 2262."""
 MAX_CHUNK_BYTES = 1 << 27
 """Of a chunk when it is decompressed: the recorder's have 128 kB and one message, of which a picture is the largest."""
+BLOCK = 1 << 20
+"""Bytes that are decompressed at once."""
 MAX_RECORD_BYTES = 1 << 30
 """A longer record is not read: a damaged length must not exhaust the memory."""
 
@@ -65,10 +68,7 @@ class Recording:
         Raises:
             RecordingError: not one of ours.
         """
-        for record in self._head():
-            if isinstance(record, Metadata) and record.name == MAIN:
-                return self._readable(dict(record.metadata))
-        raise RecordingError(f"{self.path}: an MCAP file, but not one that reflexd recorded")
+        return self._notes()[0]
 
     def _readable(self, metadata: dict[str, str]) -> dict[str, str]:
         version = metadata.get("format", FORMAT)  # the first ones have no format
@@ -84,15 +84,34 @@ class Recording:
         Raises:
             RecordingError: one is not what was recorded.
         """
-        found = {record.name: record.data for record in self._head() if isinstance(record, Attachment)}
-        stated = self.metadata()
+        stated, found = self._notes()
         for name, data in found.items():
             if stated.get(f"{DIGEST}{name}", digest_of(data)) != digest_of(data):
                 raise RecordingError(f"{self.path}: its snapshot is damaged ({name}): no decision can be replayed")
         return found
 
-    def _head(self) -> Iterator[Any]:
-        """Yield what comes before the first chunk of messages.
+    def _notes(self) -> tuple[dict[str, str], dict[str, bytes]]:
+        """Return what was noted and attached at its start; another program that copied the file may have put them behind the messages.
+
+        Raises:
+            RecordingError: not one of ours.
+        """
+        noted: dict[str, str] | None = None
+        attached: dict[str, bytes] = {}
+        for record in self._outside_chunks():
+            match record:
+                case Metadata(name=name, metadata=metadata) if name == MAIN and noted is None:
+                    noted = self._readable(dict(metadata))
+                case Attachment():
+                    attached[record.name] = record.data
+                case Chunk() if noted is not None and {*_stated(noted)} <= attached.keys():
+                    break
+        if noted is None:
+            raise RecordingError(f"{self.path}: an MCAP file, but not one that reflexd recorded")
+        return noted, attached
+
+    def _outside_chunks(self) -> Iterator[McapRecord]:
+        """Yield the records of the file; those of messages remain in their chunks.
 
         Raises:
             RecordingError: not an MCAP file.
@@ -100,10 +119,7 @@ class Recording:
         began = False
         with self.path.open("rb") as file:
             try:
-                reader = StreamReader(file, emit_chunks=True, validate_crcs=True, record_size_limit=MAX_RECORD_BYTES)
-                for record in reader.records:
-                    if isinstance(record, Chunk):
-                        return
+                for record in _reader(file).records:
                     began = True
                     yield record
             except DAMAGED as error:
@@ -231,11 +247,48 @@ def _stored(file: IO[bytes]) -> Iterator[tuple[Schema | None, Channel, Message]]
 
 def _records(file: IO[bytes]) -> Iterator[McapRecord]:
     """Yield all records, those of chunks too."""
-    reader = StreamReader(file, emit_chunks=True, validate_crcs=True, record_size_limit=MAX_RECORD_BYTES)
-    for record in reader.records:
-        if not isinstance(record, Chunk):
+    for record in _reader(file).records:
+        if isinstance(record, Chunk):
+            yield from breakup_chunk(_decompressed(record), validate_crc=True)
+        else:
             yield record
-            continue
-        if record.uncompressed_size > MAX_CHUNK_BYTES:
-            raise McapError(f"a chunk claims {record.uncompressed_size} bytes; at most {MAX_CHUNK_BYTES} are read")
-        yield from breakup_chunk(record, validate_crc=True)
+
+
+def _reader(file: IO[bytes]) -> StreamReader:
+    return StreamReader(file, emit_chunks=True, validate_crcs=True, record_size_limit=MAX_RECORD_BYTES)
+
+
+def _stated(metadata: Mapping[str, str]) -> Iterator[str]:
+    """Yield the names of the attachments whose digests are noted."""
+    return (name.removeprefix(DIGEST) for name in metadata if name.startswith(DIGEST))
+
+
+def _decompressed(chunk: Chunk) -> Chunk:
+    """Return a chunk without compression. What its data claim themselves is not believed: memory is taken as bytes come.
+
+    Raises:
+        McapError: it claims more than `MAX_CHUNK_BYTES`, or has another size than it claims.
+    """
+    size = chunk.uncompressed_size
+    if size > MAX_CHUNK_BYTES:
+        raise McapError(f"a chunk claims {size} bytes; at most {MAX_CHUNK_BYTES} are read")
+    match chunk.compression:
+        case "zstd":
+            data = _at_most(ZstdDecompressor().stream_reader(chunk.data), size + 1)
+        case "lz4":
+            data = LZ4FrameDecompressor().decompress(chunk.data, max_length=size + 1)
+        case "":
+            data = chunk.data
+        case other:
+            raise McapError(f"a chunk in the compression {other[:40]!r}; zstd, lz4 and none are read")
+    if len(data) != size:
+        raise McapError(f"a chunk claims {size} bytes and has {'more' if len(data) > size else len(data)}")
+    return replace(chunk, compression="", data=data)
+
+
+def _at_most(stream: IO[bytes], size: int) -> bytes:
+    """Read in blocks: a read of the whole size would take its memory at once."""
+    data = bytearray()
+    while len(data) < size and (block := stream.read(min(BLOCK, size - len(data)))):
+        data += block
+    return bytes(data)

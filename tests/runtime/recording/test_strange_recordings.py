@@ -7,9 +7,11 @@ import io
 import json
 import resource
 import struct
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
+import lz4.frame
 import numpy as np
 import pytest
 import zstandard
@@ -20,6 +22,7 @@ from PIL import Image
 
 from learners.export.lerobot_features import fitted, size_of
 from runtime.recording.reader import Recording
+from runtime.recording.recorder import DIGEST, digest_of
 from sensors.codecs.images import decode_image
 from sensors.drivers import opencv
 from sensors.readings import Telemetry
@@ -146,20 +149,91 @@ def test_a_recording_that_another_program_compressed_is_the_same(
         assert [(one.stream, one.stamp_s) for one in fresh] == [(one.stream, one.stamp_s) for one in same]
 
 
-def test_a_small_file_does_not_fill_the_memory(tmp_path: Path) -> None:
-    """800 MB of zeros are 25 kB in a chunk."""
-    path = write(tmp_path / "r.mcap", [])
-    zeros = zstandard.ZstdCompressor().compressobj()
-    body = b"".join(zeros.compress(bytes(1 << 20)) for _ in range(800)) + zeros.flush()
-    chunk = struct.pack("<QQQII4sQ", 0, 1, 800 << 20, 0, 4, b"zstd", len(body)) + body
-    data = path.read_bytes()
+def with_chunk(path: Path, claims: int, compression: str, body: bytes) -> Recording:
+    """A recording with one chunk more, which claims a size."""
+    head = struct.pack("<QQQII", 0, 1, claims, 0, len(compression)) + compression.encode()
+    chunk = head + struct.pack("<Q", len(body)) + body
+    data = write(path, []).read_bytes()
     at = data.index(b"\x0f" + struct.pack("<Q", 4))  # the end of the data
     path.write_bytes(data[:at] + b"\x06" + struct.pack("<Q", len(chunk)) + chunk + data[at:])
+    return Recording(path)
+
+
+def zeros(compression: str, megabytes: int) -> bytes:
+    blocks = (bytes(1 << 20) for _ in range(megabytes))
+    if compression == "zstd":
+        packed = zstandard.ZstdCompressor().compressobj()
+        return b"".join(map(packed.compress, blocks)) + packed.flush()
+    made = lz4.frame.LZ4FrameCompressor()
+    return made.begin() + b"".join(map(made.compress, blocks)) + made.flush()
+
+
+@pytest.mark.parametrize(
+    ("claims", "compression", "megabytes", "says"),
+    [
+        (800 << 20, "zstd", 800, "a chunk claims 838860800 bytes"),
+        (100, "zstd", 800, "a chunk claims 100 bytes and has more"),
+        (100, "lz4", 800, "a chunk claims 100 bytes and has more"),
+        (100 << 20, "zstd", 1, "a chunk claims 104857600 bytes and has 1048576"),
+        (100 << 20, "lz4", 1, "a chunk claims 104857600 bytes and has 1048576"),
+        (1 << 20, "br", 0, "a chunk in the compression 'br'"),
+        (7, "", 0, "a chunk claims 7 bytes and has 0"),
+    ],
+)
+def test_a_small_file_does_not_fill_the_memory(
+    tmp_path: Path, claims: int, compression: str, megabytes: int, says: str
+) -> None:
+    """800 MB of zeros are 25 kB in a chunk, whatever it claims."""
+    body = zeros(compression, megabytes) if megabytes else b""
+    recording = with_chunk(tmp_path / "r.mcap", claims, compression, body)
+    del body
+    tracemalloc.start()
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    recording = Recording(path)
+    try:
+        assert list(recording.messages()) == []
+        assert tracemalloc.get_traced_memory()[1] < 200 << 20
+    finally:
+        tracemalloc.stop()
+    assert says in str(recording.ending("its begin"))
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 150_000, "kB"
+
+
+def test_a_size_in_the_frame_itself_is_not_believed(tmp_path: Path) -> None:
+    """One-shot decompression takes the memory that the frame claims, here 3 GB."""
+    frame = zstandard.ZstdCompressor().compress(bytes(1 << 20))
+    assert frame[:4] == b"\x28\xb5\x2f\xfd"
+    lying = frame[:4] + b"\xa0" + struct.pack("<I", 3 << 30) + frame[9:]
+    recording = with_chunk(tmp_path / "r.mcap", 1 << 20, "zstd", lying)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     assert list(recording.messages()) == []
-    assert "a chunk claims 838860800 bytes" in str(recording.ending("its begin"))
-    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 100_000, "kB"
+    assert recording.damage
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 150_000, "kB"
+
+
+@pytest.mark.parametrize("behind", [("metadata",), ("attachments",), ("metadata", "attachments")])
+def test_what_another_program_has_put_behind_the_messages_is_found(tmp_path: Path, behind: tuple[str, ...]) -> None:
+    path, snapshot = tmp_path / "r.mcap", b"a snapshot"
+    noted = {"spec": "x", "format": "1", f"{DIGEST}state": digest_of(snapshot)}
+    with path.open("wb") as file:
+        writer = Writer(file, chunk_size=100)
+        writer.start()
+
+        def put(*kinds: str) -> None:
+            if "metadata" in kinds:
+                writer.add_metadata("reflexd", noted)
+            if "attachments" in kinds:
+                writer.add_attachment(0, 0, "state", "application/octet-stream", snapshot)
+
+        put(*{"metadata", "attachments"}.difference(behind))
+        channel = writer.register_channel("/decision", "json", 0)
+        for n in range(20):
+            writer.add_message(channel, n, decision(id=f"s-{n}")[2], n)
+        put(*behind)
+        writer.finish()  # type: ignore[no-untyped-call]
+    recording = Recording(path)
+    assert recording.metadata() == noted
+    assert recording.attachments() == {"state": snapshot}
+    assert [body["id"] for _, body in recording.ticks()] == [f"s-{n}" for n in range(20)]
 
 
 def test_a_number_that_was_not_finite_is_none_in_a_slice_too(config: Path) -> None:
