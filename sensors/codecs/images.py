@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from sensors.base import PayloadRefused
 from sensors.codecs import images_pillow
 from sensors.codecs.file_kinds import file_kind
+from sensors.codecs.jpeg_scans import ScanCoverage
 from sensors.drivers import opencv
 
 MAX_SCANS = 64
@@ -94,37 +95,46 @@ def decode_image(payload: bytes, max_pixels: int) -> NDArray[np.uint8]:
         payload = _essential(payload)
         if _transparent(payload):
             return images_pillow.decode(payload, max_pixels, ("PNG",))
+        scans = ScanCoverage()
     else:
-        payload = _first_jpeg(payload)
+        payload, scans = _first_jpeg(payload)
     image = opencv.decode(payload)
-    if header.kind == "jpeg" and _has_grey_corner(image) and not _is_whole(payload):
+    # a cut in the last scan of several leaves no grey
+    if header.kind == "jpeg" and (scans.is_progressive or _has_grey_corner(image)) and not _is_whole(payload):
         raise PayloadRefused("truncated", "the coded data of the JPEG ends before its last rows, which would be grey")
     if sorted(image.shape[:2]) != sorted((header.height, header.width)):
         raise PayloadRefused("bad_header", f"it claims {header.width} x {header.height} but decodes to {image.shape}")
     return image
 
 
-def _first_jpeg(payload: bytes) -> bytes:
+def _first_jpeg(payload: bytes) -> tuple[bytes, ScanCoverage]:
     """Return the picture of a JPEG without what phones append to it: a film, a second picture, data of a depth camera.
 
     Raises:
-        PayloadRefused: `truncated`, which would decode to grey, or `too_many_scans`.
+        PayloadRefused: `truncated`, which would decode to grey or blurred, or `too_many_scans`.
     """
-    at, scans = 2, 0
+    at, scans, coverage = 2, 0, ScanCoverage()
     while True:
         marker, at = _marker(payload, at)
         if marker == _END:
-            return payload[:at]
+            if not coverage.is_complete:
+                raise PayloadRefused(
+                    "truncated", f"the JPEG ends after {scans} scans; others that belong to it are missing"
+                )
+            return payload[:at], coverage
         if marker in _ALONE:
             continue
         if at + 2 > len(payload):
             raise PayloadRefused("truncated", "the JPEG has no end marker")
-        at += max(2, int.from_bytes(payload[at : at + 2], "big"))
+        begin, at = at + 2, at + max(2, int.from_bytes(payload[at : at + 2], "big"))
+        if marker in _START_OF_FRAME:
+            coverage.add_frame(marker, payload[begin:at])
         if marker != _SCAN:
             continue
         scans += 1
         if scans > MAX_SCANS:
             raise PayloadRefused("too_many_scans", f"more than {MAX_SCANS} scans, which is the most that are decoded")
+        coverage.add_scan(payload[begin:at])
         after = _AFTER_SCAN.search(payload, at)
         if after is None:
             raise PayloadRefused("truncated", "the JPEG has no end marker")

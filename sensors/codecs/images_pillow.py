@@ -35,6 +35,10 @@ def decode(payload: bytes, max_pixels: int, formats: Sequence[str] = FORMATS) ->
         raise PayloadRefused("too_many_pixels", str(error)) from None
     except (OSError, ValueError, SyntaxError, struct.error):
         kind = file_kind(payload)
+        if kind is not None and kind.upper() in formats:
+            raise PayloadRefused(
+                "undecodable", f"its first bytes are those of {kind}, and its header is cut or damaged"
+            ) from None
         seen = "" if kind is None else f", but {kind}"
         wanted = ", ".join(("JPEG", "PNG", *FORMATS[:-1]))
         raise PayloadRefused(

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
+import re
 import resource
 import struct
 import time
@@ -19,6 +21,7 @@ from sensing import outcome
 
 from sensors.base import PayloadRefused
 from sensors.codecs.images import MAX_SCANS, Header, decode_file, decode_image, read_header
+from sensors.codecs.jpeg_scans import ScanCoverage
 from sensors.drivers import opencv
 from sensors.streams.camera import TopicCamera
 
@@ -225,7 +228,7 @@ def jpeg(image: NDArray[np.uint8], **options: Any) -> bytes:
 
 
 def ended(data: bytes, share: float) -> bytes:
-    """The first part of a baseline JPEG's coded data, with an end marker."""
+    """The first part of a JPEG's coded data, with an end marker."""
     begin = data.index(b"\xff\xda")
     return data[: begin + int((len(data) - begin) * share)].rstrip(b"\xff") + b"\xff\xd9"
 
@@ -250,6 +253,60 @@ def test_a_jpeg_that_was_cut_and_ended_is_refused_and_shows_no_grey_rows(options
     with pytest.raises(PayloadRefused) as refused:
         decode_image(ended(whole, share), LIMIT)
     assert refused.value.cause in {"truncated", "undecodable"}
+
+
+def scan_starts(data: bytes) -> list[int]:
+    """Where the scans of a JPEG without a thumbnail begin."""
+    return [match.start() for match in re.finditer(rb"\xff\xda\0[\x08-\x0c]", data)]
+
+
+PROGRESSIVE = [
+    {"progressive": True}, {"progressive": True, "quality": 98, "subsampling": 0}, {"progressive": True, "quality": 40},
+    {"progressive": True, "optimize": True, "restart_marker_blocks": 2}, {"progressive": True, "exif": orientation(6)},
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("options", PROGRESSIVE)
+@pytest.mark.parametrize("mode", ["RGB", "L", "CMYK"])
+def test_a_progressive_jpeg_that_was_cut_and_ended_is_refused_wherever_it_was_cut(
+    options: dict[str, Any], mode: str
+) -> None:
+    """Behind its first scan nothing is grey: it is blurred, or colours or fine lines are missing."""
+    out = io.BytesIO()
+    Image.fromarray(landscape()).convert(mode).save(out, "JPEG", **options)
+    whole = out.getvalue()
+    assert decode_image(whole, LIMIT).size == 61 * 83 * 3
+    for at in scan_starts(whole)[1:]:
+        with pytest.raises(PayloadRefused, match="others that belong to it are missing"):
+            decode_image(whole[:at] + b"\xff\xd9", LIMIT)
+    read = 0
+    for share in np.linspace(0.05, 0.97, 24):
+        with contextlib.suppress(PayloadRefused):
+            decode_image(ended(whole, share), LIMIT)
+            read += 1
+    assert read == 0
+
+
+def test_scans_of_one_component_each_belong_to_the_picture() -> None:
+    """A sequential JPEG may have a scan for each colour; without the others it is grey."""
+    whole = jpeg(landscape(), progressive=True)
+    begin = whole.index(b"\xff\xc2")
+    frame = b"\xff\xc0" + whole[begin + 2 :]  # only the headers are asked
+    coverage = ScanCoverage()
+    coverage.add_frame(0xC0, frame[4:19])
+    assert not coverage.is_complete
+    for component in (1, 2, 3):
+        coverage.add_scan(bytes((1, component, 0, 0, 63, 0)))
+        assert coverage.is_complete == (component == 3)
+
+
+@pytest.mark.parametrize("kind", ["WEBP", "GIF"])
+def test_a_file_with_a_cut_header_is_named_by_its_kind(kind: str) -> None:
+    out = io.BytesIO()
+    Image.fromarray(landscape()).save(out, kind)
+    with pytest.raises(PayloadRefused, match=r"its header is cut or damaged") as refused:
+        decode_file(out.getvalue()[:12], LIMIT)
+    assert refused.value.cause == "undecodable"
 
 
 def test_grey_jpegs_are_whole_although_they_look_like_missing_rows() -> None:
