@@ -116,14 +116,14 @@ def main(arguments: list[str] | None = None) -> int:
     if config.plant is None:
         _LOG.error("plant.missing", reason=f"{path} has no section plant:")
         return 2
-    plant = build_plant(
-        config.plant.environment,
-        agent=config.agent,
-        seed=config.plant.seed,
-        rate_hz=None,
-        simulated_overrides=config.plant.simulated_overrides,
-    )
     try:
+        plant = build_plant(
+            config.plant.environment,
+            agent=config.agent,
+            seed=config.plant.seed,
+            rate_hz=None,
+            simulated_overrides=config.plant.simulated_overrides,
+        )
         asyncio.run(serve(plant, config.mqtt, config.agent))
     except PlantFault as fault:
         _LOG.error("plant.failed", reason=str(fault))

@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib
 import numbers
 import warnings
+from collections.abc import Callable
 from typing import Any
 
 import gymnasium
@@ -16,6 +17,7 @@ import numpy as np
 from gymnasium import spaces
 from gymnasium.envs.registration import EnvSpec
 
+from actuators.sim.call_limit import CALL_S, GRACE_S, LIMIT, CallTookTooLong
 from actuators.sim.gym_spaces import is_picture, split, streams
 from actuators.sim.plant import PlantFault
 
@@ -33,17 +35,23 @@ class EnvironmentFault(PlantFault):
     """An environment failed or returned what it may not; `str` says where, what, and what would be right."""
 
 
-def find(environment: str) -> EnvSpec:
+def find(environment: str, limit_s: float = CALL_S) -> EnvSpec:
     """Find an environment by its id; `module:ID` imports the module first, which registers it.
 
+    Args:
+        environment: the id.
+        limit_s: seconds that the import may take; 0 for any time.
+
     Raises:
-        ValueError: there is no such environment or module.
+        ValueError: there is no such environment or module, or the module is not imported in time.
     """
     module, found, name = environment.rpartition(":")
     try:
         if found:
-            importlib.import_module(module)
+            LIMIT.call(lambda: importlib.import_module(module), limit_s, f"{environment!r}: the import of {module}")
         spec: EnvSpec = gymnasium.spec(name)
+    except CallTookTooLong:
+        raise ValueError(f"{environment!r}: its module {_slow(limit_s)}") from None
     except gymnasium.error.Error as error:
         raise ValueError(f"no environment {environment!r}: {_line(error)}") from None
     except ImportError as error:
@@ -56,44 +64,61 @@ def find(environment: str) -> EnvSpec:
     return spec
 
 
-def make(environment: str) -> CheckedEnv:
+def make(environment: str, limit_s: float = CALL_S) -> CheckedEnv:
     """Make an environment by its id.
 
+    Args:
+        environment: the id.
+        limit_s: seconds that one call of it may take, its making included; 0 for any time.
+
     Raises:
-        ValueError: as `find`, or it cannot be made.
+        ValueError: as `find`, or it cannot be made, or not in time.
     """
-    find(environment)
-    try:
+    find(environment, limit_s)
+
+    def made() -> CheckedEnv:
         # gymnasium's passive checker warns of some of what is checked here
-        return CheckedEnv(gymnasium.make(environment, disable_env_checker=True), environment)
+        return CheckedEnv(gymnasium.make(environment, disable_env_checker=True), environment, limit_s)
+
+    try:
+        return LIMIT.call(made, limit_s, f"{environment!r}: making it")
+    except CallTookTooLong:
+        raise ValueError(f"{environment!r} cannot be made: it {_slow(limit_s)}") from None
     except FAILS as error:
         raise ValueError(f"{environment!r} cannot be made: {type(error).__name__}: {_line(error)}") from error
+
+
+def _slow(limit_s: float) -> str:
+    return f"has not returned after {limit_s:g} s; correct what it waits for, or give it more time"
 
 
 class CheckedEnv(gymnasium.Wrapper[Any, Any, Any, Any]):
     """Wrap an environment and check that its observations are finite and of its space, its rewards finite and its ends true or false.
 
     The spaces are those that it has when it is wrapped: a policy has one shape.
+
+    Args:
+        env: the environment.
+        name: of it, for messages.
+        limit_s: seconds that one call may take; 0 for any time.
     """
 
-    def __init__(self, env: gymnasium.Env[Any, Any], name: str) -> None:
+    def __init__(self, env: gymnasium.Env[Any, Any], name: str, limit_s: float = CALL_S) -> None:
         super().__init__(env)
-        self.name = name
+        self.name, self.limit_s = name, limit_s
         self.observation_space, self.action_space = env.observation_space, env.action_space
         self.episodes = self.steps = 0
+        self._hangs = False
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
         """Begin an episode.
 
         Raises:
-            EnvironmentFault: the environment fails, or its observation is not of its space.
+            EnvironmentFault: the environment fails or does not return in time, or its observation is not of its space.
         """
         self.episodes += 1
         self.steps = 0
-        try:
-            result: Any = self.env.reset(seed=seed, options=options)
-        except FAILS as error:
-            raise self._fault(f"{type(error).__name__}: {_line(error)}; {API}") from error
+        result = self._call(lambda: self.env.reset(seed=seed, options=options), API)
         if not isinstance(result, tuple) or len(result) != 2:
             raise self._fault(f"reset returned {_shown(result)}; {API}")
         return self._observation(result[0]), result[1] if isinstance(result[1], dict) else {}
@@ -102,14 +127,11 @@ class CheckedEnv(gymnasium.Wrapper[Any, Any, Any, Any]):
         """Take one step.
 
         Raises:
-            EnvironmentFault: the environment fails, its observation is not of its space, its reward is no finite number, or an end is
-                neither true nor false.
+            EnvironmentFault: the environment fails, does not return in time, or returns what is not of its spaces: a reward that is no
+                finite number, or an end that is neither true nor false.
         """
         self.steps += 1
-        try:
-            result: Any = self.env.step(action)
-        except FAILS as error:
-            raise self._fault(f"{type(error).__name__}: {_line(error)}; correct the environment's step") from error
+        result = self._call(lambda: self.env.step(action), "correct the environment's step")
         if not isinstance(result, tuple) or len(result) != 5:
             raise self._fault(f"step returned {_shown(result)}; {API}")
         observation, reward, terminated, truncated, info = result
@@ -120,10 +142,27 @@ class CheckedEnv(gymnasium.Wrapper[Any, Any, Any, Any]):
 
     def close(self) -> None:
         """Close the environment; a failure is a warning, because nothing is needed of it any more."""
+        limit_s = min(self.limit_s, GRACE_S) if self._hangs else self.limit_s
         try:
-            self.env.close()
+            LIMIT.call(self.env.close, limit_s, f"{self.name}: close")
+        except CallTookTooLong:
+            warnings.warn(f"{self.name}: close has not returned for {limit_s:g} s", stacklevel=2)
         except FAILS as error:
             warnings.warn(f"{self.name}: close failed: {type(error).__name__}: {_line(error)}", stacklevel=2)
+
+    def _call(self, work: Callable[[], Any], remedy: str) -> Any:
+        """Call the environment, for `limit_s` at most.
+
+        Raises:
+            EnvironmentFault: it fails, or has not returned in time.
+        """
+        try:
+            return LIMIT.call(work, self.limit_s, f"{self.name}: {self._place()}")
+        except CallTookTooLong:
+            self._hangs = True
+            raise self._fault(f"it {_slow(self.limit_s)}") from None
+        except FAILS as error:
+            raise self._fault(f"{type(error).__name__}: {_line(error)}; {remedy}") from error
 
     def _flag(self, name: str, value: Any) -> bool:
         """Return an end as a truth value: a bool, or one 0 or 1, as a number or in an array."""
@@ -155,8 +194,10 @@ class CheckedEnv(gymnasium.Wrapper[Any, Any, Any, Any]):
         return observation
 
     def _fault(self, message: str) -> EnvironmentFault:
-        place = f"step {self.steps} of episode {self.episodes}" if self.steps else f"reset of episode {self.episodes}"
-        return EnvironmentFault(f"{self.name}: {place}: {' '.join(message.split())}")
+        return EnvironmentFault(f"{self.name}: {self._place()}: {' '.join(message.split())}")
+
+    def _place(self) -> str:
+        return f"step {self.steps} of episode {self.episodes}" if self.steps else f"reset of episode {self.episodes}"
 
 
 def _line(error: BaseException) -> str:

@@ -78,6 +78,7 @@ class GymPlant:
         self.streams = streams(self.env.observation_space)
         actuators = action_space(self.env.action_space).actuators
         self.period_s = 1.0 / (rate_hz or native_rate_hz(self.env))
+        self.env.limit_s = max(self.env.limit_s, self.period_s)
         self._base = f"reflexd/{agent}"
         self.devices = {one.name: Device(self._base, one.name, partial(executable, one)) for one in actuators}
         self._lock = threading.Lock()

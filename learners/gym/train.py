@@ -21,6 +21,7 @@ from matplotlib import pyplot as plt
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from actuators.sim.call_limit import CALL_S
 from actuators.sim.gym_env import CheckedEnv, EnvironmentFault, find, make
 from learners.checkpoints.signing import load_key
 from learners.checkpoints.store import Checkpoints
@@ -44,6 +45,7 @@ def train(
     progress: bool = True,
     settings: TrainSettings | None = None,
     resume: bool = False,
+    call_limit_s: float = CALL_S,
 ) -> dict[str, Any]:
     """Train, and write `results.json`, `curve.png` and a signed checkpoint below `out`.
 
@@ -57,6 +59,7 @@ def train(
         progress: show a bar on stderr; where that is no terminal, a line for every evaluation.
         settings: hyperparameters.
         resume: continue the training that was saved below `out`, or begin where none was saved; return the results where it has ended.
+        call_limit_s: seconds that one call of the environment may take; 0 for any time.
 
     Raises:
         EnvironmentFault: the environment failed or returned what it may not; what was learned until then is written.
@@ -75,7 +78,7 @@ def train(
         saved.discard()  # a kill may have come before that
         return finished
     state = saved.load() if resume else None
-    trainer = GymTrainer(_maker(environment), seed=seed, settings=used)
+    trainer = GymTrainer(_maker(environment, call_limit_s), seed=seed, settings=used)
     demonstrated = _begin(trainer, saved, state, environment, demonstrations)
     resumed_at = trainer.step if state is not None else None
     began_s = time.monotonic() - (state.elapsed_s if state is not None else 0.0)
@@ -184,10 +187,10 @@ def with_algorithm(settings: TrainSettings, algorithm: Name) -> TrainSettings:
 SELECTION = "highest mean on 30 further episodes among the four best evaluations; the final episodes took no part"
 
 
-def _maker(environment: str) -> Callable[[], CheckedEnv]:
-    if "mujoco" in str(find(environment).entry_point):
+def _maker(environment: str, limit_s: float) -> Callable[[], CheckedEnv]:
+    if "mujoco" in str(find(environment, limit_s).entry_point):
         _warn_once()
-    return lambda: make(environment)
+    return lambda: make(environment, limit_s)
 
 
 def _warn_once() -> None:

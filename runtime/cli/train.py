@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import click
 import yaml
 
+from actuators.sim.call_limit import CALL_S
 from runtime.cli.options import FILE, FOLDER, SEED, Number, refusing, show, with_json
 from runtime.config.yaml_core import CoreLoader
 
@@ -88,6 +89,14 @@ class Demonstrations(click.ParamType):  # type: ignore[type-arg] # generic only 
     is_flag=True,
     help="Continue the training in the folder OUT exactly where it was last saved; what has ended is not trained again.",
 )
+@click.option(
+    "--call-limit",
+    "call_limit_s",
+    type=Number(0, 86_400),
+    default=CALL_S,
+    show_default=True,
+    help="Seconds that one call of the environment may take (import, make, reset, step); 0: any time.",
+)
 @with_json("results.json, of several seeds their comparison,")
 @refusing
 def train(
@@ -103,6 +112,7 @@ def train(
     algorithm: Algorithm,
     demonstrations: int | Path,
     resume: bool,  # noqa: FBT001 - as the option
+    call_limit_s: float,
     *,
     as_json: bool,
 ) -> None:
@@ -129,6 +139,7 @@ def train(
         )  # workers of a cluster run elsewhere
         options = ["--steps", str(steps), "--algorithm", algorithm, "--demonstrations", str(shown)]
         options += [part for value in values for part in ("--set", value)] + (["--resume"] if resume else [])
+        options += ["--call-limit", f"{call_limit_s:g}"]
         _train_seeds(
             environment, seeds, out, steps, with_algorithm(settings, algorithm), options, where, as_json=as_json
         )
@@ -143,6 +154,7 @@ def train(
             demonstrations=demonstrations,
             settings=settings,
             resume=resume,
+            call_limit_s=call_limit_s,
         )
     _show_results(environment, results, out, as_json=as_json)
 

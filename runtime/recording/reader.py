@@ -259,7 +259,7 @@ def _reader(file: IO[bytes]) -> StreamReader:
 
 
 def _stated(metadata: Mapping[str, str]) -> Iterator[str]:
-    """Yield the names of the attachments whose digests are noted."""
+    """Yield the names of the attachments that have a digest in the metadata."""
     return (name.removeprefix(DIGEST) for name in metadata if name.startswith(DIGEST))
 
 

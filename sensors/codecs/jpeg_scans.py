@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 PROGRESSIVE = frozenset({0xC2, 0xC6, 0xCA, 0xCE})
-"""Markers of frames whose coefficients come in several scans."""
+"""Markers of frames in which the coefficients come in several scans."""
 COEFFICIENTS = 64
 _ABSENT = 255
 

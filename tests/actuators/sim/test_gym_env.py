@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,8 @@ import pytest
 from click.testing import CliRunner
 from gymnasium import spaces
 
+from actuators.sim import gym_plant
+from actuators.sim.call_limit import FORCED, CallLimit, CallTookTooLong
 from actuators.sim.gym_env import CheckedEnv, EnvironmentFault, make
 from actuators.sim.gym_plant import GymPlant
 from learners.gym import greedy_episodes
@@ -22,7 +25,7 @@ from learners.gym.train import train
 from runtime.cli.main import main
 
 MODULE = """
-import sys
+import sys, threading
 import gymnasium as gym, numpy as np
 from gymnasium import spaces as S
 class Base(gym.Env):
@@ -38,6 +41,13 @@ def stepping(change):
     return step
 def seeing(change, **more): return {"obs": lambda self: change(self, Base.obs(self)), **more}
 def crash(self, *_): raise RuntimeError("motor unplugged")
+def forever(*_, **__): threading.Event().wait()
+def busy():
+    while True: pass
+def again():
+    while True:
+        try: forever()
+        except Exception: pass
 KINDS = {
     "NanReward": {"step": stepping(lambda s, o, r, a, b, i: (o, float("nan") if s.t == 7 else r, a, b, i))},
     "NoneReward": {"step": stepping(lambda s, o, r, a, b, i: (o, None, a, b, i))},
@@ -71,6 +81,11 @@ KINDS = {
     "NoClose": {"close": crash, "step": stepping(lambda s, *_: (print("hello"), (Base.obs(s), 1.0, False, s.t > 9, {}))[1])},
     "NoSpace": {"action_space": property(crash)},
     "Gone": {"__init__": lambda self: sys.exit(3)},
+    "Waits": {"step": stepping(lambda s, *_: forever(s) if s.t == 5 else (Base.obs(s), 1.0, False, False, {})), "close": forever},
+    "Computes": {"step": stepping(lambda s, *_: busy() if s.t == 5 else (Base.obs(s), 1.0, False, False, {}))},
+    "Catches": {"step": stepping(lambda s, *_: again() if s.t == 5 else (Base.obs(s), 1.0, False, False, {}))},
+    "NeverBegins": {"reset": forever},
+    "NeverMade": {"__init__": forever},
 }
 for name, body in KINDS.items(): gym.register(f"{name}-v0", type(name, (Base,), body))
 """
@@ -162,6 +177,83 @@ def test_what_is_no_environment_is_refused_by_train_and_plant(tmp_path: Path, na
         assert reason in done.output
 
 
+LIMIT_S = 0.2
+
+
+@pytest.mark.parametrize(
+    ("name", "place"),
+    [
+        ("Waits", "step 5 of episode 1"), ("Computes", "step 5 of episode 1"), ("Catches", "step 5 of episode 1"),
+        ("NeverBegins", "reset of episode 1"),
+    ],
+)  # fmt: skip
+def test_a_call_that_does_not_return_is_named_with_its_step(name: str, place: str) -> None:
+    """Whether it waits, computes, or tries again whatever happens."""
+    env = make(f"strange_envs:{name}-v0")
+    env.limit_s = LIMIT_S
+    with pytest.raises(EnvironmentFault) as fault:
+        steps(env)
+    assert str(fault.value).startswith(f"strange_envs:{name}-v0: {place}: it has not returned after 0.2 s; ")
+    if name == "Waits":
+        with pytest.warns(UserWarning, match=r"close has not returned for 0\.2 s"):
+            env.close()
+    if name == "NeverBegins":  # the next call has its own time
+        with pytest.raises(EnvironmentFault, match="reset of episode 2"):
+            env.reset()
+
+
+def test_train_and_plant_end_with_a_sentence_where_an_environment_waits_for_ever(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "waiting_envs.py").write_text("import threading\nthreading.Event().wait()\n")
+    for name, reason in [
+        ("strange_envs:NeverMade-v0", "cannot be made: it has not returned after 0.2 s"),
+        ("waiting_envs:X-v0", "its module has not returned after 0.2 s"),
+        ("strange_envs:NeverBegins-v0", "reset of episode 1: it has not returned after 0.2 s"),
+    ]:
+        done = CliRunner().invoke(main, ["train", name, "--call-limit", "0.2", "--out", str(tmp_path / "o")])
+        assert (done.exit_code, reason in done.output) == (2, True), done.output
+    monkeypatch.setattr(gym_plant, "make", lambda name: make(name, LIMIT_S))
+    done = CliRunner().invoke(main, ["plant", "strange_envs:NeverBegins-v0", "--rate", "50"])
+    assert (done.exit_code, "reset of episode 1: it has not returned" in done.output) == (2, True), done.output
+
+
+def test_what_was_learned_until_a_call_that_does_not_return_is_retained(tmp_path: Path) -> None:
+    gymnasium.register("Stuck-v0", Stuck)
+    with pytest.raises(
+        EnvironmentFault, match=r"step 4 of episode 8: it has not returned after 0\.5 s.*after 80 steps"
+    ):
+        train("Stuck-v0", 200, 0, tmp_path / "o", settings=SMALL, progress=False, call_limit_s=0.5)
+    assert orjson.loads((tmp_path / "o" / "results.json").read_bytes())["delivered"]["step"] == 80
+
+
+def test_code_that_swallows_every_interruption_ends_the_process(capfd: pytest.CaptureFixture[str]) -> None:
+    codes: list[int] = []
+    limit = CallLimit(grace_s=0.2, end=codes.append)
+    tries = []
+
+    def stubborn() -> str:
+        while not codes:
+            try:
+                threading.Event().wait(0.1)
+            except BaseException as error:  # noqa: BLE001 - as foreign code does
+                tries.append(type(error))
+        return "done"
+
+    assert limit.call(stubborn, 0.1, "Hard-v0: step 3 of episode 2") == "done"
+    assert (codes[0], tries) == (FORCED, [CallTookTooLong])
+    assert "Hard-v0: step 3 of episode 2 has not returned for 0 s and cannot be interrupted" in capfd.readouterr().err
+    assert limit.call(lambda: 5, 0.1, "next") == 5
+
+
+def test_calls_of_other_threads_and_without_a_limit_take_any_time() -> None:
+    limit, results = CallLimit(), list[int]()
+    thread = threading.Thread(target=lambda: results.append(limit.call(lambda: 3, 1e-9, "x")))
+    thread.start()
+    thread.join()
+    assert (results, limit.call(lambda: 4, 0, "x"), limit._watcher) == ([3], 4, None)
+
+
 def test_what_was_learned_until_a_fault_is_retained(tmp_path: Path) -> None:
     gymnasium.register("Late-v0", Late)
     with pytest.raises(EnvironmentFault, match=r"step 4 of episode 8: the reward is inf.*after 80 steps is in"):
@@ -230,6 +322,15 @@ class Late(gymnasium.Env[Any, Any]):
         self.t += 1
         wrong = self.episode == 8 and self.t == 4
         return np.zeros(1, np.float32), float("inf") if wrong else 1.0, self.t == 11, False, {}
+
+
+class Stuck(Late):
+    """As `Late`, but where it is wrong it waits for ever."""
+
+    def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+        if self.episode == 8 and self.t == 3:
+            threading.Event().wait()
+        return super().step(action)
 
 
 def test_a_missing_library_is_named_with_its_install_command(monkeypatch: pytest.MonkeyPatch) -> None:
