@@ -127,8 +127,8 @@ class CheckedEnv(gymnasium.Wrapper[Any, Any, Any, Any]):
         """Take one step.
 
         Raises:
-            EnvironmentFault: the environment fails, does not return in time, or returns what is not of its spaces: a reward that is no
-                finite number, or an end that is neither true nor false.
+            EnvironmentFault: the environment fails, does not return in time, or its observation is not of its space. Or its reward is no
+                finite number, or an end is neither true nor false.
         """
         self.steps += 1
         result = self._call(lambda: self.env.step(action), "correct the environment's step")
