@@ -337,6 +337,8 @@ class Checkpoints:
                 acted = tuple(name for name in live.promoted if name != failing)
                 marked = (*(name for name in live.failed if name != failing), failing)
                 return self._point(Live(live.version, acted, marked, live.changed_s, live.by), announce)
+            if to in live.failed:
+                raise CheckpointRefused(str(to), "failed_before", "it was live and rolled back; it is not tried again")
             earlier = [name for name in reversed(live.promoted) if name != live.version and name not in live.failed]
             for candidate in [to] if to is not None else earlier:
                 try:

@@ -151,6 +151,13 @@ class Guard:
             self._suspected = CALM_BLOCKS
         return self.suspicious
 
+    def forget_rewards(self) -> None:
+        """Begin again with the rewards, because they mean something else now; what is known of harms stays."""
+        self.detectors["reward"], self.watches["reward"] = PairedDetector(-1), LevelWatch()
+        self._cleared = 0
+        if self._suspect == "reward":
+            self._suspected, self._since = 0, []
+
     def _is_raised(self, figure: str, value: float, units: int) -> bool:
         """Take one figure of a block; return whether it is above its past."""
         rate = self.rates.get(figure)

@@ -27,6 +27,7 @@ from runtime.inference.engine import Engine
 from runtime.models.client import ModelsClient
 from runtime.models.goal_client import GoalClient
 from runtime.models.messages import socket_path
+from runtime.process.emit import Emit
 from runtime.requests.labelling import Gallery
 from sensors.base import Sensor, TopicSensor
 from sensors.config import TextSettings
@@ -73,7 +74,7 @@ async def load_models(
     task_outputs = _task_outputs(
         context, publishing, utterances, perception.sensors, gallery.results, speech, deliberator
     )
-    task_updater = await _task_updater(context.state_dir, task_outputs)
+    task_updater = await _task_updater(context.state_dir, task_outputs, publishing.emit)
     learner_events = LearnerEvents(
         Outbox(context.state_dir / "learner" / "outbox"),
         emit,
@@ -95,11 +96,11 @@ def exploration_seed(agent: str, session: str) -> int:
     return zlib.crc32(f"{agent}/{session}".encode())
 
 
-async def _task_updater(state_dir: Path, outputs: TaskOutputs | None) -> TaskUpdater | None:
+async def _task_updater(state_dir: Path, outputs: TaskOutputs | None, emit: Emit) -> TaskUpdater | None:
     """Make what follows the tasks' live versions, and load these."""
     if outputs is None or not outputs.config.tasks:
         return None
-    updater = TaskUpdater(state_dir / "learner" / "tasks", outputs.runner)
+    updater = TaskUpdater(state_dir / "learner" / "tasks", outputs.runner, emit)
     await updater.sync()
     return updater
 

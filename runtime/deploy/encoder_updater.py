@@ -28,6 +28,7 @@ from runtime.deploy.pointer_follower import PointerFollower
 from runtime.inference.engine import UNTRAINED, Engine
 from runtime.inference.graph_compiler import CompilationFailed
 from runtime.process.emit import Emit
+from runtime.process.read_again import ReadAgain
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -77,9 +78,11 @@ class EncoderUpdater:
         used = {name: one for name, one in self.config.encoders.items() if name in self.engine.encoders}
         for encoder, reason in encoders_without_task(used, self.tasks).items():
             self.emit("encoder_without_task", {"encoder": encoder, "reason": reason})
+        again = ReadAgain("the versions of the encoders", self.emit)
         while self.tasks:
-            for encoder in self.tasks:
-                await self.sync(encoder)
+            with again.attempt():
+                for encoder in self.tasks:
+                    await self.sync(encoder)
             self._publish_swaps()
             await asyncio.sleep(POLL_S)
 

@@ -9,6 +9,7 @@ from typing import Any
 
 from learners.ipc.outbox import Outbox
 from runtime.process.emit import Emit
+from runtime.process.read_again import ReadAgain
 
 POLL_S = 2.0
 """The policy updater forwards sooner, unless it is loading a version."""
@@ -33,8 +34,10 @@ class LearnerEvents:
 
     async def run(self) -> None:
         """Forward until cancelled."""
+        again = ReadAgain("the events of the learner", self.emit)
         while True:
-            await self.forward()
+            with again.attempt():
+                await self.forward()
             await asyncio.sleep(POLL_S)
 
     async def forward(self) -> None:

@@ -34,5 +34,9 @@ class PointerFollower(Generic[Version]):
             version = await asyncio.to_thread(self.read)
             if version is None or version == self._seen:
                 return False
-            self._seen = version
-            return await self.activate(version)
+            seen, self._seen = self._seen, version
+            try:
+                return await self.activate(version)
+            except OSError:  # the disk refused, not the version
+                self._seen = seen
+                raise

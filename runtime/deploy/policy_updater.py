@@ -25,6 +25,7 @@ from runtime.deploy.learner_events import LearnerEvents
 from runtime.deploy.pointer_follower import NoVersionLeft, PointerFollower
 from runtime.inference.engine import UNTRAINED, Engine
 from runtime.process.emit import Emit
+from runtime.process.read_again import ReadAgain
 
 POLL_S = 0.5
 READ_S = 2.0
@@ -119,15 +120,16 @@ class PolicyUpdater:
     async def run(self) -> None:
         """Follow LIVE and the experiment until cancelled; files that have not changed are read every `READ_S`."""
         files: list[tuple[int, ...]] | None = None
-        read_s = 0.0
+        read_s, again = 0.0, ReadAgain("which version is live", self.emit)
         while True:
             before, files = files, await asyncio.to_thread(self._files)
             now_s = time.monotonic()
-            if files != before or self.experiments.decided.is_set() or now_s - read_s >= READ_S:
-                read_s = now_s
-                await self.sync()
-            else:
-                await self._proceed()
+            with again.attempt():
+                if files != before or self.experiments.decided.is_set() or now_s - read_s >= READ_S:
+                    read_s = now_s
+                    await self.sync()
+                else:
+                    await self._proceed()
             if self.experiments.decided.is_set():  # the disk refused; try again a little later
                 await asyncio.sleep(POLL_S)
                 continue
@@ -148,6 +150,7 @@ class PolicyUpdater:
         if live.version is None and self.engine.version in live.failed:
             await self.learner_events.forward()
             raise NoVersionLeft(self.engine.version)
+        self.experiments.forget_failed(live)  # another version than the live one was taken back
         await self.learner_events.forward()
         await self.experiments.take_proposal()
         await self._pointer.sync()

@@ -14,6 +14,8 @@ from pathlib import Path
 from learners.task_serving.versions import TaskVersion, TaskVersionStore
 from runtime.deploy.pointer_follower import PointerFollower
 from runtime.models.client import Runner
+from runtime.process.emit import Emit
+from runtime.process.read_again import ReadAgain
 
 POLL_S = 0.2
 
@@ -32,6 +34,7 @@ class TaskUpdater:
     folder: Path
     """`state_dir/learner/tasks`."""
     runner: Runner
+    emit: Emit
     _pointers: list[PointerFollower[LiveVersion]] = field(init=False)
 
     def __post_init__(self) -> None:
@@ -42,8 +45,10 @@ class TaskUpdater:
 
     async def run(self) -> None:
         """Follow until cancelled."""
+        again = ReadAgain("the versions of the tasks", self.emit)
         while True:
-            await self.sync()
+            with again.attempt():
+                await self.sync()
             await asyncio.sleep(POLL_S)
 
     async def sync(self) -> bool:

@@ -125,6 +125,7 @@ TABLE: dict[str, Row] = {
     "source_quarantined": ("bad", True, "Feedback of {source} is in quarantine: it contradicts the other sources."),
     "source_released": ("good", True, "An operator released {source}: its feedback trains again."),
     "sources_disagree": ("bad", True, "Two sources of rewards contradict each other: {source} and another one."),
+    "state_read_failed": ("bad", True, "The agent cannot read {what}: {reason}. It acts as before and tries again."),
     "state_write_failed": ("bad", True, "The state file {file} cannot be written: {reason}."),
     "storage_degraded": (
         "bad",

@@ -88,6 +88,7 @@ EVENTS: dict[str, str] = {
     "source_quarantined": "A source of rewards or labels was quarantined.",
     "source_released": "An operator released a source from quarantine.",
     "sources_disagree": "Two sources contradict each other and neither has more authority.",
+    "state_read_failed": "What the agent reads at intervals cannot be read now; it acts as before and tries again.",
     "state_write_failed": "A state file of the agent could not be written.",
     "storage_degraded": "A file cannot be written; `reason` names the path. The policy continues to act.",
     "storage_over_budget": "`state_dir` is larger than `storage.max_gb`, and the other files are never deleted.",

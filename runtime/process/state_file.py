@@ -62,7 +62,9 @@ class StateFile:
             self.restore(orjson.loads(self.path.read_bytes()))
         except FileNotFoundError:
             return False
-        except (orjson.JSONDecodeError, AttributeError, KeyError, TypeError, ValueError) as error:
+        except OSError as error:
+            raise StateUnreadable(f"{self.path.name} cannot be read: {error.strerror}") from error
+        except (orjson.JSONDecodeError, AttributeError, ArithmeticError, LookupError, TypeError, ValueError) as error:
             raise StateUnreadable(f"{self.path.name} is broken: {error}") from error
         return True
 

@@ -24,6 +24,7 @@ import orjson
 
 from learners.checkpoints.experiment_records import EXPERIMENTS_FILE, PROBATION_FILE
 from learners.checkpoints.store import Checkpoints, Live
+from learners.config.rewards import BY_MODEL
 from learners.experiment_statistics.experiment_test import ExperimentVerdict
 from learners.experiment_statistics.live_version_guard import GuardAlarm
 from learners.experiment_statistics.paired_outcomes import TickOutcome
@@ -38,7 +39,7 @@ from runtime.deploy.experiments.endings import ExperimentEndings
 from runtime.deploy.experiments.live_moves import LiveMoves
 from runtime.deploy.experiments.manual_promotion_watch import ALONE_S, RewardDropCheck
 from runtime.deploy.experiments.plan_from_settings import ExperimentRules
-from runtime.deploy.experiments.reward_lateness import RewardLateness
+from runtime.deploy.experiments.reward_lateness import DecisionsInWait, RewardLateness
 from runtime.deploy.experiments.running_plan import ExperimentPhase, pairs_allowed
 from runtime.deploy.experiments.state import NOT_TRUSTED, ExperimentState
 from runtime.deploy.experiments.trusted_version import TRUSTED_BY, trust_reason
@@ -50,6 +51,8 @@ from runtime.process.state_file import StateFile, StateUnreadable
 SAVE_EVERY_S = 5.0
 REQUESTED_SHARE = 0.5
 """Share of a version that a person made live, while it is compared with the trusted one."""
+OF_LABELS = "label:"
+"""Begins the names of sources of labels, which give no rewards."""
 LONG_HOLD_S = 60.0
 """After a hold of this length the live version acts, so that no challenger moves the other actuators for hours."""
 
@@ -76,6 +79,7 @@ class ExperimentController:
     state: ExperimentState = field(init=False)
     falls: RewardDropCheck = field(default_factory=RewardDropCheck)
     lateness: RewardLateness = field(default_factory=RewardLateness)
+    waiting: DecisionsInWait = field(default_factory=DecisionsInWait)
     acting: bool = False
     """The policy may act now, and moves an actuator without a person."""
     _now: TickVersion = field(default_factory=lambda: TickVersion(UNTRAINED))
@@ -84,7 +88,10 @@ class ExperimentController:
     _alarm: GuardAlarm | None = None
     _newest: str = ""
     """Decision of the tick before."""
-    _dones: set[str] = field(default_factory=set)
+    _excluded: frozenset[str] | None = None
+    """Sources of rewards that did not count at the decisions before."""
+    _ended: tuple[str, int] = ("", -1)
+    """Run and tick of the newest decision that ended an episode."""
     _tick: int = 0
     _held_s: float = 0.0
     """How long a person has held an actuator that the policy moves alone."""
@@ -127,7 +134,7 @@ class ExperimentController:
         self.state.live = live.version or UNTRAINED
         if not known:
             self._first_start(live)
-        self.state.forget_failed(live.failed)
+        self.forget_failed(live)
         if (
             self.state.phase is not None
             and self.state.phase.version_of(self.state.phase.acts_in_plain) != self.state.live
@@ -135,7 +142,7 @@ class ExperimentController:
             self.endings.cancel("the live version was changed while no agent ran")
         if self._crashed:
             self._after_crash()
-            self.state.forget_failed(self.checkpoints.live().failed)
+            self.forget_failed(self.checkpoints.live())
         self.moves.is_acting = True
         self.file.write()
 
@@ -264,12 +271,23 @@ class ExperimentController:
             if phase is not None and source not in self.quarantine.names:
                 phase.credit(decision, source, value)
         counted = failure and phase is not None and decision is not None and phase.failed(decision)
-        if done and phase is not None and (decision is None or decision not in self._dones):
+        if done and self._is_new_end(decision) and phase is not None:
             phase.episode_ended(failure=failure and not counted)
         if failure:
             self.state.harms.late(self._newest if decision is None else decision, "failure")
-        if done and decision is not None:
-            self._dones = {decision}
+
+    def _is_new_end(self, decision: str | None) -> bool:
+        """Return whether no end of this decision or of a later one was reported: another source may report an end much later."""
+        if decision is None:
+            return True
+        run, _, index = decision.rpartition("-")
+        if not index.isdecimal():
+            return True
+        end = (run, int(index))
+        if run == self._ended[0] and end <= self._ended:
+            return False
+        self._ended = end
+        return True
 
     def _note_lateness(self, source: str, decision: str) -> None:
         """Follow how late rewards arrive, so that pairs stay open for them."""
@@ -281,8 +299,9 @@ class ExperimentController:
     def settled(self, entries: list[LedgerEntry]) -> None:
         """Take settled decisions, oldest first: measure levels, close pairs, and let test and guard decide."""
         self.file.changed()
-        ended = self.state.levels.settled(entries, self.quarantine.names)
-        self._watch(entries, ended)
+        self._follow_sources()
+        complete = self.waiting.take(entries, self.rules.ticks_after_settling(self.state.late_s))
+        self._watch(complete, self.state.levels.settled(complete, self.quarantine.names))
         fell = self.falls.settled(entries, self.quarantine.names)
         phase = self.state.phase
         if phase is None or self.decided.is_set():
@@ -308,6 +327,24 @@ class ExperimentController:
             phase.test.verdict = ExperimentVerdict("cap", f"{found} in {phase.test.pairs} pairs, and a newer one waits")
         if phase.verdict is not None or self._alarm is not None:
             self.decided.set()
+
+    def _follow_sources(self) -> None:
+        """Begin again what used rewards of a source that counts no more, or did not count before: its pairs say something else."""
+        names = frozenset(name for name in self.quarantine.names if not name.startswith((OF_LABELS, BY_MODEL)))
+        before, self._excluded = self._excluded, names
+        if before in (None, names):
+            return
+        phase, alarm = self.state.phase, self._alarm
+        self.endings.cancel("other sources of rewards count now")
+        self.state.forget_rewards()
+        self._alarm = None if alarm is not None and alarm.figure == "reward" else alarm
+        plan = None if phase is None else phase.plan
+        if phase is not None and plan is not None and plan.challenger is not None:
+            if phase.acts_in_plain == "challenger":
+                self._begin(plan.champion, plan.challenger, None, REQUESTED_SHARE, requested=True)
+            else:
+                self.state.waiting = self.state.waiting or plan.challenger
+        self.file.changed(urgent=True)
 
     def _watch(self, entries: list[LedgerEntry], ended: list[tuple[str, float]]) -> None:
         """Give the units of the version that acts to the guard, and to the first proof while nothing is trusted."""
@@ -357,7 +394,7 @@ class ExperimentController:
                 self.emit("rollback_failed", {"version": self.state.live, "why": "disk", "reason": str(error)})
             self._unwritten = True
             return
-        self.state.forget_failed(self.checkpoints.live().failed)
+        self.forget_failed(self.checkpoints.live())
         self._unwritten = False
         self.decided.clear()
         self.file.changed(urgent=True)
@@ -381,14 +418,27 @@ class ExperimentController:
 
     def unloadable(self, version: str, reason: str) -> None:
         """Give up a version that cannot be loaded."""
+        anchor = self.state.trust.anchor
         self.endings.unloadable(version, reason)
+        self.endings.inherit_trust(anchor, self.checkpoints.live())
         self.file.changed(urgent=True)
+
+    def forget_failed(self, live: Live) -> None:
+        """Trust, try and return to no version that LIVE names as failed, by whomever it was taken back; end the experiment with it."""
+        anchor, plan = self.state.trust.anchor, None if self.state.phase is None else self.state.phase.plan
+        self.state.forget_failed(live.failed)
+        if plan is not None and not {plan.champion, plan.challenger, plan.anchor, plan.reference}.isdisjoint(
+            live.failed
+        ):
+            self.endings.cancel("a version in it was taken back")
+        self.endings.inherit_trust(anchor, live)
 
     def became_live(self, version: str, by: str | None) -> None:
         """Take note that LIVE names another version; `by` says who moved it."""
         before, self.state.live = self.state.live, version
-        failed = self.checkpoints.live().failed
-        self.state.forget_failed(failed)
+        live = self.checkpoints.live()
+        failed = live.failed
+        self.forget_failed(live)
         if self.state.waiting == version:
             self.state.waiting = None
         if by in ("experiment", "untrusted", "unguarded", "guard"):

@@ -19,6 +19,8 @@ from runtime.deploy.experiments.live_moves import LiveMoves
 from runtime.deploy.experiments.report import look_figures
 from runtime.deploy.experiments.running_plan import ExperimentPhase
 from runtime.deploy.experiments.state import ExperimentState
+from runtime.deploy.experiments.trusted_version import trust_reason
+from runtime.inference.engine import UNTRAINED
 from runtime.process.emit import Emit
 
 
@@ -144,6 +146,28 @@ class ExperimentEndings:
             figures = {"figure": alarm.figure, "pairs": alarm.pairs, "evidence": round(alarm.evidence, 1)}
             self.moves.publish_rollback(version, moved, {"by": "guard", "why": alarm.reason, **figures})
         self.cancel("the guard took the live version back")
+        self.state.renew_guard()
+
+    def inherit_trust(self, anchor: str | None, live: Live) -> None:
+        """Trust the live version after the anchor was lost: it was proved as good, or a person chose it and nothing is left to compare it with.
+
+        Else the next candidate would go live without an experiment.
+
+        Args:
+            anchor: the one before.
+            live: what LIVE says now.
+        """
+        trust, version = self.state.trust, self.state.live
+        if anchor in (None, trust.anchor) or version in (UNTRAINED, trust.anchor) or live.version != version:
+            return
+        reason = trust_reason(live.by)
+        if reason is None or (trust.anchor is not None and reason != "proof"):
+            return
+        before = trust.notes.get(version, "")
+        trust.choose(version, reason)
+        sentence = f"{anchor}, with which it was compared, is lost"
+        trust.note(version, f"live and trusted: {sentence}" + (f" ({before})" if before else ""))
+        self.emit("policy_trusted", {"version": version, "result": sentence})
         self.state.renew_guard()
 
     def cancel(self, reason: str) -> None:

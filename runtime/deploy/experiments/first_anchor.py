@@ -82,6 +82,11 @@ class FirstAnchor:
         found = self.versions.get(self.leader or "")
         self.led = 0 if found is None else found.count
 
+    def forget_rewards(self) -> None:
+        """Forget what each version earned and survived; the leader stays, and has to earn trust again."""
+        self.untrained, self.versions = Level(), OrderedDict()
+        self.rival, self.lost, self.led = None, 0, 0
+
     def lead(self, version: str) -> None:
         """Give the lead to a version."""
         level = self.versions.get(version)

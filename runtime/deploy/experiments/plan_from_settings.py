@@ -65,6 +65,10 @@ class ExperimentRules:
         unit_s = self.period_s * (max(1.0, levels.length) if plan.episodic else 1.0)
         return max(1, math.ceil(late_s / unit_s)) if late_s > 0 else 0
 
+    def ticks_after_settling(self, late_s: float) -> int:
+        """Return for how many ticks a settled decision waits for its rewards; `late_s`: how late they were lately."""
+        return math.ceil(max(0.0, late_s - self.settle_s) / self.period_s)
+
     def guard(self, levels: RewardLevels) -> Guard:
         """Return a new guard, with thresholds for pairs of this length."""
         design = block_design(self.gamma, action_lag_ticks=ACTION_LAG_TICKS)
@@ -79,6 +83,12 @@ class ExperimentRules:
         if level is None:
             return 0.0, 0.0
         return abs(level.mean - (base.mean if base is not None else 0.0)), level.deviation
+
+    def _earns_less(self, version: str, levels: RewardLevels) -> bool:
+        """Return whether a version earns less than the untrained policy: then nothing may be lost."""
+        episodic = self.episodic(levels)
+        level, base = levels.of(version, episodic=episodic), levels.of(UNTRAINED, episodic=episodic)
+        return level is not None and base is not None and level.mean < base.mean
 
     def plan(
         self,
@@ -121,7 +131,7 @@ class ExperimentRules:
             block_ticks=block,
             washout_ticks=washout,
             share=share,
-            delta=margin(gain, deviation),
+            delta=0.0 if self._earns_less(champion, levels) else margin(gain, deviation),
             alpha=alpha,
             cap_pairs=self.cap_pairs,
             seed=_seed(champion, challenger, number),

@@ -1,9 +1,15 @@
-"""Follow how late the rewards of each source arrive: a few that are much later than usual, as after an outage, keep no pair open for hours."""
+"""Follow how late the rewards of each source arrive, and hold decisions until theirs are there.
+
+A few rewards that are much later than usual, as after an outage, keep no pair open for hours.
+"""
 
 from __future__ import annotations
 
 from collections import OrderedDict, deque
+from collections.abc import Iterable
 from dataclasses import dataclass, field
+
+from learners.safeguards.reward_ledger import MOST, LedgerEntry
 
 MOST_LATE_S = 600.0
 """Longest wait for late rewards; what is later does not count."""
@@ -35,3 +41,16 @@ class RewardLateness:
         while len(self._recent_s) > SOURCES:
             del self._usual_s[self._recent_s.popitem(last=False)[0]]
         return max(before_s * DECAY, MARGIN * max(self._usual_s.values()))
+
+
+@dataclass(slots=True)
+class DecisionsInWait:
+    """Settled decisions that may still receive rewards; the ledger adds these. Without this wait, slow rewards would count as 0."""
+
+    _waiting: deque[LedgerEntry] = field(default_factory=deque)
+
+    def take(self, entries: Iterable[LedgerEntry], ticks: int) -> list[LedgerEntry]:
+        """Add decisions that were settled now; return those before the newest `ticks`, oldest first."""
+        self._waiting.extend(entries)
+        most = min(ticks, MOST)  # the ledger forgets older ones
+        return [self._waiting.popleft() for _ in range(len(self._waiting) - most)]

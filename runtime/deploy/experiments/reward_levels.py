@@ -105,6 +105,12 @@ class RewardLevels:
             self._begun, self.since_end, self._ticks, self._return = True, 0, 0, 0.0
         return ended
 
+    def forget_rewards(self) -> None:
+        """Forget what each version earned, and the return of the running episode."""
+        self.ticks.clear()
+        self.returns.clear()
+        self._begun = False
+
     def of(self, version: str | None, *, episodic: bool) -> Level | None:
         """Return the level of a version; None before its first unit."""
         return None if version is None else (self.returns if episodic else self.ticks).get(version)

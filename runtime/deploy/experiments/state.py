@@ -58,6 +58,13 @@ class ExperimentState:
         """Restart the watch, because another version is live, or it has another reference."""
         self.guard, self.block, self.harms = self.rules.guard(self.levels), RunningBlock(), RunningHarms()
 
+    def forget_rewards(self) -> None:
+        """Forget every level of rewards, because other sources count now; trust, harms and the leader stay."""
+        self.levels.forget_rewards()
+        self.proof.forget_rewards()
+        self.guard.forget_rewards()
+        self.block = RunningBlock()
+
     def measure_budget(self, champion: str) -> None:
         """Measure what the loss budget is counted in: gain and deviation of the champion, and the ticks of a unit."""
         self.budget.gain, self.budget.deviation = self.rules.gain(champion, self.levels)

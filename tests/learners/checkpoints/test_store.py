@@ -258,6 +258,8 @@ def test_promotion_and_rollback(folder: Checkpoints) -> None:
     assert (folder.live().version, folder.live().failed) == (two, (three,))
     with pytest.raises(CheckpointRefused, match="failed_before"):
         folder.promote(three)
+    with pytest.raises(CheckpointRefused, match="failed_before"):
+        folder.rollback(to=three)
     (folder.folder / one / "policy.safetensors").write_bytes(b"")
     with pytest.raises(CheckpointRefused, match="wrong_hash"):
         folder.rollback(to=one)

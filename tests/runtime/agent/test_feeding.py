@@ -121,7 +121,7 @@ async def test_an_answer_is_seen_at_the_next_tick_and_counts(tmp_path: Path) -> 
     language = TaskOutputs(
         config, link, Topics("a"), lambda *_: None, Utterances(), TaskRunner, fed={"intents": sensor}
     )  # type: ignore[arg-type]
-    assert await TaskUpdater(versions.folder.parent, language.runner).sync()
+    assert await TaskUpdater(versions.folder.parent, language.runner, lambda *_: None).sync()
     sensor.take({"move": 1.0}, 0.0)
     assert sensor.drops == {"not_running": 1}
     jobs = [

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import errno
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,11 +16,13 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from learning import SPEC
 from watching import KEY
 
+from fakes import eventually
 from learners.checkpoints.manifest import CheckpointRefused
 from learners.checkpoints.store import Checkpoints, Live
 from learners.ipc.outbox import Outbox
 from learners.model.spec import PolicySpec
 from learners.safeguards.source_consistency import Quarantine
+from runtime.deploy import policy_updater
 from runtime.deploy.experiments.controller import ExperimentController
 from runtime.deploy.experiments.plan_from_settings import ExperimentRules
 from runtime.deploy.learner_events import LearnerEvents
@@ -310,3 +314,52 @@ async def test_an_agent_ends_when_the_only_version_that_ever_acted_is_withdrawn_
     await again.updater.start()
     assert again.engine.version == "untrained"
     assert not await again.updater.sync()
+
+
+async def test_a_disk_that_cannot_be_read_for_a_moment_ends_no_agent(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two such ends counted as two crashes of the version that acted, which was taken back then."""
+    bench = Bench(tmp_path)
+    bench.promote(bench.versions[0])
+    await bench.updater.start()
+    await bench.updater.sync()
+    read, failing = Path.read_bytes, True
+
+    def broken(path: Path) -> bytes:
+        if failing and path.name in {"LIVE", "CHALLENGER"}:
+            raise OSError(errno.EMFILE, "Too many open files")
+        return read(path)
+
+    monkeypatch.setattr(Path, "read_bytes", broken)
+    monkeypatch.setattr(policy_updater, "POLL_S", 0.001)
+    monkeypatch.setattr(policy_updater, "READ_S", 0.0)
+    bench.events.clear()
+    running = asyncio.create_task(bench.updater.run())
+    await eventually(lambda: bench.kinds() == ["state_read_failed"], "the event")
+    failing = False
+    bench.promote(bench.versions[1])
+    await eventually(lambda: bench.engine.version == bench.versions[1], "the version that was promoted meanwhile")
+    running.cancel()
+    await asyncio.wait([running])
+    assert bench.event("state_read_failed")["what"] == "which version is live"
+
+
+async def test_a_version_that_the_disk_did_not_return_is_loaded_at_the_next_look(tmp_path: Path) -> None:
+    bench = Bench(tmp_path)
+    bench.promote(bench.versions[0])
+    await bench.updater.start()
+    load, failing = bench.engine.load, True
+
+    async def broken(version: str) -> None:
+        if failing:
+            raise OSError(errno.EIO, "Input/output error")
+        await load(version)
+
+    bench.engine.load = broken  # type: ignore[method-assign]
+    bench.promote(bench.versions[1])
+    with pytest.raises(OSError, match="Input/output"):
+        await bench.updater.sync()
+    failing = False
+    assert await bench.updater.sync()
+    assert bench.engine.version == bench.versions[1]

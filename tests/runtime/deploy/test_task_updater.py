@@ -30,7 +30,7 @@ class FakeRunner:
 
 async def test_each_move_of_a_live_pointer_reaches_the_runner_once(tmp_path: Path) -> None:
     runner = FakeRunner()
-    updater = TaskUpdater(tmp_path, runner)  # type: ignore[arg-type]
+    updater = TaskUpdater(tmp_path, runner, lambda *_: None)  # type: ignore[arg-type]
     assert not await updater.sync(), "no version yet"
     task = open_task("text-classification", tinymodels.bert(tmp_path / "model"), labels=("a", "b"))
     stores = {name: TaskVersionStore(tmp_path / name) for name in runner.tasks}

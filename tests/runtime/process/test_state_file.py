@@ -100,3 +100,15 @@ def test_a_slow_older_write_does_not_replace_a_newer_one(tmp_path: Path) -> None
     one.file.write()
     one.file._write(*older)
     assert orjson.loads((tmp_path / "state.json").read_bytes()) == {"count": 2}
+
+
+def test_a_file_that_cannot_be_read_or_has_impossible_numbers_is_unreadable(tmp_path: Path) -> None:
+    one = Counter(tmp_path / "state.json")
+    (tmp_path / "state.json").mkdir()
+    with pytest.raises(StateUnreadable, match=r"state.json cannot be read: Is a directory"):
+        one.file.load()
+    (tmp_path / "state.json").rmdir()
+    (tmp_path / "state.json").write_bytes(b'{"count": 1}')
+    one.file.restore = lambda body: body | {"count": int(body["count"] * float("inf"))}  # type: ignore[assignment,return-value]
+    with pytest.raises(StateUnreadable, match="infinity"):
+        one.file.load()

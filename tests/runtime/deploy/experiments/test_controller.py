@@ -497,3 +497,31 @@ def test_a_version_on_probation_of_an_earlier_program_is_trusted_and_the_one_bef
     (tmp_path / PROBATION_FILE).write_bytes(orjson.dumps({"good": good, "trial": {"version": newer, "before": good}}))
     again = reopened(stage, tmp_path)
     assert (again.state.trust.anchor, again.state.trust.previous) == (newer, good)
+
+
+@pytest.mark.parametrize("taken_back", ["equal", "good"])
+async def test_an_experiment_ends_at_once_where_one_of_its_versions_is_taken_back(
+    tmp_path: Path, taken_back: str
+) -> None:
+    """As a fleet withdraws them. A challenger went on acting in half of the blocks."""
+    stage = await trusted(tmp_path, 20)
+    stage.experiments.state.trust.pace = len(SHARES) - 1
+    stage.propose("equal")
+    await stage.run(60.0)
+    phase = stage.experiments.state.phase
+    assert phase is not None
+    assert phase.plan.challenger == stage.version["equal"]
+    stage.checkpoints.promote(stage.version["fair"], by="experiment")
+    await stage.run(1.0)
+    stage.experiments.state.waiting = stage.version["equal"]
+    await stage.run(20.0)
+    assert stage.experiments.state.phase is not None
+    assert stage.experiments.state.phase.plan.challenger == stage.version["equal"]
+    stage.checkpoints.rollback(failing=stage.version[taken_back], by="fleet")
+    await stage.run(0.3)
+    count = len(stage.acted)
+    await stage.run(60.0)
+    assert taken_back not in stage.acted[count:]
+    assert stage.event("experiment_ended")["reason"] == "a version in it was taken back"
+    assert stage.checkpoints.live().version == stage.version["fair"]
+    assert stage.experiments.state.trust.anchor == stage.version["fair" if taken_back == "good" else "good"]

@@ -467,3 +467,122 @@ async def test_a_reward_for_a_decision_before_the_restart_says_nothing_of_how_la
     assert one.experiments.state.late_s <= before_s
     one.experiments.credit("person", 1.0, "d-20", done=False)
     assert one.experiments.state.late_s > 300.0
+
+
+@pytest.mark.parametrize("lost", ["deleted", "taken back"])
+async def test_where_the_anchor_is_lost_the_version_that_was_as_good_is_trusted(tmp_path: Path, lost: str) -> None:
+    """Nothing was trusted then, and the next candidate went live without an experiment."""
+    one = PromotionWorld(tmp_path, levels(33, old=1.0, equal=1.0, bad=-9.0), rules=RULES)
+    await one.run(60.0)
+    one.trust("old")
+    await one.run(60.0)
+    one.versions.promote("equal", by="experiment")
+    one.experiments.became_live("equal", "experiment")
+    await one.run(200.0)
+    if lost == "deleted":
+        one.experiments.unloadable("old", "missing")
+    else:
+        one.versions.rollback(failing="old")
+        one.experiments.forget_failed(one.versions.live())
+    assert one.experiments.state.trust.anchor == "equal"
+    assert one.last("policy_trusted") == {"version": "equal", "result": "old, with which it was compared, is lost"}
+    await one.propose("bad")
+    await one.run(600.0)
+    assert one.live == "equal"
+    assert one.acted.count("bad") < 60
+
+
+async def test_a_version_that_a_person_made_live_does_not_inherit_trust_while_another_is_trusted(
+    tmp_path: Path,
+) -> None:
+    one = await two_trusted(tmp_path, levels(34, old=1.0, good=1.0, chosen=1.0))
+    one.trust("chosen")
+    await one.run(10.0)
+    one.experiments.unloadable("good", "missing")
+    assert (one.live, one.experiments.state.trust.anchor) == ("chosen", "old")
+    one.experiments.unloadable("old", "missing")
+    assert one.experiments.state.trust.anchor == "chosen"
+
+
+@pytest.mark.parametrize("late_ticks", [3, 20])
+async def test_from_nothing_rewards_that_arrive_late_count(tmp_path: Path, late_ticks: int) -> None:
+    """Each decision was taken for one without a reward, so no version was better, and the newest one acted for ever."""
+    draw, bad = noise(35), {"v4", "v5", "v6"}
+
+    def world(version: str, _tick: int) -> WorldTick:
+        level = {"untrained": 0.0}.get(version, -5.0 if version in bad else 3.0)
+        return WorldTick(level + 0.5 * draw(), late_ticks=late_ticks)
+
+    one = PromotionWorld(tmp_path, world, rules=RULES)
+    await one.run(100.0)
+    for number in range(1, 7):
+        await one.propose(f"v{number}")
+        await one.run(120.0)
+    assert one.live not in bad
+    assert one.experiments.state.proof.leader == one.live
+    assert one.experiments.state.proof.versions["v1"].mean == pytest.approx(3.0, abs=0.3)
+
+
+async def test_an_end_that_another_source_reports_an_episode_later_ends_no_other_episode(tmp_path: Path) -> None:
+    rules = ExperimentRules(period_s=1.0, gamma=0.9)
+    one = PromotionWorld(tmp_path, lambda _v, tick: WorldTick(1.0, TickOutcome(done=tick % 10 == 9)), rules=rules)
+    await one.run(200.0)
+    one.trust("old")
+    await one.run(200.0)
+    await one.propose("c")
+    await one.run(30.0)
+    phase = one.experiments.state.phase
+    assert phase is not None
+    before = phase.unit
+    for _ in range(200):
+        await one.tick()
+        if one.count % 10 == 5:
+            one.outcomes.credit("person", 0.0, f"d-{one.count - 16}", done=True)
+    assert phase.unit - before == 20
+
+
+@pytest.mark.parametrize("requested", [False, True])
+async def test_pairs_with_rewards_of_a_source_that_went_into_quarantine_prove_nothing(
+    tmp_path: Path, *, requested: bool
+) -> None:
+    one = await two_trusted(tmp_path, levels(36, old=1.0, good=1.0, c=1.0))
+    one.experiments.state.trust.pace = 2
+
+    def lie() -> None:
+        one.outcomes.credit("liar", 3.0 * (one.acted[-1] == "c"), f"d-{one.count}", done=False)
+
+    if requested:
+        one.trust("c")
+    else:
+        await one.propose("c")
+    while (phase := one.experiments.state.phase) is None or len(phase.differences) < 6:
+        await one.tick()
+        lie()
+    assert min(phase.differences) > 1.0
+    one.experiments.quarantine.keep("label:liar", {})
+    await one.run(5.0)
+    assert one.experiments.state.phase is phase, "a source of labels gives no rewards"
+    one.experiments.quarantine.keep("liar", {})
+    await one.run(5.0)
+    ended = one.last("experiment_ended")
+    assert (ended["outcome"], ended["reason"]) == ("cap", "other sources of rewards count now")
+    await one.run(200.0)
+    again = one.experiments.state.phase
+    assert again is not None
+    assert (again.plan.challenger, again.acts_in_plain) == ("c", "challenger" if requested else "champion")
+    assert again.number > phase.number
+    assert not again.differences or max(again.differences) < 3.0
+    assert one.experiments.state.guard.detectors["reward"].total < 20.0
+
+
+@pytest.mark.parametrize(("champion", "untrained", "positive"), [(-10.0, 0.0, False), (-5.0, -10.0, True)])
+async def test_a_champion_that_earns_less_than_the_untrained_policy_leaves_no_margin(
+    tmp_path: Path, champion: float, untrained: float, *, positive: bool
+) -> None:
+    one = PromotionWorld(tmp_path, levels(37, untrained=untrained, old=champion, c=champion), rules=RULES)
+    await one.run(200.0)
+    one.trust("old")
+    await one.run(200.0)
+    await one.propose("c")
+    await one.run(20.0)
+    assert (one.last("experiment_started")["delta"] > 0) is positive
