@@ -6,7 +6,8 @@ neighbours is long and no agent holds up the others. Lanes are merged as they ar
 unknown where the next block is in the other lane and came later. `learners/rl` draws no transition without a successor.
 
 An agent has at most its share of the newest rows (`agent_shares.py`); further ones wait, and the oldest beyond `MOST_WAITING` are passed
-over.
+over. Files that the server merged into larger ones are read by row groups. A list of files is taken under the lock of the agent; a file
+that is gone when it is read was merged since, and the files are listed again.
 
 Only rows with the group's spec and encoder versions are merged (`reference.json`). Rows of excluded agents are not.
 The Parquet files are the source: a broken store is set aside and merged again. Boots are those that the names of the files have, also
@@ -18,7 +19,8 @@ from __future__ import annotations
 import logging
 import time
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import MappingProxyType
@@ -31,11 +33,12 @@ import pyarrow.parquet as pq
 from learners.config.learner import ExperienceSettings
 from learners.experience.recovery import damaged
 from learners.experience.transition import Transition
-from learners.files import private_folder
+from learners.files import locked, private_folder
 from learners.fleet_data.agent_shares import WINDOW, AgentShares
 from learners.fleet_data.agent_trust import AgentTrust
 from learners.fleet_data.merged_database import MergedDatabase, session_name
-from learners.fleet_data.parquet_log import FleetReference, file_header, read_positions
+from learners.fleet_data.parquet_log import FleetReference, read_positions
+from learners.fleet_data.row_files import RowFile, agent_files, header_of, is_broken, last_row_of
 from learners.fleet_data.segment import LANES, ROW_LIMITS, Lane, RowLimits, SegmentRefused, transition_of
 
 _LOG = logging.getLogger(__name__)
@@ -54,12 +57,12 @@ LEAST_TURN = 128
 MOST_WAITING = 262_144
 """Rows of a boot that wait for room; older ones are passed over, so that an agent that sends too much does not train on its past alone."""
 OVER_SHARE = "it has its share of the newest rows; further ones wait for those of the other agents"
-FIRST_DIGITS = 12
-"""Of the number of the first row in the name of a file."""
+LISTINGS = 3
+"""Times that the files of an agent are listed where one was merged into a larger one while they were read."""
 _ALL = 1 << 62
 """Above each row number: every row of a boot that the positions forgot is on disk."""
-Files = Mapping[tuple[str, str], list[tuple[int, Path]]]
-"""By boot and lane, the first row and the path of each file, in order."""
+Files = Mapping[tuple[str, str], list[RowFile]]
+"""By boot and lane, the files in the order of their rows."""
 
 
 @dataclass(slots=True)
@@ -70,8 +73,8 @@ class _Lane:
     """The last row that is merged or passed."""
     stored: int
     """The last row that is on disk."""
-    files: list[tuple[int, Path]] = field(default_factory=list)
-    """First row and path of each file with further rows."""
+    files: list[RowFile] = field(default_factory=list)
+    """Those with further rows."""
 
 
 class ExperienceMerger:
@@ -143,7 +146,7 @@ class ExperienceMerger:
         present = self._present(agents)
         for agent in agents:
             try:
-                came, is_held_back = self._merge_agent(agent, reference, self.shares.room(agent, present))
+                came, is_held_back = self._merge_newest(agent, reference, self.shares.room(agent, present))
                 merged += came
                 self.waiting.pop(agent, None)
                 if is_held_back:
@@ -226,6 +229,17 @@ class ExperienceMerger:
         except FileNotFoundError:
             return None
 
+    def _merge_newest(self, agent: str, reference: FleetReference, room: int) -> tuple[int, bool]:
+        """Merge rows of an agent; list its files again where one was merged into a larger one in the meantime.
+
+        Raises:
+            OSError: a file cannot be read now.
+        """
+        for _ in range(LISTINGS - 1):
+            with suppress(FileNotFoundError):
+                return self._merge_agent(agent, reference, room)
+        return self._merge_agent(agent, reference, room)
+
     def _merge_agent(self, agent: str, reference: FleetReference, room: int) -> tuple[int, bool]:
         """Merge at most `RUN_ROWS` rows of an agent and at most `room`; return how many, and whether some wait for room."""
         path = self.group / "agents" / agent / "position.json"
@@ -302,14 +316,11 @@ class ExperienceMerger:
 
     def _files(self, agent: str) -> Files:
         """Return the files of an agent."""
-        rows = self.group / "rows"
-        found: dict[tuple[str, str], list[tuple[int, Path]]] = defaultdict(list)
-        for day in sorted(rows.glob("day=*")) if rows.is_dir() else []:
-            for path in (day / f"agent={agent}").glob("*-*-*.parquet"):
-                boot, lane, first = path.stem.rsplit("-", 2)
-                if lane in LANES and first.isdecimal() and len(first) == FIRST_DIGITS:
-                    found[boot, lane].append((int(first), path))
-        return {name: sorted(each) for name, each in found.items()}
+        found: dict[tuple[str, str], list[RowFile]] = defaultdict(list)
+        with locked(self.group / "agents" / agent):
+            for each in agent_files(self.group, agent):
+                found[each.boot, each.lane].append(each)
+        return {name: sorted(each, key=lambda file: file.first) for name, each in found.items()}
 
     def _rows(
         self, lanes: dict[Lane, _Lane], reference: FleetReference
@@ -322,11 +333,11 @@ class ExperienceMerger:
         is_whole = True
         for lane, wanted in lanes.items():
             count = 0
-            for _, path in wanted.files:
+            for rows in self._groups(wanted, reference):
                 if count > RUN_ROWS:
                     is_whole = False
                     break
-                for fields in self._read(path, reference):
+                for fields in rows:
                     row = fields["row"]
                     if wanted.read < row <= wanted.stored:
                         found.append((row, lane, self._transition(fields, reference)))
@@ -344,28 +355,45 @@ class ExperienceMerger:
         counts = Counter(lane for _, lane, _ in found)
         return [lane for lane in lanes if counts[lane] > RUN_ROWS]
 
-    def _read(self, path: Path, reference: FleetReference) -> list[dict[str, Any]]:
-        """Return the rows of a file; none where it is gone or broken, or is of another spec.
+    def _groups(self, wanted: _Lane, reference: FleetReference) -> Iterator[list[dict[str, Any]]]:
+        """Return the rows of a lane's files by row group; nothing of one that is broken or of another spec.
 
         Raises:
-            OSError, MemoryError: it cannot be read now.
+            OSError, MemoryError: a file cannot be read now, or is gone and has to be listed again.
         """
-        try:
-            table = pq.ParquetFile(pa.BufferReader(path.read_bytes())).read()
-        except MemoryError:
-            raise
-        except (pa.ArrowException, OSError, ValueError) as error:
-            is_passing = isinstance(error, OSError) and error.errno is not None  # a broken Parquet file has no number
-            if is_passing and not isinstance(error, FileNotFoundError):
-                raise
-            self.counts["unreadable_files"] += 1
-            return []
-        header = file_header(table)
+        for each in wanted.files:
+            try:
+                with each.path.open("rb") as file:
+                    yield from self._groups_of(pq.ParquetFile(file), wanted.read, reference)
+            except (pa.ArrowException, OSError, ValueError) as error:
+                self._require_broken(error)
+
+    def _groups_of(self, parquet: Any, read: int, reference: FleetReference) -> Iterator[list[dict[str, Any]]]:
+        """Return the rows of a file's row groups behind a row; a group that is broken is counted."""
+        header = header_of(parquet.metadata.metadata)
         if header is not None and header.spec != reference.spec:
-            self.counts["other"] += table.num_rows
-            return []
-        rows: list[dict[str, Any]] = table.to_pylist()
-        return rows
+            self.counts["other"] += parquet.metadata.num_rows
+            return
+        for number in range(parquet.num_row_groups):
+            with suppress(ValueError):  # no statistics, such as of a file that another program wrote
+                if last_row_of(parquet.metadata, number) <= read:
+                    continue
+            try:
+                rows: list[dict[str, Any]] = parquet.read_row_group(number).to_pylist()
+            except (pa.ArrowException, OSError, ValueError) as error:
+                self._require_broken(error)
+                continue
+            yield rows
+
+    def _require_broken(self, error: Exception) -> None:
+        """Count a broken file; raise an error that may pass.
+
+        Raises:
+            OSError, MemoryError: the file cannot be read now.
+        """
+        if isinstance(error, MemoryError) or not is_broken(error):
+            raise error
+        self.counts["unreadable_files"] += 1
 
     def _transition(self, fields: dict[str, Any], reference: FleetReference) -> Transition | None:
         try:
@@ -392,12 +420,14 @@ class ExperienceMerger:
         self.counts["set_aside"] += 1
 
 
-def _unread(files: list[tuple[int, Path]], wanted: _Lane) -> list[tuple[int, Path]]:
+def _unread(files: list[RowFile], wanted: _Lane) -> list[RowFile]:
     """Return the files of a lane that may have further rows."""
-    later = [*[first for first, _ in files[1:]], *([_ALL] if files else [])]
+    later = [*[each.first for each in files[1:]], *([_ALL] if files else [])]
     return [
-        each for each, following in zip(files, later, strict=True) if following > wanted.read + 1 and each[0] <= wanted.stored
-    ]  # fmt: skip
+        each
+        for each, following in zip(files, later, strict=True)
+        if following > wanted.read + 1 and each.first <= wanted.stored
+    ]
 
 
 def _of_group(agent: str, transition: Transition) -> Transition:

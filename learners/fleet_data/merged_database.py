@@ -10,8 +10,10 @@ days nor one that calls all of its rows demonstrations displaces what the others
 
 from __future__ import annotations
 
+import sqlite3
 from collections import Counter, defaultdict
 from collections.abc import Collection
+from contextlib import closing
 from itertools import groupby
 from pathlib import Path
 
@@ -162,6 +164,22 @@ class MergedDatabase(Database):
         """Take the rows of an excluded agent again, from its first one on disk. Call it inside a transaction."""
         self._db.execute("DELETE FROM excluded_agents WHERE agent = ?", (agent,))
         self._db.execute("DELETE FROM merged_lanes WHERE agent = ?", (agent,))
+
+
+def merged_positions(folder: Path) -> dict[tuple[str, str, str], int]:
+    """Return what a merged store has of each agent, boot and lane, from another process; nothing where there is no store.
+
+    Raises:
+        sqlite3.Error: it cannot be read now, or is broken.
+    """
+    path = folder / "experience.db"
+    if not path.exists():
+        return {}
+    with closing(sqlite3.connect(f"file:{path}?mode=ro", uri=True, timeout=5.0)) as db:
+        if not db.execute("SELECT 1 FROM sqlite_master WHERE name = 'merged_lanes'").fetchone():
+            return {}
+        found = db.execute("SELECT agent, boot, lane, row FROM merged_lanes").fetchall()
+    return {(agent, boot, lane): row for agent, boot, lane, row in found}
 
 
 def agent_of(session: str) -> str:

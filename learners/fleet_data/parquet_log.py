@@ -9,7 +9,8 @@ Layout, readable as a hive-partitioned data set:
 
 Each file is on disk before the position is, and the position before the acknowledgement. A file that a killed process left
 without a position has the name that the repeated segment gets, which replaces it. Several processes may write one group: a lock
-for each agent orders them. The ingest uses it. Knows no MQTT.
+for each agent orders them. The server merges small files into larger ones and deletes old ones (`storage/`). The ingest uses it.
+Knows no MQTT.
 """
 
 from __future__ import annotations
@@ -23,16 +24,16 @@ from typing import Any, Literal
 
 import orjson
 import pyarrow.parquet as pq
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict
 
 from learners.files import locked, new_file, private_folder, sync_directory, write_atomically
 from learners.fleet_data.policy_manifest import version_numbers
+from learners.fleet_data.row_files import KEY, file_name
 from learners.fleet_data.segment import Segment, SegmentHeader
+from learners.fleet_data.stored_bytes import StoredBytes
 
 MAX_BOOTS = 8
 """Boots of an agent that are remembered; the oldest one is forgotten."""
-_KEY = b"reflexd"
-"""Of the metadata of a file: the header of its segment."""
 Outcome = Literal["stored", "apart", "duplicate", "gap", "overlap"]
 
 
@@ -67,13 +68,25 @@ class ParquetLog:
         group: its name.
         min_daemon: the oldest version of reflexd with rows that train, as `0.1.0`.
         min_free_bytes: of the disk; nothing more is stored below it, and devices repeat their rows.
+        max_bytes: of all rows; nothing more is stored above it, and devices repeat their rows.
+        agent_bytes: the same of one agent.
 
     Raises:
         OSError: the folder cannot be created.
     """
 
-    def __init__(self, folder: Path, group: str, *, min_daemon: str = "0", min_free_bytes: float = 0) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        group: str,
+        *,
+        min_daemon: str = "0",
+        min_free_bytes: float = 0,
+        max_bytes: float = float("inf"),
+        agent_bytes: float = float("inf"),
+    ) -> None:
         self.folder = folder / group
+        self.stored = StoredBytes(self.folder, most=max_bytes, most_of_agent=agent_bytes)
         self.min_daemon, self.min_free_bytes = min_daemon, min_free_bytes
         _durable_folder(self.folder / "agents")
 
@@ -91,17 +104,19 @@ class ParquetLog:
             if (known := _known(header, positions)) is not None:
                 return known
             self._require_space()
+            self.stored.require_room(header.agent)
             reason, table, size = self._difference(header), segment.table, 0
             if table.num_rows:
                 parts, place = ("apart", "rows"), Path(f"day={segment.day}") / f"agent={header.agent}"
                 part, other = parts if reason else parts[::-1]
                 size = _write(self.folder / part / place, header, table)
                 # of a process that was killed before the position, when the group had another reference
-                (self.folder / other / place / _file_name(header)).unlink(missing_ok=True)
+                (self.folder / other / place / file_name(header)).unlink(missing_ok=True)
             own = positions.pop(header.boot, {})
             positions[header.boot] = {**own, header.lane: header.last}
             newest = dict(list(positions.items())[-MAX_BOOTS:])
             write_atomically(agent / "position.json", orjson.dumps(newest), mode=0o600)
+        self.stored.add(header.agent, size)
         return StoredSegment("apart" if reason else "stored", header.last, table.num_rows, size, reason)
 
     def known(self, header: SegmentHeader) -> StoredSegment | None:
@@ -171,14 +186,10 @@ def _known(header: SegmentHeader, positions: dict[str, dict[str, int]]) -> Store
 
 def _write(folder: Path, header: SegmentHeader, table: Any) -> int:
     _durable_folder(folder)
-    path = folder / _file_name(header)
+    path = folder / file_name(header)
     with new_file(path, mode=0o600) as draft:
-        pq.write_table(table.replace_schema_metadata({_KEY: header.model_dump_json()}), draft, compression="zstd")
+        pq.write_table(table.replace_schema_metadata({KEY: header.model_dump_json()}), draft, compression="zstd")
     return path.stat().st_size
-
-
-def _file_name(header: SegmentHeader) -> str:
-    return f"{header.boot}-{header.lane}-{header.first:012d}.parquet"
 
 
 def _durable_folder(path: Path) -> None:
@@ -191,14 +202,6 @@ def _durable_folder(path: Path) -> None:
     private_folder(path)
     for each in missing:
         sync_directory(each.parent)
-
-
-def file_header(table: Any) -> SegmentHeader | None:
-    """Return the header of the segment that a file's table was; None for a file of before 0.1.0, which has none."""
-    try:
-        return SegmentHeader.model_validate_json((table.schema.metadata or {})[_KEY])
-    except (KeyError, ValidationError):
-        return None
 
 
 def read_positions(path: Path) -> dict[str, dict[str, int]]:

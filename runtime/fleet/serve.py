@@ -13,6 +13,7 @@ import asyncio
 import json
 import os
 import signal
+import sqlite3
 import sys
 import time
 from collections.abc import Awaitable, Callable
@@ -24,6 +25,7 @@ import structlog
 from learners.files import BusyError, exclusive_lock, private_folder
 from learners.fleet_data.parquet_log import ParquetLog
 from learners.fleet_data.row_limits import MAX_REASON
+from learners.fleet_data.storage.keeper import StorageKeeper
 from runtime.fleet.ingest import Ingest
 from runtime.fleet.server_settings import FleetServerSettings
 from runtime.fleet.topics import FleetTopics
@@ -39,6 +41,8 @@ log = structlog.get_logger(__name__)
 BROKER_S = 10.0
 STOP_S = 5.0
 RETRY_S = (0.5, 30.0)
+STORAGE_S = 300.0
+"""Between two passes over the files of rows."""
 STEADY_S = 60.0
 """A run that lasted so long ends the back-off."""
 
@@ -97,6 +101,8 @@ def build_ingest(settings: FleetServerSettings, name: str) -> Ingest:
         settings.group,
         min_daemon=settings.min_daemon,
         min_free_bytes=settings.storage.min_free_gb * 1e9,
+        max_bytes=settings.storage.limits().max_bytes,
+        agent_bytes=settings.storage.limits().agent_bytes,
     )
     return Ingest(
         name,
@@ -171,6 +177,7 @@ async def serve(settings: FleetServerSettings) -> int:
                 asyncio.get_running_loop().add_signal_handler(number, ending.set)
             actors = [*start_ingests(ray, settings), *start_learner(ray, settings)]
             runs = [asyncio.create_task(keep_running(_run(actor)), name=f"actor {i}") for i, actor in enumerate(actors)]
+            runs.append(asyncio.create_task(keep_storage(settings, ending.is_set), name="storage"))
             log.info(
                 "fleet.serving",
                 group=settings.group,
@@ -211,6 +218,28 @@ async def keep_running(run: Callable[[], Awaitable[None]], pauses_s: tuple[float
         log.error("fleet.actor_failed", reason=reason, retry_s=pause_s)
         await asyncio.sleep(pause_s)
         pause_s = min(2 * pause_s, pauses_s[1])
+
+
+async def keep_storage(
+    settings: FleetServerSettings, is_stopping: Callable[[], bool] = lambda: False, pause_s: float = STORAGE_S
+) -> None:
+    """Merge small files of rows and delete the oldest, every few minutes until cancelled.
+
+    Args:
+        settings: of the server.
+        is_stopping: ends a pass early.
+        pause_s: between two passes.
+    """
+    keeper = StorageKeeper(settings.data / settings.group, settings.storage.limits(), is_stopping)
+    while True:
+        try:
+            done = await asyncio.to_thread(keeper.run)
+        except (OSError, ValueError, sqlite3.Error) as error:
+            log.warning("fleet.storage_failed", reason=str(error)[:MAX_REASON], retry_s=pause_s)
+        else:
+            if done:
+                log.info("fleet.storage", **done)
+        await asyncio.sleep(pause_s)
 
 
 def _run(actor: Any) -> Callable[[], Awaitable[None]]:

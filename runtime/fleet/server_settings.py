@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import re
 from pathlib import Path
@@ -13,6 +14,7 @@ from pydantic import Field, ValidationError, model_validator
 from learners.config.learner import ExperienceSettings, LearnerSettings, PromotionSettings
 from learners.files import read_plain_file
 from learners.fleet_data.segment import MAX_REWARD
+from learners.fleet_data.storage.retention import StorageLimits
 from runtime.config.field_types import GivenPath
 from runtime.config.mqtt_settings import MqttSettings
 from runtime.config.yaml_core import CoreLoader
@@ -37,6 +39,25 @@ class FleetStorageSettings(Settings):
     min_free_gb: float = Field(
         1.0, ge=0, description="free space of the disk, in GB, below which no rows are stored; devices keep theirs"
     )
+    max_gb: float | None = Field(
+        None, gt=0, description="most rows of the group, in GB; the oldest that the learner has merged are deleted"
+    )
+    max_age_days: float | None = Field(
+        None, gt=0, le=36_500, description="age at which rows that the learner has merged are deleted"
+    )
+    agent_gb: float | None = Field(None, gt=0, description="most rows of one agent, in GB, as `max_gb`")
+    delete_unmerged: bool = Field(
+        False, description="delete also rows that no learner has merged, such as those of a server that only stores"
+    )
+
+    def limits(self) -> StorageLimits:
+        """Return the limits in bytes and days."""
+        return StorageLimits(
+            max_bytes=_bytes(self.max_gb),
+            agent_bytes=_bytes(self.agent_gb),
+            max_age_days=math.inf if self.max_age_days is None else self.max_age_days,
+            delete_unmerged=self.delete_unmerged,
+        )
 
 
 class WaveSettings(Settings):
@@ -108,6 +129,10 @@ def load_fleet(path: Path) -> FleetServerSettings:
     if not settings.data.is_absolute():
         settings = settings.model_copy(update={"data": path.absolute().parent / settings.data})
     return settings
+
+
+def _bytes(gb: float | None) -> float:
+    return math.inf if gb is None else gb * 1e9
 
 
 def _filled(value: Any) -> Any:

@@ -195,15 +195,15 @@ def test_an_agent_that_cannot_be_read_now_waits_and_the_others_go_on(
         send(log, ticks(20, 40), agent=agent, first=21)
     merger = ExperienceMerger(tmp_path / "arms", tmp_path / "store")
     position = tmp_path / "arms" / "agents" / "arm-1" / "position.json"
-    content, read = position.read_bytes(), Path.read_bytes
+    content, opened = position.read_bytes(), Path.open
 
-    def refused(path: Path) -> bytes:
+    def refused(path: Path, mode: str) -> object:
         if path.parent.name == "agent=arm-1" and "000000000021" in path.name:
             raise OSError(errno.EMFILE, "Too many open files")
-        return read(path)
+        return opened(path, mode)
 
     if kind == "read":
-        monkeypatch.setattr(Path, "read_bytes", refused)
+        monkeypatch.setattr(Path, "open", refused)
     else:
         position.write_bytes(b"")
     assert [merger.merge(), merger.merge()] == [40, 0]
