@@ -14,7 +14,7 @@ FLOW = (
     "learners/rl", "learners/tasks", "learners/tasks/layers", "learners/tasks/inputs", "learners/tasks/generation", "learners/tasks/augmentation", "learners/finetune", "learners/finetune/labelled_files", "learners/finetune/error_analysis", "learners/finetune/few_labels", "learners/speech", "learners/goal_models", "learners/continual", "learners/task_serving", "learners/reencoding",
     "learners/checkpoints", "learners/promotion", "learners/promotion/ope", "learners/experiment_statistics", "learners/safeguards",
     "learners/ipc",
-    "learners/worker", "learners/gym", "learners/export", "learners/fleet_data", "learners/fleet_data/storage", "runtime", "runtime/process", "runtime/config",
+    "learners/worker", "learners/gym", "learners/export", "learners/fleet_data", "learners/fleet_data/storage", "learners/fleet_data/trust", "runtime", "runtime/process", "runtime/config",
     "runtime/backup", "runtime/mqtt", "runtime/gate", "runtime/gate/stop", "runtime/supervisor", "runtime/control", "runtime/inference",
     "runtime/inference/numpy_policy", "runtime/feedback", "runtime/drift", "runtime/deliberation", "runtime/models", "runtime/fleet", "runtime/fleet/stop",
     "runtime/deploy", "runtime/deploy/experiments", "runtime/recording", "runtime/monitoring", "runtime/requests", "runtime/agent",

@@ -5,7 +5,7 @@ agent in their order, under sessions that name the agent. An agent's turn ends a
 neighbours is long and no agent holds up the others. Lanes are merged as they are on disk: the successor of a block's last row is
 unknown where the next block is in the other lane and came later. `learners/rl` draws no transition without a successor.
 
-An agent has at most its share of the newest rows (`agent_shares.py`); further ones wait, and the oldest beyond `MOST_WAITING` are passed
+An agent has at most its share of the newest rows (`trust/agent_shares.py`); further ones wait, and the oldest beyond `MOST_WAITING` are passed
 over. Files that the server merged into larger ones are read by row groups. A list of files is taken under the lock of the agent; a file
 that is gone when it is read was merged since, and the files are listed again.
 
@@ -34,12 +34,12 @@ from learners.config.learner import ExperienceSettings
 from learners.experience.recovery import damaged
 from learners.experience.transition import Transition
 from learners.files import locked, private_folder
-from learners.fleet_data.agent_shares import WINDOW, AgentShares
-from learners.fleet_data.agent_trust import AgentTrust
 from learners.fleet_data.merged_database import MergedDatabase, session_name
 from learners.fleet_data.parquet_log import FleetReference, read_positions
 from learners.fleet_data.row_files import RowFile, agent_files, header_of, is_broken, last_row_of
 from learners.fleet_data.segment import LANES, ROW_LIMITS, Lane, RowLimits, SegmentRefused, transition_of
+from learners.fleet_data.trust.agent_shares import WINDOW, AgentShares
+from learners.fleet_data.trust.agent_trust import AgentTrust
 
 _LOG = logging.getLogger(__name__)
 

@@ -19,8 +19,8 @@ from pathlib import Path
 
 from learners.experience.database import BLOCK, Database
 from learners.experience.transition import Transition
-from learners.fleet_data.agent_shares import FAIR
 from learners.fleet_data.segment import LANES, Lane
+from learners.fleet_data.trust.agent_shares import FAIR
 
 _TABLES = """
 CREATE TABLE IF NOT EXISTS merged_lanes(

@@ -29,6 +29,7 @@ from learners.checkpoints.store import Checkpoints
 from learners.checkpoints.trusted_keys import TrustedKeys, signer
 from learners.files import locked, private_folder, write_atomically
 from learners.fleet_data.policy_manifest import FleetPolicy, Stage, pack_blob, sign
+from learners.fleet_data.retained_blobs import RetainedBlob, RetainedBlobs
 from learners.ipc.policy_spec import spec_of_version
 from runtime.fleet.server_settings import FleetServerSettings
 from runtime.fleet.topics import BLOB_PART_BYTES, FleetTopics
@@ -246,12 +247,17 @@ class PolicyPublisher:
                 await link.up()
             await asyncio.to_thread(before)
             policy, blob = await asyncio.to_thread(self._prepare, share, wave)
+            parts, blobs = -(-len(blob) // BLOB_PART_BYTES), RetainedBlobs(self.folder, self.clock)
+            await asyncio.to_thread(blobs.begin, policy.sha256, parts, policy.counter)
             for number, start in enumerate(range(0, len(blob), BLOB_PART_BYTES)):
                 part = blob[start : start + BLOB_PART_BYTES]
                 await link.publish(topics.blob(policy.sha256, number), part, retain=True, timeout_s=PART_S)
             message = sign(policy, load_key(self.settings.data))
             await link.publish(topics.policy, message, retain=True, timeout_s=PART_S)
             self._pending.unlink(missing_ok=True)
+            earlier = await asyncio.to_thread(blobs.finish, policy.sha256, parts, policy.counter)
+            with suppress(MqttLost, TimeoutError):  # the version is published; the next publication clears the rest
+                await self._clear(link, earlier, blobs)
             if wave == "manual" and share == 1 and policy.version not in policy.withdrawn:
                 self.note_by_hand(policy.version)
         except TimeoutError:
@@ -261,6 +267,19 @@ class PolicyPublisher:
             running.cancel()
             await asyncio.wait([running])
         return policy
+
+    async def _clear(self, link: Connection, earlier: list[RetainedBlob], blobs: RetainedBlobs) -> None:
+        """Clear the retained parts of blobs that no manifest names any more.
+
+        Raises:
+            MqttLost: the broker does not answer, or refuses it.
+            OSError: the disk refuses.
+        """
+        topics = FleetTopics(self.settings.group)
+        for each in earlier:
+            for number in range(each.parts):
+                await link.publish(topics.blob(each.sha256, number), b"", retain=True, timeout_s=PART_S)
+            await asyncio.to_thread(blobs.forget, each)
 
     def _prepare(self, share: float, wave: Stage | Literal["manual"]) -> tuple[FleetPolicy, bytes]:
         checkpoints = self._checkpoints()

@@ -234,7 +234,7 @@ class PolicyReceiver:
     def _part(self, message: Message) -> None:
         policy = self._collecting
         digest, _, text = message.topic.rpartition("/blob/")[2].partition("/")
-        if policy is None or digest != policy.sha256 or len(message.payload) > BLOB_PART_BYTES:
+        if policy is None or digest != policy.sha256 or not 0 < len(message.payload) <= BLOB_PART_BYTES:
             return
         number = _part_number(text)
         if number is None or number >= _count_of_parts(policy):

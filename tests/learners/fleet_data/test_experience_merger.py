@@ -18,10 +18,10 @@ from fleet_world import BEGUN_S, fill, queue, ticks
 
 from learners.experience.reader import Reader, Row
 from learners.experience.transition import Transition
-from learners.fleet_data.agent_trust import AgentTrust
 from learners.fleet_data.experience_merger import ABSENT_S, OVER_SHARE, RUN_ROWS, ExperienceMerger
 from learners.fleet_data.parquet_log import MAX_BOOTS, FleetReference, ParquetLog
 from learners.fleet_data.segment import SegmentHeader, SentRow, pack, unpack
+from learners.fleet_data.trust.agent_trust import AgentTrust
 from learners.fleet_data.uplink_queue import UplinkIdentity
 
 ROOT = Path(__file__).resolve().parents[3]

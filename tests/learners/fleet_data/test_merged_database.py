@@ -11,8 +11,8 @@ import pytest
 from fleet_world import ticks
 
 from learners.experience.transition import Transition
-from learners.fleet_data.agent_shares import FAIR
 from learners.fleet_data.merged_database import MergedDatabase, agent_of, session_name
+from learners.fleet_data.trust.agent_shares import FAIR
 
 MAX_BYTES = 1_500_000
 HONEST = ("arm-1", "arm-2", "arm-3")

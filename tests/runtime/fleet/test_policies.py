@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Literal
+from unittest.mock import AsyncMock, Mock
 
 import learning
 import orjson
@@ -20,6 +22,7 @@ from learners.checkpoints.signing import public_pem
 from learners.checkpoints.store import Checkpoints
 from learners.checkpoints.trusted_keys import read_public
 from learners.fleet_data.received_policies import received, withdrawn
+from learners.fleet_data.retained_blobs import UNFINISHED_S
 from learners.fleet_data.uplink_queue import UplinkIdentity
 from learners.ipc.outbox import Outbox
 from runtime.cli.main import main
@@ -28,7 +31,7 @@ from runtime.fleet.policy_publisher import PolicyPublisher, rollback_in_words
 from runtime.fleet.policy_receiver import PolicyReceiver
 from runtime.fleet.server_settings import FleetServerSettings
 from runtime.fleet.topics import FleetTopics
-from runtime.mqtt import Address, Connection, MqttLost
+from runtime.mqtt import Address, Connection, Message, MqttLost
 
 SPEC_DIGEST = hashlib.sha256(learning.SPEC.to_json()).hexdigest()
 
@@ -116,6 +119,59 @@ async def test_agents_outside_of_a_wave_and_after_a_restart_take_nothing(tmp_pat
         await eventually(lambda: again.repeated == 1, "the retained manifest")
         assert again.accepted is None
         assert again.refused == 0
+
+
+async def retained_parts(broker: Mosquitto) -> set[tuple[str, str]]:
+    """Digest and number of each part of a blob that the broker retains."""
+    found = set()
+    spy = Connection(Address("127.0.0.1", broker.port), "parts")
+
+    def seen(message: Message) -> None:
+        _, digest, number = message.topic.rsplit("/", 2)
+        found.add((digest, number))
+
+    spy.subscribe("reflexd/fleet/arms/policy/blob/+/+", seen, retained="send")
+    spying = asyncio.create_task(spy.run())
+    await spy.up()
+    assert await spy.caught_up(10)
+    spying.cancel()
+    await asyncio.wait([spying])
+    return found
+
+
+async def test_parts_of_earlier_blobs_are_cleared_also_those_of_killed_publishers(
+    tmp_path: Path, broker: Mosquitto, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server, now_s = publisher(tmp_path, broker), [time.time()]
+    server.clock = lambda: now_s[0]
+    made = [trained(tmp_path, scale) for scale in (1.0, 2.0, 3.0, 4.0)]
+
+    async def published(number: int) -> str:
+        server.add(*made[number], lambda _: False)
+        return (await server.publish(1.0)).sha256
+
+    first = await published(0)
+    assert await retained_parts(broker) == {(first, "0")}
+    with monkeypatch.context() as patch:  # killed after the manifest, before anything was cleared
+        patch.setattr(PolicyPublisher, "_clear", AsyncMock(side_effect=MqttLost("killed")))
+        second = await published(1)
+    assert await retained_parts(broker) == {(first, "0"), (second, "0")}
+    with monkeypatch.context() as patch:  # killed between the parts and the manifest
+        patch.setattr(policy_publisher, "sign", Mock(side_effect=MqttLost("killed")))
+        with pytest.raises(MqttLost):
+            await published(2)
+    assert len(await retained_parts(broker)) == 3
+    fourth = await published(3)
+    left = {digest for digest, _ in await retained_parts(broker)}
+    assert fourth in left
+    assert not left & {first, second}
+    assert len(left) == 2  # of a publisher that may still be at work
+    now_s[0] += UNFINISHED_S + 1
+    assert (await server.publish(1.0)).sha256 == fourth
+    assert await retained_parts(broker) == {(fourth, "0")}
+    server.add(*made[0], lambda _: False)
+    again = await server.publish(1.0)
+    assert await retained_parts(broker) == {(again.sha256, "0")}
 
 
 def test_a_checkpoint_of_an_unknown_key_is_not_published(tmp_path: Path, broker: Mosquitto) -> None:

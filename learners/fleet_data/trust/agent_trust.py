@@ -33,7 +33,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from learners.experience.transition import Transition
-from learners.fleet_data.rare_rewards import LEAST_EVENTS, RewardEvent, contradicts, rare
+from learners.fleet_data.trust.rare_rewards import LEAST_EVENTS, RewardEvent, contradicts, rare
 
 WINDOW = 512
 """Rows of an agent in one look; another agent needs half of them to be compared with."""

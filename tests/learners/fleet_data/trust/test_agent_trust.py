@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from learners.experience.transition import Transition
-from learners.fleet_data.agent_trust import AgentTrust
+from learners.fleet_data.trust.agent_trust import AgentTrust
 
 WEIGHTS = np.array([0.5, -0.3, 0.2, 0.1])
 WINDOW = 128

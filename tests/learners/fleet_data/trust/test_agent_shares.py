@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from learners.fleet_data.agent_shares import LEAST_ROWS, AgentShares
+from learners.fleet_data.trust.agent_shares import LEAST_ROWS, AgentShares
 
 NAMES = ("chatty", "arm-1", "arm-2", "arm-3")
 
