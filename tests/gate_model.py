@@ -11,6 +11,7 @@ import json
 import tempfile
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -24,9 +25,9 @@ from paho.mqtt.properties import Properties
 from paho.mqtt.reasoncodes import ReasonCode
 
 from actuators.actions import Value
-from actuators.config import requirements
+from actuators.config import GateSettings, requirements
 from actuators.safety.decisions import MODES, Proposal
-from actuators.safety.forbid_rules import Rule, known_names
+from actuators.safety.forbid_rules import Rule, known_names, unsafe_rests
 from actuators.safety.gate import MAX_READINGS_AGE_S
 from actuators.wire import CommandWriter
 from runtime.config.schema import Config
@@ -83,10 +84,21 @@ FORBID = (
     "heater == 'ON' and room.window > 0.5",
     "(arm[0] > 0.2 or lamp == 'ON') and room.load > 0.5",
 )
+POOL = (
+    *FORBID,
+    "arm[0] > 0.5 and wheel[0] < -0.3",
+    "wheel[0] > 0.4 and heater == 'ON'",
+    "abs(arm[0] - wheel[0]) > 0.8 and fan == 'ON'",
+    "fan == 'ON' and lamp == 'ON'",
+    "wheel[0] < -0.2 and fan == 'OFF' and heater == 'ON'",
+    "heater == 'ON' and wheel[0] > 0.4 and room.load > 0.5",
+    "not (lamp == 'OFF' or arm[0] < 0.3 or heater == 'OFF')",
+)
+"""Rules from which mixtures draw."""
 QUIET = {"room": {"window": 0.0, "load": 0.0}}
 """Telemetry with which nothing is forbidden."""
-STEP = 1.0 * 2 * PERIOD_S + 1e-6
-"""The largest step: a rate of 1 a second, for at most two periods."""
+STEP_S = 2 * PERIOD_S
+"""A step is at most that of `max_rate` in this time."""
 INSTANT_S = 1e-6
 """Between two messages: no two have one time of arrival."""
 LONG_S = 0.2
@@ -94,6 +106,28 @@ LATCHED_S = 0.6
 """Longer than the stop listener waits before it tries to write again."""
 BOUND_S = 0.5
 """Without proposals: the period, the dead-man and a few repeats."""
+
+
+@dataclass(frozen=True)
+class Mixture:
+    """Actuators and rules of one world."""
+
+    actuators: dict[str, dict[str, Any]]
+    forbid: tuple[str, ...]
+
+    @classmethod
+    def of(cls, changes: dict[str, dict[str, Any]], forbid: tuple[str, ...]) -> Mixture:
+        """Return the usual actuators with changes, and those rules that `reflexd check` lets pass with them."""
+        actuators = {name: each | changes.get(name, {}) for name, each in SETTINGS["actuators"].items()}
+        config = Config.model_validate(SETTINGS | {"actuators": actuators, "gate": {"forbid": []}, "state_dir": "."})
+        streams = {name: fields_of(each) for name, each in config.streams.items()}
+        problems = unsafe_rests(config.actuators, GateSettings(forbid=forbid), streams)
+        return cls(actuators, tuple(text for index, text in enumerate(forbid) if index not in problems))
+
+    def safe(self, name: str) -> Value | None:
+        """Return the safe value; None where the actuator holds."""
+        safe = self.actuators[name].get("safe", "hold")
+        return tuple(map(float, safe)) if isinstance(safe, list) else None if safe == "hold" else str(safe)
 
 
 class Loop(asyncio.SelectorEventLoop):
@@ -172,17 +206,28 @@ class Client:
     """aiomqtt's client as the connection sees it: publishes wait until the broker acknowledges them, in order."""
 
     def __init__(
-        self, left: Callable[[PublishMessage], None], denied: Callable[[str], bool] = lambda _filter: False
+        self, left: Callable[[PublishMessage], None], grants: Callable[[str], int] = lambda _filter: 1
     ) -> None:
-        self.left, self.denied = left, denied
+        self.left, self.grants = left, grants
         self.under_way: list[tuple[PublishMessage, Settled]] = []
+        self.unacknowledged: dict[int, PublishMessage] = {}
+        """What the broker has sent with QoS 1, by number: it sends that again in the next session."""
+        self._client = SimpleNamespace(ack=lambda number, _qos: self.unacknowledged.pop(number, None))
+        self._number = 0
+
+    def sent(self, out: PublishMessage) -> int:
+        """Number a message that the broker sends."""
+        self._number += 1
+        if out.qos:
+            self.unacknowledged[self._number] = out
+        return self._number
 
     def submit(self, out: PublishMessage, settled: Settled) -> None:
         self.left(out)
         self.under_way.append((out, settled))
 
     async def subscribe(self, filters: list[Any], timeout: float | None = None) -> list[ReasonCode]:  # noqa: ASYNC109 - as aiomqtt names it
-        return [ReasonCode(PacketTypes.SUBACK, identifier=0x87 if self.denied(name) else 1) for name, _ in filters]  # type: ignore[no-untyped-call]
+        return [ReasonCode(PacketTypes.SUBACK, identifier=self.grants(name)) for name, _ in filters]  # type: ignore[no-untyped-call]
 
 
 class Group:
@@ -230,6 +275,28 @@ def parsed(properties: Any) -> Any:
     return found
 
 
+def dispatch(line: Line, out: PublishMessage) -> None:
+    """Pass a message to a connection as its queue does; one of QoS 1 stays with the broker where handlers acknowledge."""
+    raw: Any = SimpleNamespace(
+        topic=aiomqtt.Topic(out.topic),
+        payload=out.payload,
+        qos=out.qos,
+        retain=out.retain,
+        properties=parsed(out.properties),
+        session=line.client,
+    )
+    if line.connection.handlers_acknowledge:
+        raw.mid = line.client.sent(out)
+    line.connection._dispatch(raw)
+
+
+def unfinished(line: Line) -> list[PublishMessage]:
+    """Take what the broker will send again."""
+    found = list(line.client.unacknowledged.values())
+    line.client.unacknowledged.clear()
+    return found
+
+
 async def open_session(connection: Connection, client: Client) -> None:
     connection._sender.begin(client)  # type: ignore[arg-type]
     await connection._greet(client)  # type: ignore[arg-type]
@@ -253,7 +320,8 @@ class BrokenPromiseError(AssertionError):
 class World:
     """Everything, with the promises checked at each message that leaves."""
 
-    def __init__(self, arm: str = "auto", mode: str = "autonomous") -> None:
+    def __init__(self, arm: str = "auto", mode: str = "autonomous", mixture: Mixture | None = None) -> None:
+        self.mixture = mixture or Mixture(SETTINGS["actuators"], FORBID)
         self.loop = Loop()
         self.wall_s = 1_700_000_000.0
         self.disk = Disk()
@@ -266,10 +334,16 @@ class World:
         self.last_seq: dict[str, tuple[str, int]] = {}
         self.tick_number = 0
         self.prompt = True
-        self.refuses_stop = False
-        """The broker lets the gate hear no stop from its next subscription on."""
+        self.refuses_stop: int | None = None
+        """The code with which the broker refuses, or weakens, the gate's next subscriptions to the stop."""
         self.deaf = False
         """It did so at the gate's newest subscription."""
+        self.refuses_listener: int | None = None
+        """As `refuses_stop`, for the stop listener."""
+        self.listener_deaf = False
+        """The gate knows from the stop listener that it hears no stop."""
+        self.is_stored = False
+        """The stop in force came with QoS 1: a kill loses it only where the broker has its acknowledgement."""
         self.slept_s = 0.0
         self.woke_s = float("-inf")
         """When the machine was suspended last, for `slept_s` in all."""
@@ -316,7 +390,7 @@ class World:
         self.granted = arm == "auto"
         config = self._config(mode)
         streams = {name: fields_of(each) for name, each in config.streams.items()}
-        self.rules = [Rule(text, known_names(config.actuators), streams) for text in FORBID]
+        self.rules = [Rule(text, known_names(config.actuators), streams) for text in self.mixture.forbid]
         self.requires = {
             name: requirements(each.requires, frozenset(config.required_streams))
             for name, each in config.actuators.items()
@@ -344,8 +418,9 @@ class World:
     # --- the daemon
 
     def _config(self, mode: str) -> Config:
-        gate = {"arm": self.arm_setting, "reconcile_s": 0.3, "forbid": list(FORBID)}
-        return Config.model_validate(SETTINGS | {"mode": mode, "gate": gate, "state_dir": self.folder})
+        gate = {"arm": self.arm_setting, "reconcile_s": 0.3, "forbid": list(self.mixture.forbid)}
+        more = {"mode": mode, "gate": gate, "state_dir": self.folder, "actuators": self.mixture.actuators}
+        return Config.model_validate(SETTINGS | more)
 
     def start(self, mode: str) -> None:
         """A new run of the daemon, with what is on the disk."""
@@ -362,7 +437,7 @@ class World:
         self.operators = OperatorCommands(host, self._reload)
         self.serving = [self.loop.create_task(job) for job in (self.operators.serve(), host.listener.follow_latch())]
         self.arm_waits = False
-        self.is_dead = False
+        self.is_dead = self.listener_deaf = False
         self.safety = self.new_line(host.safety)
         self.safety.away, self.stored = self.stored, []
         self.requests = self.new_line(host.connection)
@@ -435,8 +510,8 @@ class World:
     def _end_daemon(self) -> None:
         for task in self.serving:
             task.cancel()
-        self.stored, self.safety.away = self.safety.away, []
         self.drop(self.safety)
+        self.stored, self.safety.away = self.safety.away, []
         self.drop(self.requests)
         self.loop.spin(8)
 
@@ -453,6 +528,7 @@ class World:
         self.loop.spin(8)
         if self.stop_in_force and not self._is_saved():
             self.check("stopped" not in self.event_types[self.stop_event :], "an announced stop was not on the disk")
+            self.check(not self.is_stored or self.stored, "a stop of QoS 1 is neither on the disk nor with the broker")
             if not self.stored:
                 self._lose_the_stop()
 
@@ -504,13 +580,20 @@ class World:
         return Line(connection, self._new_client(connection))
 
     def _new_client(self, connection: Connection) -> Client:
-        return Client(self._left, self._denies) if connection is self.host.safety else Client(self._left)
+        if connection is self.host.safety:
+            return Client(self._left, self._grants)
+        is_listener = connection.identifier.endswith("-gate-stop")
+        return Client(self._left, self._grants_listener if is_listener else lambda _filter: 1)
 
-    def _denies(self, topic_filter: str) -> bool:
-        """Whether the broker refuses a subscription; it is noted for the gate's own to `stop`."""
-        is_stop = topic_filter == TOPICS("stop")
-        self.deaf = self.refuses_stop if is_stop else self.deaf
-        return is_stop and self.refuses_stop
+    def _grants(self, topic_filter: str) -> int:
+        """Return how the broker acknowledges a subscription; it is noted for the gate's own to `stop`."""
+        if topic_filter != TOPICS("stop"):
+            return 1
+        self.deaf = self.refuses_stop is not None
+        return 1 if self.refuses_stop is None else self.refuses_stop
+
+    def _grants_listener(self, _filter: str) -> int:
+        return 1 if self.refuses_listener is None else self.refuses_listener
 
     def subscribe_again(self) -> None:
         """The gate asks again for what the broker refused; its own pause between two attempts is left out."""
@@ -544,6 +627,10 @@ class World:
             self.session, self.commanded, self.received = {}, {}, set[str]()
             self.disarmed()
         away, line.away = line.away, []
+        if line is self.safety and any(
+            not _is_release(out.payload) and (out.payload or not out.retain) for out in away
+        ):
+            self._stop_is_in_force(is_stored=True)  # perhaps again, after a release
         self.open_line(line, resumed=bool(away))
         for out in away:
             self._dispatch(line, out)
@@ -565,6 +652,7 @@ class World:
             return
         line.connection._leave()
         line.client.under_way.clear()
+        line.away[:0] = unfinished(line)
         for task in list(line.group.tasks):
             task.cancel()
         line.group = None
@@ -610,18 +698,12 @@ class World:
         self.settle_loop()
 
     def _dispatch(self, line: Line, out: PublishMessage) -> None:
-        def dispatch() -> None:
-            self.loop.now_s += INSTANT_S
-            raw = SimpleNamespace(
-                topic=aiomqtt.Topic(out.topic),
-                payload=out.payload,
-                qos=out.qos,
-                retain=out.retain,
-                properties=parsed(out.properties),
-            )
-            line.connection._inbound.dispatch(raw)  # type: ignore[arg-type]
+        self.loop.now_s += INSTANT_S
+        self.pass_on(line, out)
 
-        self.in_loop(dispatch)
+    def pass_on(self, line: Line, out: PublishMessage) -> None:
+        """The broker sends a message on a connection."""
+        self.in_loop(partial(dispatch, line, out))
 
     def in_loop(self, call: Callable[[], None]) -> None:
         """Call it inside the running loop."""
@@ -647,9 +729,7 @@ class World:
                     self.latched_only = self.granted, self.release_without_arm
                 elif self.latched_only is not None:
                     self.latched_only = None
-                self.stop_in_force = True
-                self.stop_event = len(self.event_types)
-                self.granted = self.arm_waits = False
+                self._stop_is_in_force(is_stored=qos > 0)
         else:
             latched = self.listener.hear(out)
             is_fresh = plain and not retain and not is_away and not resumed
@@ -666,6 +746,11 @@ class World:
             self.settle_loop()
             reached = self.host.gate.stopped or self.turns is not None
             self.check(reached, "the stop listener has a stop, and the gate without a connection does not have it")
+
+    def _stop_is_in_force(self, *, is_stored: bool) -> None:
+        self.is_stored = is_stored or (self.is_stored and self.stop_in_force)
+        self.stop_in_force, self.stop_event = True, len(self.event_types)
+        self.granted = self.arm_waits = False
 
     def request(self, verb: str, payload: bytes, *, retain: bool = False, properties: Any = None) -> None:
         """Any request."""
@@ -797,8 +882,10 @@ class World:
         gate = self.host.gate
         for name, value in self.commanded.items():
             is_free = gate.modes[name] != "autonomous" and gate.holds[name] is None
-            if is_free and "safe" in SETTINGS["actuators"][name] and self.safety.group is not None:
-                self.check(value == _safe(name), f"{name} keeps {value} in mode {gate.modes[name]} without a hold")
+            if is_free and self.mixture.safe(name) is not None and self.safety.group is not None:
+                self.check(
+                    value == self.mixture.safe(name), f"{name} keeps {value} in mode {gate.modes[name]} without a hold"
+                )
 
     def settle_loop(self) -> None:
         """Run what is ready, write the latches, and let a prompt broker deliver."""
@@ -826,8 +913,7 @@ class World:
         if not self.host.gate.stopped:
             return
         if not self.stop_in_force and self.host.publisher.stop_reason.startswith(STOP_LISTENER):
-            self.stop_in_force, self.stop_event = True, len(self.event_types)  # late: the release came before it
-            self.granted = self.arm_waits = False
+            self._stop_is_in_force(is_stored=False)  # late: the release came before it
         self.latched_only = None
 
     def must_come_to_rest(self) -> None:
@@ -839,11 +925,12 @@ class World:
         self.check(not gate.owed() or any(gate._actuators[n].answers for n in gate.owed()), f"{gate.owed()} are owed")
         saved = self.disk.broken or not self.stop_in_force or self._on_disk("stopped", value=True)
         self.check(saved, "the disk works and does not have the stop")
-        for name, settings in SETTINGS["actuators"].items():
-            if "safe" not in settings or not gate._actuators[name].commanded:
+        for name in self.mixture.actuators:
+            safe = self.mixture.safe(name)
+            if safe is None or not gate._actuators[name].commanded:
                 continue
             self.check(
-                self.devices[name] == _safe(name),
+                self.devices[name] == safe,
                 f"{name} has {self.devices[name]} {BOUND_S} s after the last proposal",
             )
 
@@ -860,6 +947,7 @@ class World:
             self.check(not self._must_be_stopped(), f"{policy} moves {name} although the stop is engaged")
             self.check(not self.release_without_arm, f"{policy} moves {name} after a release without arming")
             self.check(not self.deaf, f"{policy} moves {name} although the gate cannot hear a stop")
+            self.check(not self.listener_deaf, f"{policy} moves {name} although the stop listener cannot hear a stop")
             self.check(self.granted, f"{policy} moves {name} although nothing was asked to arm since the disarming")
             if policy != "override":
                 self.check(self.host.gate.modes[name] == "autonomous", f"the policy moves {name} in another mode")
@@ -880,19 +968,20 @@ class World:
         return self.stop_in_force and self.latched_only is None
 
     def _check_step(self, name: str, value: Value) -> None:
-        if not isinstance(value, tuple):
+        rate = self.mixture.actuators[name].get("max_rate")
+        if not isinstance(value, tuple) or rate is None:
             return
-        safe = (0.0,) if name == "arm" else None
+        safe, largest = self.mixture.safe(name), rate[0] * STEP_S + 1e-6
         before = (
             [self.commanded[name]] if name in self.commanded else [self.known.get(name, safe), self.newest.get(name)]
         )
         starts = [start for start in before if isinstance(start, tuple)]
         self.check(starts, f"{name} moves to {value} although nothing is known of it")
-        near = any(abs(value[0] - start[0]) <= STEP for start in starts)
+        near = any(abs(value[0] - start[0]) <= largest for start in starts)
         self.check(near, f"{name} steps from {starts} to {value}")
         has = self.devices[name]
         if name not in self.commanded and name not in self.received and isinstance(has, tuple) and name in self.ever:
-            self.check(abs(value[0] - has[0]) <= STEP, f"{name} steps from {has}, which it has, to {value}")
+            self.check(abs(value[0] - has[0]) <= largest, f"{name} steps from {has}, which it has, to {value}")
 
     def _check_rules(self, name: str, value: Value, policy: str) -> None:
         for rule in self.rules:
@@ -914,8 +1003,8 @@ class World:
         """After a tick, nothing that this gate has commanded breaks a rule with the telemetry of that tick."""
         for rule in self.rules:
             commanded = {name: [self.ever[name]] for name in rule.names if name in self.ever}
-            if rule.streams and commanded and self.safety.group is not None:
-                domains = {name: commanded.get(name, [_safe(name)]) for name in rule.names}
+            domains = {name: commanded.get(name, [self.mixture.safe(name)]) for name in rule.names}
+            if rule.streams and commanded and self.safety.group is not None and [None] not in domains.values():
                 broken = rule.broken(domains, self.readings)
                 self.check(broken is None, f"{domains} stay with {self.readings}: {rule.text} is broken")
 
@@ -928,7 +1017,7 @@ class World:
             self.queued[name] = value
             return
         held_s = self.loop.now_s - self.changed_s.get(name, float("-inf"))
-        is_held = "min_hold_s" in SETTINGS["actuators"][name] and held_s < MIN_HOLD_S - INSTANT_S
+        is_held = held_s < self.mixture.actuators[name].get("min_hold_s", 0.0) - INSTANT_S
         self.check(policy == "gate" or not is_held, f"{policy} changes {name} to {value} after {held_s:.3f} s")
         self.queued[name], self.changed_s[name] = value, self.loop.now_s
 
@@ -966,11 +1055,6 @@ class World:
             raise BrokenPromiseError(promise)
 
 
-def _safe(name: str) -> Value:
-    safe = SETTINGS["actuators"][name]["safe"]
-    return tuple(map(float, safe)) if isinstance(safe, list) else str(safe)
-
-
 def _value(value: Any) -> Value:
     return tuple(value) if isinstance(value, list) else str(value)
 
@@ -1000,4 +1084,4 @@ def _json(payload: bytes) -> Any:
         return None
 
 
-__all__ = ["FORBID", "SETTINGS", "BrokenPromiseError", "World"]
+__all__ = ["FORBID", "POOL", "SETTINGS", "BrokenPromiseError", "Mixture", "World"]

@@ -8,12 +8,9 @@ from __future__ import annotations
 
 import asyncio
 from dataclasses import dataclass
-from types import SimpleNamespace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-import aiomqtt
-
-from runtime.gate.stop.channel import StopSender
+from runtime.gate.stop.channel import DEAF, HEARD, StopSender
 from runtime.gate.stop.listener import StopListener, connection_of
 from runtime.mqtt.connection_types import PublishMessage
 
@@ -43,6 +40,16 @@ class Channel(StopSender):
         """What is sent waits in the socket until the gate's loop reads it."""
         self.world.loop.call_soon(self._read, reason)
         return True
+
+    def send_denial(self, denial: str | None) -> bool:
+        """As `send`."""
+        self.world.loop.call_soon(self._read_denial, HEARD if denial is None else DEAF + denial.encode())
+        return True
+
+    def _read_denial(self, data: bytes) -> None:
+        if self.host is self.world.host and not self.world.is_dead:
+            self.world.listener_deaf = data != HEARD
+            self.host.listener.received(data)
 
     def _read(self, reason: str | None) -> None:
         if self.host is self.world.host and not self.world.is_dead:
@@ -104,7 +111,16 @@ class ListenerProcess:
             self._drop(self.run)
             self.run.job.cancel()
             self.world.loop.spin(8)
-            self.run, self.unread, self.frozen = None, [], False
+            self.run, self.frozen = None, False
+
+    def subscribe_again(self) -> None:
+        """It asks again for what the broker refused; its own pause between two attempts is left out."""
+        if self.run is None or self.run.line.group is None or not self.run.listener.connection.denials:
+            return
+        connection = self.run.listener.connection
+        known = list(connection._inbound.subscriptions.values())
+        self.world.loop.run_until_complete(connection._join(self.run.line.client, known))  # type: ignore[arg-type]
+        self.world.settle_loop()
 
     def orphan(self) -> None:
         """Its supervisor is dead."""
@@ -133,14 +149,10 @@ class ListenerProcess:
 
     def _drop(self, run: Run) -> None:
         self.world.drop(run.line)
+        again, run.line.away = run.line.away, []
+        self.stored[:0] = [*again, *(out for out in self.unread if out.qos)]
+        self.unread = []
         run.line.connection._greeted = False
 
     def _dispatch(self, run: Run, out: PublishMessage) -> None:
-        raw: Any = SimpleNamespace(
-            topic=aiomqtt.Topic(out.topic),
-            payload=out.payload,
-            qos=out.qos,
-            retain=out.retain,
-            properties=out.properties,
-        )
-        self.world.in_loop(lambda: run.line.connection._inbound.dispatch(raw))
+        self.world.pass_on(run.line, out)

@@ -86,7 +86,11 @@ def _connections(config: Config) -> tuple[Connection, Connection]:
         topics("status"), encode({"state": "offline", "reasons": ["connection lost without a shutdown message"]})
     )
     safety = Connection(
-        address, user.username if user else f"reflexd-{config.agent}-gate", will=will, session_s=SESSION_S
+        address,
+        user.username if user else f"reflexd-{config.agent}-gate",
+        will=will,
+        session_s=SESSION_S,
+        handlers_acknowledge=True,
     )
     requests = Connection(
         replace(address, credentials=user.for_requests()) if user else address,

@@ -82,8 +82,8 @@ class GateHost:
     _stalled_s: float = float("-inf")
     _slept_s: float = field(init=False)
     """What `slept` returned last."""
-    _is_deaf: bool = False
-    """The broker refuses the subscription to the stop."""
+    _denial: str | None = None
+    """Why the broker does not grant the subscription to the stop, to the gate or to the stop listener."""
     _losses: int = 0
     """Sessions that ended since the broker was lost; 0 while it responds."""
     _dropped: int = 0
@@ -149,6 +149,7 @@ class GateHost:
             StopLatch.of(self.latch_file.parent),
             self._woken,
             engage=lambda reason: self.stop(engaged=True, reason=reason),
+            hearing_changed=self._listen_for_stop,
             now=now,
         )
         self.safety.on_connect = self.on_connect
@@ -332,12 +333,17 @@ class GateHost:
         self.wake()
 
     def _listen_for_stop(self) -> None:
-        """Arm nothing while the broker refuses the subscription to the stop, and publish when that begins and ends."""
+        """Arm nothing while the gate or the stop listener may not hear a stop, and publish when that begins and ends."""
         denial = self.safety.denial(self.topics("stop"))
+        if denial is None and self.listener.denial is not None:
+            denial = f"the stop listener: {self.listener.denial}"
+        self.publisher.listener_denial = self.listener.denial
         self.devices.apply(self.gate.hears_stop(self.now(), heard=denial is None))
-        if self._is_deaf != (denial is not None):
-            self._is_deaf = denial is not None
-            self.publisher.event(*(("stop_heard", {}) if denial is None else ("stop_not_heard", {"reason": denial})))
+        before, self._denial = self._denial, denial
+        if denial is not None and before is None:
+            self.publisher.event("stop_not_heard", {"reason": denial})
+        elif denial is None and before is not None:
+            self.publisher.event("stop_heard", {})
         self.wake()
 
     def on_connect(self) -> None:

@@ -7,6 +7,9 @@ it changed is on the disk, with the data or with the reason why not.
 The stop has its own connection and a limit may delay a request, so messages may be handled in another order than they were sent.
 A request to arm that finds the stop engaged waits until the stop's connection has caught up. What allows movement is refused
 when a newer message that ends it was handled first.
+
+A message on `stop` is acknowledged to the broker once the latches on the disk have it. So the broker sends a stop again that
+this process lost when it was killed.
 """
 
 from __future__ import annotations
@@ -23,6 +26,7 @@ from learners.goal_models.config import GOAL
 from runtime.gate.host import GateHost
 from runtime.gate.latches import Saved
 from runtime.gate.stop.messages import may_mean_stop, read_stop
+from runtime.gate.stop.unacknowledged import Unacknowledged
 from runtime.mqtt import Limit, Message, rpc
 from runtime.mqtt.topics import Override, Payload, Refused, decode
 
@@ -92,6 +96,8 @@ class OperatorCommands:
         self._arms: asyncio.Queue[Message] = asyncio.Queue(MAX_WAITING)
         self._stored = 0
         """Messages on `stop` in a row that the broker may have stored."""
+        self._unacknowledged = Unacknowledged()
+        """Messages on `stop` that the broker stores until the latches have them."""
         self._modes_s = float("-inf")
         """When the newest request for a mode was received."""
         self._refused_s = float("-inf")
@@ -122,15 +128,24 @@ class OperatorCommands:
             self._release_refused(message, str(refusal))
             raise
         if read is None:
+            message.acknowledge()
             return
         engaged, reason = read
+        number = self._unacknowledged.add(message)
         if not engaged and host.gate.stopped:  # a retained stop would engage again at the next connect
             host.safety.enqueue(host.topics("stop"), b"", qos=1, retain=True)
 
         what = f"the stop is {'engaged' if engaged else 'released'}"
         state = lambda: {"stopped": host.gate.stopped, "armed": host.gate.armed}  # noqa: E731 - read when it is saved
         answered = self._after_saving(message, what, state) if message.response_topic is not None else None
-        host.stop(engaged=engaged, reason=reason, saved=answered)
+
+        def saved(error: str | None) -> None:
+            if answered is not None:
+                answered(error)
+            if error is None:
+                self._unacknowledged.acknowledge(number)
+
+        host.stop(engaged=engaged, reason=reason, saved=saved)
 
     def _release_refused(self, message: Message, reason: str) -> None:
         """Publish why a release is refused, at most once a second; a sender that named a response topic has the answer."""

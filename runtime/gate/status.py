@@ -92,6 +92,8 @@ class StatusPublisher:
     """Events by type."""
     stop_reason: str = ""
     """Why the software stop is engaged, where that is not an operator's plain message."""
+    listener_denial: str | None = None
+    """Why the broker lets the stop listener hear no stop; None while nothing says so."""
     failing: Callable[[], Iterable[str]] = tuple
     """Returns the processes of the daemon that failed too often and are tried again now and then."""
     clocks: DeviceClocks = field(default_factory=DeviceClocks)
@@ -172,11 +174,14 @@ class StatusPublisher:
         return "stopped", (f"the software stop is engaged{why}",)
 
     def _denials(self) -> Iterable[str]:
-        """Yield what the broker does not let the gate read."""
+        """Yield what the broker does not let the gate and the stop listener read."""
+        stop, effect = self.topics("stop"), ", so a stop may be lost and the gate arms nothing"
         for connection in (self.safety, self.connection):
             for topic, reason in sorted(connection.denials.items()):
-                effect = ", so the gate hears no stop and arms nothing" if topic == self.topics("stop") else ""
-                yield f"the broker refuses the subscription of {connection.identifier} to {topic}: {reason}{effect}"
+                shown = reason + effect if topic == stop else reason
+                yield f"the broker refuses the subscription of {connection.identifier} to {topic}: {shown}"
+        if self.listener_denial is not None:
+            yield f"the broker refuses the subscription of the stop listener to {stop}: {self.listener_denial}{effect}"
 
     def _restrictions(self) -> tuple[str, ...]:
         return tuple(

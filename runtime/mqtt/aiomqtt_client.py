@@ -7,6 +7,7 @@ connect timeout, packets that cost little, and closing a half-open connection.
 from __future__ import annotations
 
 import asyncio
+from collections import deque
 from collections.abc import Callable, Coroutine
 from typing import Any, TypeVar
 
@@ -50,10 +51,23 @@ class Newest(asyncio.Queue[aiomqtt.Message]):
         if self._most_bytes is not None and isinstance(item.payload, bytes | bytearray):
             item.payload = item.payload[: self._most_bytes + 1]
         if self.full():
-            self.get_nowait()
+            self._drop_one()
             self.dropped += 1
             self.on_drop()
         super().put_nowait(item)
+
+    def _drop_one(self) -> None:
+        """Drop the oldest item; where handlers acknowledge, the oldest of QoS 0.
+
+        There the broker sends no more of QoS 1 than have room here. It would count one that is dropped as under way for ever.
+        """
+        waiting: deque[aiomqtt.Message] = self._queue  # type: ignore[attr-defined]  # of asyncio's queue
+        if self.session is not None:
+            for index, each in enumerate(waiting):
+                if not each.qos:
+                    del waiting[index]
+                    return
+        self.get_nowait()
 
 
 def make(

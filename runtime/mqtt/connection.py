@@ -89,7 +89,7 @@ class Connection:
     on_connection_change: Callable[[bool, str], None] = lambda _up, _reason: None
     """Called with the new state and the reason on every change."""
     on_subscription_change: Callable[[], None] = lambda: None
-    """Called when a subscription of a running session was refused, or granted after a refusal (`denial`)."""
+    """Called when a subscription of a running session was refused, granted after a refusal, or refused otherwise (`denial`)."""
     response_prefix: str = ""
     """Answers go only to topics that begin with it, whatever topic a request names."""
     session_s: int = 0
@@ -405,13 +405,13 @@ class Connection:
 
     async def _join(self, client: aiomqtt.Client, subscriptions: list[Subscription]) -> None:
         """Add subscriptions to a running session."""
-        before = set(self._inbound.denied)
+        before = self.denials
         try:
             await self._inbound.subscribe(client, subscriptions)
         except aiomqtt.MqttError:
             self._leave()
             raise
-        if before != set(self._inbound.denied):
+        if before != self.denials:
             self.on_subscription_change()
 
     async def _subscribe_again(self, client: aiomqtt.Client) -> None:

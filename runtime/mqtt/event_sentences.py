@@ -143,7 +143,7 @@ TABLE: dict[str, Row] = {
     "stop_not_heard": (
         "bad",
         True,
-        "The broker does not let the gate hear a stop ({reason}), so nothing is armed. Correct the broker's ACL.",
+        "The broker may keep a stop from the gate ({reason}), so nothing is armed. Correct the broker's ACL and QoS.",
     ),
     "stop_release_refused": ("bad", False, "A release of the software stop was refused: {reason}."),
     "stop_released": ("good", True, "The software stop was released. Arm to let the policy act."),

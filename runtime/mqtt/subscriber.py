@@ -111,6 +111,8 @@ class Receiver:
     ) -> None:
         """Subscribe at the broker; a refusal is noted in `denied`, and logged once with its remedy.
 
+        A lower QoS than requested counts as a refusal: the broker then stores nothing for a client that is away.
+
         Without `timeout_s` the client's own applies.
 
         Raises:
@@ -121,15 +123,16 @@ class Receiver:
         codes: Any = await faithful(client.subscribe([(s.filter, s.options) for s in subscriptions], timeout=timeout_s))
         for subscription, code in zip_longest(subscriptions, list(codes)[: len(subscriptions)]):
             before = self.denied.pop(subscription.filter, None)
-            if code is not None and code.value < FAILURE:
+            denial = _denial(subscription, code)
+            if denial is None:
                 continue
-            self.denied[subscription.filter] = "the broker did not answer for it" if code is None else str(code)
+            self.denied[subscription.filter] = denial
             if before is None:
                 log.error(
                     "mqtt.subscription_refused",
                     topic=subscription.filter,
-                    reason=self.denied[subscription.filter],
-                    remedy=f"let {self.identifier} read it in the broker's ACL",
+                    reason=denial,
+                    remedy=f"let {self.identifier} read it with QoS {subscription.qos} in the broker's ACL and settings",
                 )
 
     def dispatch(self, raw: aiomqtt.Message, acknowledge: Callable[[], None] | None = None) -> None:
@@ -221,3 +224,14 @@ class Receiver:
         future = self._answers.get(message.correlation or b"")
         if future is not None and not future.done():
             future.set_result(message)
+
+
+def _denial(subscription: Subscription, code: Any) -> str | None:
+    """Return why the broker does not grant a subscription as requested (MQTT 5.0, 3.9.3); None where it does."""
+    if code is None:
+        return "the broker did not answer for it"
+    if code.value >= FAILURE:
+        return str(code)
+    if code.value < subscription.qos:
+        return f"QoS {code.value} granted instead of {subscription.qos}"
+    return None

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import random
 import signal
 import sys
 from collections.abc import AsyncIterator
@@ -20,6 +22,8 @@ from fakes import Mosquitto, eventually
 from runtime.gate.stop.latch import StopLatch
 
 STOP = "reflexd/tester/stop"
+KILLS = int(os.environ.get("STOP_KILLS", "3"))
+"""At random moments; each takes about three seconds."""
 DEAF_GATE = """\
 listener {port} 127.0.0.1
 allow_anonymous true
@@ -39,6 +43,14 @@ def rows(config: Path) -> list[list[Any]]:
     ]
 
 
+def connects(daemon: Daemon) -> int:
+    return daemon.log.read_text().count('"event":"mqtt.connected"')
+
+
+async def connected(daemon: Daemon, times: int) -> None:
+    await eventually(lambda: connects(daemon) >= times, "the gate and the listener")
+
+
 def listener_of(daemon: Daemon) -> psutil.Process:
     return next(p for p in psutil.Process(daemon.process.pid).children() if "stop listener" in " ".join(p.cmdline()))
 
@@ -52,7 +64,7 @@ async def listening(folder: Path, broker: Mosquitto, logins: str = "") -> AsyncI
         daemon = start_daemon(folder, config, rows(config))
         try:
             await device.moving()
-            await eventually(lambda: daemon.log.read_text().count('"event":"mqtt.connected"') >= 3, "the listener")
+            await eventually(lambda: connects(daemon) >= 3, "the listener")
             yield config, daemon, device
         finally:
             await asyncio.to_thread(end_daemon, daemon)
@@ -88,6 +100,44 @@ async def test_a_stop_sent_while_the_gate_is_dead_holds_after_its_restart(tmp_pa
         finally:
             await asyncio.to_thread(end_daemon, again)
         assert not second.is_running()
+
+
+async def test_a_stop_outlives_gate_and_listener_killed_at_any_moment(tmp_path: Path, broker: Mosquitto) -> None:
+    """The broker has a stop of QoS 1 that neither process has on the disk, and sends it again."""
+    draw, latch = random.Random(18), StopLatch.of(tmp_path / "state")
+    async with listening(tmp_path, broker) as (config, first, device):
+        daemon = first
+        for number in range(KILLS):
+            pids = daemon.process.pid, listener_of(daemon).pid
+            if number % 2:  # both find the stop in their sockets, and have no head start on the kill
+                for pid in pids:
+                    os.kill(pid, signal.SIGSTOP)
+            stop = asyncio.create_task(device.connection.publish(STOP, b'{"engaged": true}', timeout_s=20.0))
+            if number % 2:
+                await stop
+                for pid in pids:
+                    os.kill(pid, signal.SIGCONT)
+            await asyncio.sleep(draw.uniform(0.0, 0.02))
+            for pid in pids:
+                os.kill(pid, signal.SIGKILL)
+            await stop
+            daemon.process.wait()
+            await eventually(lambda: device.statuses[-1]["state"] == "offline", "the will")
+            moved, before = device.moves(), connects(daemon)
+            daemon = start_daemon(tmp_path, config, rows(config))
+            try:
+                await connected(daemon, before + 3)
+                await eventually(lambda: device.statuses[-1]["state"] == "stopped", f"the stop of kill {number}", 20.0)
+                assert (device.moves(), device.value) == (moved, "stay")
+                while (
+                    device.statuses[-1]["state"] == "stopped" or latch.exists()
+                ):  # a release counts a second after the connects
+                    await device.connection.publish(STOP, b'{"engaged": false}')
+                    await asyncio.sleep(0.1)
+            except BaseException:
+                await asyncio.to_thread(end_daemon, daemon)
+                raise
+        await asyncio.to_thread(end_daemon, daemon)
 
 
 async def test_a_stop_is_obeyed_once_when_both_listeners_have_it(tmp_path: Path, broker: Mosquitto) -> None:
@@ -128,7 +178,7 @@ async def test_a_stop_that_the_listener_alone_receives_reaches_the_gate_while_th
         with small_disk(tmp_path / "state", "size=1m") as disk:
             async with listening(tmp_path, broker, LOGINS) as (_, daemon, device):
                 listener_of(daemon).kill()
-                await eventually(lambda: daemon.log.read_text().count('"event":"mqtt.connected"') >= 4, "the next one")
+                await eventually(lambda: connects(daemon) >= 4, "the next one")
                 disk.fill()
                 await device.connection.publish(STOP, b'{"engaged": true}', qos=0)
                 await eventually(lambda: "stopped" in [e["data"].get("change") for e in device.events], "the stop")

@@ -38,7 +38,11 @@ class StopListenerFollower:
     """Set where the host's `tick` has something to do."""
     engage: Callable[[str], None]
     """Engages the stop, with its reason."""
+    hearing_changed: Callable[[], None]
+    """Called after each statement about whether the listener hears a stop (`denial`)."""
     now: Callable[[], float]
+    denial: str | None = None
+    """Why the broker lets the listener hear no stop; None while nothing says so. It outlives the listener that said so."""
     _stated: tuple[float, str] | None = None
     """When the listener's stop was read, and its reason, while the gate is not stopped."""
     _released_ns: int = 0
@@ -46,7 +50,7 @@ class StopListenerFollower:
     _reader: DatagramReader = field(init=False)
 
     def __post_init__(self) -> None:
-        self._reader = DatagramReader(lambda data: self.stated(channel.reason_of(data)), lambda: None, channel.LONGEST)
+        self._reader = DatagramReader(self.received, lambda: None, channel.LONGEST)
 
     def attach(self, end: socket.socket) -> None:
         """Read the listener's channel; its end stays open here, so that each new listener can inherit it."""
@@ -55,6 +59,14 @@ class StopListenerFollower:
     def detach(self) -> None:
         """Stop reading from the listener."""
         self._reader.detach()
+
+    def received(self, data: bytes) -> None:
+        """Take one statement of the listener."""
+        if not channel.is_about_hearing(data):
+            self.stated(channel.reason_of(data))
+            return
+        self.denial = channel.denial_of(data)
+        self.hearing_changed()
 
     def stated(self, reason: str | None) -> None:
         """Take a stop that the listener received, with its reason, or None once it received a release.

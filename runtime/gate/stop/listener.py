@@ -3,7 +3,8 @@
 The supervisor starts it. It has a connection of its own and outlives the supervisor, so that a stop counts that is sent while
 the gate restarts, hangs, or has lost its connection. It sends a stop to the gate through the channel that it inherited, and writes
 it to the file `stop-latch`. The gate engages the stop when it reads either, and removes the file with the release. The listener
-never releases a stop that it latched without the gate.
+never releases a stop that it latched without the gate. The broker has the acknowledgement of a stop once the file has it. So a stop
+of QoS 1 outlives a kill of listener and gate at any moment: the broker sends it again.
 
 Without a supervisor it ends when the next listener takes its session over, or after `ORPHAN_S`, but never before its stop is on the
 disk. It imports no torch.
@@ -21,6 +22,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Literal
 
 import structlog
 
@@ -29,6 +31,7 @@ from runtime.config.schema import Config
 from runtime.gate.stop.channel import StopSender
 from runtime.gate.stop.latch import StopLatch
 from runtime.gate.stop.messages import read_stop
+from runtime.gate.stop.unacknowledged import Unacknowledged
 from runtime.mqtt import Address, Connection, Message
 from runtime.mqtt.topics import Topics
 from runtime.process import child, log
@@ -66,10 +69,10 @@ def connection_of(config: Config) -> Connection:
     address = Address.of(config.mqtt, "gate")
     user = address.credentials
     if user is None:
-        return Connection(address, f"reflexd-{config.agent}-gate-stop", session_s=SESSION_S)
+        return Connection(address, f"reflexd-{config.agent}-gate-stop", session_s=SESSION_S, handlers_acknowledge=True)
     own = user.for_stop()
     identifier = own.username if user.stop is not None else f"{own.username}-stop"
-    return Connection(replace(address, credentials=own), identifier, session_s=SESSION_S)
+    return Connection(replace(address, credentials=own), identifier, session_s=SESSION_S, handlers_acknowledge=True)
 
 
 @dataclass(slots=True)
@@ -88,15 +91,20 @@ class StopListener:
     """It need not listen any longer."""
     _reason: str | None = None
     """Of the stop in force; None without one."""
-    _unsent: asyncio.Event = field(default_factory=asyncio.Event)
+    _unsent: set[Literal["stop", "hearing"]] = field(default_factory=set)
+    """What the gate has still to be sent."""
+    _has_unsent: asyncio.Event = field(default_factory=asyncio.Event)
     _changed: asyncio.Event = field(default_factory=asyncio.Event)
     """The file may differ from the stop in force."""
     _saved: asyncio.Event = field(default_factory=asyncio.Event)
+    _unacknowledged: Unacknowledged = field(default_factory=Unacknowledged)
+    """Messages that the broker stores until the file says what they say."""
     _look_again: asyncio.TimerHandle | None = None
 
     def __post_init__(self) -> None:
         self._saved.set()
         self.connection.subscribe(self.topics("stop"), self.on_stop, retained="send")
+        self.connection.on_connect = self.connection.on_subscription_change = lambda: self._state("hearing")
         self.connection.on_connection_change = self._connection_changed
 
     def on_stop(self, message: Message) -> None:
@@ -109,11 +117,13 @@ class StopListener:
         """
         read = read_stop(message)
         if read is None or not (read[0] or self.has_parent()):
+            message.acknowledge()
             return
+        self._unacknowledged.add(message)
         engaged, reason = read
         self._reason = (self._reason or reason or "sent while the gate was not listening") if engaged else None
         self._saved.clear()
-        self._unsent.set()
+        self._state("stop")
         self._changed.set()
         if self._look_again is not None:
             self._look_again.cancel()
@@ -147,13 +157,22 @@ class StopListener:
             else:
                 return
 
+    def _state(self, what: Literal["stop", "hearing"]) -> None:
+        """Have the gate sent the newest state."""
+        self._unsent.add(what)
+        self._has_unsent.set()
+
     async def _send(self) -> None:
-        """Send the newest received state to the gate; retry while it reads nothing."""
+        """Send the newest state to the gate: the stop, and whether it is heard; retry while the gate reads nothing."""
         while True:
-            await self._unsent.wait()
-            self._unsent.clear()
-            if not self.gate.send(self._reason):
-                self._unsent.set()
+            await self._has_unsent.wait()
+            self._has_unsent.clear()
+            if "stop" in self._unsent and self.gate.send(self._reason):
+                self._unsent.discard("stop")
+            if "hearing" in self._unsent and self.gate.send_denial(self.connection.denial(self.topics("stop"))):
+                self._unsent.discard("hearing")
+            if self._unsent:
+                self._has_unsent.set()
                 await asyncio.sleep(RETRY_S)
 
     async def _write(self) -> None:
@@ -161,6 +180,7 @@ class StopListener:
         while True:
             await self._changed.wait()
             self._changed.clear()
+            received = self._unacknowledged.newest
             try:
                 await asyncio.to_thread(self._save, self._reason)
             except OSError as error:
@@ -168,6 +188,7 @@ class StopListener:
                 self._changed.set()
                 await asyncio.sleep(RETRY_S)
             else:
+                self._unacknowledged.acknowledge(received)
                 if not self._changed.is_set():
                     self._saved.set()
 

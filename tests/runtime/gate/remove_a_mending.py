@@ -36,6 +36,7 @@ from runtime.gate.agent_channel import AgentChannel  # noqa: E402
 from runtime.gate.host import GateHost  # noqa: E402
 from runtime.gate.latches import LatchWriter  # noqa: E402
 from runtime.gate.stop.follower import StopListenerFollower  # noqa: E402
+from runtime.gate.stop.unacknowledged import Unacknowledged  # noqa: E402
 from runtime.mqtt import Connection  # noqa: E402
 from runtime.mqtt.publisher import Sender  # noqa: E402
 from runtime.mqtt.topics import encode  # noqa: E402
@@ -286,6 +287,23 @@ def deaf_gate() -> Patch:
     return lambda: mock.patch.object(Gate, "hears_stop", return_value=[])
 
 
+def confident_listener() -> Patch:
+    """The stop listener does not say that the broker refuses its subscription."""
+    return lambda: mock.patch.object(StopListenerFollower, "received", return_value=None)
+
+
+def acknowledged_on_arrival() -> Patch:
+    """A stop is acknowledged before it is on the disk."""
+    add = Unacknowledged.add
+
+    def at_once(self: Unacknowledged, message: Any) -> int:
+        number = add(self, message)
+        self.acknowledge(number)
+        return number
+
+    return lambda: mock.patch.object(Unacknowledged, "add", at_once)
+
+
 def unnoticed_suspension() -> Patch:
     """The gate does not learn that the machine was suspended."""
     return lambda: mock.patch.object(Gate, "woke", return_value=[])
@@ -328,6 +346,8 @@ MENDINGS: dict[str, Callable[[], Patch]] = {
     "the relay tries again": one_attempt,
     "a value is held for min_hold_s": no_hold,
     "a gate that hears no stop arms nothing": deaf_gate,
+    "a stop listener that hears no stop says so": confident_listener,
+    "a stop is acknowledged once it is on the disk": acknowledged_on_arrival,
     "a suspension of the machine is noticed": unnoticed_suspension,
     "an empty agreement is refused": any_agreement,
     "H8 the page shows what the gate answered": page_without_answers,

@@ -243,17 +243,20 @@ def test_an_agent_with_other_settings_than_the_gate_moves_nothing(world: World) 
 
 
 @pytest.mark.parametrize("arm", ["auto", "request"])
-def test_a_gate_that_cannot_hear_a_stop_arms_nothing_and_says_so(arm: str) -> None:
+@pytest.mark.parametrize(
+    ("code", "denial"), [(0x87, "Not authorized"), (0, "QoS 0 granted instead of 1")], ids=["refused", "QoS 0"]
+)
+def test_a_gate_that_cannot_hear_a_stop_arms_nothing_and_says_so(arm: str, code: int, denial: str) -> None:
     world = World(arm)
     try:
         world.report("arm", [0.0])
         world.request("arm", b"")
         act(world, 10, arm=0.4)
         assert arms(world)[-1] > 0.1
-        world.refuses_stop = True
+        world.refuses_stop = code
         world.lose(world.safety)
         world.connect(world.safety)
-        assert world.host.safety.denial(TOPICS("stop")) == "Not authorized"
+        assert world.host.safety.denial(TOPICS("stop")) == denial
         act(world, 3, arm=0.4)
         world.request("arm", b"")
         act(world, 10, arm=0.4)
@@ -263,12 +266,54 @@ def test_a_gate_that_cannot_hear_a_stop_arms_nothing_and_says_so(arm: str) -> No
         assert (refused.sent, refused.rule) == (False, "disarmed")
         state, reasons = world.host.publisher.status()
         assert state == "degraded"
-        assert any("hears no stop and arms nothing" in reason for reason in reasons), reasons
+        assert any(f"{denial}, so a stop may be lost and the gate arms nothing" in reason for reason in reasons), (
+            reasons
+        )
         world.subscribe_again()
         assert world.event_types.count("stop_not_heard") == 1
         assert "stop_heard" not in world.event_types
-        world.refuses_stop = False
+        world.refuses_stop = None
         world.subscribe_again()
+        assert world.event_types.count("stop_heard") == 1
+        world.request("arm", b"")
+        act(world, 10, arm=0.4)
+        assert (world.host.gate.armed, world.host.publisher.status()[0]) == (True, "online")
+        assert arms(world)[-1] > 0.1
+    finally:
+        world.close()
+
+
+@pytest.mark.parametrize("arm", ["auto", "request"])
+@pytest.mark.parametrize("code", [0x87, 0], ids=["refused", "QoS 0"])
+def test_a_stop_listener_that_cannot_hear_a_stop_keeps_the_gate_disarmed(arm: str, code: int) -> None:
+    world = World(arm)
+    try:
+        world.report("arm", [0.0])
+        world.request("arm", b"")
+        act(world, 10, arm=0.4)
+        assert arms(world)[-1] > 0.1
+        world.refuses_listener = code
+        for what in (
+            "start",
+            "lose",
+            "connect",
+            "kill",
+        ):  # another one is deaf too, and the last word counts after its end
+            world.change_the_listener(what)
+            world.request("arm", b"")
+            act(world, 3, arm=0.4)
+            assert (world.host.gate.armed, world.devices["arm"]) == (False, (0.0,)), what
+        state, reasons = world.host.publisher.status()
+        assert state == "degraded"
+        assert any("stop listener" in reason and "the gate arms nothing" in reason for reason in reasons), reasons
+        assert world.event_types.count("stop_not_heard") == 1
+        world.stop(b"ON", qos=0)
+        assert world.host.gate.stopped, "the gate hears it"
+        world.stop(b'{"engaged": false}')
+        world.change_the_listener("start")
+        assert "stop_heard" not in world.event_types
+        world.refuses_listener = None
+        world.listener.subscribe_again()
         assert world.event_types.count("stop_heard") == 1
         world.request("arm", b"")
         act(world, 10, arm=0.4)

@@ -13,7 +13,7 @@ from typing import Any
 
 import orjson
 from gate_clients import Clients
-from gate_model import QUIET, SETTINGS, TOO_WARM, World
+from gate_model import MIN_HOLD_S, POOL, QUIET, SETTINGS, TOO_WARM, Mixture, World
 from gate_relay import RelayProcess
 from hypothesis import HealthCheck, Phase, seed
 from hypothesis import settings as hypothesis_settings
@@ -27,6 +27,7 @@ SEED = int(os.environ.get("GATE_MODEL_SEED", "1"))
 STEPS_A_RUN = 50
 NAMES = st.sampled_from(sorted(SETTINGS["actuators"]))
 MODES = st.sampled_from(["shadow", "assist", "autonomous", "autonomous"])
+SWITCHES = ("heater", "fan", "lamp")
 SWITCH = st.sampled_from(["OFF", "ON", "ON"])
 NUMBER = st.sampled_from([-1.0, -0.5, 0.0, 0.4, 0.6, 1.0])
 ODD: st.SearchStrategy[Any] = st.sampled_from(
@@ -38,12 +39,31 @@ ODD_PAYLOADS = st.sampled_from([b"", b"{", b"7", b"[]", b"\xff", b'{"state": 7}'
 FRAMES = [b"", b"{", b"[]", b'{"kind": "Proposal"}', b'{"kind": "GateVerdict"}', b"\xff" * 100]
 
 
+def _continuous() -> st.SearchStrategy[dict[str, Any]]:
+    safe = st.sampled_from(["hold", "hold", [0], [0.6], [-0.25]])
+    rate = st.sampled_from([None, [1], [0.5], [4]])
+    return st.fixed_dictionaries({"safe": safe, "max_rate": rate, "out_of_range": st.sampled_from(["clamp", "refuse"])})
+
+
+def _choice() -> st.SearchStrategy[dict[str, Any]]:
+    safe = st.sampled_from(["hold", "hold", "OFF", "ON"])
+    return st.fixed_dictionaries({"safe": safe, "min_hold_s": st.sampled_from([0.0, MIN_HOLD_S, 0.35])})
+
+
+MIXTURES = st.builds(
+    Mixture.of,
+    st.fixed_dictionaries({name: _continuous() for name in ("arm", "wheel")} | {n: _choice() for n in SWITCHES}),
+    st.lists(st.sampled_from(POOL), min_size=1, max_size=5, unique=True).map(tuple),
+)
+"""`safe: hold` among rules, rates and shortest holds."""
+
+
 class GateModel(RuleBasedStateMachine):
     """The rules: one for each thing that can happen around the gate."""
 
-    @initialize(arm=st.sampled_from(["auto", "request"]), mode=MODES)
-    def begin(self, arm: str, mode: str) -> None:
-        self.world = World(arm, mode)
+    @initialize(arm=st.sampled_from(["auto", "request"]), mode=MODES, mixture=st.none() | MIXTURES)
+    def begin(self, arm: str, mode: str, mixture: Mixture | None) -> None:
+        self.world = World(arm, mode, mixture)
         self.clients = Clients(self.world)
         self.relay = RelayProcess(self.world)
 
@@ -337,17 +357,30 @@ class GateModel(RuleBasedStateMachine):
         self.find_the_broker()
         self.devices_report_and_an_operator_arms()
 
-    @rule(refused=st.sampled_from([True, True, False]), reconnects=st.booleans())
-    def the_broker_refuses_the_stop(self, refused: bool, reconnects: bool) -> None:
+    @rule(
+        gate=st.sampled_from([0x87, 0, None]),
+        listener=st.sampled_from([0x87, 0, None]),
+        reconnects=st.booleans(),
+        restarts=st.booleans(),
+    )
+    def the_broker_refuses_the_stop(
+        self, gate: int | None, listener: int | None, reconnects: bool, restarts: bool
+    ) -> None:
+        world = self.world
         self.the_policy_acts()
-        self.world.refuses_stop = refused
+        world.refuses_stop, world.refuses_listener = gate, listener
         if reconnects:
-            self.world.lose(self.world.safety)
+            world.lose(world.safety)
+            world.listener.lose()
+        if restarts:
+            world.change_the_listener("start")
         self.find_the_broker()
+        world.change_the_listener("connect")
         self.devices_report_and_an_operator_arms()
         self.tick({"arm": (1.0,)}, 2)
-        self.world.refuses_stop = False
-        self.world.subscribe_again()
+        world.refuses_stop = world.refuses_listener = None
+        world.subscribe_again()
+        world.listener.subscribe_again()
         self.devices_report_and_an_operator_arms()
 
     @rule(slept_s=st.sampled_from([0.5, 60.0]), age_s=st.sampled_from([0.0, 0.01, 0.1]))
