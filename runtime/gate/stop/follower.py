@@ -42,7 +42,7 @@ class StopListenerFollower:
     """Called after each statement about whether the listener hears a stop (`denial`)."""
     now: Callable[[], float]
     denial: str | None = None
-    """Why the broker lets the listener hear no stop; None while nothing says so. It outlives the listener that said so."""
+    """Why the broker lets the listener hear no stop; None while nothing says so. It outlives the listener that stated it."""
     _stated: tuple[float, str] | None = None
     """When the listener's stop was read, and its reason, while the gate is not stopped."""
     _released_ns: int = 0

@@ -14,7 +14,9 @@ from runtime.mqtt.aiomqtt_client import Newest
 
 
 @given(st.lists(st.tuples(st.sampled_from(["message", "message", "saved"]), st.integers(0, 1), st.integers(0, 3))))
-def test_the_order_of_arrival_is_kept_and_what_is_not_on_the_disk_waits(steps: list[tuple[str, int, int]]) -> None:
+def test_acknowledgements_follow_the_order_of_arrival_and_what_is_not_on_the_disk_waits(
+    steps: list[tuple[str, int, int]],
+) -> None:
     waiting, arrived, done = Unacknowledged(), [0], list[int]()
     saved = 0
     for what, qos, back in steps:
@@ -38,6 +40,6 @@ def test_a_flood_of_qos_0_drops_nothing_that_the_broker_counts_as_under_way() ->
     qos_of = [0, 1, 0, 1, 0, 0, 1, 0, 1]
     for number, qos in enumerate(qos_of):
         queue.put_nowait(aiomqtt.Message("stop", bytes([number]), qos, False, number, None))
-    kept = [queue.get_nowait().payload for _ in range(queue.qsize())]
-    assert kept == [bytes([number]) for number, qos in enumerate(qos_of) if qos]
-    assert queue.dropped == len(qos_of) - len(kept)
+    left = [queue.get_nowait().payload for _ in range(queue.qsize())]
+    assert left == [bytes([number]) for number, qos in enumerate(qos_of) if qos]
+    assert queue.dropped == len(qos_of) - len(left)
