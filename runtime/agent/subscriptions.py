@@ -28,6 +28,8 @@ class Route:
     qos: Literal[0, 1] = 1
     retained: Literal["send", "ignore"] = "ignore"
     limit: Limit | None = None
+    as_published: bool = True
+    """False: the retain flag distinguishes a stored message from a new one."""
 
 
 def routes(parts: Components, topics: Topics) -> Iterator[Route]:
@@ -39,7 +41,9 @@ def routes(parts: Components, topics: Topics) -> Iterator[Route]:
             connection = control if kind in {"text", "telemetry"} else parts.media
             topic, handler = sensor.topic or topics("in", name), partial(parts.decoder.offer, name)
             # a sensor of a home reports when something changes: what the broker stores is all that is known at the start
-            yield Route(connection, topic, handler, qos=0, retained="send" if kind == "telemetry" else "ignore")
+            retained: Literal["send", "ignore"] = "send" if kind == "telemetry" else "ignore"
+            # many devices publish each reading with the retain flag: it is stored, and new all the same
+            yield Route(connection, topic, handler, qos=0, retained=retained, as_published=False)
     yield Route(control, topics("reward"), lambda message: parts.feedback.reward(message.payload))
     yield Route(control, topics("label"), lambda message: parts.feedback.label(message.payload))
     if parts.deliberator is not None:
@@ -48,7 +52,7 @@ def routes(parts: Components, topics: Topics) -> Iterator[Route]:
     for verb in parts.requests.verbs:
         yield Route(control, topics("request", verb), parts.requests.take)
     if parts.announcer is not None:
-        yield Route(control, BIRTH_TOPIC, parts.announcer.home_assistant_started)
+        yield Route(control, BIRTH_TOPIC, parts.announcer.home_assistant_started, as_published=False)
         yield Route(control, topics("status"), parts.announcer.status_changed, retained="send")
 
 
@@ -56,5 +60,10 @@ def subscribe(parts: Components, topics: Topics) -> None:
     """Subscribe to every topic of the table; takes effect when the connections run."""
     for route in routes(parts, topics):
         route.connection.subscribe(
-            route.topic, route.handler, qos=route.qos, retained=route.retained, limit=route.limit
+            route.topic,
+            route.handler,
+            qos=route.qos,
+            retained=route.retained,
+            limit=route.limit,
+            as_published=route.as_published,
         )

@@ -3,90 +3,24 @@
 from __future__ import annotations
 
 import asyncio
-import socket
-from collections.abc import AsyncIterator, Coroutine
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import asynccontextmanager
+from collections.abc import Coroutine
 from pathlib import Path
 from typing import Any
 
-import canaries
 import numpy as np
 import orjson
 import pytest
-import yaml
-from free_ports import free_port
+from agent_world import SETTINGS, Wall, agent
 
-from actuators.safety.decisions import Proposal
 from fakes import eventually
 from learners.experience.reader import Reader
 from learners.model.spec import fields_version
-from runtime.agent.build import build
 from runtime.agent.components import Components
 from runtime.agent.jobs import jobs, unready
 from runtime.agent.subscriptions import routes
-from runtime.config.loader import load
-from runtime.gate import ipc
 from runtime.inference.torch_engine import untrained
 from runtime.mqtt.topics import Topics
 from runtime.recording.reader import Recording
-
-SETTINGS: dict[str, Any] = {
-    "agent": "small",
-    "streams": {"joints": {"kind": "telemetry", "source": "topic", "fields": ["angle"]}},
-    "actuators": {"head": {"kind": "choice", "choices": ["left", "stay", "right"], "safe": "stay"}},
-    "rewards": [{"name": "feedback", "kind": "topic", "max_per_s": 1e6}],
-    "learner": {"enabled": False},
-    "policy": {"gamma": 0.5},
-}
-
-
-class Wall:
-    """Unix time that the test moves."""
-
-    now_s = 1_750_000_000.0
-
-    def time(self) -> float:
-        return self.now_s
-
-
-async def answer(gate: socket.socket) -> None:
-    """A gate that lets everything pass."""
-    loop = asyncio.get_running_loop()
-    while True:
-        offer = ipc.unpack(await loop.sock_recv(gate, ipc.MAX_MESSAGE))
-        assert isinstance(offer, Proposal)
-        outcomes = {name: ipc.Outcome(True, None, value, "policy") for name, value in offer.actions.items()}
-        verdict = ipc.GateVerdict(offer.decision, True, False, dict.fromkeys(outcomes, "autonomous"), outcomes)
-        gate.send(ipc.pack(verdict))
-
-
-@asynccontextmanager
-async def agent(
-    folder: Path, wall: Wall, *, rewards: list[dict[str, Any]] | None = None, record: bool = False, **changes: Any
-) -> AsyncIterator[Components]:
-    """Everything `build` builds, with the tasks that matter here."""
-    settings = SETTINGS | {
-        "state_dir": str(folder / "state"), "mqtt": {"url": f"mqtt://127.0.0.1:{free_port()}", **canaries.LOGIN},
-        "rewards": rewards or SETTINGS["rewards"], "record": {"enabled": record}, **changes,
-    }  # fmt: skip
-    path = folder / "small.yaml"
-    path.write_text(yaml.safe_dump(settings))
-    gate, end = ipc.pair()
-    with ThreadPoolExecutor(1) as decoders, gate, end:
-        parts = await build(load(path), end, [], decoders, wall=wall.time)
-        all_jobs = jobs(parts)
-        running = [all_jobs.pop(name) for name in ("gate", "policy", "experiments", "sources")]
-        for job in all_jobs.values():
-            job.close()
-        tasks = [asyncio.create_task(job) for job in (answer(gate), *running)]
-        try:
-            yield parts
-        finally:
-            for task in tasks:
-                task.cancel()
-            await asyncio.wait(tasks)
-            await asyncio.to_thread(parts.close, clean=True)
 
 
 def version(parts: Components, shift: float) -> str:
