@@ -22,7 +22,7 @@ from typing import IO, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
-from learners.files import draft_folder, exclusive_lock, not_plain, publish_folder, sync_directory, sync_folder
+from learners.files import draft_folder, exclusive_lock, not_plain, sync_directory, sync_folder
 from runtime.backup.contents import (
     DATABASE,
     HEAD,
@@ -83,7 +83,7 @@ def restore(archive: Path, state_dir: Path, *, replace: bool = False, progress: 
                 f"state_dir: {state_dir} is not empty ({', '.join(inside[:3])}); --replace renames it and restores"
             )
         parent = state_dir if fixed else state_dir.parent
-        with ExitStack() as undo, draft_folder(parent, state_dir.name, mode=0o700) as draft:
+        with draft_folder(parent, state_dir.name, mode=0o700) as draft, ExitStack() as undo:
             if not existed:
                 undo.callback(shutil.rmtree, state_dir, ignore_errors=True)  # the lock made it
             head, sums = _unpack(archive, draft, progress)
@@ -93,9 +93,11 @@ def restore(archive: Path, state_dir: Path, *, replace: bool = False, progress: 
                 aside = _replace_entries(draft, state_dir, inside)
             else:
                 aside = state_dir.with_name(f"{state_dir.name}.{SET_ASIDE}{secrets.token_hex(4)}")
-                state_dir.rename(aside)
-                undo.callback(aside.rename, state_dir)
-                publish_folder(draft, state_dir)
+                sync_folder(draft)
+                for source, target in ((state_dir, aside), (draft, state_dir)):
+                    source.rename(target)
+                    undo.callback(target.rename, source)
+                sync_directory(state_dir.parent)
             undo.pop_all()  # from here on nothing is undone
         if not inside:
             shutil.rmtree(aside)

@@ -356,10 +356,10 @@ def test_restoring_needs_an_empty_folder_or_replace(state: Path, backup: Path, t
 def test_a_disk_that_refuses_the_last_step_changes_nothing(
     state: Path, backup: Path, monkeypatch: pytest.MonkeyPatch, *, stored: bool
 ) -> None:
-    def refuse(_draft: Path, _target: Path) -> None:
+    def refuse(_folder: Path) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr("runtime.backup.restore.publish_folder", refuse)
+    monkeypatch.setattr("runtime.backup.restore.sync_directory", refuse)
     if not stored:
         shutil.rmtree(state)
     before = content(state) if stored else {}
@@ -510,3 +510,42 @@ def test_the_verbs_back_up_and_restore_signed_policies(tmp_path: Path, monkeypat
     assert (pipe.exit_code, "a pipe, not a file" in pipe.output) == (2, True)
     missing = run(main, ["restore", "nothing", "home.yaml", "--replace"])
     assert (missing.exit_code, missing.output.strip()) == (2, "nothing: No such file or directory")
+
+
+@pytest.mark.parametrize("call", ["open", "mkdir", "fsync", "rename", "utime"])
+@pytest.mark.parametrize("mounted", [False, True])
+def test_a_disk_that_refuses_any_step_of_a_restoration_changes_nothing(
+    state: Path, backup: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: str, *, mounted: bool
+) -> None:
+    """The quota ends at each call in turn; what was there stays, and nothing half-written is left."""
+    monkeypatch.setattr("os.path.ismount", lambda _path: mounted)
+    (state / "latches.json").write_bytes(b"newer")
+    original = tmp_path / "original"
+    shutil.move(state, original)
+    before, real, refused = content(original), getattr(os, call), 0
+    for number in range(200):
+        place = tmp_path / str(number)
+        shutil.copytree(original, place / "state")
+        left = [number]
+
+        def refuse(*given: Any, left: list[int] = left, **more: Any) -> Any:
+            left[0] -= 1
+            if left[0] == -1:
+                raise OSError(errno.EDQUOT, os.strerror(errno.EDQUOT), str(given[0]))
+            return real(*given, **more)
+
+        try:
+            with monkeypatch.context() as patched:
+                patched.setattr(os, call, refuse)
+                restore(backup, place / "state", replace=True)
+        except OSError as error:
+            assert error.errno == errno.EDQUOT, number  # noqa: PT017 - the last round restores
+            assert content(place / "state") == before, number
+            assert [path.name for path in place.iterdir()] == ["state"], number
+            refused += 1
+        else:
+            assert (place / "state" / "latches.json").read_bytes() == b'{"stopped": true}'
+            if left[0] >= 0:
+                break
+    assert left[0] >= 0, "the last round met no refusal"
+    assert refused > 0
