@@ -27,6 +27,8 @@ _ACCESS_REFUSALS = frozenset({
     sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED, sqlite3.SQLITE_NOMEM, sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_FULL,
     sqlite3.SQLITE_PERM, sqlite3.SQLITE_READONLY, sqlite3.SQLITE_PROTOCOL, sqlite3.SQLITE_INTERRUPT,
 })  # fmt: skip
+_DAMAGE = frozenset({sqlite3.SQLITE_IOERR_READ, sqlite3.SQLITE_IOERR_SHORT_READ, sqlite3.SQLITE_IOERR_CORRUPTFS})
+"""Errors of input and output that the file itself has; all others are of a disk that takes nothing, such as one that is full."""
 DRAFT = ".draft-"
 """First part of the names of drafts. Their writer holds a lock on them until they have their name."""
 _CREATE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
@@ -54,8 +56,12 @@ def storage_problem(error: BaseException, folder: Path) -> str | None:
 
 
 def access_refused(error: sqlite3.Error) -> bool:
-    """Return whether SQLite could not use a file now: busy, no memory, disk full, too many open files. Its content may be intact."""
-    return (getattr(error, "sqlite_errorcode", 0) & 0xFF) in _ACCESS_REFUSALS
+    """Return whether SQLite could not use a file now: busy, no memory, disk full, too many open files. Its content may be intact.
+
+    Even a reader writes the shared memory of a database after its writer was killed; a full disk refuses that.
+    """
+    code = getattr(error, "sqlite_errorcode", 0)
+    return (code & 0xFF) in _ACCESS_REFUSALS or ((code & 0xFF) == sqlite3.SQLITE_IOERR and code not in _DAMAGE)
 
 
 def write_synced(path: Path, content: bytes, *, mode: int = 0o666) -> None:

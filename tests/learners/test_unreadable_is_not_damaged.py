@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import shutil
 import sqlite3
+from collections import Counter
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import orjson
 import pytest
-from disks import no_free_descriptor
+from disks import no_free_descriptor, small_disk
 
 from learners.checkpoints.sealed_folder import SEAL, SealBroken, SealedFolder, check_seal, write_seal
+from learners.config.learner import ExperienceSettings
 from learners.experience.recovery import damaged
 from learners.experience.schema import connect
+from learners.experience.writer import Writer
 from learners.model.backends import openvino
 from learners.reencoding.token_store import StoredTokens, TokenStore
 from learners.task_serving.versions import KEEP, TaskVersionStore, encoders_of_policies
@@ -29,6 +34,44 @@ def test_experience_is_not_set_aside(tmp_path: Path) -> None:
     assert damaged(tmp_path / "experience.db") is None
     (tmp_path / "experience.db").write_bytes(b"no database at all" * 100)
     assert damaged(tmp_path / "experience.db") == "file is not a database"
+
+
+def killed_writer(source: Path, target: Path) -> None:
+    """Copy a database as a killed writer leaves it: with a log, and without the memory that is shared by its readers."""
+    for end in ("", "-wal"):
+        shutil.copy(source.with_name(source.name + end), target.with_name(target.name + end))
+
+
+def test_nothing_is_set_aside_or_deleted_where_a_daemon_was_killed_on_a_full_disk(tmp_path: Path) -> None:
+    with small_disk(tmp_path / "disk", "size=16m") as disk:
+        written = connect(tmp_path / "experience.db")
+        written.execute("INSERT INTO labels(stamp_s, task, label, source) VALUES (1, 't', 'a', 'me')")
+        killed_writer(tmp_path / "experience.db", disk.folder / "experience.db")
+        tokens = TokenStore(tmp_path / "reencoded.db")
+        assert tokens.add([StoredTokens(1, "orders", "a", np.ones((1, 4), np.float16))])
+        killed_writer(tmp_path / "reencoded.db", disk.folder / "reencoded.db")
+        written.close()
+        tokens.close()
+        disk.fill()
+        with pytest.raises(sqlite3.OperationalError, match="disk"):
+            damaged(disk.folder / "experience.db")
+        with pytest.raises(sqlite3.OperationalError, match="disk"):
+            TokenStore(disk.folder / "reencoded.db")
+        events: list[str] = []
+        settings = ExperienceSettings()
+        writer = Writer(
+            disk.folder, settings, Counter(), lambda kind, _: events.append(kind), lambda: 2.0, lambda _: None
+        )
+        assert not writer.open()
+        assert events == ["experience_write_failed"]
+        disk.free()
+        assert damaged(disk.folder / "experience.db") is None
+        again = TokenStore(disk.folder / "reencoded.db")
+        assert again.last() == 1
+        again.close()
+        with closing(connect(disk.folder / "experience.db")) as read:
+            assert read.execute("SELECT label FROM labels").fetchall() == [("a",)]
+        assert not list(disk.folder.glob("*.broken*"))
 
 
 def test_tokens_that_were_made_again_are_not_deleted(tmp_path: Path) -> None:
