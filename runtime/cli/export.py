@@ -5,13 +5,45 @@ from __future__ import annotations
 import sys
 from datetime import datetime
 from pathlib import Path
+from typing import Any
 
 import click
 
 from runtime.cli.options import ANY, load_or_demo, refusing, show, takes_settings, with_json
 
 FORMATS = ("mcap", "lerobot", "onnx")
-TIME = click.DateTime(["%Y-%m-%d", "%Y-%m-%d %H:%M", "%Y-%m-%d %H:%M:%S", "%Y-%m-%dT%H:%M:%S"])
+OPTIONS_OF = {
+    "mcap": {"recording", "experience", "since", "until"},
+    "lerobot": {"since", "until", "pictures", "task"},
+    "onnx": {"version"},
+}
+"""Options that have a meaning for a format."""
+
+
+class Time(click.ParamType):  # type: ignore[type-arg] # generic only in the newest click
+    """A moment in ISO 8601, as Unix seconds; local time where it names no offset."""
+
+    name = "TIME"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        """Return the moment; anything else ends the program with exit code 2."""
+        try:
+            return datetime.fromisoformat(str(value).strip()).timestamp()
+        except (ValueError, OverflowError):
+            self.fail(f"{value!r} is no time; write 2026-11-24, '2026-11-24 09:00' or 2026-11-24T09:00:00Z", param, ctx)
+
+
+def _refuse_others(form: str) -> None:
+    """Refuse options that are of another format: they would change nothing.
+
+    Raises:
+        click.UsageError: one is given.
+    """
+    ctx = click.get_current_context()
+    for name in sorted(set().union(*OPTIONS_OF.values()) - OPTIONS_OF[form]):
+        if ctx.get_parameter_source(name) is click.core.ParameterSource.COMMANDLINE:
+            formats = " and ".join(one for one, names in OPTIONS_OF.items() if name in names)
+            raise click.UsageError(f"--{name} belongs to --format {formats}, not to {form}; leave it out")
 
 
 @click.command()
@@ -21,8 +53,8 @@ TIME = click.DateTime(["%Y-%m-%d", "%Y-%m-%d %H:%M", "%Y-%m-%d %H:%M:%S", "%Y-%m
 @click.option("--version", help="onnx: policy version; default: the live one.")
 @click.option("--recording", help="mcap: name of the recording; required if there are several.")
 @click.option("--experience", is_flag=True, help="mcap: export experience even if there are recordings.")
-@click.option("--since", type=TIME, metavar="TIME", help="mcap, lerobot: from this local time on, as 2026-11-24 09:00.")
-@click.option("--until", type=TIME, metavar="TIME", help="mcap, lerobot: before this local time.")
+@click.option("--since", type=Time(), help="mcap, lerobot: from this local time on, as 2026-11-24 09:00.")
+@click.option("--until", type=Time(), help="mcap, lerobot: before this local time.")
 @click.option(
     "--pictures/--no-pictures", default=True, show_default=True, help="lerobot: export only ticks with stored images."
 )
@@ -35,8 +67,8 @@ def export(
     out: Path,
     version: str | None,
     recording: str | None,
-    since: datetime | None,
-    until: datetime | None,
+    since: float | None,
+    until: float | None,
     task: str | None,
     *,
     experience: bool,
@@ -63,7 +95,10 @@ def export(
     from runtime.recording.export import export as write
     from runtime.recording.export_mcap import TimeWindow
 
-    window = TimeWindow(since.timestamp() if since else 0.0, until.timestamp() if until else float("inf"))
+    _refuse_others(form)
+    window = TimeWindow(0.0 if since is None else since, float("inf") if until is None else until)
+    if window.start_s >= window.stop_s:
+        raise click.UsageError("--since is not before --until: no time is between them")
     options = ExportOptions(out, version, recording, experience, window, pictures, task)
     with Progress(console=Console(stderr=True), disable=not sys.stderr.isatty(), transient=True) as bar:
         job = bar.add_task(f"exporting {form}", total=None)

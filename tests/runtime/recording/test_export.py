@@ -249,3 +249,38 @@ def test_what_cannot_be_written_leaves_nothing(config: Path) -> None:
     (config.parent / "state/recordings/r.mcap").write_bytes(b"no recording at all")
     assert "not an MCAP file" in export(config, "mcap", "x.mcap")[1]
     assert sorted(path.name for path in config.parent.iterdir()) == ["arm.yaml", "state", "there"]
+
+
+@pytest.mark.parametrize(
+    ("form", "options", "says"),
+    [
+        ("mcap", ("--since", "yesterday"), "'yesterday' is no time; write 2026-11-24,"),
+        ("mcap", ("--since", ""), "is no time"),
+        ("mcap", ("--until", "0001-01-01T00:00:00+14:00"), "--since is not before"),
+        ("mcap", ("--since", "2026-11-24 25:00"), "is no time"),
+        ("mcap", ("--since", "2026-11-24", "--until", "2026-11-24"), "--since is not before --until"),
+        ("lerobot", ("--since", "2026-11-24", "--until", "2020-01-01"), "--since is not before --until"),
+        ("mcap", ("--since", "2999-01-01"), "widen --since and --until"),
+        ("lerobot", ("--since", "2999-01-01"), "widen --since and --until"),
+        ("onnx", ("--since", "2026-11-24"), "--since belongs to --format mcap and lerobot, not to onnx"),
+        ("mcap", ("--version", "000001-00000000"), "--version belongs to --format onnx"),
+        ("lerobot", ("--recording", "r"), "--recording belongs to --format mcap"),
+        ("mcap", ("--task", "go"), "--task belongs to --format lerobot"),
+        ("mcap", ("--no-pictures",), "--pictures belongs to --format lerobot"),
+    ],
+)
+def test_a_time_or_an_option_that_selects_nothing_is_refused(
+    config: Path, form: str, options: tuple[str, ...], says: str
+) -> None:
+    lived(config, 2)
+    code, out = export(config, form, "out", *options)
+    assert (code, says in " ".join(out.split())) == (2, True), out
+    assert not (config.parent / "out").exists()
+
+
+@pytest.mark.parametrize(
+    "since", ["1970-01-01", "1970-01-01T00:00:01Z", " 1970-01-01 00:00:01.5 ", "1970-01-01T02:00+02:00"]
+)
+def test_a_time_may_have_an_offset_or_fractions(config: Path, since: str) -> None:
+    lived(config, 2)
+    assert export(config, "mcap", "out.mcap", "--since", since)[0] == 0
