@@ -39,6 +39,8 @@ MEMORY = 200
 """Pairs over which the scale adapts."""
 HALVINGS = 60
 LARGEST_LOG = 700.0
+ONE_INCIDENT = 1.0 + 1e-9
+"""Standard errors of a harm in a single pair, whatever its size and the number of pairs; rounding must not decide."""
 
 
 def log_bet(u: Array) -> Array:
@@ -51,6 +53,14 @@ def log_mixture(logs_G: Array) -> float:
     """Return the logarithm of the mean wealth over the grid."""
     top = float(logs_G.max())
     return top + math.log(float((PRIOR_G * np.exp(logs_G - top)).sum()))
+
+
+def standard_errors(values: Sequence[float]) -> float:
+    """Return how many standard errors the mean is away from 0; without spread, infinity with its sign, or 0."""
+    count = len(values)
+    mean = sum(values) / count
+    error = math.sqrt(sum((value - mean) ** 2 for value in values) / max(1, count - 1) / count)
+    return mean / error if error > 0 else math.copysign(math.inf, mean) if mean else 0.0
 
 
 @dataclass(slots=True)
@@ -146,6 +156,11 @@ class ConfidenceSequence:
         self._scales.append(scale)
         self.total += value
         self.scale.update(value)
+
+    @property
+    def is_frequent(self) -> bool:
+        """Whether the plain mean is above 0 by more than one incident explains, which is no proof."""
+        return bool(self._values) and standard_errors(self._values) > ONE_INCIDENT
 
     def is_above(self, claim: float) -> bool:
         """Return whether the mean was proved to be above one of the claims."""

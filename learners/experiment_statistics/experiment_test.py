@@ -28,7 +28,8 @@ from learners.experiment_statistics.plan import Arm, ExperimentPlan
 
 Outcome = Literal["live", "out", "cap"]
 SUSPECTED = 4.0
-"""Evidence for more harm above which a version does not go live, although it is no proof."""
+"""Evidence for more harm above which a version does not go live, although it is no proof. Neither does one with more incidents than
+one: a large gain is proved sooner than a harm."""
 EACH_LOOK = 16
 """Pairs up to which each look computes the bounds; after that, looks at a tenth more pairs do, because evidence alone decides."""
 MAX_LOOKS = 512
@@ -136,7 +137,9 @@ class ExperimentTest:
             return ExperimentVerdict("out", "worse than the champion")
         if opponent == "anchor" and sequence.is_below(-plan.delta if plan.delta > 0 else 0.0):
             return ExperimentVerdict("out", "worse than the anchor by more than the margin")
-        suspected = any(counted.above[0.0].evidence > SUSPECTED for counted in self.harms.values())
+        suspected = any(
+            counted.above[0.0].evidence > SUSPECTED or counted.is_frequent for counted in self.harms.values()
+        )
         if not suspected and (found := self._passed(opponent, sequence)) is not None:
             return found
         if self.pairs + self.unknown >= plan.cap_pairs:

@@ -151,6 +151,11 @@ class Guard:
             self._suspected = CALM_BLOCKS
         return self.suspicious
 
+    def keep_harms(self, before: Guard) -> None:
+        """Compare the harms of a version that was promoted with those of the version before, too: its own past has no others."""
+        for harm in HARMS:
+            self.watches[harm], self.rates[harm] = before.watches[harm], before.rates[harm]
+
     def forget_rewards(self) -> None:
         """Begin again with the rewards, because they mean something else now; what is known of harms stays."""
         self.detectors["reward"], self.watches["reward"] = PairedDetector(-1), LevelWatch()

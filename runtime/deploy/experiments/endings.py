@@ -63,7 +63,7 @@ class ExperimentEndings:
         elif requested and passed:
             self.state.trust.choose(challenger, "proof" if verdict.better else "request")
         if passed or moved is not None:
-            self.state.renew_guard()
+            self.state.renew_guard(promoted=passed)
 
     async def promote(self, version: str, note: str, *, by: str, figures: Mapping[str, Any] | None = None) -> bool:
         """Move LIVE to a version; give it up and return False where it cannot be loaded."""

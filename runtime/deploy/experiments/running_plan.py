@@ -14,10 +14,11 @@ from __future__ import annotations
 
 import math
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from learners.experiment_statistics.confidence_sequence import ONE_INCIDENT, standard_errors
 from learners.experiment_statistics.experiment_test import ExperimentTest, ExperimentVerdict
 from learners.experiment_statistics.paired_outcomes import PairDifference, PairedOutcomes, Silence, TickOutcome
 from learners.experiment_statistics.plan import SHARES, Arm, ExperimentPlan
@@ -43,8 +44,6 @@ GIVE_UP_PAIRS = 12
 """Pairs after which a challenger without a gain gives way to a newer one that waits; one without a proof too, at first."""
 RACE_PAIRS, RACE_AHEAD = 4, 1.0
 """A race is won after these pairs if the mean difference is above 0 by this number of standard errors, and that of no harm by more."""
-ONE_INCIDENT = 1.0 + 1e-9
-"""Standard errors of a harm in a single pair, whatever its size and the number of pairs; rounding must not decide."""
 PROMISING = 2.0
 """Standard errors of the mean gain from which a challenger goes on beyond its allowance."""
 
@@ -59,14 +58,6 @@ def pairs_allowed(undecided: int, cap_pairs: int) -> int:
         cap_pairs: pairs after which the champion remains anyway.
     """
     return int(min(cap_pairs, GIVE_UP_PAIRS * 2 ** min(undecided, 30)))
-
-
-def standard_errors(values: Sequence[float]) -> float:
-    """Return how many standard errors the mean is away from 0; without spread, infinity with its sign, or 0."""
-    count = len(values)
-    mean = sum(values) / count
-    error = math.sqrt(sum((value - mean) ** 2 for value in values) / max(1, count - 1) / count)
-    return mean / error if error > 0 else math.copysign(math.inf, mean) if mean else 0.0
 
 
 @dataclass(slots=True)

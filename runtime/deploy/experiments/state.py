@@ -54,9 +54,16 @@ class ExperimentState:
     def __post_init__(self) -> None:
         self.guard = self.rules.guard(self.levels)
 
-    def renew_guard(self) -> None:
-        """Restart the watch, because another version is live, or it has another reference."""
+    def renew_guard(self, *, promoted: bool = False) -> None:
+        """Restart the watch, because another version is live, or it has another reference.
+
+        Args:
+            promoted: by an experiment: its harms are compared with those of the version before.
+        """
+        before = self.guard
         self.guard, self.block, self.harms = self.rules.guard(self.levels), RunningBlock(), RunningHarms()
+        if promoted:
+            self.guard.keep_harms(before)
 
     def forget_rewards(self) -> None:
         """Forget every level of rewards, because other sources count now; trust, harms and the leader stay."""

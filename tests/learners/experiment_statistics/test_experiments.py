@@ -276,6 +276,22 @@ def test_more_takeovers_end_the_experiment_whatever_the_reward() -> None:
     assert test.verdict.reason == "more takeovers than the champion"
 
 
+@pytest.mark.parametrize(("incidents", "passes"), [((), True), ((3,), True), ((3, 5), False)])
+def test_a_gain_that_is_proved_waits_until_more_harm_than_one_incident_is_explained(
+    incidents: tuple[int, ...], *, passes: bool
+) -> None:
+    test = ExperimentTest(plan())
+    rng = np.random.default_rng(2)
+    for number in range(12):
+        test.update(pair(number, 5.0 + float(rng.normal()), refusal=0.3 if number in incidents else 0.0))
+    assert test.rewards["champion"].is_above(0.0)
+    assert (test.verdict is not None) is passes
+    for number in range(12, 40):  # the champion has as many
+        test.update(pair(number, 5.0 + float(rng.normal()), refusal=(0.3, -0.3)[number % 2]))
+    assert test.verdict is not None
+    assert test.verdict.outcome == "live"
+
+
 def test_the_sentence_names_the_evidence_and_the_interval() -> None:
     test = ExperimentTest(plan(tick_s=0.5, delta=0.0))
     assert test.sentence() == "no pair is complete"

@@ -586,3 +586,25 @@ async def test_a_champion_that_earns_less_than_the_untrained_policy_leaves_no_ma
     await one.propose("c")
     await one.run(20.0)
     assert (one.last("experiment_started")["delta"] > 0) is positive
+
+
+@pytest.mark.parametrize("rate", [0.1, 0.03])
+@pytest.mark.parametrize("harm", ["takeover", "refusal"])
+async def test_a_large_gain_does_not_buy_harm(tmp_path: Path, harm: str, rate: float) -> None:
+    """A gain of two deviations is proved in 8 pairs, before any harm is. The version was its own past then, and remained for good."""
+    rng, draw = np.random.default_rng(38), noise(38)
+
+    def world(version: str, _tick: int) -> WorldTick:
+        harmed = version == "c" and rng.random() < rate
+        return WorldTick({"untrained": 0.0, "c": 3.0}.get(version, 1.0) + draw(), TickOutcome(**{harm: bool(harmed)}))
+
+    one = await two_trusted(tmp_path, world)
+    await one.run(5_400.0)
+    one.experiments.state.trust.pace = 2
+    await one.propose("c")
+    await one.run(6_000.0, until=lambda: "experiment_ended" in one.kinds())
+    if one.live == "c":
+        await one.run(7_200.0, until=lambda: "policy_rolled_back" in one.kinds())
+        assert one.last("policy_suspected")["figure"] == harm
+        assert f"has more {harm}s than the anchor" in one.last("policy_rolled_back")["why"]
+    assert one.live == "good"
