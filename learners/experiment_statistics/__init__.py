@@ -1,1 +1,1 @@
-"""The live experiment of challenger against champion: plan, schedule, pair differences, test, guard, alpha budget."""
+"""The live experiment of challenger against champion: plan, schedule, pair differences, sequential tests, guard, alpha budget."""

@@ -1,1 +1,1 @@
-"""Safeguards on feedback: rewards by decision, sequential tests, consistency of sources."""
+"""Safeguards on feedback: rewards by decision, consistency of sources."""

@@ -3,7 +3,7 @@
 A comparison with a word that is no choice is reported. Every other rule is evaluated on all combinations of choices. For a
 continuous component, the values are its limits, its middle, and the numbers in the rule with their neighbours. A field of
 telemetry also takes values far beyond these numbers. For choices, and for comparisons of single components with numbers, this is
-a proof, as it is for comparisons of two components or fields with each other. `intervals` proves some of the other rules; the
+a proof, as it is for comparisons of two components or fields with each other. `value_ranges` proves some of the other rules; the
 rest is only sampled.
 """
 
@@ -18,7 +18,7 @@ from typing import Any
 
 from actuators.config import AnyActuator, ChoiceSettings, ContinuousSettings
 from actuators.expressions import Expression, ExpressionError, Known
-from runtime.config import intervals
+from runtime.config import value_ranges
 
 MOST = 20_000
 """Combinations that are tried; a rule with more is accepted untried."""
@@ -178,16 +178,16 @@ def _holds_or_fails(rule: Expression, value: Mapping[str, Any]) -> bool:
 
 
 def _interval_truth(text: str, actuators: Mapping[str, AnyActuator], enums: Enums) -> bool | None:
-    def find(name: str, part: str | int | None) -> intervals.Bounds | None:
+    def find(name: str, part: str | int | None) -> value_ranges.Bounds | None:
         actuator = actuators.get(name)
         if actuator is None:
             words = enums.get((name, str(part)))
-            return intervals.EVERYTHING if words is None else (0.0, len(words) - 1.0)
+            return value_ranges.EVERYTHING if words is None else (0.0, len(words) - 1.0)
         if isinstance(actuator, ContinuousSettings) and isinstance(part, int) and 0 <= part < len(actuator.low):
             return actuator.low[part], actuator.high[part]
         return None
 
-    return intervals.truth(ast.parse(text.strip(), mode="eval").body, find)
+    return value_ranges.truth(ast.parse(text.strip(), mode="eval").body, find)
 
 
 def _combinations(

@@ -1,6 +1,6 @@
 """Notice at once when a version that a person made live earns far less than the trusted version did.
 
-Mean rewards of each second of acting, before and after the change, in an anytime-valid test (`learners/safeguards/sequential_tests.py`).
+Mean rewards of each second of acting, before and after the change, in an anytime-valid test (`learners/experiment_statistics/sequential_tests.py`).
 This is weaker evidence than pairs: a world that became harder at that moment looks the same. It only serves versions that no
 experiment has judged, and only for `ALONE_S` seconds; pairs decide afterwards.
 """
@@ -12,7 +12,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from learners.safeguards.reward_ledger import LedgerEntry
-from learners.safeguards.sequential_tests import Baseline, MixtureSprt
+from learners.experiment_statistics.sequential_tests import Baseline, MixtureSprt
 
 ALONE_S = 30.0
 """Seconds that such a version acts alone, before it takes turns with the trusted one."""

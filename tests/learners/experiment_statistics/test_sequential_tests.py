@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 
-from learners.safeguards.sequential_tests import (
+from learners.experiment_statistics.sequential_tests import (
     ENOUGH,
     FIRST,
     LEAST,
