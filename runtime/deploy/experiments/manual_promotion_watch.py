@@ -11,8 +11,8 @@ from collections import OrderedDict, deque
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
-from learners.safeguards.reward_ledger import LedgerEntry
 from learners.experiment_statistics.sequential_tests import Baseline, MixtureSprt
+from learners.safeguards.reward_ledger import LedgerEntry
 
 ALONE_S = 30.0
 """Seconds that such a version acts alone, before it takes turns with the trusted one."""
