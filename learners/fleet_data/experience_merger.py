@@ -9,6 +9,9 @@ An agent has at most its share of the newest rows (`trust/agent_shares.py`); fur
 over. Files that the server merged into larger ones are read by row groups. A list of files is taken under the lock of the agent; a file
 that is gone when it is read was merged since, and the files are listed again.
 
+Late rewards and corrections (lane `amendments`) replace those of a merged row, and wait for one that is not merged yet. What has the newest
+number counts, so a repeated amendment changes nothing. Row or amendment and read position are one transaction.
+
 Only rows with the group's spec and encoder versions are merged (`reference.json`). Rows of excluded agents are not.
 The Parquet files are the source: a broken store is set aside and merged again. Boots are those that the names of the files have, also
 such as the positions of an agent have forgotten. An agent with a file that cannot be read now waits, and the others go on. Knows no MQTT.
@@ -31,13 +34,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from learners.config.learner import ExperienceSettings
+from learners.experience.reader import Reader
 from learners.experience.recovery import damaged
 from learners.experience.transition import Transition
 from learners.files import locked, private_folder
-from learners.fleet_data.merged_database import MergedDatabase, session_name
+from learners.fleet_data.merged_database import MOST_AWAITING, MergedDatabase, session_name
 from learners.fleet_data.parquet_log import FleetReference, read_positions
 from learners.fleet_data.row_files import RowFile, agent_files, header_of, is_broken, last_row_of
-from learners.fleet_data.segment import LANES, ROW_LIMITS, Lane, RowLimits, SegmentRefused, transition_of
+from learners.fleet_data.segment import AMENDMENTS, LANES, ROW_LIMITS, Lane, RowLimits, SegmentRefused, transition_of
 from learners.fleet_data.trust.agent_shares import WINDOW, AgentShares
 from learners.fleet_data.trust.agent_trust import AgentTrust
 
@@ -107,7 +111,7 @@ class ExperienceMerger:
         self.group, self.folder, self.trust, self._wall = group, store, trust, wall
         self._limits, self._shapes = rows, shapes
         self.counts: Counter[str] = Counter()
-        """Rows by what became of them: `merged`, `repeated` by a restored device, `other` spec or encoders, `unreadable`, `excluded`, `passed_over` beyond its share; `unreadable_files`, and `waits` of an agent."""
+        """Amendments: `amended`, `amended_again` without effect, `awaiting_rows`, `amendments_dropped`. Rows by what became of them: `merged`, `repeated` by a restored device, `other` spec or encoders, `unreadable`, `excluded`, `passed_over` beyond its share; `unreadable_files`, and `waits` of an agent."""
         self.waiting: dict[str, str] = {}
         """Agents with rows that wait, with the reason: files that cannot be read now, or a full share. The next call tries again."""
         self.newly_excluded: list[tuple[str, str]] = []
@@ -257,7 +261,7 @@ class ExperienceMerger:
         boots = {boot for boot, _ in files}
         with self.database:
             self.database.forget_boots(agent, boots.union(positions))
-        every = dict.fromkeys(map(str, LANES), _ALL)
+        every = dict.fromkeys(map(str, (*LANES, AMENDMENTS)), _ALL)
         forgotten = dict.fromkeys(sorted(boots.difference(positions)), every)
         merged, is_complete = 0, True
         for boot, stored in {**forgotten, **positions}.items():
@@ -265,8 +269,10 @@ class ExperienceMerger:
                 continue
             limit = min(RUN_ROWS, room) - merged
             if limit <= 0 or limit < LEAST_TURN <= RUN_ROWS - merged:
+                self._amend_boot(agent, boot, stored, files, reference, is_whole=False)
                 return merged, room < RUN_ROWS and self._pass_over(agent, boot, stored)
             rows, is_whole = self._merge_boot(agent, boot, stored, files, reference, limit)
+            is_whole = self._amend_boot(agent, boot, stored, files, reference, is_whole=is_whole) and is_whole
             merged, is_complete = merged + rows, is_complete and is_whole
             if is_whole and boot in forgotten:
                 self._forgotten.add((agent, boot))
@@ -313,6 +319,68 @@ class ExperienceMerger:
         if self.trust is not None:
             self.trust.add(agent, new)
         return len(new), is_whole
+
+    def _amend_boot(
+        self,
+        agent: str,
+        boot: str,
+        stored: Mapping[str, int],
+        files: Files,
+        reference: FleetReference,
+        *,
+        is_whole: bool,
+    ) -> bool:
+        """Give merged rows of a boot their late rewards and corrections; return whether nothing is left.
+
+        Args:
+            agent: its name.
+            boot: one of it.
+            stored: by lane, the last number that is on disk.
+            files: of the agent.
+            reference: what rows must agree in.
+            is_whole: every row of the boot is merged; otherwise an amendment may wait for a row that comes.
+        """
+        read = self.database.positions(agent, boot).get(AMENDMENTS, 0)
+        wanted = _Lane(read, stored.get(AMENDMENTS, 0))
+        if wanted.stored <= read:
+            return True
+        wanted.files = _unread(files.get((boot, AMENDMENTS), []), wanted)
+        found: list[tuple[int, Transition | None]] = []
+        is_complete = True
+        for rows in self._groups(wanted, reference):
+            if len(found) >= RUN_ROWS:
+                is_complete = False
+                break
+            inside = (fields for fields in rows if read < fields["row"] <= wanted.stored)
+            found += [(fields["row"], self._transition(fields, reference)) for fields in inside]
+        changed: list[Transition] = []
+        with self.database:
+            for number, each in found:
+                if each is not None and not self._amend(agent, _of_group(agent, each), changed, is_whole=is_whole):
+                    is_complete = False
+                    break
+                read = number
+            is_passed = is_complete and wanted.stored < _ALL
+            self.database.set_position(agent, boot, AMENDMENTS, wanted.stored if is_passed else read)
+        if self.trust is not None and changed:
+            with Reader(self.folder) as reader:  # with the tokens that the amendments do not have
+                rows_of = [row for each in changed if (row := reader.decision(each.decision)) is not None]
+            self.trust.add(agent, [row.transition for row in rows_of], are_amended=True)
+        return is_complete
+
+    def _amend(self, agent: str, amended: Transition, changed: list[Transition], *, is_whole: bool) -> bool:
+        """Amend a row, or let the amendment wait for it; False where there is no room for that and the row may come."""
+        has_changed = self.database.amend(amended)
+        if has_changed is None:
+            if not is_whole and self.database.awaiting(agent) >= MOST_AWAITING:
+                return False
+            self.counts["awaiting_rows"] += 1
+            self.counts["amendments_dropped"] += self.database.await_row(agent, amended)
+            return True
+        self.counts["amended" if has_changed else "amended_again"] += 1
+        if has_changed:
+            changed.append(amended)
+        return True
 
     def _files(self, agent: str) -> Files:
         """Return the files of an agent."""

@@ -17,15 +17,24 @@ from contextlib import closing
 from itertools import groupby
 from pathlib import Path
 
-from learners.experience.database import BLOCK, Database
+import orjson
+
+from learners.experience.database import BASE_FLAGS, BLOCK, MUTABLE, Database
 from learners.experience.transition import Transition
 from learners.fleet_data.segment import LANES, Lane
 from learners.fleet_data.trust.agent_shares import FAIR
 
+MOST_AWAITING = 4_096
+"""Amendments of an agent that wait for rows that are not merged yet, such as those that the uplink left out; the oldest go."""
+MOST_AWAITING_OF_ALL = 262_144
 _TABLES = """
 CREATE TABLE IF NOT EXISTS merged_lanes(
   agent TEXT NOT NULL, boot TEXT NOT NULL, lane TEXT NOT NULL, row INTEGER NOT NULL, PRIMARY KEY(agent, boot, lane));
 CREATE TABLE IF NOT EXISTS excluded_agents(agent TEXT PRIMARY KEY, reason TEXT NOT NULL);
+CREATE TABLE IF NOT EXISTS waiting_amendments(
+  id INTEGER PRIMARY KEY AUTOINCREMENT, agent TEXT NOT NULL, session TEXT NOT NULL, tick INTEGER NOT NULL,
+  decision TEXT NOT NULL, "values" BLOB NOT NULL, UNIQUE(decision, session, tick));
+CREATE INDEX IF NOT EXISTS waiting_by_agent ON waiting_amendments(agent, id);
 CREATE INDEX IF NOT EXISTS transitions_by_session ON transitions(session);
 """
 
@@ -48,6 +57,8 @@ class MergedDatabase(Database):
         self._db.execute("PRAGMA synchronous = FULL").fetchall()  # a power cut must not lose rows that training counts
         self._db.executescript(_TABLES)
 
+    _waiting: set[str]
+    """Decisions of rows that amendments wait for."""
     protected: Collection[str] | None = None
     """Agents with a part of the store that others do not displace; None for all that have rows."""
     _owners: dict[int, str]
@@ -61,7 +72,65 @@ class MergedDatabase(Database):
         """
         row = super().add(transition)
         self._owners.setdefault(row // BLOCK, agent_of(transition.session))
+        if transition.decision in self._waiting:
+            key = (transition.decision, transition.session, transition.tick)
+            where = "FROM waiting_amendments WHERE decision = ? AND session = ? AND tick = ?"
+            found = self._db.execute(f'SELECT "values" {where}', key).fetchone()
+            if found is not None:
+                self._set_amendable(row, orjson.loads(found[0]))
+                self._db.execute(f"DELETE {where}", key)
         return row
+
+    def amend(self, amended: Transition) -> bool | None:
+        """Give a stored tick another reward and other flags; return whether it had others, None where it is not stored.
+
+        Call it inside a transaction.
+        """
+        found = self._row_of(amended)
+        return None if found is None else self._set_amendable(found, _amendable(amended))
+
+    def await_row(self, agent: str, amended: Transition) -> int:
+        """Store an amendment of a tick that is not stored yet; return how many were dropped: the oldest beyond the limits.
+
+        Call it inside a transaction.
+        """
+        values = (agent, amended.session, amended.tick, amended.decision, orjson.dumps(_amendable(amended)))
+        self._db.execute(
+            'INSERT OR REPLACE INTO waiting_amendments(agent, session, tick, decision, "values") VALUES(?,?,?,?,?)',
+            values,
+        )
+        self._waiting.add(amended.decision)
+        dropped = 0
+        for where, most in (("WHERE agent = ?", MOST_AWAITING), ("WHERE agent != '' || ?", MOST_AWAITING_OF_ALL)):
+            count = f"SELECT count(*) FROM waiting_amendments {where}"  # noqa: S608 - a constant
+            excess = self._db.execute(count, (agent,)).fetchone()[0] - most
+            if excess > 0:
+                oldest = f"SELECT id FROM waiting_amendments {where} ORDER BY id LIMIT ?"  # noqa: S608 - a constant
+                self._db.execute(f"DELETE FROM waiting_amendments WHERE id IN ({oldest})", (agent, excess))  # noqa: S608 - as above
+                dropped += excess
+        return dropped
+
+    def awaiting(self, agent: str) -> int:
+        """Return how many amendments of an agent wait for their rows."""
+        found = self._db.execute("SELECT count(*) FROM waiting_amendments WHERE agent = ?", (agent,)).fetchone()
+        return int(found[0])
+
+    def _set_amendable(self, row: int, values: dict[str, float]) -> bool:
+        columns = ", ".join(MUTABLE)
+        found = self._db.execute(f"SELECT {columns} FROM transitions WHERE row = ?", (row,)).fetchone()  # noqa: S608 - our own column names
+        if dict(zip(MUTABLE, found, strict=True)) == values:
+            return False
+        bits = sum(bit for name, bit in BASE_FLAGS.items() if values[name])
+        self._db.execute("UPDATE transitions SET base = ?, base_flags = ? WHERE row = ?", (values["reward"], bits, row))
+        self._change(row, lambda _: values)
+        return True
+
+    def _row_of(self, transition: Transition) -> int | None:
+        found = self._db.execute(
+            "SELECT row FROM transitions WHERE decision = ? AND session = ? AND tick = ?",
+            (transition.decision, transition.session, transition.tick),
+        ).fetchone()
+        return None if found is None else int(found[0])
 
     def shares(self) -> dict[str, float]:
         """Return which part of `max_bytes` each agent has."""
@@ -72,6 +141,9 @@ class MergedDatabase(Database):
 
     def _count(self) -> None:
         super()._count()
+        there = self._db.execute("SELECT 1 FROM sqlite_master WHERE name = 'waiting_amendments'").fetchone()
+        waiting = self._db.execute("SELECT decision FROM waiting_amendments").fetchall() if there else []
+        self._waiting = {decision for (decision,) in waiting}
         found = self._db.execute(
             f"SELECT row / {BLOCK}, substr(session, 1, instr(session, '/') - 1), count(*) FROM transitions GROUP BY 1, 2"  # noqa: S608 - a constant
             " ORDER BY 3"
@@ -136,11 +208,7 @@ class MergedDatabase(Database):
 
     def has(self, transition: Transition) -> bool:
         """Return whether a tick is stored: a device that was restored from a backup sends its rows again, as another boot."""
-        found = self._db.execute(
-            "SELECT 1 FROM transitions WHERE decision = ? AND session = ? AND tick = ?",
-            (transition.decision, transition.session, transition.tick),
-        )
-        return found.fetchone() is not None
+        return self._row_of(transition) is not None
 
     def newest_runs(self, count: int) -> list[tuple[str, int]]:
         """Return the agents of the newest `count` rows, oldest first, each with how many neighbours it has."""
@@ -156,6 +224,7 @@ class MergedDatabase(Database):
     def exclude(self, agent: str, reason: str) -> int:
         """Delete the rows of an agent and take no further ones; return how many went. Call it inside a transaction."""
         self._db.execute("INSERT OR REPLACE INTO excluded_agents VALUES(?,?)", (agent, reason))
+        self._db.execute("DELETE FROM waiting_amendments WHERE agent = ?", (agent,))
         gone = self._db.execute("DELETE FROM transitions WHERE session >= ? AND session < ?", _sessions_of(agent))
         self._count()  # else its bytes would displace rows of the others
         return gone.rowcount
@@ -180,6 +249,12 @@ def merged_positions(folder: Path) -> dict[tuple[str, str, str], int]:
             return {}
         found = db.execute("SELECT agent, boot, lane, row FROM merged_lanes").fetchall()
     return {(agent, boot, lane): row for agent, boot, lane, row in found}
+
+
+def _amendable(transition: Transition) -> dict[str, float]:
+    """Return what an amendment replaces, as the columns of a row."""
+    flags = {name: int(getattr(transition, name)) for name in MUTABLE[1:]}
+    return {"reward": transition.reward, **flags}
 
 
 def agent_of(session: str) -> str:

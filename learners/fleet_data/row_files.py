@@ -28,7 +28,7 @@ Part = Literal["rows", "apart"]
 """`rows` train together; `apart` has those of another spec, of other encoder versions or of an old daemon."""
 KEY = b"reflexd"
 """Of the metadata of a file: the header of its segment, or of its range."""
-_NAME = re.compile(r"^([0-9a-f]{16})-(urgent|rest)-([0-9]{12,20})(?:-([0-9]{12,20}))?\.parquet$")
+_NAME = re.compile(r"^([0-9a-f]{16})-(urgent|rest|amendments)-([0-9]{12,20})(?:-([0-9]{12,20}))?\.parquet$")
 
 
 @dataclass(frozen=True, slots=True)
@@ -173,13 +173,14 @@ def _listed(folder: Path) -> Iterator[RowFile]:
         match = _NAME.match(entry.name)
         if match is None:
             continue
-        boot, lane, first, last = match.groups()
+        boot, first, last = match[1], match[3], match[4]
+        lane: Any = match[2]  # one of `Lane`, by the pattern
         with suppress(FileNotFoundError):
             size = entry.stat().st_size
             yield RowFile(
                 Path(entry.path),
                 boot,
-                "urgent" if lane == "urgent" else "rest",
+                lane,
                 int(first),
                 int(last) if last else None,
                 size,

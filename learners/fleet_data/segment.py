@@ -37,9 +37,11 @@ MAX_SCHEMA_BYTES = 524_288
 """Of the message with the columns and the header."""
 MAX_TEXT = 128
 """Characters of session, decision and policy version."""
-Lane = Literal["urgent", "rest"]
+Lane = Literal["urgent", "rest", "amendments"]
 LANES: tuple[Lane, ...] = ("urgent", "rest")
 """`urgent`: blocks of rows with a correction, a demonstration, an outcome or an end of an episode. `rest`: all others."""
+AMENDMENTS: Lane = "amendments"
+"""The lane of late rewards and corrections of rows that were sent. Its row numbers are those of the device's log of changes."""
 STAMPS_S = (1_577_836_800.0, 4_102_444_800.0)
 """Unix seconds of the years 2020 and 2100; a row outside of them is refused."""
 MAX_REWARD = 1e6
@@ -158,6 +160,18 @@ def pack(header: SegmentHeader, rows: Sequence[SentRow]) -> bytes:
         writer.write_table(pa.Table.from_pydict(columns, schema=schema))
     content = bytes(sink.getvalue())
     return zstandard.ZstdCompressor(level=3, write_checksum=True).compress(content)
+
+
+def amendment(transition: Transition) -> Transition:
+    """Return what an amendment has of a row: its names, stamp, value, reward and flags. These replace what was sent before."""
+    return Transition(
+        **{
+            name: getattr(transition, name)
+            for name in ("session", "tick", "decision", "stamp_s", "policy", "reward", "value")
+        },
+        **{flag: getattr(transition, flag) for flag in FLAGS},
+        encoder_versions=transition.encoder_versions,
+    )
 
 
 def segment_digest(payload: bytes) -> str:

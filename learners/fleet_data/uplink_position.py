@@ -33,6 +33,10 @@ class UplinkPosition:
     sorted_row: int = 0
     anchor: tuple[int, str] | None = None
     urgent_blocks: list[int] = field(default_factory=list)
+    amended: int = 0
+    """The last change of a sent row that the fleet has on disk, of this boot."""
+    changes_passed: int | None = None
+    """The last change that was looked at; None where none was: changes of before are not sent."""
     specs: list[tuple[str, float]] = field(default_factory=list)
     """Digests of the policy specs, oldest first, each with the Unix seconds from which rows have it."""
 
@@ -56,6 +60,8 @@ class UplinkPosition:
                 sorted_row=int(body["sorted_row"]),
                 anchor=None if anchor is None else (int(anchor[0]), str(anchor[1])),
                 urgent_blocks=[int(number) for number in body["urgent_blocks"]],
+                amended=int(body.get("amended", 0)),
+                changes_passed=None if (found := body.get("changes_passed")) is None else int(found),
                 specs=[(str(spec), float(since_s)) for spec, since_s in body["specs"]],
             )
         except (FileNotFoundError, orjson.JSONDecodeError, LookupError, TypeError, ValueError):

@@ -9,6 +9,7 @@ restart. The uplink process uses it; it runs beside the writer of the store and 
 - A block is closed when the next one has begun and its newest row is `settle_s` old: late rewards have found it.
 - A block with a stamp in the future (the clock was wrong) is closed when `settle_s` have passed since it was seen.
 - Each closed block is sorted into one lane, once: a later correction does not move it. `urgent` goes first, `rest` follows.
+- A reward or correction that comes after its row has left is sent as an amendment (`uplink_amendments.py`), between both lanes.
 - Where the budget of an hour is smaller than what waits, a block of the rest is chosen with `sampling_probability`.
 """
 
@@ -19,6 +20,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from secrets import token_hex
 
@@ -26,6 +28,7 @@ from learners.experience.database import BLOCK
 from learners.experience.reader import Reader, Row, RowBlock
 from learners.files import private_folder, write_atomically
 from learners.fleet_data.segment import (
+    AMENDMENTS,
     LANES,
     MAX_BYTES,
     MAX_RAW_BYTES,
@@ -37,6 +40,7 @@ from learners.fleet_data.segment import (
     read_header,
     segment_digest,
 )
+from learners.fleet_data.uplink_amendments import LateChanges
 from learners.fleet_data.uplink_position import UplinkPosition
 
 SETTLE_S = 10.0
@@ -118,6 +122,7 @@ class UplinkQueue:
         self._weighed: tuple[float, float] = (-float("inf"), 1.0)
         self._ahead: tuple[int, float] = (0, 0.0)
         """The newest row at a moment of the monotonic clock, when a block with a stamp in the future was seen."""
+        self._changes = LateChanges(self.reader, max_age_s, clock, monotonic)
         private_folder(self.folder)
         self.position = UplinkPosition.read(self.folder)
         self.pending = self._read_pending()
@@ -141,8 +146,8 @@ class UplinkQueue:
         self._sort()
         for _ in range(CUTS):
             passed = dict(self.position.passed)
-            for lane in LANES:
-                found = self._cut(lane, identity)
+            for cut in (partial(self._cut, "urgent"), self._cut_amendments, partial(self._cut, "rest")):
+                found = cut(identity)
                 if found is not None:
                     self.position.write(self.folder)  # first: the sorting that the segment relies on
                     write_atomically(self.folder / "segment", found.payload, mode=0o600)
@@ -261,6 +266,36 @@ class UplinkQueue:
         self.position.forget_urgent()
         return None
 
+    def _cut_amendments(self, identity: UplinkIdentity) -> PendingSegment | None:
+        """Return the next late rewards and corrections of rows that left."""
+        newest = self.reader.last_change()
+        if newest < self.position.amended:  # the log of changes began again: it was salvaged
+            self._begin_boot(is_behind=True)
+        position = self.position
+        if position.changes_passed is None or newest < position.changes_passed:
+            position.changes_passed = newest
+        found, last = self._changes.after(position.changes_passed, max(position.passed.values()))
+        rows = [row for row in found if position.spec_at(row.transition.stamp_s) is not None]
+        same = self._alike(rows)
+        while same:
+            header = SegmentHeader(
+                group=identity.group,
+                agent=identity.agent,
+                daemon=identity.daemon,
+                spec=position.spec_at(same[0].transition.stamp_s) or identity.spec,
+                boot=position.boot,
+                lane=AMENDMENTS,
+                first=position.amended + 1,
+                last=last if len(same) == len(rows) else same[-1].row,
+                encoder_versions=dict(same[0].transition.encoder_versions),
+            )
+            payload = pack(header, [SentRow(row) for row in same])
+            if len(payload) <= self.max_bytes or len(same) == 1:  # a single one has no tokens
+                return PendingSegment(header, payload)
+            same = same[: len(same) // 2]
+        position.changes_passed = last
+        return None
+
     def _draw(self, block: RowBlock) -> float:
         """Return a number in [0, 1) that is the same for a block each time."""
         digest = hashlib.sha256(f"{self.position.boot}/{block.number}".encode()).digest()
@@ -349,11 +384,19 @@ class UplinkQueue:
 
     def _pass(self, header: SegmentHeader) -> None:
         position = self.position
+        if header.lane == AMENDMENTS:
+            position.amended = position.changes_passed = header.last
+            self._passed()
+            return
         position.acknowledged[header.lane] = position.passed[header.lane] = header.last
         self.position.forget_urgent()
         newest = self.reader.rows(header.last, header.last + 1)
         if newest:
             position.anchor = (header.last, newest[0].transition.decision)
+        self._passed()
+
+    def _passed(self) -> None:
+        """Store the position behind the segment on its way."""
         self.position.write(self.folder)
         self.pending = None
         (self.folder / "segment").unlink(missing_ok=True)
@@ -373,7 +416,8 @@ class UplinkQueue:
         """Begin another boot; with `is_behind` only with the rows that were not passed: the fleet has those before."""
         self.counts["new_boot"] += 1
         if is_behind:
-            self.position = replace(self.position, boot=token_hex(8), acknowledged=dict.fromkeys(LANES, 0), anchor=None)
+            none = dict.fromkeys(LANES, 0)
+            self.position = replace(self.position, boot=token_hex(8), acknowledged=none, amended=0, anchor=None)
         else:
             self.position = UplinkPosition(specs=self.position.specs)
         self.pending = None
@@ -387,7 +431,8 @@ class UplinkQueue:
         except (FileNotFoundError, SegmentRefused):
             return None
         position = self.position
-        is_next = header.boot == position.boot and header.first == position.acknowledged[header.lane] + 1
+        acknowledged = position.amended if header.lane == AMENDMENTS else position.acknowledged[header.lane]
+        is_next = header.boot == position.boot and header.first == acknowledged + 1
         return PendingSegment(header, payload) if is_next else None
 
     def _is_of(self, identity: UplinkIdentity, header: SegmentHeader) -> bool:

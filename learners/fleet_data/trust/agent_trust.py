@@ -93,6 +93,8 @@ class _Agent:
     new_events: int = 0
     """Since their last look."""
     since_look: int = 0
+    stamped: int = 0
+    """Of these, all but amended ones: they are no further ticks."""
     first_s: float = float("inf")
     last_s: float = -float("inf")
     """Stamps of the rows since the last look."""
@@ -146,8 +148,14 @@ class AgentTrust:
         """Why `untrusted` names no agent although some have a confirmed fault; empty if it does."""
         self._agents: dict[str, _Agent] = {}
 
-    def add(self, agent: str, transitions: Sequence[Transition]) -> None:
-        """Take rows of an agent, and look at each full window."""
+    def add(self, agent: str, transitions: Sequence[Transition], *, are_amended: bool = False) -> None:
+        """Take rows of an agent, and look at each full window.
+
+        Args:
+            agent: its name.
+            transitions: in the order of arrival.
+            are_amended: they are rows of before with other rewards; they say nothing of the rate of ticks.
+        """
         if agent not in self._agents and len(self._agents) >= MAX_AGENTS:
             return
         own = self._agents.setdefault(agent, _Agent())
@@ -156,10 +164,12 @@ class AgentTrust:
             if np.isfinite(row.reward) and np.isfinite(row.features).all():
                 own.rows.append(row)
             own.since_look += 1
-            own.first_s, own.last_s = min(own.first_s, transition.stamp_s), max(own.last_s, transition.stamp_s)
+            if not are_amended:
+                own.stamped += 1
+                own.first_s, own.last_s = min(own.first_s, transition.stamp_s), max(own.last_s, transition.stamp_s)
             if own.since_look >= self.window:
                 self._look(agent, own)
-                own.since_look, own.first_s, own.last_s = 0, float("inf"), -float("inf")
+                own.since_look, own.stamped, own.first_s, own.last_s = 0, 0, float("inf"), -float("inf")
 
     def untrusted(self, excluded: Collection[str] = ()) -> dict[str, str]:
         """Return the agents with a confirmed fault, with the reason; none if these are too many, which sets `alert`.
@@ -193,7 +203,7 @@ class AgentTrust:
     def _look(self, name: str, agent: _Agent) -> None:
         agent.looks += 1
         agent.reward = sum(row.reward for row in agent.rows) / max(1, len(agent.rows))
-        rate = (self.window - 1) / max(1e-6, agent.last_s - agent.first_s)
+        rate = max(0, agent.stamped - 1) / max(1e-6, agent.last_s - agent.first_s)
         faults = {
             "rate": f"{rate:.0f} rows a second of its own stamps, its ticks have {self.rate_hz:g}"
             if rate > MOST_RATE * self.rate_hz
