@@ -281,7 +281,7 @@ class Gate:
         if not engaged:
             return []
         self.end_request(now_s)
-        return self._disarm(Refusal("stopped", "the software stop is engaged"), now_s, everyone=True)
+        return self._disarm(Refusal("stopped", "the software stop is engaged"), now_s)
 
     def arm(self, now_s: float, asked_s: float = math.inf) -> Refusal | None:
         """Allow movement: at once, or as soon as the devices have reported and the agent is ready.
@@ -464,8 +464,10 @@ class Gate:
             decisions.extend(replace(d, rule_changed=changed.get(d.actuator, d.rule_changed)) for d in rested)
         return decisions
 
-    def _disarm(self, refusal: Refusal, now_s: float, *, everyone: bool = False) -> list[ActuatorDecision]:
-        """Disarm and send every safe action; in shadow only where this gate has acted, unless `everyone`.
+    def _disarm(self, refusal: Refusal, now_s: float) -> list[ActuatorDecision]:
+        """Disarm and send every safe action; in shadow only where this gate has acted, unless the stop is engaged.
+
+        The stop may be from the run before: its safe actions may not have arrived.
 
         With `arm: request`, an operator's request to arm ends with every disarming.
         """
@@ -474,5 +476,5 @@ class Gate:
             self.end_request(now_s)
         for each in self._actuators.values():
             each.hold = None
-        chosen = [e for e in self._actuators.values() if everyone or e.commanded or e.mode != "shadow"]
+        chosen = [e for e in self._actuators.values() if self.stopped or e.commanded or e.mode != "shadow"]
         return self._safe_actions.send(chosen, refusal.rule, refusal.reason, now_s)

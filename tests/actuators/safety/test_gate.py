@@ -1080,6 +1080,24 @@ def test_only_people_act_outside_autonomous(mode: Any) -> None:
     assert gate.tick(11.8) == []
 
 
+@pytest.mark.parametrize("mode", ["shadow", "assist", "autonomous"])
+def test_a_stop_from_the_run_before_brings_every_device_to_rest_in_any_mode(
+    mode: Literal["shadow", "assist", "autonomous"],
+) -> None:
+    """Its safe actions may have been lost with the connection, and the next gate does not know what the policy had commanded."""
+    for latches in ({"stopped": True, "wanted": False, "modes": {"head": mode}}, {}):
+        gate = Gate({"head": HEAD, "say": SAY}, GateSettings(), mode=mode)
+        gate.start_offline()
+        gate.restore(latches)
+        gate.connected(1.0)
+        assert gate.reconciled("head", "left", 1.0) is None
+        sent = [(each.actuator, each.value) for each in gate.go_safe(1.0, "connected to the broker") if each.sent]
+        assert sent == [("head", "stay")]
+        gate.stop(2.0, engaged=False)
+        released = gate.lost(2.0)
+        assert [each.actuator for each in released if each.sent] == ["head"], "it has commanded it"
+
+
 def test_in_shadow_the_dead_man_speaks_only_where_the_gate_has_acted() -> None:
     gate = make(head=HEAD, lamp=LAMP)
     gate.set_mode("shadow", 10.1)
