@@ -66,6 +66,12 @@ TABLE: dict[str, Row] = {
     "feedback_rejected": ("bad", True, "A reward or label was refused: {reason}."),
     "finetune_skipped": ("plain", False, "Task {task} was not fine-tuned: {reason}."),
     "fleet_stop": ("bad", True, "The fleet ({source}) asked this agent to stop: {outcome}."),
+    "fleet_stop_heard": ("good", True, "This agent hears a stop of the fleet again."),
+    "fleet_stop_not_heard": (
+        "bad",
+        True,
+        "The fleet's broker may keep a stop of the fleet from this agent ({reason}). Correct the ACL of that broker.",
+    ),
     "goal_changed": ("plain", True, "The goal is {goal} now ({why})."),
     "goal_requested": (
         "plain",

@@ -42,6 +42,8 @@ EVENTS: dict[str, str] = {
     "fleet_rows_too_large": "No segment can carry some rows of this agent; they stay on the device. `rows` counts them, once an hour.",
     "fleet_segment_refused": "The fleet refused a segment of experience; after three refusals the uplink gives it up.",
     "fleet_stop": "The fleet asked this agent to stop; `source` names who, `outcome` what became of it.",
+    "fleet_stop_heard": "The fleet's broker lets this agent hear a stop of the fleet again.",
+    "fleet_stop_not_heard": "The fleet's broker refuses or weakens the subscription to the stop of the fleet; `reason` says why.",
     "goal_changed": "Another goal is in force; `why` is `changed`, `done` or `expired`.",
     "goal_requested": "The deliberator is unsure which goal fits; a person may set one on `override/goal`.",
     "goal_set": "A person set the goal.",

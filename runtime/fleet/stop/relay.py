@@ -5,7 +5,8 @@ relay writes nothing at the agent's broker but `stop`, and there nothing but a s
 stop for `SESSION_S` while the device is away, as it does for a gate. Whatever is malformed is a stop.
 
 A stop is tried again until the gate answers: a broker stores nothing for a gate that never connected. A new status, which a gate publishes
-when it connects, shortens the wait. Each attempt is answered, so that a person sees that there was none. Event, through the outbox: `fleet_stop`.
+when it connects, shortens the wait. Each attempt is answered, so that a person sees that there was none. Events, through the outbox:
+`fleet_stop`; `fleet_stop_not_heard` and `fleet_stop_heard`, where the fleet's broker does not grant the subscriptions.
 
 The fleet's broker has the acknowledgement of a stop once the file of `pending.py` names it, or once it is obeyed. So whatever ends this
 process, one of the two has the stop. No disk delays it: it is passed on while the file is written.
@@ -83,6 +84,8 @@ class StopRelay:
     _reply_to: str = ""
     _taken_s: float | None = None
     """Since when the agent's broker takes a stop that its gate does not answer."""
+    _denial: str = ""
+    """Why the fleet's broker does not grant a subscription; empty while it grants both."""
     _is_stated: bool = False
     """Whether the gate has published `stopped` since the last attempt began."""
 
@@ -91,6 +94,7 @@ class StopRelay:
         self._reply_to = self._own("response", NAME, secrets.token_hex(6))
         for topic in (self.topics.of_all, self.topics.of(self.agent)):
             self.fleet.subscribe(topic, self._ordered, retained="send")
+        self.fleet.on_connect = self.fleet.on_subscription_change = self._listen
         self._wait_for(self.pending.load())
         if self._waiting:  # of a process before
             self._arrived.set()
@@ -111,6 +115,17 @@ class StopRelay:
     def state(self) -> str | None:
         """Return the state of the daemon as its gate publishes it; None while nothing says so."""
         return self.daemon_state if self.local is not None and self.local.connected else None
+
+    def _listen(self) -> None:
+        """Post an event when the fleet's broker begins or ends to keep stops from this device."""
+        before, self._denial = (
+            self._denial,
+            "; ".join(f"{topic}: {reason}" for topic, reason in sorted(self.fleet.denials.items())),
+        )
+        if self._denial and not before:
+            self._post("fleet_stop_not_heard", {"reason": self._denial})
+        elif before and not self._denial:
+            self._post("fleet_stop_heard", {})
 
     def _ordered(self, message: Message) -> None:
         """Take a message of the fleet.
@@ -240,8 +255,11 @@ class StopRelay:
         source = next(iter(orders.values()), "") or "not named"
         fields = {"group": self.topics.group, "source": source, "outcome": outcome, "reason": reason}
         log.warning("uplink.fleet_stop", **fields)
+        self._post("fleet_stop", fields)
+
+    def _post(self, kind: str, fields: dict[str, str]) -> None:
         try:
-            self.outbox.post("fleet_stop", fields)
+            self.outbox.post(kind, fields)
         except OSError as error:
             log.warning("uplink.event_not_stored", reason=str(error))
 

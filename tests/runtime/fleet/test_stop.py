@@ -120,6 +120,29 @@ async def test_the_verb_stops_one_agent_through_its_own_gate_and_shows_the_answe
     ] * 2
 
 
+@pytest.mark.parametrize("code", [0x87, 0])
+async def test_a_subscription_to_the_fleets_stop_that_is_not_granted_is_an_event(
+    tmp_path: Path, broker: Mosquitto, monkeypatch: pytest.MonkeyPatch, code: int
+) -> None:
+    monkeypatch.setattr("runtime.mqtt.connection.SUBSCRIBE_AGAIN_S", 0.02)
+    fleet = LimitedBroker(suback=lambda topic: code if topic.endswith(b"tester") else 1)
+    async with serving(fleet) as port:
+        relay = relay_of(tmp_path, broker, broker.url)
+        relay.fleet.address = Address("127.0.0.1", port, None, None, 60.0)
+        outbox = Outbox(tmp_path / "tester" / "learner" / "outbox")
+        async with relaying(relay):
+            await eventually(lambda: fleet.subscribed.count(STOPS.of("tester").encode()) >= 3, "two more attempts")
+            refused = outbox.collect()
+            assert [each.kind for each in refused] == ["fleet_stop_not_heard"]
+            assert refused[0].fields["reason"].startswith(f"{STOPS.of('tester')}: ")
+            fleet.suback = lambda _topic: 1
+            await eventually(lambda: not relay.fleet.denials, "the grant")
+            assert [each.kind for each in Outbox(outbox.folder).collect()] == [
+                "fleet_stop_not_heard",
+                "fleet_stop_heard",
+            ]
+
+
 async def test_a_stop_of_all_names_each_agent_that_did_not_stop(tmp_path: Path, broker: Mosquitto) -> None:
     await report(broker, "tester", "away", "private")
     async with AsyncExitStack() as stack:
