@@ -53,6 +53,8 @@ REQUESTED_SHARE = 0.5
 """Share of a version that a person made live, while it is compared with the trusted one."""
 OF_LABELS = "label:"
 """Begins the names of sources of labels, which give no rewards."""
+CALM_S = 86_400.0
+"""Seconds of acting after which earlier deaths of the agent no longer count against a version."""
 LONG_HOLD_S = 60.0
 """After a hold of this length the live version acts, so that no challenger moves the other actuators for hours."""
 
@@ -93,6 +95,8 @@ class ExperimentController:
     _ended: tuple[str, int] = ("", -1)
     """Run and tick of the newest decision that ended an episode."""
     _tick: int = 0
+    _calm_ticks: int = 0
+    """Ticks that acted since the start."""
     _held_s: float = 0.0
     """How long a person has held an actuator that the policy moves alone."""
     _held_from: str = ""
@@ -117,6 +121,9 @@ class ExperimentController:
         return {"running": self._running, "boot": self.boot(), **self.state.dump()}
 
     def _restore(self, body: dict[str, Any]) -> None:
+        tried = ExperimentState(self.rules)
+        tried.restore(body)
+        orjson.dumps([tried.dump(), tried.figures()])  # a number that cannot be stored again would end each agent
         self.state.restore(body)
         here = self.boot()
         self._crashed = bool(body.get("running")) and body.get("boot", here) == here
@@ -228,6 +235,10 @@ class ExperimentController:
         self._newest = result.decision
         if verdict is None or not (acted or held or stopped):
             return
+        self._calm_ticks += 1
+        if self._calm_ticks * self.rules.period_s >= CALM_S and self.state.trust.crashes:
+            self.state.trust.crashes.clear()
+            self.file.changed(urgent=True)
         outcome = TickOutcome(takeover=held, stop=stopped, refusal=refused)
         self._watch_harms(result.decision, outcome)
         if phase is None and self._now.version == self.state.live:

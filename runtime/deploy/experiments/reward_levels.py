@@ -140,6 +140,8 @@ class RewardLevels:
         ):
             for name, (count, mean, square) in saved.items():
                 levels[str(name)] = Level(int(count), float(mean), float(square))
+                if levels[str(name)].count < 0:
+                    raise ValueError(f"level of {name}: a count of {count}")
         return found
 
 

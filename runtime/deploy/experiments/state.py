@@ -200,6 +200,8 @@ class ExperimentState:
         debt_ticks = float(body.get("debt_ticks", 0.0))  # an earlier program stored rewards, which no gain measures now
         if not 0 <= debt_ticks < float("inf"):
             raise ValueError(f"debt_ticks {debt_ticks}: a finite number of at least 0 is expected")
+        if waiting is not None and not isinstance(waiting, str):
+            raise TypeError(f"waiting is {waiting!r}, not a version")
         guard = self.rules.guard(levels)
         guard.restore(body["guard"])
         self.trust, self.levels, self.alpha, self.guard = trust, levels, alpha, guard

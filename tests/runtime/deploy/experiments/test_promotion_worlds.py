@@ -6,12 +6,15 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import orjson
 import pytest
 from promotion_world import PromotionWorld, World, WorldTick, noise
 from pydantic import ValidationError
 
+from learners.checkpoints.experiment_records import EXPERIMENTS_FILE
 from learners.config.rewards import LARGEST_REWARD, TopicReward
 from learners.experiment_statistics.paired_outcomes import HARMS, TickOutcome
+from runtime.deploy.experiments import controller
 from runtime.deploy.experiments.plan_from_settings import ExperimentRules
 from runtime.deploy.experiments.reward_lateness import RewardLateness
 from runtime.deploy.experiments.reward_levels import RunningHarms
@@ -608,3 +611,49 @@ async def test_a_large_gain_does_not_buy_harm(tmp_path: Path, harm: str, rate: f
         assert one.last("policy_suspected")["figure"] == harm
         assert f"has more {harm}s than the anchor" in one.last("policy_rolled_back")["why"]
     assert one.live == "good"
+
+
+@pytest.mark.parametrize("calm", [False, True])
+async def test_a_death_of_the_agent_long_ago_does_not_count_against_a_version(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, calm: bool
+) -> None:
+    """Two deaths in a year took a good version back."""
+    monkeypatch.setattr(controller, "CALM_S", 300.0)
+    one = PromotionWorld(tmp_path, levels(39, old=1.0, equal=1.0), rules=RULES)
+    one.trust("old")
+    await one.run(60.0)
+    one.versions.promote("equal", by="experiment")
+    one.experiments.became_live("equal", "experiment")
+    await one.run(60.0)
+    one.restart(clean=False)
+    await one.run(310.0 if calm else 200.0)
+    one.restart(clean=False)
+    await one.run(10.0)
+    assert one.live == ("equal" if calm else "old")
+
+
+@pytest.mark.parametrize(
+    ("path", "value"),
+    [
+        ("waiting", ["c"]), ("levels.episodes", 1e308), ("levels.ticks.old", [-1, 0.0, 0.0]), ("guard.units", -1),
+        ("guard.suspected", 1e308), ("late_s", None), ("trust.pace", "x"), ("alpha.experiments", -1e308),
+    ],
+)  # fmt: skip
+async def test_a_file_with_impossible_values_is_unreadable_and_ends_no_agent(
+    tmp_path: Path, path: str, value: object
+) -> None:
+    one = PromotionWorld(tmp_path, levels(40, old=1.0), rules=RULES)
+    one.trust("old")
+    await one.run(60.0)
+    one.experiments.close(clean=True)
+    file = tmp_path / EXPERIMENTS_FILE
+    body = orjson.loads(file.read_bytes())
+    *folders, name = path.split(".")
+    part = body
+    for folder in folders:
+        part = part[folder]
+    part[name] = value
+    file.write_bytes(orjson.dumps(body))
+    again = PromotionWorld(tmp_path, one.world, rules=RULES)
+    assert again.kinds() == ["experiment_state_unreadable"]
+    await again.run(20.0)
