@@ -16,13 +16,14 @@ import signal
 import sqlite3
 import sys
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable
 from contextlib import ExitStack, suppress
 from typing import Any
 
 import structlog
 
 from learners.files import BusyError, exclusive_lock, private_folder
+from learners.fleet_data.folder_identity import folder_id, folder_problem
 from learners.fleet_data.parquet_log import ParquetLog
 from learners.fleet_data.row_limits import MAX_REASON
 from learners.fleet_data.storage.keeper import StorageKeeper
@@ -47,20 +48,35 @@ STEADY_S = 60.0
 """A run that lasted so long ends the back-off."""
 
 
+class UnsharedFolder(Exception):  # noqa: N818 - reads as what happened
+    """A machine of the cluster has another data folder than the server; `str` names both and the remedy."""
+
+
 class IngestActor:
     """The shell of an ingest in Ray. Ray starts it again when its process ends, and calls `run` again.
 
     Args:
         settings: of the server, as JSON.
         name: of the ingest.
+        folder: identity of the server's data folder.
     """
 
-    def __init__(self, settings: str, name: str) -> None:
+    def __init__(self, settings: str, name: str, folder: str) -> None:
         self._settings, self._name = FleetServerSettings.model_validate_json(settings), name
+        self._folder = folder
         process_log.configure()
 
+    def problem(self) -> str:
+        """Return why this machine cannot store the group's rows; empty if it can."""
+        return folder_problem(self._settings.data, self._folder)
+
     async def run(self) -> None:
-        """Receive and store until the actor ends."""
+        """Receive and store until the actor ends.
+
+        Raises:
+            UnsharedFolder: this machine has another data folder than the server.
+        """
+        _require_shared([self.problem()])
         await build_ingest(self._settings, self._name).run()
 
     def pid(self) -> int:
@@ -73,14 +89,24 @@ class LearnerActor:
 
     Args:
         settings: of the server, as JSON.
+        folder: identity of the server's data folder.
     """
 
-    def __init__(self, settings: str) -> None:
-        self._settings = FleetServerSettings.model_validate_json(settings)
+    def __init__(self, settings: str, folder: str) -> None:
+        self._settings, self._folder = FleetServerSettings.model_validate_json(settings), folder
         process_log.configure()
 
+    def problem(self) -> str:
+        """Return why this machine cannot read the group's rows; empty if it can."""
+        return folder_problem(self._settings.data, self._folder)
+
     async def run(self) -> None:
-        """Train and publish until the actor ends."""
+        """Train and publish until the actor ends.
+
+        Raises:
+            UnsharedFolder: this machine has another data folder than the server.
+        """
+        _require_shared([self.problem()])
         from runtime.fleet.group_learner import GroupLearner  # noqa: PLC0415 - torch, which no ingest needs
 
         await GroupLearner(self._settings).run()
@@ -135,7 +161,7 @@ def start_ingests(ray: Any, settings: FleetServerSettings) -> list[Any]:
             max_task_retries=-1,
             num_cpus=0.1,
             max_concurrency=4,
-        ).remote(settings_json(settings), name)
+        ).remote(settings_json(settings), name, folder_id(settings.data))
         for name in (f"ingest-{number}" for number in range(settings.ingests))
     ]
 
@@ -151,7 +177,11 @@ def start_learner(ray: Any, settings: FleetServerSettings) -> list[Any]:
         "max_restarts": -1,
         "max_task_retries": -1,
     }
-    return [ray.remote(LearnerActor).options(**options, num_cpus=1, max_concurrency=4).remote(settings_json(settings))]
+    return [
+        ray.remote(LearnerActor)
+        .options(**options, num_cpus=1, max_concurrency=4)
+        .remote(settings_json(settings), folder_id(settings.data))
+    ]
 
 
 async def serve(settings: FleetServerSettings) -> int:
@@ -161,6 +191,7 @@ async def serve(settings: FleetServerSettings) -> int:
         RayMissing: Ray is not installed.
         broker.BrokerError, broker.ExposedError: the embedded broker cannot be started.
         BusyError: another server uses the data folder.
+        UnsharedFolder: a machine of the cluster has another data folder.
         OSError: the data folder cannot be written.
     """
     ending = asyncio.Event()
@@ -176,6 +207,11 @@ async def serve(settings: FleetServerSettings) -> int:
             for number in (signal.SIGTERM, signal.SIGINT):  # after Ray, which sets its own
                 asyncio.get_running_loop().add_signal_handler(number, ending.set)
             actors = [*start_ingests(ray, settings), *start_learner(ray, settings)]
+            try:
+                _require_shared([await actor.problem.remote() for actor in actors])
+            except UnsharedFolder:
+                _end(ray, actors)
+                raise
             runs = [asyncio.create_task(keep_running(_run(actor)), name=f"actor {i}") for i, actor in enumerate(actors)]
             runs.append(asyncio.create_task(keep_storage(settings, ending.is_set), name="storage"))
             log.info(
@@ -188,14 +224,30 @@ async def serve(settings: FleetServerSettings) -> int:
             await ending.wait()
             for each in runs:
                 each.cancel()
-            for actor in actors:
-                ray.kill(actor, no_restart=True)
+            _end(ray, actors)
             await asyncio.wait(runs)
         finally:
             if started is not None:
                 await started[0].stop()
                 await asyncio.wait((started[1],))
     return 0
+
+
+def _require_shared(problems: Iterable[str]) -> None:
+    """Refuse a data folder that is not shared.
+
+    Raises:
+        UnsharedFolder: with the first problem.
+    """
+    problem = next(filter(None, problems), "")
+    if problem:
+        raise UnsharedFolder(problem)
+
+
+def _end(ray: Any, actors: Iterable[Any]) -> None:
+    """End the actors for good."""
+    for actor in actors:
+        ray.kill(actor, no_restart=True)
 
 
 async def keep_running(run: Callable[[], Awaitable[None]], pauses_s: tuple[float, float] = RETRY_S) -> None:
@@ -282,6 +334,6 @@ def run_server(settings: FleetServerSettings) -> int:
     except (RayMissing, broker.ExposedError) as error:
         sys.stderr.write(f"{error}\n")
         return 2
-    except (broker.BrokerError, BusyError, OSError) as error:
+    except (broker.BrokerError, BusyError, UnsharedFolder, OSError) as error:
         sys.stderr.write(f"{error}\n")
         return 1

@@ -73,6 +73,16 @@ def test_a_unit_systemd_does_not_take_or_that_is_too_open_is_refused() -> None:
         )
 
 
+@needs_systemd
+def test_the_unit_of_the_fleet_server_is_verified_and_closed() -> None:
+    text = (ROOT / "configs/systemd/reflexd-fleet.service").read_text()
+    command = "ExecStart=/opt/reflexd/bin/reflexd fleet serve /etc/reflexd/fleet.yaml"
+    assert command in text.splitlines()
+    assert verify(text.replace("/opt/reflexd/bin/reflexd", "/bin/true")) <= 1.5
+    own = {line for line in render(Path("/a.yaml"), TRUE).split("# A box around it")[1].splitlines() if "=" in line}
+    assert own <= set(text.splitlines())  # no protection of the daemon's unit is missing
+
+
 def test_what_could_not_work_is_reported_with_the_remedy(tmp_path: Path) -> None:
     path = tmp_path / "a.yaml"
     path.write_text(SETTINGS.replace("state_dir: robot", "state_dir: /srv/robot"))
