@@ -38,6 +38,7 @@ SIZES: dict[str, str] = {
     "bench_few_labels": "--seeds 0 --per-class 2 --intents 3 --tested 2 --unlabelled 70 --epochs 1",
     "bench_finetune": "--only answer --set epochs=1 --threads 1 --out OUT",
     "bench_fleet": "--agents 2 --rows 600",
+    "bench_fleet_storage": "--rows 64 --agents 2 --widths 4",
     "bench_forgetting": "--only encoder --per-class 2 --sentences 20 --tested 1 --threads 1",
     "bench_gate": "1",
     "bench_generation": "--count 1 --tokens 32",
