@@ -10,6 +10,7 @@ repeats replaces the file of its own name. One process at a time compacts a grou
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby
@@ -35,6 +36,8 @@ from learners.fleet_data.row_files import (
 )
 from learners.fleet_data.segment import SCHEMA, SegmentHeader
 
+_LOG = logging.getLogger(__name__)
+
 MERGED_BYTES = 33_554_432
 """Largest size of a merged file, nearly."""
 GROUP_ROWS = 1_024
@@ -54,6 +57,8 @@ class CompactionCounts:
     written_bytes: int = 0
     left_over: int = 0
     """Covered files that an earlier pass left, and that were deleted."""
+    unreadable: int = 0
+    """Folders of agents with a position that is broken."""
 
 
 def compact(
@@ -72,7 +77,6 @@ def compact(
 
     Raises:
         OSError: the disk refuses; what was stored before is complete.
-        ValueError: the position of an agent cannot be read.
     """
     counts = CompactionCounts()
     for part in PARTS:
@@ -82,8 +86,12 @@ def compact(
                 if is_stopping():
                     return counts
                 agent = group / "agents" / agent_of_folder(folder)
-                if agent.is_dir():
-                    _compact_folder(folder, agent, least, positions_of, counts)
+                try:
+                    if agent.is_dir():
+                        _compact_folder(folder, agent, least, positions_of, counts)
+                except ValueError as error:  # one agent must not stop the others
+                    _LOG.warning("fleet.not_compacted: %s", error)
+                    counts.unreadable += 1
     return counts
 
 

@@ -43,7 +43,7 @@ class StorageKeeper:
         """Delete what the limits name, merge small files, and return what was done; empty where nothing was.
 
         Raises:
-            OSError, ValueError, sqlite3.Error: the disk refuses, or a file cannot be read; what is stored is whole.
+            OSError, sqlite3.Error: the disk refuses, or a file cannot be read; what is stored is whole.
         """
         today = datetime.fromtimestamp(self._wall(), UTC).date()
         merged = merged_positions(self.group / LEARNER_STORE)
@@ -57,5 +57,6 @@ class StorageKeeper:
             "written_files": counts.written_files,
             "written_bytes": counts.written_bytes,
             "left_over_files": counts.left_over,
+            "unreadable_positions": counts.unreadable,
         }
         return {name: count for name, count in done.items() if count}

@@ -173,6 +173,16 @@ def test_what_a_killed_pass_left_is_not_read_and_is_deleted(tmp_path: Path, monk
     assert [each.name for each in folder.iterdir()] == [counted[0].path.name]
 
 
+def test_an_agent_with_a_broken_position_does_not_stop_the_others(tmp_path: Path) -> None:
+    log, group = ParquetLog(tmp_path, "arms"), tmp_path / "arms"
+    for agent in ("arm-1", "robot"):
+        days(log, 1, agent=agent)
+    (group / "agents" / "arm-1" / "position.json").write_bytes(b"{")
+    counts = compact(group, day(1), read_positions)
+    assert (counts.written_files, counts.unreadable) == (1, 1)
+    assert [len(agent_files(group, agent)) for agent in ("arm-1", "robot")] == [4, 1]
+
+
 def test_a_full_disk_leaves_the_small_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     log, group = ParquetLog(tmp_path, "arms"), tmp_path / "arms"
     count = days(log, 1)
