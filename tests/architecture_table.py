@@ -11,14 +11,14 @@ BEGIN, END = "<!-- packages: written by tests/architecture_table.py -->", "<!-- 
 FLOW = (
     "sensors", "sensors/drivers", "sensors/codecs", "sensors/streams", "actuators", "actuators/safety", "actuators/sim",
     "learners", "learners/config", "learners/rewards", "learners/experience", "learners/model", "learners/model/encoders", "learners/model/backends",
-    "learners/rl", "learners/tasks", "learners/tasks/layers", "learners/tasks/inputs", "learners/tasks/generation", "learners/tasks/augmentation", "learners/finetune", "learners/finetune/labelled_files", "learners/finetune/error_analysis", "learners/finetune/few_labels", "learners/speech", "learners/goal_models", "learners/continual", "learners/task_serving", "learners/reencoding",
+    "learners/rl", "learners/rl/tokens", "learners/tasks", "learners/tasks/layers", "learners/tasks/inputs", "learners/tasks/generation", "learners/tasks/augmentation", "learners/finetune", "learners/finetune/labelled_files", "learners/finetune/error_analysis", "learners/finetune/few_labels", "learners/speech", "learners/goal_models", "learners/continual", "learners/task_serving", "learners/reencoding",
     "learners/checkpoints", "learners/promotion", "learners/promotion/ope", "learners/experiment_statistics", "learners/safeguards",
     "learners/ipc",
     "learners/worker", "learners/gym", "learners/export", "learners/fleet_data", "learners/fleet_data/storage", "learners/fleet_data/trust", "runtime", "runtime/process", "runtime/config",
     "runtime/backup", "runtime/mqtt", "runtime/gate", "runtime/gate/stop", "runtime/supervisor", "runtime/control", "runtime/inference",
     "runtime/inference/numpy_policy", "runtime/feedback", "runtime/drift", "runtime/deliberation", "runtime/models", "runtime/fleet", "runtime/fleet/stop",
     "runtime/deploy", "runtime/deploy/experiments", "runtime/recording", "runtime/monitoring", "runtime/requests", "runtime/agent",
-    "runtime/dashboard", "runtime/dashboard/access", "runtime/console", "runtime/discovery", "runtime/mcp_server", "runtime/preflight", "runtime/cli",
+    "runtime/dashboard", "runtime/dashboard/access", "runtime/console", "runtime/discovery", "runtime/mcp_server", "runtime/preflight", "runtime/cli", "runtime/cli/on_ray",
 )  # fmt: skip
 """Packages in the order in which data flows."""
 

@@ -74,7 +74,9 @@ def fill(folder: Path, start: int, stop: int, session: str = "s") -> None:
     store.close()
 
 
-def make_learner(folder: Path, spec: PolicySpec = SPEC, build: Any = SmallPolicy, **fields: Any) -> Learner:
+def make_learner(
+    folder: Path, spec: PolicySpec = SPEC, build: Any = SmallPolicy, shards: Any = None, **fields: Any
+) -> Learner:
     return Learner(
         spec,
         learner_settings(**fields),
@@ -82,6 +84,7 @@ def make_learner(folder: Path, spec: PolicySpec = SPEC, build: Any = SmallPolicy
         Checkpoints(folder / "learner" / "state", KEY, keep_last=2, keep_best=0, keep_promoted=2),
         Journal(folder / "learner" / "journal.jsonl"),
         build,
+        shards=shards,
     )
 
 

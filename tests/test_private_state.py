@@ -29,7 +29,7 @@ ROOT = Path(__file__).resolve().parents[1]
 FOR_USERS = {
     "learners/export/lerobot_writer.py", "learners/finetune/evaluate.py", "learners/finetune/run.py", "learners/gym/results_file.py", "learners/gym/seeds.py",
     "learners/gym/train.py", "runtime/recording/export.py",
-    "runtime/cli/ray_seeds.py", "runtime/cli/reference.py", "runtime/cli/service.py",
+    "runtime/cli/on_ray/finetuning.py", "runtime/cli/on_ray/seeds.py", "runtime/cli/reference.py", "runtime/cli/service.py",
     "learners/model/backends/calibration_cache.py", "learners/model/encoders/bundled_weights.py",
 }  # fmt: skip
 """They write what a person requested, to the place that the person named, or public models into the cache."""

@@ -18,6 +18,8 @@ import orjson
 import torch
 
 from learners.config.tasks import Train
+from learners.data_error import DataError
+from learners.data_parallel import WorkerGroup
 from learners.files import new_files
 from learners.finetune import forgetting
 from learners.finetune.build import ModelError, build, opening
@@ -52,7 +54,8 @@ def finetune(
     *, task: str, model: str, train: Path | str, validation: Path | str, out: Path | str, test: Path | str | None = None,
     mode: Train = "lora", seed: int = 0, resume: bool = True, progress: bool = False, adapter: bool = False,
     earlier: Path | str | None = None, earlier_data: Path | str | None = None, slices: Sequence[str] = (),
-    start: Path | str | None = None, selection: Selection | None = None, **options: Any,
+    start: Path | str | None = None, selection: Selection | None = None, group: WorkerGroup | None = None,
+    on_progress: OnProgress | None = None, **options: Any,
 ) -> dict[str, Any]:  # fmt: skip
     """Fine-tune a model from files; returns the report, which `out/report.json` holds too.
 
@@ -73,14 +76,17 @@ def finetune(
         slices: how the test split, or without one validation, is divided for the report.
         start: the folder of another task on the same model; its encoder is where training starts. The report says what that gains.
         selection: trains several versions and selects one; `learners.finetune.few_labels` has them.
+        group: workers that train together, each of which calls this. The first one writes and returns the report, the others return {}.
+        on_progress: called after each step where `progress` is off.
         options: fields of `trainer.Settings` and `tasks.base.Options`, and `lora_rank`, `device`. `augment` is the names of
             augmentations.
 
     Raises:
         DataError: the data cannot be used.
         ModelError: the model cannot be opened, or memory does not suffice.
-        ValueError: an unknown option, nothing to train, or an adapter in a mode that trains none.
+        ValueError: an unknown option, nothing to train, an adapter in a mode that trains none, or a selection by several workers.
     """
+    group = group or WorkerGroup()
     if adapter and mode != "lora":
         raise ValueError(f"mode {mode} trains no adapter; use mode lora, or leave the adapter out")
     out = Path(out)
@@ -89,26 +95,35 @@ def finetune(
     fresh, settings, extra = build(task, model, splits.train, mode, {**options, "seed": seed})
     _check_examples(fresh, splits, slices)
     # with the recipe's settings too: another version of this program must not go on with other groups of parameters
-    facts = {"task": task, "model": model, "mode": mode, "options": options, "settings": asdict(settings)}
+    facts = {
+        "task": task,
+        "model": model,
+        "mode": mode,
+        "options": {k: v for k, v in options.items() if k != "device"},
+        "settings": asdict(settings),
+    }
     share = 0.0
     if start is not None:
         with opening(str(start)):
             share = start_from(Path(start), fresh)
         facts["start"] = digest_of(Path(start))
-    facts["data"] = splits_digest(splits)
+    facts["data"] = _shared_digest(splits, group, selection)
     facts |= selection.facts if selection is not None else {}
-    state = _state(out, facts, resume=resume)
-    keep, rank = out if adapter else None, extra["lora_rank"]
+    state = _state(out, facts, resume=resume or group.rank > 0)
+    keep, rank = out if adapter and not group.rank else None, extra["lora_rank"]
     bar: AbstractContextManager[OnProgress | None] = (
-        Bar(f"{task} {mode}", fresh.selection) if progress else nullcontext()
+        Bar(f"{task} {mode}", fresh.selection) if progress else nullcontext(on_progress)
     )
-    with _memory_suffices(model, settings.batch), bar as on_progress:
+    with _memory_suffices(model, settings.batch), bar as shown:
 
         def train_arm(arm: Task, part: State) -> Tuned:
-            return tune(arm, splits, settings, mode, rank=rank, state=part, on_progress=on_progress, keep=keep)
+            return tune(arm, splits, settings, mode, rank=rank, state=part, on_progress=shown, keep=keep, group=group)
 
         best = selection.best if selection is not None else _trained_once
         tuned, found = best(fresh, train_arm, splits, state)
+    again = {**options, "augment": tuned.task.options.augment, "seed": seed}
+    if group.rank:
+        return _pretrained_metrics(task, model, splits, mode, again, group) if start is not None else {}
     used = {name: f"{path} ({len(getattr(splits, name))})" for name, path in paths.items()}
     chosen = {"validation": tuned.run.history[tuned.run.best_epoch - 1]}
     with new_files(out) as draft:  # before the test file is measured: no failure from here on loses the weights
@@ -119,12 +134,11 @@ def finetune(
     unknown = _unknown_labels(tuned, splits)
     report |= _slices(tuned, splits, slices) | {"notes": _notes(fresh, splits, paths, unknown), **found}
     if start is not None:
-        again = {**options, "augment": tuned.task.options.augment, "seed": seed}
-        plain = _pretrained_metrics(task, model, splits, mode, again)
+        plain = _pretrained_metrics(task, model, splits, mode, again, group)
         report["transfer"] = gains(Path(start), share, fresh.selection, report["metrics"], plain)
     if earlier and earlier_data:
         report["forgotten"] = forgetting.measure(Path(earlier), datasets.read(earlier_data), tuned.task)
-    report["unknown_labels"] = unknown
+    report |= {"unknown_labels": unknown} | ({"workers": group.size} if group.size > 1 else {})
     with new_files(out) as draft:
         annotate(draft, tuned, report, settings, used)
     state.clear_parts()
@@ -193,12 +207,29 @@ def _notes(fresh: Task, splits: Splits, paths: Mapping[str, str], unknown: Mappi
     ]
 
 
+def _shared_digest(splits: Splits, group: WorkerGroup, selection: Selection | None) -> str:
+    """Return the digest of the examples, which is the same for all workers.
+
+    Raises:
+        DataError: it is not.
+        ValueError: several workers would select among versions, and need not agree on the best one.
+    """
+    if selection is not None and group.size > 1:
+        raise ValueError("several workers train one version; select among versions in one process")
+    digest = splits_digest(splits)
+    if group.of_first(digest) != digest:
+        raise DataError("the examples here differ from those of worker 0; every machine needs the same files")
+    return digest
+
+
 def _pretrained_metrics(
-    task: str, model: str, splits: Splits, mode: Train, options: dict[str, Any]
+    task: str, model: str, splits: Splits, mode: Train, options: dict[str, Any], group: WorkerGroup
 ) -> dict[str, dict[str, float]]:
-    """Train the pretrained model on the same labels, and return its metrics by split; nothing is stored."""
+    """Train the pretrained model on the same labels, and return its metrics by split, if this is the first worker; nothing is stored."""
     fresh, settings, extra = build(task, model, splits.train, mode, options)
-    tuned = tune(fresh, splits, settings, mode, rank=extra["lora_rank"])
+    tuned = tune(fresh, splits, settings, mode, rank=extra["lora_rank"], group=group)
+    if group.rank:
+        return {}
     return _report(tuned, splits, model, mode)["metrics"]  # type: ignore[no-any-return]
 
 

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from learners.data_error import DataError
+from learners.data_parallel import WorkerGroup
 from learners.finetune import trainer_state
 from learners.finetune.labelled_files.text_files import located
 from learners.finetune.optim import Kind, OptimizerName, factor, optimizer, set_rate
@@ -102,15 +103,20 @@ OnProgress = Callable[[TrainingProgress], None]
 
 
 class Trainer:
-    """One run over fixed data; `model` is the task's model as `trainable.prepare` returned it."""
+    """One run over fixed data; `model` is the task's model as `trainable.prepare` returned it.
+
+    With a `group` of several workers each trains its share of every batch, and predicts its share of the validation. The first one
+    decides which epoch is the best, and saves the state. Everything random of a step is then drawn from (seed, epoch, batch, worker).
+    """
 
     def __init__(
         self, task: Task, model: nn.Module, train: Sequence[Example], validation: Sequence[Example], settings: TrainerSettings,
         *, state: trainer_state.State | None = None, on_progress: OnProgress | None = None, stop: Callable[[], bool] | None = None,
-        clock: Callable[[], float] = time.monotonic,
+        clock: Callable[[], float] = time.monotonic, group: WorkerGroup | None = None,
     ) -> None:  # fmt: skip
         self.task, self.model, self.settings = task, model, settings
         self.train, self.validation = train, validation
+        self.group = group or WorkerGroup()
         self.run_state = RunState()
         self.best: dict[str, Tensor] = {}
         self._takes_last = bool(task.no_choice(validation))
@@ -136,6 +142,7 @@ class Trainer:
         """Train to the end, with the best epoch's weights in the model."""
         trainer_state.seed_generators(self.settings.seed)
         self._resume()
+        self.group.equalize(self.model)
         run = self.run_state
         while run.epoch < self.settings.epochs and run.worse < self.settings.patience:
             start_s = self._clock()
@@ -153,6 +160,7 @@ class Trainer:
         Args:
             loss: of its training examples.
         """
+        self.group.equalize(self.model)
         self.run_state.losses.append(loss)
         self._validate(self.run_state)
         return self._ended(self.run_state)
@@ -171,6 +179,9 @@ class Trainer:
         while run.at < len(batches):
             group = batches[run.at : run.at + self.settings.accumulate]
             done = run.epoch * steps + run.at // self.settings.accumulate
+            if self.group.size > 1:
+                place = (self.settings.seed, run.epoch, run.at, self.group.rank)
+                trainer_state.seed_generators(int(np.random.SeedSequence(place).generate_state(1)[0]))
             loss = self._step(run.epoch, group, done, steps * self.settings.epochs)
             run.at += len(group)
             run.total += loss * len(group)
@@ -183,13 +194,14 @@ class Trainer:
         run.losses.append(run.total / max(len(batches), 1))
 
     def _step(self, epoch: int, group: Sequence[Sequence[int]], done: int, total: int) -> float:
-        """Make one update over the batches of a group; return their mean loss."""
+        """Make one update over the batches of a group, of which this worker computes its share; return their mean loss."""
         set_rate(self._optimizer, factor(done, total, warmup=self.settings.warmup, kind=self.settings.schedule))
         self._optimizer.zero_grad(set_to_none=True)
         mean = 0.0
-        collated = [self.task.collate([self._feature(epoch, number) for number in batch]) for batch in group]
+        parts = [part for batch in group if (part := self.group.share(batch))]
+        collated = [self.task.collate([self._feature(epoch, number) for number in part]) for part in parts]
         weights = [self.task.weight(inputs) for inputs in collated]
-        whole = sum(weights) or 1.0
+        whole = self.group.total(sum(weights)) or 1.0
         for inputs, weight in zip(collated, weights, strict=True):
             with torch.autocast(self.task.device.type, torch.bfloat16, enabled=self._bfloat16):
                 loss = self.task.loss(self.model, to_device(inputs, self.task.device))
@@ -201,18 +213,24 @@ class Trainer:
             share: Any = loss * (weight / whole)
             share.backward()
             mean += value * (weight / whole)
+        self.group.add_gradients([p for p in self.model.parameters() if p.requires_grad])
         trained = [p for p in self.model.parameters() if p.grad is not None]
         nn.utils.clip_grad_norm_(trained, self.settings.clip)
         self._optimizer.step()
-        return mean
+        return self.group.total(mean)
 
     def _validate(self, run: RunState) -> bool:
         """Measure, move on to the next epoch, and say whether it is the best so far."""
         self.model.eval()
-        found = self.task.predict([without_target(example) for example in self.validation], model=self.model)
+        shown = [without_target(example) for example in self.group.share(self.validation)]
+        found = self.group.joined(self.task.predict(shown, model=self.model))
         predictions = self.task.tuned(self.validation, found)
-        metrics = self.task.metrics(self.validation, predictions)
-        tie = self.task.tie_break(self.validation, predictions)
+        measured = (
+            self.task.metrics(self.validation, predictions),
+            self.task.tie_break(self.validation, predictions),
+            self.task.options.threshold,
+        )
+        metrics, tie, threshold = self.group.of_first(measured)
         run.history.append(metrics)
         run.epoch, run.at, run.total = run.epoch + 1, 0, 0.0
         score = metrics[self.task.selection]
@@ -221,7 +239,7 @@ class Trainer:
         improved = better or (score == run.best and tie == run.tie and self.settings.ties == "last")
         if improved:
             run.best, run.best_epoch, run.tie = score, run.epoch, tie
-            run.threshold = self.task.options.threshold if self.task.options.multi_label else None
+            run.threshold = threshold if self.task.options.multi_label else None
             self.best = trainer_state.trained_of(self.model)
         self._report(run, 0, run.losses[-1], score)
         return improved
@@ -269,7 +287,7 @@ class Trainer:
 
     def _save(self, *, best: bool) -> None:
         self._saved_s = self._clock()
-        if self._state is None:
+        if self._state is None or self.group.rank:
             return
         facts = {name: getattr(self.run_state, name) for name in RunState.__slots__}
         facts["best"] = None if math.isinf(self.run_state.best) else self.run_state.best
@@ -278,7 +296,8 @@ class Trainer:
         self._state.save(facts, tensors, self.best if best else None)
 
     def _resume(self) -> None:
-        loaded = self._state.load() if self._state is not None else None
+        loaded = self._state.load() if self._state is not None and not self.group.rank else None
+        loaded = self.group.of_first(loaded)
         if loaded is None:
             return
         facts: dict[str, Any] = loaded.facts

@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 
 from learners.config.tasks import Train
+from learners.data_parallel import WorkerGroup
 from learners.files import new_files
 from learners.finetune import trainable_layers
 from learners.finetune.labelled_files.splits import Splits
@@ -33,6 +34,7 @@ class Tuned:
 def tune(
     task: Task, splits: Splits, settings: TrainerSettings, mode: Train, *, rank: int = 8, state: State | None = None,
     on_progress: OnProgress | None = None, keep: Path | None = None, stop: Callable[[], bool] | None = None,
+    group: WorkerGroup | None = None,
 ) -> Tuned:  # fmt: skip
     """Train the task's model in place, and merge LoRA at the end.
 
@@ -51,8 +53,9 @@ def tune(
     model = trainable_layers.prepare(task.model, mode, rank=rank, extra=task.extra_trainable)
     trained, total = trainable_layers.counts(model)
     trainer = Trainer(
-        task, model, splits.train, splits.validation, settings, state=state, on_progress=on_progress, stop=stop
-    )
+        task, model, splits.train, splits.validation, settings,
+        state=state, on_progress=on_progress, stop=stop, group=group,
+    )  # fmt: skip
     if loss is not None and isinstance(task, Classifier) and not task.options.augment and trains_alone(task, model):
         run = trainer.measure_fitted(loss)
     else:

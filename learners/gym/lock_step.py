@@ -7,8 +7,8 @@ daemon's promotion. Steps of evaluations do not count as training steps.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import gymnasium
@@ -20,6 +20,7 @@ from actuators.actions import Value
 from actuators.sim.gym_spaces import from_environment, to_environment
 from learners.experience.transition import Transition
 from learners.gym.demonstrations import DemonstrationEpisode
+from learners.gym.environment_pool import BlockRow, EnvironmentPool, EnvironmentStep, EpisodeBlocks
 from learners.gym.greedy_episodes import ReturnSummary, run_episodes
 from learners.gym.observations import FrameWindow, ObservationEncoder, Tokens
 from learners.model.encoders.base import Encoder
@@ -32,6 +33,8 @@ from learners.rl.replay_buffer import ReplayBuffer
 
 SELECTION_SEED, FINAL_SEED, EVALUATION_SEED = 2_000_000, 3_000_000, 1_000_000
 """Apart from each other and from the training seeds, which are small numbers."""
+UPDATES_AT_ONCE = 2
+"""Updates for each environment beside a step of all, at most: a block of rows earns many."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,6 +76,42 @@ class BestCheckpoint:
     step: int
     score: float
     weights: dict[str, Tensor]
+
+
+@dataclass(slots=True)
+class _Lane:
+    """One environment of several."""
+
+    blocks: EpisodeBlocks
+    window: FrameWindow
+    frame: Tokens = field(default_factory=dict)
+    """The newest one."""
+
+
+def _transition(
+    session: str,
+    tick: int,
+    frame: Tokens,
+    values: Mapping[str, Value] | None,
+    reward: float,
+    *,
+    done: bool,
+    demonstration: bool = False,
+) -> Transition:
+    return Transition(
+        session=session,
+        tick=tick,
+        decision="",
+        stamp_s=0.0,
+        policy="",
+        tokens=frame,
+        present=dict.fromkeys(frame, True),
+        ages_s=dict.fromkeys(frame, 0.0),
+        actions=values or {},
+        reward=reward,
+        done=done,
+        demonstration=demonstration,
+    )
 
 
 class GymTrainer:
@@ -119,7 +158,7 @@ class GymTrainer:
         self.metrics: dict[str, float] = {}
         self.cut_episodes = 0
         """Evaluation episodes that were cut because they did not end."""
-        self._episode = self._tick = self._observed = self._step = self._saved = 0
+        self._episode = self._tick = self._observed = self._step = self._saved = self._acted = 0
 
     @property
     def algorithm_name(self) -> str:
@@ -177,6 +216,69 @@ class GymTrainer:
             if terminated or truncated:
                 frame = self._after_episode(total, save)
         self.env.close()
+
+    def run_pool(self, total: int, pool: EnvironmentPool, tick: Callable[[int], None] | None = None) -> None:
+        """Train up to step `total` with several environments at once.
+
+        In each round every environment takes a step, and the updates of earlier rows are made meanwhile. So results depend on the seed and the
+        number of environments, and not on where they run.
+
+        Args:
+            total: steps of all environments together.
+            pool: the environments.
+            tick: called after each round.
+        """
+        lanes = [_Lane(EpisodeBlocks(self.spec.history), FrameWindow(self.spec)) for _ in range(pool.count)]
+        for lane, observation in zip(lanes, pool.reset(), strict=True):
+            self._begin_lane(lane, observation)
+        owed = 0
+        while self._step < total:
+            before, active = self._step, lanes[: total - self._step]
+            chosen = self._decide_all(active)
+            pool.begin([to_environment(self.env.action_space, values) for values in chosen])
+            owed -= self._updates(min(owed, UPDATES_AT_ONCE * len(active)))
+            for lane, values, result in zip(active, chosen, pool.receive(), strict=True):
+                owed += self._take(lane, values, result)
+            self._step = before + len(active)
+            every = self.settings.evaluate_every
+            if self._step == total:
+                self._updates(owed + sum(self._enter(lane.blocks.take(lane.frame, all_rows=True)) for lane in lanes))
+            if self._step // every > before // every or self._step == total:
+                self.evaluate(self._step)
+            if tick is not None:
+                tick(self._step)
+        self.env.close()
+
+    def _begin_lane(self, lane: _Lane, observation: Any) -> None:
+        self._episode += 1
+        lane.blocks.begin(str(self._episode))
+        lane.frame = self._tokens(observation)
+        lane.window.restart()
+        lane.window.remember(lane.frame)
+
+    def _take(self, lane: _Lane, values: Mapping[str, Value], result: EnvironmentStep) -> int:
+        """Take in a step of one environment; return the updates that the rows earn which enter the replay."""
+        lane.blocks.add(lane.frame, values, result.reward, done=result.terminated)
+        lane.frame = self._tokens(result.observation)
+        lane.window.remember(lane.frame)
+        rows = lane.blocks.take(lane.frame, terminated=result.terminated, truncated=result.truncated)
+        if result.ended:
+            self._begin_lane(lane, result.first)
+        return self._enter(rows)
+
+    def _enter(self, rows: Sequence[BlockRow]) -> int:
+        """Store rows in the replay; return the updates that they earn."""
+        for row in rows:
+            transition = _transition(row.session, row.tick, row.frame, row.values, row.reward, done=row.done)
+            if row.is_new:
+                self._keep(transition)
+            else:
+                self.replay.append(transition)
+        if rows and self.policy.heads.bandit is not None:
+            self._observe()
+        acted = sum(row.values is not None for row in rows)
+        before, self._acted = self._acted, self._acted + acted
+        return (max(self._acted, self.warmup) - max(before, self.warmup)) * self.settings.updates_per_step
 
     def _after_episode(self, total: int, save: Callable[[], None] | None) -> Tokens:
         """Save the training if it is time, and begin the next episode."""
@@ -262,21 +364,8 @@ class GymTrainer:
     ) -> None:
         """Append a transition; without values, it only ends an episode that reached its time limit."""
         self._tick += 1
-        transition = Transition(
-            session=str(self._episode),
-            tick=self._tick,
-            decision="",
-            stamp_s=0.0,
-            policy="",
-            tokens=frame,
-            present=dict.fromkeys(frame, True),
-            ages_s=dict.fromkeys(frame, 0.0),
-            actions=values or {},
-            reward=reward,
-            done=done,
-            demonstration=demonstration,
-        )
-        self._keep(transition)
+        session = str(self._episode)
+        self._keep(_transition(session, self._tick, frame, values, reward, done=done, demonstration=demonstration))
 
     def _keep(self, transition: Transition) -> None:
         features = recorded(self.spec, [transition.tokens], [transition.present], [transition.ages_s])
@@ -290,17 +379,28 @@ class GymTrainer:
         output = self.policy.heads.act(context_BC, generator=self.generator, explore=True)
         return actuator_values(self.spec.actions, output, 0)
 
+    @torch.no_grad()
+    def _decide_all(self, lanes: Sequence[_Lane]) -> list[dict[str, Value]]:
+        """Explore in all environments at once."""
+        context_BC = self.policy.encode(concat([lane.window.features() for lane in lanes]))
+        output = self.policy.heads.act(context_BC, generator=self.generator, explore=True)
+        return [actuator_values(self.spec.actions, output, row) for row in range(len(lanes))]
+
     def _learn(self, step: int) -> None:
         """Do the updates that one step earns."""
         if self.policy.heads.bandit is not None:
             self._observe()
-        if step < self.warmup:
-            return
-        for _ in range(self.settings.updates_per_step):
+        if step >= self.warmup:
+            self._updates(self.settings.updates_per_step)
+
+    def _updates(self, count: int) -> int:
+        """Make updates; return their number."""
+        for _ in range(count):
             if self.algorithm.needs_return_scale:
                 self.algorithm.rescale(self.replay.return_scale())
             batch = self.replay.sample(self.batch, self.generator)
             self.metrics = self.algorithm.update(batch, 1 / self.settings.updates_per_step)
+        return count
 
     def _observe(self) -> None:
         """Let the bandit take in what has an outcome by now."""

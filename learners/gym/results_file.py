@@ -19,9 +19,10 @@ NOT_ENDED = "not ended"
 """Value of `stopped` from before the start of a training until its end."""
 
 
-def settings_values(settings: TrainSettings) -> dict[str, Any]:
-    """Return the settings as `results.json` contains them."""
-    return asdict(settings) | {"hidden": list(settings.hidden)}
+def settings_values(settings: TrainSettings, environments: int = 1) -> dict[str, Any]:
+    """Return the settings as `results.json` contains them, with the number of environments where there are several."""
+    several = {"environments": environments} if environments > 1 else {}
+    return asdict(settings) | {"hidden": list(settings.hidden)} | several
 
 
 def write_results(out: Path, results: dict[str, Any]) -> None:
@@ -35,7 +36,14 @@ def write_results(out: Path, results: dict[str, Any]) -> None:
 
 
 def write_not_ended(
-    out: Path, environment: str, steps: int, seed: int, settings: TrainSettings, algorithm: str | None = None
+    out: Path,
+    environment: str,
+    steps: int,
+    seed: int,
+    settings: TrainSettings,
+    algorithm: str | None = None,
+    *,
+    environments: int = 1,
 ) -> None:
     """Write the results of a training that has not ended; they replace those of an earlier training in the same folder.
 
@@ -46,6 +54,7 @@ def write_not_ended(
         seed: of the training.
         settings: of the training.
         algorithm: by name, where `settings.algorithm` leaves it open.
+        environments: stepped at once.
 
     Raises:
         OSError: the file cannot be written.
@@ -58,7 +67,7 @@ def write_not_ended(
         "evaluations": [],
         "final": None,
         "stopped": NOT_ENDED,
-        "settings": settings_values(settings),
+        "settings": settings_values(settings, environments),
     }
     write_results(out, results)
 

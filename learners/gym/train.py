@@ -27,6 +27,7 @@ from learners.checkpoints.signing import load_key
 from learners.checkpoints.store import Checkpoints
 from learners.checkpoints.trusted_keys import fingerprint
 from learners.gym.demonstrations import episodes_of
+from learners.gym.environment_pool import EnvironmentPool
 from learners.gym.greedy_episodes import ReturnSummary
 from learners.gym.lock_step import GymTrainer, TrainSettings
 from learners.gym.results_file import settings_values, write_failed, write_not_ended, write_results
@@ -46,6 +47,7 @@ def train(
     settings: TrainSettings | None = None,
     resume: bool = False,
     call_limit_s: float = CALL_S,
+    pool: EnvironmentPool | None = None,
 ) -> dict[str, Any]:
     """Train, and write `results.json`, `curve.png` and a signed checkpoint below `out`.
 
@@ -60,6 +62,7 @@ def train(
         settings: hyperparameters.
         resume: continue the training that was saved below `out`, or begin where none was saved; return the results where it has ended.
         call_limit_s: seconds that one call of the environment may take; 0 for any time.
+        pool: several environments that are stepped at once; such a training is not saved for a resume.
 
     Raises:
         EnvironmentFault: the environment failed or returned what it may not; what was learned until then is written.
@@ -84,7 +87,8 @@ def train(
     began_s = time.monotonic() - (state.elapsed_s if state is not None else 0.0)
     if steps < trainer.step:
         raise ValueError(f"{saved.folder} was saved after {trainer.step} steps; train at least as many, not {steps}")
-    write_not_ended(out, environment, steps, seed, trainer.settings, trainer.algorithm_name)
+    count = 1 if pool is None else pool.count
+    write_not_ended(out, environment, steps, seed, trainer.settings, trainer.algorithm_name, environments=count)
 
     def save() -> None:
         try:
@@ -92,13 +96,14 @@ def train(
         except OSError as error:  # as on a full disk: the training itself needs no saved state
             warnings.warn(f"{saved.folder}: not saved for --resume, the training goes on: {error}", stacklevel=1)
 
-    ended = _run(trainer, environment, steps, out, save, began_s, progress=progress)
+    ended = _run(trainer, environment, steps, out, save, began_s, pool, progress=progress)
     results = _results(trainer, ended, time.monotonic() - began_s) | {
         "environment": environment,
         "steps": steps,
         "seed": seed,
         "demonstrations": given,
         "resumed_at": resumed_at,
+        "settings": settings_values(trainer.settings, count),
         "delivered": {"step": ended.step, "chosen_by": SELECTION, "demonstrated_transitions": demonstrated},
     }
     _write(out, trainer, results)
@@ -145,7 +150,6 @@ def _results(trainer: GymTrainer, ended: TrainingEnd, wall_s: float) -> dict[str
         "final": ended.final.as_dict() if ended.final is not None else None,
         "cut_episodes": trainer.cut_episodes,
         "stopped": str(ended.fault) if ended.fault is not None else None,
-        "settings": settings_values(trainer.settings),
     }
 
 
@@ -156,6 +160,7 @@ def _run(
     out: Path,
     save: Callable[[], None],
     began_s: float,
+    pool: EnvironmentPool | None,
     *,
     progress: bool,
 ) -> TrainingEnd:
@@ -167,7 +172,10 @@ def _run(
     try:
         with _bar(progress, environment, steps, trainer) as bar:
             trainer.report, tick = bar
-            trainer.run(steps, tick, save)
+            if pool is None:
+                trainer.run(steps, tick, save)
+            else:
+                trainer.run_pool(steps, pool, tick)
         trained_s = time.monotonic() - began_s
         return TrainingEnd(*trainer.deliver(), trained_s)
     except EnvironmentFault as fault:

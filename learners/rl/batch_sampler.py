@@ -115,6 +115,15 @@ class BatchSampler:
         density_B[is_known_B] = density_A[known_B[is_known_B]]
         return at_B, self._weights(at_B, (demonstrations, endings), sizes, density_B)
 
+    def ahead(self, count: int, generator: torch.Generator) -> NDArray[np.int64]:
+        """Return what the next `draw` returns if nothing changes until then; call it right after a draw. No state changes."""
+        copied, tries = torch.Generator(), self.tries
+        copied.set_state(generator.get_state())
+        try:
+            return self.draw(count, copied)[0]
+        finally:
+            self.tries = tries
+
     def _densities(self, counts_A: NDArray[np.int64], count: int) -> NDArray[np.float64]:
         """Return how often each demonstration of an agent is drawn for a batch of `count`, A.
 

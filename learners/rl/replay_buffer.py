@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import itertools
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -30,6 +30,7 @@ from learners.model.spec import PolicySpec
 from learners.rl.batch_sampler import FAILURES, BatchSampler, Strata
 from learners.rl.replay_storage import ReplayStorage, row_bytes
 from learners.rl.ring_index import RingIndex
+from learners.rl.tokens.local import LocalTokens, TokenStorage
 from learners.rl.transition_batch import Batch
 
 MAX_GAP = 3
@@ -42,6 +43,10 @@ RETURN_ROWS = 65_536
 """Newest transitions that the deviation of returns is measured on."""
 FEW = 8
 """Rewards of the largest magnitudes that may be outliers: they are clipped at `HEADROOM` times the largest return of the others."""
+REWRITTEN = 512
+"""Rows of the store that are read together where tokens were lost."""
+MAX_ROWS = 1_000_000
+"""Transitions with all tokens in this process."""
 LEAD_UP = 8
 """Transitions before a reserved one that are stored with it, in addition to its history."""
 
@@ -75,6 +80,7 @@ class ReplayBuffer:
         settle: newest transitions that are not sampled yet, because their rewards may still arrive.
         failure_share: see `FAILURES`.
         max_rows: no more than this, whatever the memory.
+        tokens: makes the storage of the tokens; default: in this process.
     """
 
     def __init__(
@@ -87,7 +93,8 @@ class ReplayBuffer:
         settle: int = 0,
         centre: bool = False,
         failure_share: float = FAILURES,
-        max_rows: int = 1_000_000,
+        max_rows: int = MAX_ROWS,
+        tokens: Callable[[PolicySpec, int], TokenStorage] = LocalTokens,
     ) -> None:
         self.spec, self.steps, self.settle, self.centre = spec, steps, settle, centre
         total = max(80, min(max_rows, max_bytes // row_bytes(spec)))
@@ -97,7 +104,7 @@ class ReplayBuffer:
         """Transitions since the last reserved one that left the main ring."""
         self._moved_last = False
         """Whether the transition that left the main ring last went to the reserve."""
-        self._columns = ReplayStorage(spec, total)
+        self._columns = ReplayStorage(spec, total, tokens)
         self._follows_N = np.zeros(total, bool)  # the next position holds this one's successor
         self._preceded_N = np.zeros(total, bool)  # the position before holds the tick that the policy saw before
         self._linked_N = np.zeros(total, bool)  # no transition is missing between the position before and this one
@@ -260,7 +267,7 @@ class ReplayBuffer:
     def newest(self, count: int) -> Features | None:
         """Return features [B, H] of the last `count` rows, sampleable or not; None if there are none."""
         count = min(count, self._main.held)
-        return self._features(self._main.order()[-count:]) if count else None
+        return self._columns.features(self._histories(self._main.order()[-count:])) if count else None
 
     def strata(self) -> Strata:
         """Return the strata that can be sampled."""
@@ -275,6 +282,29 @@ class ReplayBuffer:
         at_B, weights_B = self._sampler.draw(count, generator)
         batch = self.batch(at_B)
         return batch if weights_B is None else replace(batch, weights=torch.from_numpy(weights_B))
+
+    def prefetch(self, count: int, generator: torch.Generator) -> None:
+        """Request the tokens that the next `sample` needs if nothing changes until then; call it right after a sample."""
+        at_B = self._sampler.ahead(count, generator)
+        self._columns.tokens.expect(
+            np.concatenate((self._histories(at_B), self._histories(self._returns(at_B, self.steps)[2])))
+        )
+
+    def rewrite_tokens(
+        self, positions: NDArray[np.int64], rows_of: Callable[[list[int]], Mapping[int, Transition]]
+    ) -> None:
+        """Write the tokens at positions again, because their storage lost them.
+
+        Args:
+            positions: those that hold nothing are passed over.
+            rows_of: returns rows of the store by their numbers.
+        """
+        at = np.intersect1d(positions, self._held_positions())
+        for start in range(0, len(at), REWRITTEN):
+            some = at[start : start + REWRITTEN]
+            numbers = self._columns.number_N[some]
+            self._columns.rewrite_tokens(some, rows_of(np.unique(numbers[numbers >= 0]).tolist()))
+        self._sampler.invalidate()
 
     def return_scale(self) -> float:
         """Return what returns are divided by, so that values fit the support of a categorical critic; 1 without any reward.
@@ -340,9 +370,11 @@ class ReplayBuffer:
         """Build the batch of the transitions at the given positions."""
         at_B = positions
         rewards_B, discounts_B, next_B = self._returns(at_B, steps or self.steps)
+        at_BH, next_BH = self._histories(at_B), self._histories(next_B)
+        self._columns.tokens.expect(np.concatenate((at_BH, next_BH)))
         return Batch(
-            features=self._features(at_B),
-            next_features=self._features(next_B),
+            features=self._columns.features(at_BH),
+            next_features=self._columns.features(next_BH),
             actions=self._columns.actions(at_B),
             rewards=torch.from_numpy(rewards_B),
             discounts=torch.from_numpy(discounts_B),
@@ -446,8 +478,8 @@ class ReplayBuffer:
     def _before(self, at: NDArray[np.int64]) -> NDArray[np.int64]:
         return np.where(at >= self._main.stop, self._reserve.before(at), self._main.before(at))
 
-    def _features(self, positions: NDArray[np.int64]) -> Features:
-        """Return features [B, H], oldest first; a session's first state fills the places before it, as in inference."""
+    def _histories(self, positions: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Return the positions [B, H] that a state consists of, oldest first; a session's first state fills the places before it, as in inference."""
         history = self.spec.history
         at_BH = np.repeat(positions[:, None], history, axis=1)
         alive_B = np.ones(len(positions), bool)
@@ -456,7 +488,7 @@ class ReplayBuffer:
             before = self._before(later)
             alive_B &= self._preceded_N[later]
             at_BH[:, h] = np.where(alive_B, before, later)
-        return self._columns.features(at_BH)
+        return at_BH
 
 
 def _largest_usual(reward_N: NDArray[np.float64]) -> float | None:

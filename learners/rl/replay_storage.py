@@ -9,7 +9,7 @@ Shapes: N positions, T tokens of a stream, W their width, S streams, C choices, 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import islice
 from typing import Any
 
@@ -22,6 +22,7 @@ from actuators.actions import Choice, Continuous, Value
 from learners.experience.transition import Transition
 from learners.model.features import Features
 from learners.model.spec import PolicySpec
+from learners.rl.tokens.local import LocalTokens, TokenStorage, token_shapes
 
 MAX_REWARD = 1e12
 """Larger magnitudes are clipped: float32 has neither them nor their squares."""
@@ -64,9 +65,12 @@ class ReplayStorage:
     Args:
         spec: the policy's streams and actions.
         rows: N.
+        tokens: makes the storage of the tokens.
     """
 
-    def __init__(self, spec: PolicySpec, rows: int) -> None:
+    def __init__(
+        self, spec: PolicySpec, rows: int, tokens: Callable[[PolicySpec, int], TokenStorage] = LocalTokens
+    ) -> None:
         self.spec = spec
         self.versions: dict[str, str] = {}
         """The present version of each stream's encoder; a stream that is not named takes any."""
@@ -75,8 +79,8 @@ class ReplayStorage:
         self.choices = list(spec.actions.choices)
         self.actuators: list[Choice | Continuous] = [*spec.actions.choices, *spec.actions.continuous]
         n, streams = rows, spec.streams
-        kinds = {s.name: np.float32 if s.modality == "telemetry" else np.float16 for s in streams}
-        self.tokens = {s.name: np.zeros((n, s.tokens, s.width), kinds[s.name]) for s in streams}
+        self._shapes = {name: (t, w) for name, (t, w, _) in token_shapes(spec).items()}
+        self.tokens = tokens(spec, n)
         self.version_NS = np.full((n, len(streams)), -1, np.int32)  # -1: the stream is missing
         self.ages_NS = np.full((n, len(streams)), np.inf, np.float32)
         self.index_NC = np.zeros((n, len(self.choices)), np.int64)
@@ -97,8 +101,8 @@ class ReplayStorage:
         self._version_ids: dict[str, int] = {}
         self._session_ids: dict[str, int] = {}
         self._agents = AgentNumbers()
-        self.arrays: list[NDArray[Any]] = [
-            *(*self.tokens.values(), *self.value.values(), *self.allowed.values()),
+        self._arrays: list[NDArray[Any]] = [
+            *(*self.value.values(), *self.allowed.values()),
             *(self.version_NS, self.ages_NS, self.index_NC),
             *(
                 self.acted_NU,
@@ -112,6 +116,15 @@ class ReplayStorage:
             ),
             *(self.session_N, self.tick_N, self.number_N),
         ]
+
+    @property
+    def arrays(self) -> list[NDArray[Any]]:
+        """All columns.
+
+        Raises:
+            TypeError: the tokens are not in this process.
+        """
+        return [*self.tokens.arrays, *self._arrays]
 
     def write(self, at: int, transition: Transition, number: int) -> bool:
         """Write a transition, row `number` of the store; return whether the old or the new one is terminal or an expert's."""
@@ -131,7 +144,8 @@ class ReplayStorage:
         """Copy a position; its row is found at the new one from now on."""
         number = int(self.number_N[at])
         self._name(to, -1)
-        for column in self.arrays:
+        self.tokens.move(at, to)
+        for column in self._arrays:
             column[to] = column[at]
         if number >= 0:
             self._where[number] = to
@@ -199,11 +213,24 @@ class ReplayStorage:
         """Give a row's stream the tokens of another version; False when the row is not held, or they do not fit."""
         at = self._where.get(number)
         s = self.spec.names.index(stream) if stream in self.spec.names else -1
-        if at is None or s < 0 or self.version_NS[at, s] < 0 or tokens_TW.shape != self.tokens[stream].shape[1:]:
+        if at is None or s < 0 or self.version_NS[at, s] < 0 or tokens_TW.shape != self._shapes[stream]:
             return False
-        self.tokens[stream][at] = tokens_TW
+        self.tokens.write(at, stream, tokens_TW)
         self.version_NS[at, s] = self._version_ids.setdefault(version, len(self._version_ids))
         return True
+
+    def rewrite_tokens(self, at: NDArray[np.int64], rows: Mapping[int, Transition]) -> None:
+        """Write the tokens at positions again, from the rows of the store that the positions hold.
+
+        Where a row is gone, all streams count as missing and no action was taken, so that the position is not drawn.
+        """
+        for position in at.tolist():
+            transition = rows.get(int(self.number_N[position]))
+            if transition is not None:
+                self._write_tokens(position, transition)
+                continue
+            self.version_NS[position], self.ages_NS[position] = -1, np.inf
+            self.acted_NU[position], self.is_expert_NU[position] = False, False
 
     def snapshot(self, at: NDArray[np.int64]) -> tuple[list[NDArray[Any]], dict[str, Any]]:
         """Return the bits of the columns at given positions, and all else as JSON; a missing stream has an infinite age."""
@@ -238,9 +265,9 @@ class ReplayStorage:
 
     def features(self, at: NDArray[np.int64]) -> Features:
         """Return the features at given positions; a batch with the dimensions of `at`."""
+        tokens = self.tokens.gather(at)  # first: rows that are lost for good count as missing then
         present = self._present(at)
         ages = np.where(present, self.ages_NS[at], np.inf).astype(np.float32)
-        tokens = {name: _gather(array, at) for name, array in self.tokens.items()}
         return Features(tokens, torch.from_numpy(present), torch.from_numpy(ages))
 
     def actions(self, at: NDArray[np.int64]) -> dict[str, Tensor]:
@@ -270,10 +297,10 @@ class ReplayStorage:
             self.version_NS[at, s], self.ages_NS[at, s] = -1, np.inf
             if tokens is None or not transition.present.get(stream.name, False):
                 continue
-            if tokens.shape != self.tokens[stream.name].shape[1:]:
+            if tokens.shape != self._shapes[stream.name]:
                 self.skipped["shape"] += 1
                 continue
-            self.tokens[stream.name][at] = tokens
+            self.tokens.write(at, stream.name, tokens)
             self.ages_NS[at, s] = transition.ages_s.get(stream.name, 0.0)
             version = transition.encoder_versions.get(stream.name, "")
             self.version_NS[at, s] = self._version_ids.setdefault(version, len(self._version_ids))
@@ -342,10 +369,6 @@ def _within(value: Sequence[float], actuator: Continuous) -> bool:
         low - SLACK * (high - low) <= part <= high + SLACK * (high - low)
         for part, low, high in zip(value, actuator.low, actuator.high, strict=True)
     )
-
-
-def _gather(array: NDArray[Any], at: NDArray[np.int64]) -> Tensor:
-    return torch.from_numpy(array[at]).float()  # torch widens float16 several times faster than numpy
 
 
 def _bits(column: NDArray[Any]) -> NDArray[Any]:

@@ -119,6 +119,10 @@ class Chat(TextTask):
         cut = slice(-self.options.max_length, None)
         return [{"input_ids": whole[cut], "labels": targets[cut], "turns": turns}]
 
+    def weight(self, batch: Batch) -> float:
+        """Return the number of tokens that are predicted: nothing predicts the first one, which is a target where the beginning is cut."""
+        return float((batch["labels"][:, 1:] != IGNORED).sum())
+
     def unread(self, example: Example) -> float:
         """Return the share of a dialogue that is cut at its beginning."""
         return self.share_above(len(self.ids(self.turns(example), generation_prompt=False)), self.options.max_length)

@@ -14,8 +14,10 @@ from collections import deque
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import numpy as np
 import orjson
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from learners.checkpoints.manifest import CheckpointRefused
@@ -31,7 +33,9 @@ from learners.reencoding.token_store import TokenStore
 from learners.rl import starting_policy
 from learners.rl.algorithm import CHOICE_WARMUP, WARMUP, Algorithm
 from learners.rl.mirror_augmentation import MirrorAugmentation
-from learners.rl.replay_buffer import BufferIndex, ReplayBuffer
+from learners.rl.replay_buffer import MAX_ROWS, BufferIndex, ReplayBuffer
+from learners.rl.tokens.local import LocalTokens
+from learners.rl.tokens.sharded import ShardedTokens, Shards
 from learners.worker.journal import Journal, JournalEntry, Position, document, load_position
 from learners.worker.resting_ticks import RestingTicks
 
@@ -42,6 +46,8 @@ REST_ROWS, REST_SHARE = 64, 0.25
 A machine that waits for hours then does not make its inputs look constant."""
 SEEN_AT_ONCE = 256
 """Ticks that enter the statistics of the inputs at once."""
+MAX_SHARDED_ROWS = 100_000_000
+"""Transitions of a replay buffer with shards: what decides a draw is still in this process."""
 RECENT = 1_000
 """Rewards that `reward_mean` is taken over."""
 
@@ -61,6 +67,7 @@ class Learner:
         batch: transitions of an update; default: the settings'.
         recoded: the re-encoded tokens after an encoder's swap.
         heads_only: train the heads alone; everything before them, and the statistics of the inputs, stay as loaded.
+        shards: where the tokens of the replay buffer are; None for this process.
     """
 
     def __init__(
@@ -77,8 +84,9 @@ class Learner:
         batch: int | None = None,
         recoded: TokenStore | None = None,
         heads_only: bool = False,
+        shards: Shards | None = None,
     ) -> None:
-        self.recoded, self.heads_only = recoded, heads_only
+        self.recoded, self.heads_only, self._shards = recoded, heads_only, shards
         self.started_from: str | None = None
         """The version that training began from, or was set back to last. It survives restarts where only heads are trained."""
         self.spec, self.settings, self.source, self.state, self.journal = spec, settings, source, state, journal
@@ -414,7 +422,18 @@ class Learner:
             demonstration_fraction=s.demonstration_fraction,
             settle=round(s.reward_delay_s * self.rate_hz),
             centre=s.center_rewards,
+            max_rows=MAX_ROWS if self._shards is None else MAX_SHARDED_ROWS,
+            tokens=LocalTokens if self._shards is None else self._sharded_tokens,
         )
+
+    def _sharded_tokens(self, spec: PolicySpec, rows: int) -> ShardedTokens:
+        assert self._shards is not None
+        return ShardedTokens(spec, rows, self._shards, self._refill_shard)
+
+    def _refill_shard(self, positions: NDArray[np.int64]) -> None:
+        """Write the tokens again that a lost shard had: those of the store, and then the re-encoded ones."""
+        self.replay.rewrite_tokens(positions, lambda numbers: self.source.pick(numbers, self.position.moment))
+        self._retoken(0, self.position.recoded)
 
     def _schedule_updates(self, came: int) -> None:
         position, settings = self.position, self.settings
@@ -444,6 +463,8 @@ class Learner:
         batch = self.replay.sample(self.batch, self.draw)
         if self.mirror is not None:
             batch = self.mirror(batch, self.draw)
+        if self._shards is not None:
+            self.replay.prefetch(self.batch, self.draw)
         position = self.position
         try:
             self.metrics = self.algorithm.update(batch.to(self.device), position.new_decisions)

@@ -44,6 +44,7 @@ from learners.promotion.steps import STEPS
 from learners.reencoding.encoder_versions import EncoderVersions
 from learners.reencoding.reencoder import Reencoder
 from learners.reencoding.token_store import TokenStore
+from learners.rl.tokens.sharded import Shards
 from learners.torch_device import pick_device
 from learners.worker.finetune_process import tasks_of
 from learners.worker.finetuning import FinetuneRunner
@@ -70,6 +71,7 @@ class LearnerLoop:
         build: makes a policy of a spec.
         steps: the registry of promotion steps.
         clock: monotonic seconds, which decide what is due.
+        shards: where the tokens of the replay buffer are; None for this process.
     """
 
     def __init__(
@@ -81,6 +83,7 @@ class LearnerLoop:
         build: Callable[[PolicySpec], nn.Module] = Policy,
         steps: Mapping[str, Step] = STEPS,
         clock: Callable[[], float] = time.monotonic,
+        shards: Shards | None = None,
     ) -> None:
         self.clock = clock
         folder = inputs.state_dir / "learner"
@@ -108,6 +111,7 @@ class LearnerLoop:
             device=self.device,
             recoded=recoded,
             heads_only=self.local == "head",
+            shards=shards,
         )
         self.encoder_versions = EncoderVersions(inputs)
         self.reencoder = Reencoder(self.reader, recoded, self.encoder_versions)

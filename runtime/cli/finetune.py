@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -135,17 +136,30 @@ def _writing_given(options: dict[str, Any]) -> dict[str, Any]:
     "--resume/--no-resume", default=True, show_default=True, help="Continue an interrupted run from the folder OUT."
 )
 @click.option("--slice", "slices", multiple=True, metavar="COLUMN", help=SLICE_HELP)
+@click.option(
+    "--engine",
+    type=click.Choice(["process", "ray"]),
+    default="process",
+    show_default=True,
+    help="Train in this process, or with several workers on Ray that share each batch.",
+)
+@click.option(
+    "--workers", type=click.IntRange(1), help="With --engine ray: workers; default: the cores of this machine."
+)
+@click.option("--ray-address", metavar="HOST:PORT", help="A running Ray cluster; default: a local Ray.")
 @writing
 @with_json("report.json")
 @refusing
-def finetune(train_file: Path, *, as_json: bool, **options: Any) -> None:
+def finetune(
+    train_file: Path, *, as_json: bool, engine: str, workers: int | None, ray_address: str | None, **options: Any
+) -> None:
     """Fine-tune a pretrained model from labelled files: CoNLL columns, CSV, TSV, JSON lines, or one folder for each class.
 
     Example: reflexd finetune --task token-classification --model bundled:minilm-l6 --train train.conll --validation dev.conll --test test.conll --out runs/ner
     """
+    if engine != "ray" and (workers is not None or ray_address is not None):
+        raise ValueError("--workers and --ray-address belong to --engine ray")
     _check_model(options["model"])
-    from learners.finetune.few_labels.finetune import finetune as tune
-
     positive = (
         "epochs",
         "batch",
@@ -162,7 +176,12 @@ def finetune(train_file: Path, *, as_json: bool, **options: Any) -> None:
         if (value := options[name]) is not None and not 0 < value < float("inf"):
             raise click.BadParameter(f"{value} is not above zero", param_hint=f"--{name.replace('_', '-')}")
     given = _writing_given(options)
-    report = tune(train=train_file, progress=sys.stderr.isatty(), **given)
+    if engine == "ray":
+        report = _finetune_on_ray(given | {"train": train_file}, workers, ray_address)
+    else:
+        from learners.finetune.few_labels.finetune import finetune as tune
+
+        report = tune(train=train_file, progress=sys.stderr.isatty(), **given)
     for note in report["notes"]:
         click.echo(note, err=True)
     _echo_slices(report)
@@ -174,6 +193,36 @@ def finetune(train_file: Path, *, as_json: bool, **options: Any) -> None:
     size = f"{report['trained_parameters']:,} of {report['total_parameters']:,} parameters"
     lines = [json.dumps(report["metrics"], indent=2), f"{size}; {report['wall_s']:.0f} s; {options['out']}/report.json"]
     show(report, "\n".join(lines), as_json=as_json)
+
+
+def _finetune_on_ray(given: dict[str, Any], workers: int | None, address: str | None) -> dict[str, Any]:
+    """Fine-tune with several workers on Ray; return the report.
+
+    Raises:
+        ValueError: what was asked for trains several versions; or as `finetune_on_ray`.
+    """
+    from learners.finetune.progress import Bar
+    from learners.finetune.trainer import TrainingProgress
+    from runtime.cli.on_ray.finetuning import finetune_on_ray
+
+    if given.get("augment") == "auto" or "unlabelled" in given:
+        raise ValueError("--augment auto and --unlabelled train several versions; use --engine process")
+    call = {name: str(value.resolve()) if isinstance(value, Path) else value for name, value in given.items()}
+    if Path(call["model"]).exists():
+        call["model"] = str(Path(call["model"]).resolve())
+    workers = workers or len(os.sched_getaffinity(0))
+
+    def note(text: str) -> None:
+        click.echo(text, err=True)
+
+    if not sys.stderr.isatty():
+        return finetune_on_ray(call, workers=workers, address=address, on_progress=lambda _: None, note=note)
+    with Bar(f"{call['task']} {call['mode']}, {workers} workers", "score") as bar:
+
+        def show_progress(fields: dict[str, Any]) -> None:
+            bar(TrainingProgress(**fields))
+
+        return finetune_on_ray(call, workers=workers, address=address, on_progress=show_progress, note=note)
 
 
 @click.command()

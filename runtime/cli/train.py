@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Sequence
-from contextlib import redirect_stdout
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,6 +19,7 @@ from runtime.config.yaml_core import CoreLoader
 
 if TYPE_CHECKING:
     from learners.gym.comparison import SeedGroup
+    from learners.gym.environment_pool import EnvironmentPool
     from learners.gym.lock_step import TrainSettings
     from learners.model.spec import Algorithm
 
@@ -62,6 +63,11 @@ class Demonstrations(click.ParamType):  # type: ignore[type-arg] # generic only 
     help="Seeds at once, at most the cores. With --engine ray and without --seeds also the number of seeds, from 0.",
 )
 @click.option("--ray-address", metavar="HOST:PORT", help="A running Ray cluster; default: a local Ray.")
+@click.option(
+    "--envs",
+    type=click.IntRange(2, 1_024),
+    help="With --engine ray: one seed with several environments, which --workers processes step while the policy is updated.",
+)
 @click.option("--out", type=FOLDER, required=True, help="Folder for results.json, the curve and the checkpoint.")
 @click.option(
     "--set",
@@ -107,6 +113,7 @@ def train(
     engine: str,
     workers: int | None,
     ray_address: str | None,
+    envs: int | None,
     out: Path,
     values: tuple[str, ...],
     algorithm: Algorithm,
@@ -131,7 +138,10 @@ def train(
     if algorithm != "auto" and "policy.algorithm" in named:
         raise ValueError("--algorithm and --set policy.algorithm are the same setting; give one of them")
     where = SeedRuns(engine, workers, ray_address)
-    seeds = _several_seeds(seed, seeds, where)
+    if envs is None:
+        seeds = _several_seeds(seed, seeds, where)
+    elif engine != "ray" or seeds is not None or resume:
+        raise ValueError("--envs belongs to --engine ray and one seed, and is not resumed")
     settings = with_values(TrainSettings(), named)
     if seeds is not None:
         shown = (
@@ -144,7 +154,8 @@ def train(
             environment, seeds, out, steps, with_algorithm(settings, algorithm), options, where, as_json=as_json
         )
         return
-    with redirect_stdout(sys.stderr):  # what an environment prints is no part of the results
+    with redirect_stdout(sys.stderr), _pool(environment, seed or 0, envs, where, call_limit_s) as pool:
+        # what an environment prints is no part of the results
         results = train_in(
             environment,
             steps=steps,
@@ -155,8 +166,37 @@ def train(
             settings=settings,
             resume=resume,
             call_limit_s=call_limit_s,
+            pool=pool,
         )
     _show_results(environment, results, out, as_json=as_json)
+
+
+@contextmanager
+def _pool(
+    environment: str, seed: int, count: int | None, where: SeedRuns, limit_s: float
+) -> Iterator[EnvironmentPool | None]:
+    """Give the environments of a training on Ray; None where it has one, here.
+
+    Raises:
+        ValueError: there is no such environment, or Ray is not installed.
+        ConnectionError: no cluster answers.
+    """
+    if count is None:
+        yield None
+        return
+    from actuators.sim.gym_env import find
+    from learners.gym.environment_pool import RayEnvironments
+    from runtime.process.ray_cluster import start_ray
+
+    find(environment, limit_s)
+    cores = len(os.sched_getaffinity(0))
+    ray = start_ray(where.ray_address, min(where.workers or cores, cores, count), "reflexd-train", log_to_driver=False)
+    try:
+        most = max(1, int(ray.cluster_resources().get("CPU", 1)))
+        workers = min(where.workers or most, most, count)
+        yield RayEnvironments(ray, environment, seed, count=count, workers=workers, limit_s=limit_s)
+    finally:
+        ray.shutdown()
 
 
 def _several_seeds(seed: int | None, seeds: str | None, where: SeedRuns) -> str | None:
@@ -269,7 +309,7 @@ def _train_seeds(
         click.echo(f"seed {seed}: {'done' if code == 0 else f'failed with exit code {code}: {line}'}", err=True)
 
     if where.engine == "ray":
-        from runtime.cli.ray_seeds import train_on_ray
+        from runtime.cli.on_ray.seeds import train_on_ray
 
         failed = train_on_ray(
             folders,

@@ -28,6 +28,7 @@ from learners.fleet_data.segment import RowLimits
 from learners.fleet_data.trust.agent_trust import AgentTrust
 from learners.ipc.policy_spec import read_policy_spec, spec_path
 from learners.ipc.settings import LearnerConfig, TickRate
+from learners.rl.tokens.sharded import Shards
 from learners.worker.fleet_loop import FleetLearnerLoop
 from learners.worker.torch_limits import limit_torch
 from runtime.fleet.policy_publisher import PolicyPublisher
@@ -65,13 +66,17 @@ class GroupLearner:
 
     Args:
         settings: of the server.
+        shards: of the replay buffer; needed where the settings have some.
 
     Raises:
+        ValueError: the settings have shards, and none are given.
         OSError: the data folder cannot be created, or a certificate cannot be read.
     """
 
-    def __init__(self, settings: FleetServerSettings) -> None:
-        self.settings, self.inputs = settings, learner_config(settings)
+    def __init__(self, settings: FleetServerSettings, shards: Shards | None = None) -> None:
+        if settings.learner.replay_shards and shards is None:
+            raise ValueError("learner.replay_shards: the learner runs without Ray")
+        self.settings, self.inputs, self._shards = settings, learner_config(settings), shards
         self.group, self.topics = settings.data / settings.group, FleetTopics(settings.group)
         private_folder(self.inputs.state_dir / "learner")
         self.link = Connection(
@@ -137,7 +142,7 @@ class GroupLearner:
             rows=RowLimits(self.settings.max_reward),
             shapes={stream.name: (stream.tokens, stream.width) for stream in spec.streams},
         )
-        self.loop = FleetLearnerLoop(self.inputs, spec, self._stop, merger, commands=self._command)
+        self.loop = FleetLearnerLoop(self.inputs, spec, self._stop, merger, commands=self._command, shards=self._shards)
         try:
             self.loop.run()
         finally:

@@ -33,7 +33,7 @@ from runtime.fleet.topics import FleetTopics
 from runtime.mqtt import Address
 from runtime.process import child
 from runtime.process import log as process_log
-from runtime.process.ray_cluster import RayMissing, start_ray
+from runtime.process.ray_cluster import RayMissing, joined_ray, start_ray
 from runtime.supervisor import broker
 from runtime.supervisor.child_processes import Child, RestartLimitExceeded, Spec
 
@@ -107,9 +107,11 @@ class LearnerActor:
             UnsharedFolder: this machine has another data folder than the server.
         """
         _require_shared([self.problem()])
-        from runtime.fleet.group_learner import GroupLearner  # noqa: PLC0415 - torch, which no ingest needs
+        from learners.rl.tokens.ray_shards import RayShards  # noqa: PLC0415 - torch, which no ingest needs
+        from runtime.fleet.group_learner import GroupLearner  # noqa: PLC0415
 
-        await GroupLearner(self._settings).run()
+        count = self._settings.learner.replay_shards
+        await GroupLearner(self._settings, RayShards(joined_ray(), count) if count else None).run()
 
     def pid(self) -> int:
         """Return the process of the actor."""

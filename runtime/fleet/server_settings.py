@@ -71,6 +71,17 @@ class WaveSettings(Settings):
     )
 
 
+class FleetLearnerSettings(LearnerSettings):
+    """The learner of a fleet: as that of a daemon, and where its replay buffer is."""
+
+    replay_shards: int = Field(
+        0,
+        ge=0,
+        le=1_024,
+        description="actors of Ray that share the tokens of the replay buffer, each a part of `replay_gb`; 0: the learner has them",
+    )
+
+
 class FleetServerSettings(Settings):
     """One FLEET.yaml: one group of one fleet."""
 
@@ -88,8 +99,8 @@ class FleetServerSettings(Settings):
         MAX_REWARD, gt=0, le=1e12, description="largest magnitude of a reward; segments with a larger one are refused"
     )
     device: str = Field("auto", description="device of the learner: auto, cpu or cuda")
-    learner: LearnerSettings = Field(
-        LearnerSettings.model_validate({}), description="the learner, as in the settings of a daemon"
+    learner: FleetLearnerSettings = Field(
+        FleetLearnerSettings.model_validate({}), description="the learner, as in the settings of a daemon"
     )
     promotion: PromotionSettings = Field(
         PromotionSettings.model_validate({}), description="checks of a version before it is published"

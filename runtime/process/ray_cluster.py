@@ -9,6 +9,8 @@ from __future__ import annotations
 import os
 import secrets
 import socket
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 CONNECT_S = 5.0
@@ -59,6 +61,45 @@ def start_ray(address: str | None, cpus: int, namespace: str, **options: Any) ->
             **options,
         )
     return ray
+
+
+def joined_ray() -> Any:
+    """Return the module in a process of Ray, such as that of an actor."""
+    import ray  # noqa: PLC0415 - an extra
+
+    return ray
+
+
+def torch_trainer(
+    train: Callable[[dict[str, Any]], None],
+    call: dict[str, Any],
+    workers: int,
+    folder: Path,
+    *,
+    timeout_s: int,
+    use_gpu: bool,
+) -> Any:
+    """Return a `TorchTrainer` of Ray, where Ray is started; its `fit` trains.
+
+    Args:
+        train: called with `call` in each worker, in a process group of torch: NCCL on GPUs, else gloo.
+        call: the argument.
+        workers: how many; each has a core, or a GPU.
+        folder: where Ray writes, on every machine with a worker.
+        timeout_s: longest time that workers wait for each other.
+        use_gpu: each worker has a GPU.
+    """
+    os.environ["RAY_TRAIN_V2_ENABLED"], os.environ["RAY_CHDIR_TO_TRIAL_DIR"] = "1", "0"
+    from ray import train as ray_train  # noqa: PLC0415 - an extra
+    from ray.train import torch as ray_torch  # noqa: PLC0415
+
+    return ray_torch.TorchTrainer(
+        train,
+        train_loop_config=call,
+        torch_config=ray_torch.TorchConfig(timeout_s=timeout_s),
+        scaling_config=ray_train.ScalingConfig(num_workers=workers, use_gpu=use_gpu),
+        run_config=ray_train.RunConfig(name="run", storage_path=str(folder)),
+    )
 
 
 def _require_listener(address: str) -> None:

@@ -536,7 +536,7 @@ def test_a_state_without_links_joins_no_rows_of_the_reserve_that_are_far_apart()
     again.refill(old, rows)
     again.append(tick(1_000), 1_000)  # moves nothing that a gap would join
     at = again._reserve.order()
-    histories = ticks(again._features(at))
+    histories = ticks(again._columns.features(again._histories(at)))
     assert len(histories) >= 10
     assert all(max(history) - min(history) < 4 for history in histories)
     assert again.held().linked is not None

@@ -18,9 +18,9 @@ from click.testing import CliRunner
 from free_ports import free_port
 
 from learners.gym.train import train
-from runtime.cli import ray_seeds
 from runtime.cli.main import main
-from runtime.cli.ray_seeds import NEEDS_FILES, RESTARTS, Files, SeedEnd, run_seed, train_on_ray
+from runtime.cli.on_ray import seeds as ray_seeds
+from runtime.cli.on_ray.seeds import NEEDS_FILES, RESTARTS, Files, SeedEnd, run_seed, train_on_ray
 
 
 class RayError(Exception):
