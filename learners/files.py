@@ -13,6 +13,7 @@ import secrets
 import shutil
 import sqlite3
 import stat
+import urllib.parse
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from functools import lru_cache
@@ -62,6 +63,11 @@ def access_refused(error: sqlite3.Error) -> bool:
     """
     code = getattr(error, "sqlite_errorcode", 0)
     return (code & 0xFF) in _ACCESS_REFUSALS or ((code & 0xFF) == sqlite3.SQLITE_IOERR and code not in _DAMAGE)
+
+
+def read_only(path: Path) -> str:
+    """Return the URI by which SQLite opens a file for reading; `#`, `?` and `%` of its path mean something else in a URI."""
+    return f"file:{urllib.parse.quote(os.fsencode(path.absolute()))}?mode=ro"
 
 
 def write_synced(path: Path, content: bytes, *, mode: int = 0o666) -> None:

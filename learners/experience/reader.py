@@ -19,6 +19,7 @@ from learners.config.rewards import BY_MODEL
 from learners.experience.records import Label, Raw, StoredLabel
 from learners.experience.schema import SCHEMA
 from learners.experience.transition import Malformed, Transition, checksum, decode_body, decode_head
+from learners.files import read_only
 
 _COLUMNS = (
     "row, session, tick, decision, stamp_s, policy, reward, done, intervention, demonstration, failure, truncated, success, value,"
@@ -320,7 +321,7 @@ class Reader:
         path = self.path.with_name("raw.db")
         if not path.exists():
             return []
-        db = sqlite3.connect(f"file:{path}?mode=ro", uri=True)
+        db = sqlite3.connect(read_only(path), uri=True)
         try:
             return db.execute(query, arguments).fetchall()
         finally:
@@ -383,9 +384,7 @@ class Reader:
         if self._db is not None and inode == self._inode:
             return self._db
         self.close()
-        db = sqlite3.connect(
-            f"file:{self.path}?mode=ro", uri=True, timeout=5.0, check_same_thread=False, isolation_level=None
-        )
+        db = sqlite3.connect(read_only(self.path), uri=True, timeout=5.0, check_same_thread=False, isolation_level=None)
         try:
             version = db.execute("PRAGMA user_version").fetchone()[0]
         except sqlite3.DatabaseError:

@@ -15,7 +15,7 @@ from typing import Any
 
 from learners.experience.schema import connect
 from learners.experience.transition import checksum
-from learners.files import access_refused
+from learners.files import access_refused, read_only
 
 _TABLES = ("transitions", "rewards", "changes", "sources", "labels")
 _STEP = 256
@@ -62,7 +62,7 @@ def damaged(path: Path) -> str | None:
     if not path.exists() or not path.stat().st_size:
         return None
     try:
-        with closing(sqlite3.connect(f"file:{path}?mode=ro", uri=True)) as db:
+        with closing(sqlite3.connect(read_only(path), uri=True)) as db:
             for name in ("transitions", "raw"):
                 known = db.execute("SELECT 1 FROM sqlite_master WHERE name = ?", (name,)).fetchone()
                 if known:
@@ -85,7 +85,7 @@ def _free_name(path: Path, stamp: int) -> Path:
 
 def _copy(moved: Path, new: sqlite3.Connection) -> tuple[int, int]:
     try:
-        old = sqlite3.connect(f"file:{moved}?mode=ro", uri=True)
+        old = sqlite3.connect(read_only(moved), uri=True)
         old.execute("PRAGMA writable_schema = ON")  # else SQLite refuses a file shorter than its header says
         highest = _highest(old)
     except sqlite3.DatabaseError:

@@ -21,6 +21,7 @@ import orjson
 
 from learners.experience.database import BASE_FLAGS, BLOCK, MUTABLE, Database
 from learners.experience.transition import Transition
+from learners.files import read_only
 from learners.fleet_data.segment import LANES, Lane
 from learners.fleet_data.trust.agent_shares import FAIR
 
@@ -244,7 +245,7 @@ def merged_positions(folder: Path) -> dict[tuple[str, str, str], int]:
     path = folder / "experience.db"
     if not path.exists():
         return {}
-    with closing(sqlite3.connect(f"file:{path}?mode=ro", uri=True, timeout=5.0)) as db:
+    with closing(sqlite3.connect(read_only(path), uri=True, timeout=5.0)) as db:
         if not db.execute("SELECT 1 FROM sqlite_master WHERE name = 'merged_lanes'").fetchone():
             return {}
         found = db.execute("SELECT agent, boot, lane, row FROM merged_lanes").fetchall()

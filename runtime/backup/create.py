@@ -16,7 +16,6 @@ import os
 import shutil
 import sqlite3
 import tarfile
-import urllib.parse
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import dataclass, field
@@ -27,7 +26,7 @@ from typing import IO
 
 from pydantic import BaseModel
 
-from learners.files import draft_folder, new_file
+from learners.files import draft_folder, new_file, read_only
 from runtime.backup.contents import (
     DATABASE,
     HEAD,
@@ -209,8 +208,7 @@ def _copy_database(source: Path, target: Path, path: PurePosixPath, summary: Bac
 
 
 def _copy_by_sqlite(source: Path, target: Path) -> None:
-    address = f"file:{urllib.parse.quote(str(source.resolve()))}?mode=ro"
-    with closing(sqlite3.connect(address, uri=True)) as opened, closing(sqlite3.connect(target)) as copy:
+    with closing(sqlite3.connect(read_only(source), uri=True)) as opened, closing(sqlite3.connect(target)) as copy:
         opened.backup(copy)
 
 

@@ -16,9 +16,11 @@ from disks import no_free_descriptor, small_disk
 
 from learners.checkpoints.sealed_folder import SEAL, SealBroken, SealedFolder, check_seal, write_seal
 from learners.config.learner import ExperienceSettings
+from learners.experience.reader import Reader
 from learners.experience.recovery import damaged
 from learners.experience.schema import connect
 from learners.experience.writer import Writer
+from learners.files import read_only
 from learners.model.backends import openvino
 from learners.reencoding.token_store import StoredTokens, TokenStore
 from learners.task_serving.versions import KEEP, TaskVersionStore, encoders_of_policies
@@ -72,6 +74,24 @@ def test_nothing_is_set_aside_or_deleted_where_a_daemon_was_killed_on_a_full_dis
         with closing(connect(disk.folder / "experience.db")) as read:
             assert read.execute("SELECT label FROM labels").fetchall() == [("a",)]
         assert not list(disk.folder.glob("*.broken*"))
+
+
+@pytest.mark.parametrize("name", ["a#b", "what?", "100%25", "%41", "a b", "gr\u00fcn", "a?mode=rw&x#"])
+def test_a_folder_may_have_any_name(tmp_path: Path, name: str) -> None:
+    """In the address by which SQLite opens a file for reading, some characters mean something else."""
+    folder = tmp_path / name
+    folder.mkdir()
+    with closing(connect(folder / "experience.db")) as written:
+        written.execute("INSERT INTO labels(stamp_s, task, label, source) VALUES (1, 't', '\"a\"', 'me')")
+    assert damaged(folder / "experience.db") is None
+    with Reader(folder) as reader:
+        assert [label.label for label in reader.labels("t")] == ["a"]
+    with (
+        closing(sqlite3.connect(read_only(folder / "experience.db"), uri=True)) as read,
+        pytest.raises(sqlite3.OperationalError, match="readonly"),
+    ):
+        read.execute("DELETE FROM labels")
+    assert sorted(path.name for path in tmp_path.iterdir()) == [name], "no other file was made"
 
 
 def test_tokens_that_were_made_again_are_not_deleted(tmp_path: Path) -> None:
