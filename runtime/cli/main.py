@@ -89,6 +89,10 @@ def main() -> None:
 
     Start with `reflexd demo`. Then copy a file of configs/, edit it, and validate it with `reflexd check FILE`.
     """
+    try:
+        Path.cwd()
+    except FileNotFoundError:  # libraries would fail with reasons of their own
+        raise click.UsageError("the working directory does not exist any more; change to another one") from None
     # verbs that query or show print no log lines; run, demo and plant configure logging again
     structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.ERROR))
     logging.getLogger().addHandler(logging.NullHandler())  # else records of other libraries go to standard error

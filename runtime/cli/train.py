@@ -134,6 +134,7 @@ def train(
     from learners.gym.train import train as train_in
     from learners.gym.train import with_algorithm
 
+    out = out.absolute()  # an environment may change the working directory
     named = _named_values(values)
     if algorithm != "auto" and "policy.algorithm" in named:
         raise ValueError("--algorithm and --set policy.algorithm are the same setting; give one of them")

@@ -287,6 +287,27 @@ def test_an_environment_that_prints_and_does_not_close_spoils_no_results(tmp_pat
     assert "hello" in printed.stderr
 
 
+def test_results_are_where_they_were_asked_for_although_an_environment_changes_the_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "moving_envs.py").write_text(
+        f"import os\nfrom strange_envs import *\nos.chdir({str(tmp_path / 'elsewhere')!r})\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    done = CliRunner().invoke(main, ["train", "moving_envs:Ends-v0", "--steps", "20", "--out", "o"])
+    assert done.exit_code == 0, done.output
+    assert (tmp_path / "o" / "results.json").is_file()
+
+
+def test_a_working_directory_that_was_deleted_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "gone").mkdir()
+    monkeypatch.chdir(tmp_path / "gone")
+    (tmp_path / "gone").rmdir()
+    done = CliRunner().invoke(main, ["train", "CartPole-v1", "--out", "o"])
+    assert (done.exit_code, "the working directory does not exist any more" in done.output) == (2, True), done.output
+
+
 def test_episodes_without_an_end_are_cut_in_evaluations(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(greedy_episodes, "MAX_STEPS", 50)
     results = train("strange_envs:Endless-v0", 40, 0, tmp_path / "o", settings=SMALL, progress=False)
