@@ -57,7 +57,7 @@ class StreamSpec:
             raise SpecError(f"stream {self.name}: {self.tokens} tokens of width {self.width}; both must be at least 1")
         if self.columns == 0:
             object.__setattr__(self, "columns", self.tokens)
-        if self.tokens % self.columns:
+        if self.columns < 1 or self.tokens % self.columns:
             raise SpecError(f"stream {self.name}: {self.tokens} tokens do not form a grid of {self.columns} columns")
         if self.modality == "telemetry" and self.tokens != 1:
             raise SpecError(f"stream {self.name}: telemetry is one token, not {self.tokens}")
@@ -152,7 +152,7 @@ class PolicySpec:
         names = [stream.name for stream in self.streams]
         if not names or len(set(names)) != len(names):
             raise SpecError(f"streams {names}: at least one is needed, each with a name of its own")
-        if self.width % self.heads:
+        if self.heads < 1 or self.width % self.heads:
             raise SpecError(
                 f"width {self.width} is not a multiple of heads {self.heads}; change policy.width or policy.heads"
             )

@@ -29,7 +29,9 @@ def decode(payload: bytes, max_pixels: int, formats: Sequence[str] = FORMATS) ->
     """
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            warnings.simplefilter(
+                "ignore"
+            )  # of sizes, which the caller judges, and of damaged EXIF data, which are not read
             image = Image.open(io.BytesIO(payload), formats=list(formats))
     except Image.DecompressionBombError as error:
         raise PayloadRefused("too_many_pixels", str(error)) from None
@@ -59,6 +61,7 @@ def equal_jpegs(one: bytes, other: bytes) -> bool:
     """Return whether two JPEGs decode to equal pixels; also where Pillow decodes neither, and nothing can be compared."""
     try:
         with (
+            warnings.catch_warnings(action="ignore"),
             Image.open(io.BytesIO(one), formats=["JPEG"]) as first,
             Image.open(io.BytesIO(other), formats=["JPEG"]) as second,
         ):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import learning
+import orjson
 import pytest
 import torch
 from rl import ARM, CHOICE, OTHER
@@ -10,7 +12,7 @@ from actuators.actions import ActionSpace, Continuous, Utterance
 from learners.model.exploration import ColouredNoise, Excursions, draw, epsilon_greedy, silent
 from learners.model.gaussian_actor import unit_log_density
 from learners.model.heads import Heads, Kinds, finish_exploration, kinds
-from learners.model.spec import ExplorationSchedule, SpecError
+from learners.model.spec import ExplorationSchedule, PolicySpec, SpecError
 from learners.promotion.ope.propensities import taken
 
 BOTH = ActionSpace((CHOICE, ARM, OTHER))
@@ -295,3 +297,10 @@ def test_policies_with_training_of_another_length_are_the_same_policy() -> None:
     assert (
         ExplorationSchedule(0.5, 0.1, 100) == ExplorationSchedule(0.5, 0.1, 2_000) != ExplorationSchedule(0.5, 0.2, 100)
     )
+
+
+@pytest.mark.parametrize("heads", [0, -2])
+def test_a_spec_without_heads_is_refused(heads: int) -> None:
+    body = orjson.loads(learning.SPEC.to_json()) | {"heads": heads}
+    with pytest.raises(SpecError, match="is not a multiple of heads"):
+        PolicySpec.from_json(orjson.dumps(body))

@@ -255,6 +255,15 @@ def test_a_jpeg_that_was_cut_and_ended_is_refused_and_shows_no_grey_rows(options
     assert refused.value.cause in {"truncated", "undecodable"}
 
 
+@pytest.mark.parametrize("progressive", [False, True])
+def test_damaged_exif_data_are_no_reason_for_a_warning_or_a_refusal(progressive: bool) -> None:
+    """Both readers of a picture that may be cut meet them; the tests make errors of warnings."""
+    exif = b"Exif\0\0MM\0*\0\0\0+\x11\x85\xcf\x12\0\x03\0\0\0\x01\0\x06\0\0\0\0\0\0"
+    grey = jpeg(np.full((61, 83, 3), 128, np.uint8), progressive=progressive)
+    damaged = grey[:2] + b"\xff\xe1" + struct.pack(">H", len(exif) + 2) + exif + grey[2:]
+    assert decode_image(damaged, LIMIT).shape == (61, 83, 3)
+
+
 def scan_starts(data: bytes) -> list[int]:
     """Where the scans of a JPEG without a thumbnail begin."""
     return [match.start() for match in re.finditer(rb"\xff\xda\0[\x08-\x0c]", data)]
