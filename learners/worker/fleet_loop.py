@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping
 from itertools import islice
 from typing import Any
 
-from learners.fleet_data.experience_merger import ExperienceMerger
+from learners.fleet_data.merging.experience_merger import ExperienceMerger
 from learners.ipc.settings import LearnerConfig
 from learners.model.spec import PolicySpec
 from learners.worker.loop import LearnerLoop

@@ -23,7 +23,7 @@ import structlog
 
 from learners.checkpoints.store import open_checkpoints
 from learners.files import private_folder, write_atomically
-from learners.fleet_data.experience_merger import ExperienceMerger, spec_digest
+from learners.fleet_data.merging.experience_merger import ExperienceMerger, spec_digest
 from learners.fleet_data.segment import RowLimits
 from learners.fleet_data.trust.agent_trust import AgentTrust
 from learners.ipc.policy_spec import read_policy_spec, spec_path

@@ -29,7 +29,7 @@ import numpy as np  # noqa: E402 - after the path
 from fleet_world import BEGUN_S, ticks  # noqa: E402
 
 from learners.experience.reader import Row  # noqa: E402
-from learners.fleet_data.experience_merger import ExperienceMerger  # noqa: E402
+from learners.fleet_data.merging.experience_merger import ExperienceMerger  # noqa: E402
 from learners.fleet_data.parquet_log import ParquetLog, read_positions  # noqa: E402
 from learners.fleet_data.row_files import agent_files  # noqa: E402
 from learners.fleet_data.segment import SegmentHeader, SentRow, pack  # noqa: E402

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
 
-from learners.fleet_data.merged_database import merged_positions
+from learners.fleet_data.merging.merged_database import merged_positions
 from learners.fleet_data.parquet_log import read_positions
 from learners.fleet_data.storage.compaction import compact
 from learners.fleet_data.storage.retention import Retention, StorageLimits

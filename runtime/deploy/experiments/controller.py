@@ -22,7 +22,7 @@ from typing import Any
 
 import orjson
 
-from learners.checkpoints.experiment_records import EXPERIMENTS_FILE, PROBATION_FILE
+from learners.checkpoints.experiment_records import EXPERIMENTS_FILE
 from learners.checkpoints.store import Checkpoints, Live
 from learners.config.rewards import BY_MODEL
 from learners.experiment_statistics.experiment_test import ExperimentVerdict
@@ -36,10 +36,12 @@ from runtime.control.responsibility import moves_alone, responsibility
 from runtime.control.tick import TickResult
 from runtime.control.tick_version import TickVersion
 from runtime.deploy.experiments.endings import ExperimentEndings
+from runtime.deploy.experiments.first_start import trust_what_is_live
 from runtime.deploy.experiments.live_moves import LiveMoves
 from runtime.deploy.experiments.manual_promotion_watch import ALONE_S, RewardDropCheck
 from runtime.deploy.experiments.plan_from_settings import ExperimentRules
 from runtime.deploy.experiments.reward_lateness import DecisionsInWait, RewardLateness
+from runtime.deploy.experiments.reward_levels import NewestEpisodeEnd
 from runtime.deploy.experiments.running_plan import ExperimentPhase, pairs_allowed
 from runtime.deploy.experiments.state import NOT_TRUSTED, ExperimentState
 from runtime.deploy.experiments.trusted_version import TRUSTED_BY, trust_reason
@@ -82,6 +84,7 @@ class ExperimentController:
     falls: RewardDropCheck = field(default_factory=RewardDropCheck)
     lateness: RewardLateness = field(default_factory=RewardLateness)
     waiting: DecisionsInWait = field(default_factory=DecisionsInWait)
+    newest_end: NewestEpisodeEnd = field(default_factory=NewestEpisodeEnd)
     acting: bool = False
     """The policy may act now, and moves an actuator without a person."""
     _now: TickVersion = field(default_factory=lambda: TickVersion(UNTRAINED))
@@ -92,8 +95,6 @@ class ExperimentController:
     """Decision of the tick before."""
     _excluded: frozenset[str] | None = None
     """Sources of rewards that did not count at the decisions before."""
-    _ended: tuple[str, int] = ("", -1)
-    """Run and tick of the newest decision that ended an episode."""
     _tick: int = 0
     _calm_ticks: int = 0
     """Ticks that acted since the start."""
@@ -140,7 +141,7 @@ class ExperimentController:
             known = False
         self.state.live = live.version or UNTRAINED
         if not known:
-            self._first_start(live)
+            trust_what_is_live(self.state.trust, live, self.state_dir)
         self.forget_failed(live)
         if (
             self.state.phase is not None
@@ -148,40 +149,10 @@ class ExperimentController:
         ):
             self.endings.cancel("the live version was changed while no agent ran")
         if self._crashed:
-            self._after_crash()
+            self.endings.after_crash()
             self.forget_failed(self.checkpoints.live())
         self.moves.is_acting = True
         self.file.write()
-
-    def _first_start(self, live: Live) -> None:
-        """Trust what is live where nothing is known, unless it went live without a proof.
-
-        The state was never written, or it is broken.
-        """
-        if live.version is None:
-            return
-        trust, reason = self.state.trust, trust_reason(live.by)
-        if reason is None:
-            return
-        before = _on_probation(self.state_dir)
-        trust.choose(live.version, reason)
-        trust.previous = before if before != live.version and before not in live.failed else None
-        trust.note(live.version, TRUSTED_BY[reason])
-
-    def _after_crash(self) -> None:
-        phase = self.state.phase
-        new = self.state.live if phase is None or phase.plan.challenger is None else phase.plan.challenger
-        back = self.state.way_back(new)
-        if new in (UNTRAINED, self.state.trust.anchor) or (back is None and not self.rules.enabled):
-            return
-        if not self.state.trust.crashed(new):
-            return
-        self.endings.cancel("the agent died twice with it")
-        self.state.trust.judged.append(new)
-        self.state.trust.note(new, f"the agent died {self.state.trust.crashes[new]} times with it")
-        if new == self.state.live:  # without trust, it was not proved better than the untrained policy either
-            moved = self.moves.take_back(new, back, or_none=self.state.trust.anchor is None)
-            self.moves.publish_rollback(new, moved, {"by": "experiment", "why": "crashes"})
 
     def close(self, *, clean: bool) -> None:
         """Write the state at the agent's end; where that was not a clean stop, the next start counts a crash."""
@@ -282,23 +253,10 @@ class ExperimentController:
             if phase is not None and source not in self.quarantine.names:
                 phase.credit(decision, source, value)
         counted = failure and phase is not None and decision is not None and phase.failed(decision)
-        if done and self._is_new_end(decision) and phase is not None:
+        if done and self.newest_end.is_new(decision) and phase is not None:
             phase.episode_ended(failure=failure and not counted)
         if failure:
             self.state.harms.late(self._newest if decision is None else decision, "failure")
-
-    def _is_new_end(self, decision: str | None) -> bool:
-        """Return whether no end of this decision or of a later one was reported: another source may report an end much later."""
-        if decision is None:
-            return True
-        run, _, index = decision.rpartition("-")
-        if not index.isdecimal():
-            return True
-        end = (run, int(index))
-        if run == self._ended[0] and end <= self._ended:
-            return False
-        self._ended = end
-        return True
 
     def _note_lateness(self, source: str, decision: str) -> None:
         """Follow how late rewards arrive, so that pairs stay open for them."""
@@ -518,14 +476,3 @@ class ExperimentController:
             self.state.trust.note(challenger, f"{'races' if race else 'on trial'} against {champion}")
             self.emit("experiment_started", {"number": number, **plan.dump(), "race": race})
         self.file.changed(urgent=True)
-
-
-def _on_probation(state_dir: Path) -> str | None:
-    """Return the trusted version of a state that an earlier program left in `probation.json`."""
-    try:
-        body = orjson.loads((state_dir / PROBATION_FILE).read_bytes())
-        trial = body.get("trial") or {}
-        good = trial.get("before") or body.get("good")
-    except (OSError, orjson.JSONDecodeError, AttributeError):
-        return None
-    return good if isinstance(good, str) else None

@@ -148,6 +148,22 @@ class ExperimentEndings:
         self.cancel("the guard took the live version back")
         self.state.renew_guard()
 
+    def after_crash(self) -> None:
+        """Count an unexpected end of the agent for the newest version; after too many with it, return to the trusted one."""
+        phase = self.state.phase
+        new = self.state.live if phase is None or phase.plan.challenger is None else phase.plan.challenger
+        back = self.state.way_back(new)
+        if new in (UNTRAINED, self.state.trust.anchor) or (back is None and not self.state.rules.enabled):
+            return
+        if not self.state.trust.crashed(new):
+            return
+        self.cancel("the agent died twice with it")
+        self.state.trust.judged.append(new)
+        self.state.trust.note(new, f"the agent died {self.state.trust.crashes[new]} times with it")
+        if new == self.state.live:  # without trust, it was not proved better than the untrained policy either
+            moved = self.moves.take_back(new, back, or_none=self.state.trust.anchor is None)
+            self.moves.publish_rollback(new, moved, {"by": "experiment", "why": "crashes"})
+
     def inherit_trust(self, anchor: str | None, live: Live) -> None:
         """Trust the live version after the anchor was lost: it was proved as good, or a person chose it and nothing is left to compare it with.
 

@@ -156,6 +156,25 @@ def _level(levels: OrderedDict[str, Level], version: str) -> Level:
 
 
 @dataclass(slots=True)
+class NewestEpisodeEnd:
+    """Tells a new end of an episode from one that was reported before: another source may report it much later."""
+
+    _newest: tuple[str, int] = ("", -1)
+    """Run and tick of the newest decision that ended an episode."""
+
+    def is_new(self, decision: str | None) -> bool:
+        """Return whether no end of this decision or of a later one was reported; an end without a decision is new."""
+        run, _, index = (decision or "").rpartition("-")
+        if not index.isdecimal():
+            return True
+        end = (run, int(index))
+        if run == self._newest[0] and end <= self._newest:
+            return False
+        self._newest = end
+        return True
+
+
+@dataclass(slots=True)
 class RunningBlock:
     """Collects the rewards of a block of ticks in which one version acts."""
 

@@ -18,7 +18,7 @@ from fleet_world import BEGUN_S
 
 from fakes import Mosquitto, eventually
 from learners.experience.reader import Row
-from learners.fleet_data.experience_merger import ExperienceMerger
+from learners.fleet_data.merging.experience_merger import ExperienceMerger
 from learners.fleet_data.parquet_log import ParquetLog
 from learners.fleet_data.policy_manifest import FleetPolicy
 from learners.fleet_data.segment import SegmentHeader, SentRow, pack, unpack

@@ -21,7 +21,8 @@ from fleet_world import BEGUN_S, ticks
 from fakes import eventually
 from learners.experience.reader import Reader, Row
 from learners.experience.transition import Transition
-from learners.fleet_data.experience_merger import ExperienceMerger
+from learners.fleet_data.merging.experience_merger import ExperienceMerger
+from learners.fleet_data.merging.lane_reader import Files, LaneReader
 from learners.fleet_data.parquet_log import ParquetLog, read_positions
 from learners.fleet_data.row_files import agent_files, day_folders, folder_files
 from learners.fleet_data.segment import SegmentHeader, SentRow, pack, unpack
@@ -204,14 +205,14 @@ def test_a_file_that_is_merged_while_it_is_read_is_found_again(tmp_path: Path, m
     log, group = ParquetLog(tmp_path, "arms"), tmp_path / "arms"
     count = days(log, 2)
     merger = opened(group)
-    listed = merger._files
+    listed = LaneReader.files
 
-    def late(agent: str) -> object:
-        files = listed(agent)
+    def late(reader: LaneReader, agent: str) -> Files:
+        files = listed(reader, agent)
         compact(group, day(3), read_positions)
         return files
 
-    monkeypatch.setattr(merger, "_files", late)
+    monkeypatch.setattr(LaneReader, "files", late)
     assert merger.merge() == count
     assert not merger.counts["unreadable_files"]
     merger.close()

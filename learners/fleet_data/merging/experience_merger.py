@@ -6,8 +6,7 @@ neighbours is long and no agent holds up the others. Lanes are merged as they ar
 unknown where the next block is in the other lane and came later. `learners/rl` draws no transition without a successor.
 
 An agent has at most its share of the newest rows (`trust/agent_shares.py`); further ones wait, and the oldest beyond `MOST_WAITING` are passed
-over. Files that the server merged into larger ones are read by row groups. A list of files is taken under the lock of the agent; a file
-that is gone when it is read was merged since, and the files are listed again.
+over. `lane_reader.py` reads the files.
 
 Late rewards and corrections (lane `amendments`) replace those of a merged row, and wait for one that is not merged yet. What has the newest
 number counts, so a repeated amendment changes nothing. Row or amendment and read position are one transaction.
@@ -21,34 +20,29 @@ from __future__ import annotations
 
 import logging
 import time
-from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
 
 import orjson
-import pyarrow as pa
-import pyarrow.parquet as pq
 
 from learners.config.learner import ExperienceSettings
 from learners.experience.reader import Reader
 from learners.experience.recovery import damaged
 from learners.experience.transition import Transition
-from learners.files import locked, private_folder
-from learners.fleet_data.merged_database import MOST_AWAITING, MergedDatabase, session_name
+from learners.files import private_folder
+from learners.fleet_data.merging.lane_reader import EVERY_ROW, RUN_ROWS, Files, LaneReader, UnreadLane, unread_files
+from learners.fleet_data.merging.merged_database import MOST_AWAITING, MergedDatabase, session_name
 from learners.fleet_data.parquet_log import FleetReference, read_positions
-from learners.fleet_data.row_files import RowFile, agent_files, header_of, is_broken, last_row_of
-from learners.fleet_data.segment import AMENDMENTS, LANES, ROW_LIMITS, Lane, RowLimits, SegmentRefused, transition_of
+from learners.fleet_data.segment import AMENDMENTS, LANES, ROW_LIMITS, RowLimits
 from learners.fleet_data.trust.agent_shares import WINDOW, AgentShares
 from learners.fleet_data.trust.agent_trust import AgentTrust
 
 _LOG = logging.getLogger(__name__)
 
-RUN_ROWS = 1_024
-"""Of one agent in one transaction."""
 MAX_ROWS = 8_192
 """Of all agents in one call of `merge`: training goes on in between."""
 TRIM_S = 5.0
@@ -63,22 +57,6 @@ MOST_WAITING = 262_144
 OVER_SHARE = "it has its share of the newest rows; further ones wait for those of the other agents"
 LISTINGS = 3
 """Times that the files of an agent are listed where one was merged into a larger one while they were read."""
-_ALL = 1 << 62
-"""Above each row number: every row of a boot that the positions forgot is on disk."""
-Files = Mapping[tuple[str, str], list[RowFile]]
-"""By boot and lane, the files in the order of their rows."""
-
-
-@dataclass(slots=True)
-class _Lane:
-    """What is to be read of a lane."""
-
-    read: int
-    """The last row that is merged or passed."""
-    stored: int
-    """The last row that is on disk."""
-    files: list[RowFile] = field(default_factory=list)
-    """Those with further rows."""
 
 
 class ExperienceMerger:
@@ -109,9 +87,9 @@ class ExperienceMerger:
         wall: Callable[[], float] = time.time,
     ) -> None:
         self.group, self.folder, self.trust, self._wall = group, store, trust, wall
-        self._limits, self._shapes = rows, shapes
         self.counts: Counter[str] = Counter()
         """Amendments: `amended`, `amended_again` without effect, `awaiting_rows`, `amendments_dropped`. Rows by what became of them: `merged`, `repeated` by a restored device, `other` spec or encoders, `unreadable`, `excluded`, `passed_over` beyond its share; `unreadable_files`, and `waits` of an agent."""
+        self._reader = LaneReader(group, rows, shapes, self.counts)
         self.waiting: dict[str, str] = {}
         """Agents with rows that wait, with the reason: files that cannot be read now, or a full share. The next call tries again."""
         self.newly_excluded: list[tuple[str, str]] = []
@@ -257,11 +235,11 @@ class ExperienceMerger:
             positions = read_positions(path)
         except ValueError as error:
             raise OSError(str(error)) from None
-        files = self._files(agent)
+        files = self._reader.files(agent)
         boots = {boot for boot, _ in files}
         with self.database:
             self.database.forget_boots(agent, boots.union(positions))
-        every = dict.fromkeys(map(str, (*LANES, AMENDMENTS)), _ALL)
+        every = dict.fromkeys(map(str, (*LANES, AMENDMENTS)), EVERY_ROW)
         forgotten = dict.fromkeys(sorted(boots.difference(positions)), every)
         merged, is_complete = 0, True
         for boot, stored in {**forgotten, **positions}.items():
@@ -284,7 +262,7 @@ class ExperienceMerger:
         """Pass over the oldest rows beyond `MOST_WAITING`; return whether rows wait."""
         read, last = self.database.positions(agent, boot), stored.get("rest", 0)
         passed = last - MOST_WAITING - read["rest"]
-        if passed > 0 and last < _ALL:
+        if passed > 0 and last < EVERY_ROW:
             with self.database:
                 self.database.set_position(agent, boot, "rest", last - MOST_WAITING)
             self.counts["passed_over"] += passed
@@ -295,12 +273,14 @@ class ExperienceMerger:
     ) -> tuple[int, bool]:
         """Merge at most `limit` rows of a boot; return how many, and whether nothing is left."""
         read = self.database.positions(agent, boot)
-        lanes = {lane: _Lane(read[lane], stored.get(lane, 0)) for lane in LANES if stored.get(lane, 0) > read[lane]}
+        lanes = {
+            lane: UnreadLane(read[lane], stored.get(lane, 0)) for lane in LANES if stored.get(lane, 0) > read[lane]
+        }
         for lane, found in lanes.items():
-            found.files = _unread(files.get((boot, lane), []), found)
+            found.files = unread_files(files.get((boot, lane), []), found)
         if not lanes:
             return 0, True
-        rows, is_whole = self._rows(lanes, reference)
+        rows, is_whole = self._reader.rows(lanes, reference)
         rows.sort(key=lambda each: each[0])
         is_whole = is_whole and len(rows) <= limit
         taken = rows[:limit]
@@ -311,7 +291,7 @@ class ExperienceMerger:
                 self.database.add(transition)
             for lane, found in lanes.items():
                 passed = max((row for row, its_lane, _ in taken if its_lane == lane), default=found.read)
-                is_passed = is_whole and found.stored < _ALL
+                is_passed = is_whole and found.stored < EVERY_ROW
                 self.database.set_position(agent, boot, lane, found.stored if is_passed else passed)
         self.shares.add(agent, len(new))
         self.counts["merged"] += len(new)
@@ -341,18 +321,18 @@ class ExperienceMerger:
             is_whole: every row of the boot is merged; otherwise an amendment may wait for a row that comes.
         """
         read = self.database.positions(agent, boot).get(AMENDMENTS, 0)
-        wanted = _Lane(read, stored.get(AMENDMENTS, 0))
+        wanted = UnreadLane(read, stored.get(AMENDMENTS, 0))
         if wanted.stored <= read:
             return True
-        wanted.files = _unread(files.get((boot, AMENDMENTS), []), wanted)
+        wanted.files = unread_files(files.get((boot, AMENDMENTS), []), wanted)
         found: list[tuple[int, Transition | None]] = []
         is_complete = True
-        for rows in self._groups(wanted, reference):
+        for rows in self._reader.groups(wanted, reference):
             if len(found) >= RUN_ROWS:
                 is_complete = False
                 break
             inside = (fields for fields in rows if read < fields["row"] <= wanted.stored)
-            found += [(fields["row"], self._transition(fields, reference)) for fields in inside]
+            found += [(fields["row"], self._reader.transition(fields, reference)) for fields in inside]
         changed: list[Transition] = []
         with self.database:
             for number, each in found:
@@ -360,7 +340,7 @@ class ExperienceMerger:
                     is_complete = False
                     break
                 read = number
-            is_passed = is_complete and wanted.stored < _ALL
+            is_passed = is_complete and wanted.stored < EVERY_ROW
             self.database.set_position(agent, boot, AMENDMENTS, wanted.stored if is_passed else read)
         if self.trust is not None and changed:
             with Reader(self.folder) as reader:  # with the tokens that the amendments do not have
@@ -382,101 +362,6 @@ class ExperienceMerger:
             changed.append(amended)
         return True
 
-    def _files(self, agent: str) -> Files:
-        """Return the files of an agent."""
-        found: dict[tuple[str, str], list[RowFile]] = defaultdict(list)
-        with locked(self.group / "agents" / agent):
-            for each in agent_files(self.group, agent):
-                found[each.boot, each.lane].append(each)
-        return {name: sorted(each, key=lambda file: file.first) for name, each in found.items()}
-
-    def _rows(
-        self, lanes: dict[Lane, _Lane], reference: FleetReference
-    ) -> tuple[list[tuple[int, Lane, Transition | None]], bool]:
-        """Return rows with their lanes, up to about `RUN_ROWS` of each lane, and whether these are all.
-
-        None is a row that does not train.
-        """
-        found: list[tuple[int, Lane, Transition | None]] = []
-        is_whole = True
-        for lane, wanted in lanes.items():
-            count = 0
-            for rows in self._groups(wanted, reference):
-                if count > RUN_ROWS:
-                    is_whole = False
-                    break
-                for fields in rows:
-                    row = fields["row"]
-                    if wanted.read < row <= wanted.stored:
-                        found.append((row, lane, self._transition(fields, reference)))
-                        count += 1
-        if not is_whole:  # rows of the lanes go in one order, so only up to where every lane was read
-            limit = min(
-                max(row for row, its_lane, _ in found if its_lane == lane) for lane in self._cut_lanes(lanes, found)
-            )
-            found = [each for each in found if each[0] <= limit]
-        return found, is_whole
-
-    @staticmethod
-    def _cut_lanes(lanes: dict[Lane, _Lane], found: Iterable[tuple[int, Lane, Transition | None]]) -> list[Lane]:
-        """Return the lanes of which not all rows were read."""
-        counts = Counter(lane for _, lane, _ in found)
-        return [lane for lane in lanes if counts[lane] > RUN_ROWS]
-
-    def _groups(self, wanted: _Lane, reference: FleetReference) -> Iterator[list[dict[str, Any]]]:
-        """Return the rows of a lane's files by row group; nothing of one that is broken or of another spec.
-
-        Raises:
-            OSError, MemoryError: a file cannot be read now, or is gone and has to be listed again.
-        """
-        for each in wanted.files:
-            try:
-                with each.path.open("rb") as file:
-                    yield from self._groups_of(pq.ParquetFile(file), wanted.read, reference)
-            except (pa.ArrowException, OSError, ValueError) as error:
-                self._require_broken(error)
-
-    def _groups_of(self, parquet: Any, read: int, reference: FleetReference) -> Iterator[list[dict[str, Any]]]:
-        """Return the rows of a file's row groups behind a row; a group that is broken is counted."""
-        header = header_of(parquet.metadata.metadata)
-        if header is not None and header.spec != reference.spec:
-            self.counts["other"] += parquet.metadata.num_rows
-            return
-        for number in range(parquet.num_row_groups):
-            with suppress(ValueError):  # no statistics, such as of a file that another program wrote
-                if last_row_of(parquet.metadata, number) <= read:
-                    continue
-            try:
-                rows: list[dict[str, Any]] = parquet.read_row_group(number).to_pylist()
-            except (pa.ArrowException, OSError, ValueError) as error:
-                self._require_broken(error)
-                continue
-            yield rows
-
-    def _require_broken(self, error: Exception) -> None:
-        """Count a broken file; raise an error that may pass.
-
-        Raises:
-            OSError, MemoryError: the file cannot be read now.
-        """
-        if isinstance(error, MemoryError) or not is_broken(error):
-            raise error
-        self.counts["unreadable_files"] += 1
-
-    def _transition(self, fields: dict[str, Any], reference: FleetReference) -> Transition | None:
-        try:
-            transition = transition_of(fields, self._limits)
-        except (SegmentRefused, KeyError):
-            self.counts["unreadable"] += 1
-            return None
-        is_of_spec = all(
-            tokens.shape == self._shapes.get(name, tokens.shape) for name, tokens in transition.tokens.items()
-        )
-        if not is_of_spec or dict(transition.encoder_versions) != reference.encoder_versions:
-            self.counts["other"] += 1
-            return None
-        return transition
-
     def _set_aside_broken(self) -> None:
         """Move a broken store away: every row of it is in the Parquet files."""
         reason = next((why for name in ("experience.db", "raw.db") if (why := damaged(self.folder / name))), None)
@@ -486,16 +371,6 @@ class ExperienceMerger:
         self.folder.rename(aside)
         private_folder(self.folder)
         self.counts["set_aside"] += 1
-
-
-def _unread(files: list[RowFile], wanted: _Lane) -> list[RowFile]:
-    """Return the files of a lane that may have further rows."""
-    later = [*[each.first for each in files[1:]], *([_ALL] if files else [])]
-    return [
-        each
-        for each, following in zip(files, later, strict=True)
-        if following > wanted.read + 1 and each.first <= wanted.stored
-    ]
 
 
 def _of_group(agent: str, transition: Transition) -> Transition:

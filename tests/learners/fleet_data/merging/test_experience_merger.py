@@ -18,7 +18,8 @@ from fleet_world import BEGUN_S, fill, queue, ticks
 
 from learners.experience.reader import Reader, Row
 from learners.experience.transition import Transition
-from learners.fleet_data.experience_merger import ABSENT_S, OVER_SHARE, RUN_ROWS, ExperienceMerger
+from learners.fleet_data.merging.experience_merger import ABSENT_S, OVER_SHARE, ExperienceMerger
+from learners.fleet_data.merging.lane_reader import RUN_ROWS
 from learners.fleet_data.parquet_log import MAX_BOOTS, FleetReference, ParquetLog
 from learners.fleet_data.segment import SegmentHeader, SentRow, pack, unpack
 from learners.fleet_data.trust.agent_trust import AgentTrust
@@ -28,7 +29,7 @@ ROOT = Path(__file__).resolve().parents[3]
 MERGE_CHILD = """
 import sys
 from pathlib import Path
-from learners.fleet_data.experience_merger import ExperienceMerger
+from learners.fleet_data.merging.experience_merger import ExperienceMerger
 merger = ExperienceMerger(Path(sys.argv[1]), Path(sys.argv[2]))
 print("ready", flush=True)
 while merger.merge():

@@ -14,8 +14,8 @@ from fakes import FakeClock
 from learners.experience.reader import Reader, Row
 from learners.experience.records import Credit, Mark
 from learners.experience.transition import Transition
-from learners.fleet_data import merged_database
-from learners.fleet_data.experience_merger import ExperienceMerger
+from learners.fleet_data.merging import merged_database
+from learners.fleet_data.merging.experience_merger import ExperienceMerger
 from learners.fleet_data.parquet_log import ParquetLog, read_positions
 from learners.fleet_data.segment import AMENDMENTS, SegmentHeader, SentRow, amendment, pack, unpack
 from learners.fleet_data.storage.compaction import compact

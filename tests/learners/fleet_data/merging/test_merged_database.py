@@ -11,7 +11,7 @@ import pytest
 from fleet_world import ticks
 
 from learners.experience.transition import Transition
-from learners.fleet_data.merged_database import MergedDatabase, agent_of, session_name
+from learners.fleet_data.merging.merged_database import MergedDatabase, agent_of, session_name
 from learners.fleet_data.trust.agent_shares import FAIR
 
 MAX_BYTES = 1_500_000

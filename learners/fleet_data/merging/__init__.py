@@ -1,0 +1,1 @@
+"""Merge the rows of all agents of a group into the one experience store that its learner reads."""
