@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from importlib.util import find_spec
 from typing import Any
 
 import gymnasium
@@ -137,8 +138,10 @@ def test_several_environments_learn_the_corridor_with_the_updates_of_one(count: 
 
 @pytest.mark.slow
 @pytest.mark.timeout(300)
+@pytest.mark.skipif(
+    find_spec("ray") is None, reason="needs Ray; imported before its settings are made, it has no token"
+)
 def test_actors_of_a_real_ray_give_the_training_of_one_process_and_a_fault_is_named() -> None:
-    pytest.importorskip("ray")
     from actuators.sim.gym_env import EnvironmentFault, make
     from learners.gym.environment_pool import RayEnvironments
     from runtime.process.ray_cluster import start_ray
