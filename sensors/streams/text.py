@@ -211,6 +211,8 @@ class FollowedText(_LineSensor):
         self._path = path
         self._poll_s = poll_s
         self._file: int | None = None
+        self._place = 0
+        """Bytes of the file that were read."""
         self._tail = b""
         """The last bytes that were read: where the file has others, it was overwritten."""
         self._skip = True
@@ -267,15 +269,17 @@ class FollowedText(_LineSensor):
 
     def _drain(self, publish: Publish) -> None:
         assert self._file is not None
-        place = os.lseek(self._file, 0, os.SEEK_CUR)
-        before = os.pread(self._file, len(self._tail), place - len(self._tail))
-        if os.fstat(self._file).st_size < place or before != self._tail:
-            self._lines.flush()
-            self._tail = b""
-            os.lseek(self._file, 0, os.SEEK_SET)
-        while data := os.read(self._file, _CHUNK):
-            self._tail = (self._tail + data)[-_TAIL:]
-            self._take(self._lines.feed(data), publish)
+        while True:
+            # known and new bytes by one call: what is overwritten between a check and a read would begin inside a line
+            data = os.pread(self._file, len(self._tail) + _CHUNK, self._place - len(self._tail))
+            if not data.startswith(self._tail):
+                self._lines.flush()
+                self._tail, self._place = b"", 0
+            elif new := data[len(self._tail) :]:
+                self._tail, self._place = data[-_TAIL:], self._place + len(new)
+                self._take(self._lines.feed(new), publish)
+            else:
+                return
 
     def _opened(self) -> int:
         """Open the file; at the first look, at its end.
@@ -283,7 +287,8 @@ class FollowedText(_LineSensor):
         Raises:
             OSError: it cannot be read.
         """
-        file, self._tail = os.open(self._path, os.O_RDONLY | os.O_CLOEXEC), b""
+        file = os.open(self._path, os.O_RDONLY | os.O_CLOEXEC)
+        self._tail, self._place = b"", 0
         try:
             if self._skip:
                 self._go_to_end(file)
@@ -295,7 +300,7 @@ class FollowedText(_LineSensor):
     def _go_to_end(self, file: int) -> None:
         """Go to the end of what is there, which may be inside a line."""
         end = os.lseek(file, 0, os.SEEK_END)
-        self._tail = os.pread(file, _TAIL, max(0, end - _TAIL))[: min(end, _TAIL)]
+        self._place, self._tail = end, os.pread(file, min(end, _TAIL), max(0, end - _TAIL))
         if self._tail and not self._tail.endswith(b"\n"):
             self._lines.begin_inside()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 from pathlib import Path
 
@@ -12,7 +13,7 @@ from hypothesis import strategies as st
 from sensing import Running, eventually, outcome
 
 from sensors.base import PayloadRefused, Sensor, TopicSensor
-from sensors.readings import Text
+from sensors.readings import Reading, Text
 from sensors.streams.text import FollowedText, Lines, StdinText, TopicText
 
 
@@ -149,6 +150,24 @@ async def test_a_file_that_is_overwritten_with_more_is_read_from_its_beginning(
             file.write(b"do not move to the left\n")
         await witness.until(lambda: bool(witness.readings))
     assert [reading.text for reading in witness.readings if isinstance(reading, Text)] == ["do not move to the left"]
+
+
+async def test_a_file_that_is_overwritten_between_two_system_calls_is_read_from_its_beginning(tmp_path: Path) -> None:
+    """The old check and the read after it were two calls: 17 of 400 overwrites gave a line without its begin."""
+    for attempt in range(150):
+        path = tmp_path / str(attempt)
+        path.write_bytes(b"old\n")
+        sensor, readings = FollowedText("orders", path, 50, poll_s=1e-5), list[Reading]()
+        task = asyncio.create_task(sensor.run(readings.append, lambda _: None, lambda: None))
+        while not sensor.following:  # noqa: ASYNC110 - the write must fall between two calls
+            await asyncio.sleep(0)
+        with path.open("rb+") as file:
+            file.write(b"do not move to the left\n")
+        while not readings:  # noqa: ASYNC110 - the write must fall between two calls
+            await asyncio.sleep(0)
+        task.cancel()
+        await asyncio.wait([task])
+        assert [reading.text for reading in readings if isinstance(reading, Text)] == ["do not move to the left"]
 
 
 async def test_a_followed_file_survives_rotation_and_truncation(tmp_path: Path, running: Running) -> None:
