@@ -11,7 +11,7 @@ from typing import Any
 
 import click
 
-from runtime.cli.options import ANY, FOLDER, SEED, Number, TaskKinds, refusing, show, with_json
+from runtime.cli.options import ANY, FOLDER, SEED, Number, TaskKinds, on_ray, refusing, show, with_json
 
 
 def writing(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -84,7 +84,7 @@ def _writing_given(options: dict[str, Any]) -> dict[str, Any]:
 @click.option("--multi-label", is_flag=True, default=None, help="Classification: an example can have several labels.")
 @click.option(
     "--threshold",
-    type=Number(0, 1),
+    type=Number(0, 1, min_open=True),
     help="Probability from which one of several labels counts; default: by validation.",
 )
 @click.option(
@@ -136,17 +136,10 @@ def _writing_given(options: dict[str, Any]) -> dict[str, Any]:
     "--resume/--no-resume", default=True, show_default=True, help="Continue an interrupted run from the folder OUT."
 )
 @click.option("--slice", "slices", multiple=True, metavar="COLUMN", help=SLICE_HELP)
-@click.option(
-    "--engine",
-    type=click.Choice(["process", "ray"]),
-    default="process",
-    show_default=True,
-    help="Train in this process, or with several workers on Ray that share each batch.",
+@on_ray(
+    "Train in this process, or with several workers on Ray that share each batch.",
+    "With --engine ray: workers; default: the cores of this machine.",
 )
-@click.option(
-    "--workers", type=click.IntRange(1), help="With --engine ray: workers; default: the cores of this machine."
-)
-@click.option("--ray-address", metavar="HOST:PORT", help="A running Ray cluster; default: a local Ray.")
 @writing
 @with_json("report.json")
 @refusing
@@ -160,21 +153,6 @@ def finetune(
     if engine != "ray" and (workers is not None or ray_address is not None):
         raise ValueError("--workers and --ray-address belong to --engine ray")
     _check_model(options["model"])
-    positive = (
-        "epochs",
-        "batch",
-        "lora_rank",
-        "patience",
-        "learning_rate",
-        "max_length",
-        "max_new_tokens",
-        "window_s",
-        "tiles",
-        "threshold",
-    )
-    for name in positive:
-        if (value := options[name]) is not None and not 0 < value < float("inf"):
-            raise click.BadParameter(f"{value} is not above zero", param_hint=f"--{name.replace('_', '-')}")
     given = _writing_given(options)
     if engine == "ray":
         report = _finetune_on_ray(given | {"train": train_file}, workers, ray_address)
@@ -182,6 +160,11 @@ def finetune(
         from learners.finetune.few_labels.finetune import finetune as tune
 
         report = tune(train=train_file, progress=sys.stderr.isatty(), **given)
+    _show_report(report, options["out"], as_json=as_json)
+
+
+def _show_report(report: dict[str, Any], out: Path, *, as_json: bool) -> None:
+    """Print the metrics; notes, slices and gains go to standard error."""
     for note in report["notes"]:
         click.echo(note, err=True)
     _echo_slices(report)
@@ -191,7 +174,7 @@ def finetune(
             values = f"{found['from']:.4f}, {found['pretrained']:.4f} from the pretrained model"
             click.echo(f"{split}: {values}, gain {found['gain']:+.4f}", err=True)
     size = f"{report['trained_parameters']:,} of {report['total_parameters']:,} parameters"
-    lines = [json.dumps(report["metrics"], indent=2), f"{size}; {report['wall_s']:.0f} s; {options['out']}/report.json"]
+    lines = [json.dumps(report["metrics"], indent=2), f"{size}; {report['wall_s']:.0f} s; {out}/report.json"]
     show(report, "\n".join(lines), as_json=as_json)
 
 

@@ -109,6 +109,24 @@ def with_json(what: str) -> Callable[[Callable[..., T]], Callable[..., T]]:
     return click.option("--json", "as_json", is_flag=True, help=f"Print {what} as JSON.")
 
 
+def on_ray(runs: str, workers: str) -> Callable[[Callable[..., T]], Callable[..., T]]:
+    """Add `--engine`, `--workers` and `--ray-address`; `runs` and `workers` are the helps of the first two."""
+    options = (
+        click.option(
+            "--engine", type=click.Choice(["process", "ray"]), default="process", show_default=True, help=runs
+        ),
+        click.option("--workers", type=click.IntRange(1, 1_000), help=workers),
+        click.option("--ray-address", metavar="HOST:PORT", help="A running Ray cluster; default: a local Ray."),
+    )
+
+    def add(verb: Callable[..., T]) -> Callable[..., T]:
+        for option in reversed(options):
+            verb = option(verb)
+        return verb
+
+    return add
+
+
 def show(body: Mapping[str, Any], text: str, *, as_json: bool) -> None:
     """Print the result of a verb: a text for a person, or the body on one line of JSON."""
     click.echo(json.dumps(body, default=str) if as_json else text)

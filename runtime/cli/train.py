@@ -14,7 +14,7 @@ import click
 import yaml
 
 from actuators.sim.call_limit import CALL_S
-from runtime.cli.options import FILE, FOLDER, SEED, Number, refusing, show, with_json
+from runtime.cli.options import FILE, FOLDER, SEED, Number, on_ray, refusing, show, with_json
 from runtime.config.yaml_core import CoreLoader
 
 if TYPE_CHECKING:
@@ -50,19 +50,10 @@ class Demonstrations(click.ParamType):  # type: ignore[type-arg] # generic only 
     metavar="LIST",
     help="Several seeds, such as 0-9 or 0,3,7: one process each, at most one on each core, below OUT/seed-N.",
 )
-@click.option(
-    "--engine",
-    type=click.Choice(["processes", "ray"]),
-    default="processes",
-    show_default=True,
-    help="What runs several seeds: processes here, or tasks of Ray, which needs the extra `fleet`. Each seed has its own environment.",
+@on_ray(
+    "What runs several seeds: processes here, or tasks of Ray, which needs the extra `fleet`. Each seed has its own environment.",
+    "Seeds at once, at most the cores. With --engine ray and without --seeds also the number of seeds, from 0.",
 )
-@click.option(
-    "--workers",
-    type=click.IntRange(1, 1_000),
-    help="Seeds at once, at most the cores. With --engine ray and without --seeds also the number of seeds, from 0.",
-)
-@click.option("--ray-address", metavar="HOST:PORT", help="A running Ray cluster; default: a local Ray.")
 @click.option(
     "--envs",
     type=click.IntRange(2, 1_024),
@@ -268,7 +259,7 @@ class SeedRuns:
     """Where several seeds are trained."""
 
     engine: str
-    """`processes` or `ray`."""
+    """`process` or `ray`."""
     workers: int | None
     """Seeds at once; None for one on each core."""
     ray_address: str | None

@@ -46,7 +46,7 @@ def call(folder: Path, out: str) -> dict[str, Any]:
         (["--workers", "2"], "belong to --engine ray"),
         (["--ray-address", "a:1"], "belong to --engine ray"),
         (["--engine", "ray", "--augment", "auto"], "use --engine process"),
-        (["--engine", "ray", "--workers", "4096"], "give at most as many"),
+        (["--engine", "ray", "--workers", "1000"], "give at most as many"),
     ],
 )
 def test_what_several_workers_do_not_do_is_refused(tmp_path: Path, given: list[str], problem: str) -> None:
