@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import ast
 import os
 import runpy
 import sys
+from importlib.machinery import PathFinder
 from pathlib import Path
 
 import pytest
@@ -26,6 +28,24 @@ def test_make_bench_quick_runs_every_benchmark_or_says_what_it_needs() -> None:
 
 def test_every_bench_script_is_a_program() -> None:
     assert set(FOLDER.glob("bench_*.py")) <= set(SCRIPTS)
+
+
+def test_no_script_takes_the_folders_of_tests_for_our_packages() -> None:
+    """A script that put `tests/` on the path without the root imported `tests/learners`, and failed where `make bench` starts it."""
+    extending = 0
+    for path in SCRIPTS:
+        parts = [node for node in ast.parse(path.read_text()).body if isinstance(node, ast.Assign | ast.Expr)]
+        heads = [node for node in parts if {"sys.path", "__file__"} & {ast.unparse(part) for part in ast.walk(node)}]
+        if not any("sys.path" in ast.unparse(node) for node in heads):
+            continue
+        extending += 1
+        entries: list[str] = []
+        names = {"Path": Path, "__file__": str(path), "sys": type("sys", (), {"path": entries})}
+        exec(compile(ast.Module(heads, []), str(path), "exec"), names)  # noqa: S102 - our own lines
+        found = PathFinder.find_spec("learners", entries)
+        assert found is not None, path.name
+        assert found.origin is not None, f"{path.name}: learners is a folder of the tests"
+    assert extending > 30
 
 
 @pytest.mark.parametrize("path", SCRIPTS, ids=lambda path: path.stem)

@@ -32,7 +32,7 @@ import psutil
 import yaml
 from paho.mqtt.enums import CallbackAPIVersion
 
-sys.path.insert(0, str(Path(__file__).parents[1]))
+sys.path[:0] = [str(Path(__file__).parents[2]), str(Path(__file__).parents[1])]
 from free_ports import free_port
 
 from fakes import Mosquitto
