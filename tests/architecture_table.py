@@ -11,7 +11,7 @@ BEGIN, END = "<!-- packages: written by tests/architecture_table.py -->", "<!-- 
 FLOW = (
     "sensors", "sensors/drivers", "sensors/codecs", "sensors/streams", "actuators", "actuators/safety", "actuators/sim",
     "learners", "learners/config", "learners/rewards", "learners/experience", "learners/model", "learners/model/encoders", "learners/model/backends",
-    "learners/rl", "learners/rl/tokens", "learners/tasks", "learners/tasks/layers", "learners/tasks/inputs", "learners/tasks/generation", "learners/tasks/augmentation", "learners/finetune", "learners/finetune/labelled_files", "learners/finetune/error_analysis", "learners/finetune/few_labels", "learners/speech", "learners/goal_models", "learners/continual", "learners/task_serving", "learners/reencoding",
+    "learners/rl", "learners/rl/tokens", "learners/tasks", "learners/tasks/layers", "learners/tasks/inputs", "learners/tasks/generation", "learners/tasks/augmentation", "learners/finetune", "learners/finetune/labelled_files", "learners/finetune/example_checks", "learners/finetune/error_analysis", "learners/finetune/few_labels", "learners/speech", "learners/goal_models", "learners/continual", "learners/task_serving", "learners/reencoding",
     "learners/checkpoints", "learners/promotion", "learners/promotion/ope", "learners/experiment_statistics", "learners/safeguards",
     "learners/ipc",
     "learners/worker", "learners/gym", "learners/export", "learners/fleet_data", "learners/fleet_data/storage", "learners/fleet_data/merging",

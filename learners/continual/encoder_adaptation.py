@@ -32,9 +32,9 @@ from learners.experience.reading_similarity import content_digest
 from learners.experience.records import Label, Raw
 from learners.files import draft_folder, publish_folder, source_and_split
 from learners.finetune.error_analysis.scores import each
+from learners.finetune.example_checks.near_duplicates import NearDuplicates
+from learners.finetune.example_checks.readable_examples import ReadableExamples
 from learners.finetune.few_labels.continued_pretraining import adapt, can_adapt
-from learners.finetune.few_labels.near_duplicates import NearDuplicates
-from learners.finetune.few_labels.readable_rows import ReadableRows
 from learners.finetune.labelled_files.equal_content import content_key, normalized_text
 from learners.finetune.linear_probe import fit_head
 from learners.finetune.transfer import weights_of
@@ -205,7 +205,7 @@ class EncoderAdaptation:
             some = [*labels.held_out(), *(labels.all() if origin == "labels" else ())]
             held = [(one.example, one.block or one.part) for one in some]
         task = self._open([example for example, _ in held])
-        readable = ReadableRows(task)
+        readable = ReadableExamples(task)
         fitting = {id(example) for example in readable([example for example, _ in held])}
         if readable.count and origin == "file":
             raise DataError(f"{self.settings.eval_file}: {readable.count} examples cannot be read; {readable.first}")

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 from learners.continual.labels import Labelled
-from learners.finetune.few_labels.readable_rows import ReadableRows
+from learners.finetune.example_checks.readable_examples import ReadableExamples
 from learners.finetune.trainer import OnProgress
 
 
@@ -22,7 +22,7 @@ class LabelBatch:
     stop: Callable[[], bool] | None
     last: int
     """Number of the last new label, also of one that cannot be read."""
-    readable: ReadableRows
+    readable: ReadableExamples
 
     def without(self, sources: Sequence[str]) -> LabelBatch:
         """Return the batch without some sources."""

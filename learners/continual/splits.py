@@ -24,7 +24,7 @@ from typing import Any, Literal
 import orjson
 
 from learners.continual.labels import LEAST_BLOCKS, Labelled
-from learners.finetune.few_labels.near_duplicates import NearDuplicates
+from learners.finetune.example_checks.near_duplicates import NearDuplicates
 from learners.finetune.labelled_files.datasets import read
 from learners.finetune.labelled_files.equal_content import normalized_text
 from learners.finetune.labelled_files.example_fields import check

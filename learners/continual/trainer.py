@@ -67,7 +67,7 @@ from learners.data_error import DataError
 from learners.experience.reader import Reader
 from learners.files import private_folder, write_atomically
 from learners.finetune.error_analysis.slices import check_slice, shown, without_nan
-from learners.finetune.few_labels.readable_rows import ReadableRows
+from learners.finetune.example_checks.readable_examples import ReadableExamples
 from learners.finetune.trainer import OnProgress
 from learners.model.encoders.bundled_weights import resolve
 from learners.task_kinds import KINDS
@@ -201,7 +201,7 @@ class ContinualTrainer:
         state, holdout = self.state, self.holdout()
         self._check_slices(state, holdout)
         before = self._before()
-        readable = ReadableRows(before or self._untrained())
+        readable = ReadableExamples(before or self._untrained())
         if holdout.origin == "labels":
             holdout = self._put_aside(readable)
         batch = self._batch(state, before, readable, on_progress, stop)
@@ -248,7 +248,7 @@ class ContinualTrainer:
         return open_task(self.settings.kind, source, labels=tuple(dict.fromkeys(labels)), **options_of(self.settings))
 
     def _batch(
-        self, state: TrainerState, before: Task | None, readable: ReadableRows, on_progress: OnProgress | None,
+        self, state: TrainerState, before: Task | None, readable: ReadableExamples, on_progress: OnProgress | None,
         stop: Callable[[], bool] | None,
     ) -> LabelBatch:  # fmt: skip
         """Collect new labels: those since the last run, and earlier ones of classes that the live version lacks.

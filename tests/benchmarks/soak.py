@@ -32,7 +32,8 @@ import psutil
 import yaml
 from paho.mqtt.enums import CallbackAPIVersion
 
-sys.path[:0] = [str(Path(__file__).parents[2]), str(Path(__file__).parents[1])]
+sys.path.insert(0, str(Path(__file__).parents[1]))
+sys.path.insert(0, str(Path(__file__).parents[2]))
 from free_ports import free_port
 
 from fakes import Mosquitto

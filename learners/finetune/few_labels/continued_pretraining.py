@@ -21,7 +21,7 @@ from torch.nn import functional as F
 from transformers import DataCollatorForLanguageModeling
 
 from learners.data_error import DataError
-from learners.finetune.few_labels.readable_rows import ReadableRows
+from learners.finetune.example_checks.readable_examples import ReadableExamples
 from learners.finetune.forgetting import transplant
 from learners.finetune.linear_probe import classified_by
 from learners.finetune.optim import factor, optimizer, set_rate
@@ -96,7 +96,7 @@ def adapt(
         DataError: fewer than `LEAST` readings can be used, or no vector of the model represents a reading.
         Stopped: `stop` returned True.
     """
-    readable = ReadableRows(task)
+    readable = ReadableExamples(task)
     usable = readable([without_target(example) for example in readings])
     if len(usable) < LEAST:
         why = f"; the first of the others: {readable.first}" if readable.count else ""

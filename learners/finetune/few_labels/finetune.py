@@ -9,9 +9,9 @@ from typing import Any
 
 from learners.data_error import DataError
 from learners.finetune import run
+from learners.finetune.example_checks.near_duplicates import NearDuplicates
 from learners.finetune.few_labels.arms import FewLabels, best_arm
 from learners.finetune.few_labels.continued_pretraining import can_adapt
-from learners.finetune.few_labels.near_duplicates import NearDuplicates
 from learners.finetune.labelled_files import datasets
 from learners.finetune.labelled_files.equal_content import content_key, normalized_text
 from learners.finetune.labelled_files.splits import Splits, rows_digest

@@ -24,7 +24,7 @@ from learners.data_error import DataError
 from learners.experience.reader import Reader
 from learners.experience.records import Raw
 from learners.experience.store import Label, Store
-from learners.finetune.few_labels.near_duplicates import NearDuplicates
+from learners.finetune.example_checks.near_duplicates import NearDuplicates
 from learners.finetune.forgetting import backbone
 from learners.tasks.base import Prediction
 from learners.tasks.task_classes import open_task

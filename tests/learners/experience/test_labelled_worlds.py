@@ -19,7 +19,7 @@ from learners.experience.reading_similarity import distances, signature
 from learners.experience.records import Label, Raw, ReadingLabels
 from learners.experience.store import Store
 from learners.experience.writer import Writer
-from learners.finetune.few_labels.near_duplicates import NearDuplicates
+from learners.finetune.example_checks.near_duplicates import NearDuplicates
 from learners.tasks.base import EncodedMedia
 
 HIGH, WIDE, NOISE = 240, 320, 3.0

@@ -18,7 +18,7 @@ from learners.tasks.classifier import Classifier
 One = TypeVar("One", bound=Example)
 
 
-class ReadableRows:
+class ReadableExamples:
     """Tells examples that a task can read from others; each is tried once.
 
     Args:

@@ -15,7 +15,7 @@ from PIL import Image
 from learners.continual.labels import LEAST_BLOCKS, Labelled
 from learners.continual.splits import Holdout
 from learners.data_error import DataError
-from learners.finetune.few_labels.near_duplicates import NearDuplicates, fingerprint, same_sound
+from learners.finetune.example_checks.near_duplicates import NearDuplicates, fingerprint, same_sound
 from learners.tasks.base import EncodedMedia
 from sensors.codecs.resampling import RATE_HZ
 
