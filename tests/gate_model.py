@@ -354,6 +354,7 @@ class World:
         self.boots = 0
         self.broken: list[str] = []
         self.event_types: list[str] = []
+        self.events: list[tuple[str, dict[str, Any]]] = []
         self.listeners: list[Callable[[PublishMessage], None]] = []
         """Called with each message of the gate that the broker accepts."""
         self.retained: dict[str, PublishMessage] = {}
@@ -446,6 +447,8 @@ class World:
         self.stale: frozenset[str] = frozenset()
         self.ever: dict[str, Value] = {}
         """The newest command of each actuator that left in this run of the daemon."""
+        self.moves_s: dict[str, float] = {}
+        """Since when an actuator has commands of the policy or of a person; absent while the newest one is a safe action."""
         self.commanded: dict[str, Value] = {}
         self.session: dict[str, list[Value]] = {}
         self.reported: dict[str, Value] = {}
@@ -471,7 +474,12 @@ class World:
         self.check(not self._is_saved() or host.gate.stopped, "a saved stop is lost over a restart")
         self.latched_only = None
         self.listener.start()
+        left = (self.disk.content or {}).get("moved") or []
         self.connect(self.safety)
+        for name in left if isinstance(left, list) else ():
+            if name in self.mixture.actuators and (safe := self.mixture.safe(name)) is not None:
+                first = self.session.get(name, [None])[0]
+                self.check(first == safe, f"{name} was left moving, and the first command of the next run is {first}")
         self.check(not self.stop_in_force or host.gate.stopped, "a stop that the broker stored is lost")
         self.connect(self.requests)
 
@@ -522,6 +530,10 @@ class World:
 
     def _die(self) -> None:
         """kill -9 of the supervisor; its listener outlives it, and writes what it has heard."""
+        saved = self.host.latches.moved  # not the file, which a test may have edited
+        for name, since_s in self.moves_s.items() if self.host.latches.is_saved else ():
+            known = self.host._ticked_s <= since_s or self.mixture.safe(name) is None or name in saved
+            self.check(known, f"{name} moves, and the disk does not say so")
         self._end_daemon()
         self.is_dead = True
         self.listener.orphan()
@@ -959,6 +971,10 @@ class World:
                 self.check(not missing, f"the policy moves {name} while {sorted(missing)} is stale or does not hold")
             self._check_step(name, value)
         self._check_rules(name, value, policy)
+        if policy == "gate":
+            self.moves_s.pop(name, None)
+        else:
+            self.moves_s.setdefault(name, self.loop.now_s)
         self.ever[name] = self.commanded[name] = value
         self.session.setdefault(name, []).append(value)
         self.known[name] = value
@@ -1031,6 +1047,7 @@ class World:
 
     def _announced(self, kind: str, data: dict[str, Any]) -> None:
         self.event_types.append(kind)
+        self.events.append((kind, data))
         if kind == "stopped":
             self.check(self._on_disk("stopped", value=True), "event `stopped` is not on the disk")
         if kind == "mode_changed":

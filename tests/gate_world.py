@@ -67,7 +67,7 @@ class GateWorld:
             self.allowed = gate.allowed_choices(now_s + PERIOD_S + 0.001)
         self.count += 1
         for name in self.actuators:
-            self.gate.acknowledged(name, gate._actuators[name].serial)
+            self.gate.acknowledged(name, gate._actuators[name].serial, now_s)
         return Transition(
             session="s",
             tick=k,

@@ -119,7 +119,7 @@ class JudgingGate:
             ours = proposal if ruling.by == "policy" else None
             decision, version = (ours.decision, ours.policy) if ours is not None else (None, ruling.by)
             self._send(ruling.actuator, ruling.value, decision, version)
-            self.gate.acknowledged(ruling.actuator, ruling.serial)
+            self.gate.acknowledged(ruling.actuator, ruling.serial, self._clock.now())
 
 
 class AtOnce(Executor):

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from actuators.actions import Value
-from actuators.config import AnyActuator, ContinuousSettings, MovingSettings, conditions_of
+from actuators.config import AnyActuator, ChoiceSettings, ContinuousSettings, MovingSettings, conditions_of
 from actuators.safety import limits
 from actuators.safety.decisions import ActuatorDecision, By, Mode, Proposal
 from actuators.safety.forbid_rules import domain, safe_is_hold
@@ -22,6 +22,8 @@ MAX_PENDING = 8
 """Commands of one actuator that may await the broker's acknowledgement."""
 MAX_CHAIN = 2 * MAX_PENDING
 """Commands of one actuator that are remembered; more are repeats of its safe action."""
+SAFE_LIFE_S = 60.0
+"""A safe action that is not acknowledged may arrive for so long."""
 BOX_TOLERANCE = 0.01
 """Part of the range by which a reported value may lie outside the limits: sensors are noisy at the end stops."""
 
@@ -56,8 +58,13 @@ class Actuator:
     by: By = "none"
     sent_s: float = -math.inf
     changed_s: float = -math.inf
+    """When the newest change of the value arrived; until then, when it was sent."""
+    change: int = 0
+    """Number of the command that made the newest change; 0 once it has arrived."""
     commanded: bool = False
-    """This gate has commanded it."""
+    """This gate has commanded it, or the run before has and nothing says that it is at rest."""
+    moved: bool = False
+    """The policy or a person has commanded it, and no safe action has arrived since."""
     in_safe_state: bool = False
     """The newest command is the safe action; it may still have to arrive."""
     reported: bool = False
@@ -82,17 +89,22 @@ class Actuator:
     """Commands of sessions before, as `chain`, while neither a report nor an acknowledgement says which of them is in force."""
     inherited: tuple[Value | None, ...] = ()
     """The values that were possible when the connection ended."""
+    unanswered: dict[Value, int] = field(default_factory=dict)
+    """Of a choice: the value that the device acknowledged last, and those commanded since, each with its newest number."""
     repeat_s: float = REPEAT_S[0]
     due: bool = False
     """The newest safe action is known not to have arrived."""
 
     def issue(self, value: Value, by: By, now_s: float) -> int:
         """Note a command and return its number."""
+        self.serial += 1
         if value != self.value:
-            self.changed_s = now_s
+            self.changed_s, self.change = now_s, self.serial
         self.value, self.by, self.sent_s = value, by, now_s
         self.commanded, self.in_safe_state, self.due = True, by == "gate", False
-        self.serial += 1
+        self.moved = self.moved or by != "gate"
+        if isinstance(self.settings, ChoiceSettings):
+            self.unanswered[value] = self.serial
         self.chain.append(Sent(self.serial, value, now_s))
         if len(self.chain) > MAX_CHAIN:  # the gate repeats one safe value: its first and newest place count
             del self.chain[-2]
@@ -102,7 +114,7 @@ class Actuator:
         """Note a command and return the decision to send it."""
         return ActuatorDecision(self.name, value, None, by, serial=self.issue(value, by, now_s))
 
-    def acknowledge(self, serial: int, *, by_device: bool) -> None:
+    def acknowledge(self, serial: int, now_s: float, *, by_device: bool) -> None:
         """Record that the broker or the device has the command with this number; earlier ones are no longer in force."""
         value = next((each.value for each in self.chain if each.serial == serial), None)
         if value is not None:
@@ -111,8 +123,24 @@ class Actuator:
         self.received = max(self.received, serial)
         if by_device:
             self.carried_out = max(self.carried_out, serial)
+            self.unanswered = {word: number for word, number in self.unanswered.items() if number >= serial}
+        if serial >= self.change and (by_device or not self.answers):
+            self._note_arrival(now_s)
+        if self.in_safe_state and self.has_arrived:
+            self.moved = False
         if not self.is_owed:
             self.repeat_s = REPEAT_S[0]
+
+    def _note_arrival(self, now_s: float) -> None:
+        """Note that the device has the newest change of the value now."""
+        if self.change:
+            self.changed_s, self.change = self._arrives_before_s(now_s), 0
+
+    def _arrives_before_s(self, now_s: float) -> float:
+        """Return when the newest change has arrived at the latest: until now, and within the life of its command."""
+        rests = self.in_safe_state and not safe_is_hold(self.settings)
+        life_s = SAFE_LIFE_S if rests else math.ceil(self.settings.ttl_ms / 1_000)
+        return max(self.changed_s, min(now_s, self.changed_s + life_s))
 
     def withdraw(self, serial: int) -> None:
         """Remove the command with this number, which was never sent."""
@@ -136,8 +164,12 @@ class Actuator:
         if is_old:
             return None
         self.confirmed, self.inherited, self.earlier = truth, (), []
+        pending = {each.value: each.serial for each in self.chain if each.serial > self.received}
+        self.unanswered = {truth: self.received} | pending if isinstance(self.settings, ChoiceSettings) else {}
         if not self.pending and truth != self.value:
-            self.value, self.by, self.changed_s = truth, "none", now_s
+            self.value, self.by, self.changed_s, self.change = truth, "none", now_s, 0
+        elif truth == self.value:
+            self._note_arrival(now_s)
         return None
 
     def forget_commands(self) -> None:
@@ -183,15 +215,20 @@ class Actuator:
 
     @property
     def possible(self) -> Sequence[Value | None]:
-        """Every value it may have now: as commanded and as reported; all of its domain while nothing is known."""
-        values: dict[Value | None, None] = dict.fromkeys(each.value for each in self.chain)
+        """Every value it may have now: as commanded and as reported; all of its domain while nothing is known.
+
+        A choice that says which command it answers may have refused what the broker acknowledged.
+        """
+        values: dict[Value | None, None] = dict.fromkeys(self.unanswered if self.answers else ())
+        values |= dict.fromkeys(each.value for each in self.chain)
         known = (self.confirmed,) if self.confirmed is not None else self.inherited or domain(self.settings)
         return tuple(values | dict.fromkeys(known))
 
     def last_command(self, now_s: float) -> limits.LastCommand:
         """Return what pace and limits measure the next command against."""
         steps = [(value, now_s - stamp_s) for value, stamp_s in self.steps_from()]
-        return limits.LastCommand(self.value, now_s - self.sent_s, now_s - self.changed_s, steps)
+        changed_s = self._arrives_before_s(now_s) if self.change else self.changed_s
+        return limits.LastCommand(self.value, now_s - self.sent_s, now_s - changed_s, steps)
 
     def steps_from(self) -> Sequence[tuple[Value, float]]:
         """Return the values from which the next step is measured, each with when it was sent; none if the state is unknown.

@@ -160,7 +160,7 @@ def unsafe_rests(
         if len(holding) == len(rule.names) and not rule.streams:
             continue  # nothing moves when all of them hold
         domains: dict[str, Sequence[Value | None]] = {
-            name: _samples(name, actuators[name], rule) if name in holding else [_safe(actuators[name])]
+            name: samples(name, actuators[name], rule) if name in holding else [_safe(actuators[name])]
             for name in rule.names
         }
         found = rule.broken(domains)
@@ -177,7 +177,8 @@ def _safe(settings: AnyActuator) -> Value:
     return settings.safe
 
 
-def _samples(name: str, settings: AnyActuator, rule: Rule) -> Sequence[Value | None]:
+def samples(name: str, settings: AnyActuator, rule: Rule) -> Sequence[Value | None]:
+    """Return values that an actuator of a rule may have: every choice, or points of a box that the rule tells apart; (None,) for a text."""
     if not isinstance(settings, ContinuousSettings):
         return domain(settings)
     nodes = [node for node in ast.walk(rule.expression.tree) if isinstance(node, ast.Constant)]

@@ -14,6 +14,9 @@ from actuators.safety.actuator_state import Actuator
 from actuators.safety.forbid_rules import Readings, Rule, Violation, known_names, safe_is_hold
 from actuators.safety.limits import Refusal
 
+MOST_PREFIXES = 64
+"""Beginnings of orders that the gate tries: enough for six actuators with coupled rules, and about 50 ms at worst."""
+
 
 class ForbiddenCombinations:
     """Every rule, with the actuators that it names.
@@ -93,17 +96,48 @@ class ForbiddenCombinations:
 
     def in_order(self, group: list[Actuator]) -> list[Actuator]:
         """Return an order of going to rest in which no intermediate combination is forbidden, if there is one."""
-        left, order = list(group), list[Actuator]()
+        left, order, is_clean = list(group), list[Actuator](), True
         while left:
-            for each in left:
-                after = _at_rest([*order, each])
-                if not any(each.name in rule.names and self._broken(rule, after) for rule in self._rules):
-                    break
-            else:
-                each = left[0]
-            left.remove(each)
-            order.append(each)
-        return order
+            each = next((each for each in left if not self._breaks(self._rules, [*order, each])), None)
+            is_clean = is_clean and each is not None
+            order.append(each or left[0])
+            left.remove(order[-1])
+        return order if is_clean else self.clean_order(group) or order
+
+    def clean_order(self, group: Sequence[Actuator], most: int = MOST_PREFIXES) -> list[Actuator] | None:
+        """Return an order of going to rest in which no rule is broken that is not broken now; None where none is found.
+
+        Args:
+            group: what goes to rest.
+            most: beginnings of orders that are tried.
+        """
+        rules = [rule for rule in self._rules if not self._broken(rule, {})]
+        dead = set[frozenset[str]]()
+
+        def complete(order: list[Actuator]) -> list[Actuator] | None:
+            if len(order) == len(group):
+                return order
+            beginning = frozenset(each.name for each in order)
+            if beginning in dead or len(dead) >= most:
+                return None
+            for each in group:
+                if each.name not in beginning and not self._breaks(rules, [*order, each]):
+                    found = complete([*order, each])
+                    if found is not None:
+                        return found
+            dead.add(beginning)
+            return None
+
+        return complete([])
+
+    def first_broken(self) -> Rule | None:
+        """Return the first rule without telemetry that is broken now."""
+        return next((rule for rule in self._rules if not rule.streams and self._broken(rule, {})), None)
+
+    def _breaks(self, rules: Sequence[Rule], order: Sequence[Actuator]) -> bool:
+        """Return whether the last one of an order breaks a rule where it goes to rest after the others."""
+        after = _at_rest(order)
+        return any(order[-1].name in rule.names and self._broken(rule, after) for rule in rules)
 
     def _named(self, rule: Rule) -> list[Actuator]:
         return [self._actuators[name] for name in sorted(rule.names)]
@@ -118,7 +152,7 @@ class ForbiddenCombinations:
         return rule.broken(domains, self.readings)
 
 
-def _at_rest(group: list[Actuator]) -> dict[str, Sequence[Value | None]]:
+def _at_rest(group: Sequence[Actuator]) -> dict[str, Sequence[Value | None]]:
     """The safe value of each actuator that has one; what holds keeps what it has."""
     return {each.name: (each.settings.safe,) for each in group if not safe_is_hold(each.settings)}
 

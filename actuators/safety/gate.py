@@ -36,6 +36,7 @@ from actuators.safety.actuator_state import Actuator, Hold
 from actuators.safety.allowed_choices import allowed_choices
 from actuators.safety.arming import Arming
 from actuators.safety.decisions import MODES, ActuatorDecision, By, Mode, Proposal
+from actuators.safety.forbid_rules import safe_is_hold
 from actuators.safety.forbidden_combinations import ForbiddenCombinations
 from actuators.safety.judge import INVALID_ACTION_RULES, Judge
 from actuators.safety.limits import Refusal
@@ -138,13 +139,19 @@ class Gate:
 
     @property
     def latches(self) -> dict[str, object]:
-        """What must survive a restart, as JSON: the stop, an operator's disarming, the modes and those of the settings."""
+        """What must survive a restart, as JSON: the stop, an operator's disarming, the modes and those of the settings, and `moved`."""
         return {
             "stopped": self.stopped,
             "wanted": self._arming.wanted,
             "modes": dict(self.modes),
             "configured": self._configured,
+            "moved": self.moved,
         }
+
+    @property
+    def moved(self) -> list[str]:
+        """Actuators with a safe value that the policy or a person has commanded and that may not be at rest again, sorted."""
+        return sorted(n for n, each in self._actuators.items() if each.moved and not safe_is_hold(each.settings))
 
     @property
     def repeats(self) -> int:
@@ -362,9 +369,9 @@ class Gate:
             return []
         return self._safe_actions.repeat(self._actuators.values(), now_s)
 
-    def acknowledged(self, actuator: str, serial: int, *, by_device: bool = False) -> None:
+    def acknowledged(self, actuator: str, serial: int, now_s: float, *, by_device: bool = False) -> None:
         """The broker, or the device, has this command: the gate's idea of the device follows it."""
-        self._actuators[actuator].acknowledge(serial, by_device=by_device)
+        self._actuators[actuator].acknowledge(serial, now_s, by_device=by_device)
 
     def device_answers(self, actuator: str) -> bool:
         """The device says which command it answers: a safe action is owed until it does. Returns whether that is new."""
@@ -423,7 +430,8 @@ class Gate:
     def restore(self, latches: Mapping[str, object]) -> None:
         """Take the latches of the run before. Anything unreadable counts as stopped.
 
-        A mode that an operator asked for counts only where it is more careful than the configured one.
+        A mode that an operator asked for counts only where it is more careful than the configured one. What the run before moved and
+        did not bring to rest gets its safe action with the next ones, in any mode.
         """
         modes = latches.get("modes")
         arming = self._arming
@@ -434,6 +442,10 @@ class Gate:
             asked_for = mode != latches.get("configured")
             if name in self._actuators and mode in MODES and asked_for:
                 self._actuators[name].mode = min(self._configured, MODES[MODES.index(mode)], key=MODES.index)
+        moved = latches.get("moved", ())
+        for name, each in self._actuators.items():
+            if not isinstance(moved, list | tuple) or name in moved:
+                each.commanded = each.moved = True
 
     # How it is decided.
 
@@ -465,7 +477,7 @@ class Gate:
         return decisions
 
     def _disarm(self, refusal: Refusal, now_s: float) -> list[ActuatorDecision]:
-        """Disarm and send every safe action; in shadow only where this gate has acted, unless the stop is engaged.
+        """Disarm and send every safe action; in shadow only where this gate, or the run before, has acted, unless the stop is engaged.
 
         The stop may be from the run before: its safe actions may not have arrived.
 

@@ -15,6 +15,7 @@ from actuators.config import requirements
 from actuators.expressions import Expression
 from actuators.safety.decisions import MODES
 from actuators.safety.forbid_rules import known_names
+from actuators.safety.rest_orders import detours
 from actuators.wire import command_topic
 from learners.files import read_plain_file, source_and_split
 from learners.task_kinds import KINDS
@@ -126,6 +127,19 @@ def _rules(path: Path, loaded: LoadedConfig) -> Iterator[Problem]:
             f"gate.forbid.{number}",
             f"the rules never allow {' or '.join(f'{name} == {word!r}' for word in words)}: neither the policy nor a person can choose it",
             "correct the rule, or take the word out of `choices`",
+        )
+    for detour in detours(config.actuators, config.gate, known_readings(config)):
+        how = (
+            "commands from rest lead there"
+            if detour.is_reachable
+            else "commands from rest do not lead there, but devices may be found so"
+        )
+        yield Problem(
+            path,
+            loaded.line(("gate", "forbid", detour.rule)),
+            f"gate.forbid.{detour.rule}",
+            f"{detour.problem}; the gate takes any of them, and {how}",
+            "allow one of these combinations, or choose other safe values",
         )
     for number, text in enumerate(config.gate.forbid):
         names = Expression(text).names & config.actuators.keys()

@@ -53,6 +53,8 @@ class DeviceTraffic:
     refused_reports: RefusedReports = field(default_factory=RefusedReports)
     _serials: dict[str, dict[int, int]] = field(default_factory=dict)
     """By actuator: the gate's number of a command by its `seq`."""
+    _moving: set[str] = field(default_factory=set)
+    """Actuators with a newest command that is no safe action."""
 
     def __post_init__(self) -> None:
         sources: dict[str, list[str]] = {}
@@ -89,15 +91,21 @@ class DeviceTraffic:
         if len(serials) > MAX_SERIALS:
             del serials[next(iter(serials))]
         self.counts["commands"] += 1
+        if not is_safe and name not in self._moving:
+            self.woken.set()  # the host saves that it moves
+        (self._moving.discard if is_safe else self._moving.add)(name)
         delivered = partial(self._delivered, name, decision.serial, decision.value)
         self.safety.send_newest(f"act/{name}", out.topic, out.payload, delivered, urgent=is_safe, expiry_s=out.expiry_s)
 
     def _delivered(self, name: str, serial: int, value: Value, delivery: Delivery) -> None:
         if delivery == "acknowledged" and self.config.actuators[name].kind != "text":  # what speaks reports no text
             self.publisher.following.commanded(name, value)
-        {"acknowledged": self.gate.acknowledged, "unsent": self.gate.unsent, "undelivered": self.gate.undelivered}[
-            delivery
-        ](name, serial)
+        if delivery == "acknowledged":
+            self.gate.acknowledged(name, serial, self.now())
+        elif delivery == "unsent":
+            self.gate.unsent(name, serial)
+        else:
+            self.gate.undelivered(name, serial)
         if delivery != "acknowledged":
             self.woken.set()
 
@@ -134,7 +142,7 @@ class DeviceTraffic:
                 raise Refused(f"seq: command {report.seq} was never sent; the last one is {self.commands.last(name)}")
             serial = self._serials.get(name, {}).get(report.seq)
             if serial is not None:
-                self.gate.acknowledged(name, serial, by_device=True)
+                self.gate.acknowledged(name, serial, self.now(), by_device=True)
         self._compare(name, report)
         if self.commands.is_older(name, report):
             return

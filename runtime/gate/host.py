@@ -49,6 +49,8 @@ AFTER_STALL_S = 0.5
 """They are read within this time."""
 SUSPENDED_S = 0.1
 """A difference between the clocks that count a suspension of the machine and those that do not, above their noise."""
+AT_REST_S = 10.0
+"""What the disk calls moved and what has been at rest for so long is written: flapping does not wear the disk."""
 REST_S = 1.0
 """For the devices to acknowledge the last safe actions at the end of the daemon."""
 
@@ -84,6 +86,8 @@ class GateHost:
     """What `slept` returned last."""
     _denial: str | None = None
     """Why the broker does not grant the subscription to the stop, to the gate or to the stop listener."""
+    _rested_s: float = math.inf
+    """Since when the disk calls something moved that is at rest."""
     _losses: int = 0
     """Sessions that ended since the broker was lost; 0 while it responds."""
     _dropped: int = 0
@@ -166,6 +170,9 @@ class GateHost:
         self.listener.read_latch()
         if gate.restricted:
             self.publisher.event("mode_restricted", {"modes": gate.restricted, "configured": self.config.mode})
+        if left := self.latches.moved:
+            gone = sorted(left.difference(gate.moved))
+            self.publisher.event("left_moving", {"actuators": gate.moved, "unreachable": gone})
 
     @property
     def ending(self) -> bool:
@@ -311,8 +318,16 @@ class GateHost:
         for change in self.publisher.following.changes():
             self.publisher.event(*change)
         self.devices.apply(self.gate.tick(now_s))
+        self._save_moved(now_s)
         self.publisher.publish_changes()
         self.holds.publish_changes(now_s)
+
+    def _save_moved(self, now_s: float) -> None:
+        """Have the latches name every actuator that moves at once, and call one at rest after `AT_REST_S`."""
+        moves, saved = set(self.gate.moved), self.latches.moved
+        self._rested_s = min(self._rested_s, now_s) if saved - moves else math.inf
+        if self.latches.is_saved and (moves - saved or now_s - self._rested_s >= AT_REST_S):
+            self.latches.changed()
 
     def has_stalled(self, now_s: float) -> bool:
         """Return whether this process, or the machine, has just not run, so that messages may have waited for it."""
@@ -388,6 +403,8 @@ class GateHost:
         while self.gate.owed() and self.now() < until_s:
             await asyncio.sleep(TICK_S)
             self.devices.apply(self.gate.repeat(self.now()))
+        if self.latches.moved.difference(self.gate.moved):
+            self.latches.changed()
         await self.connection.drained(1.0)
         await self.latches.finish()
 

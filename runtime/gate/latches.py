@@ -1,4 +1,4 @@
-"""Store what the gate must remember over a restart: the software stop, an operator's disarming, the modes.
+"""Store what the gate must remember over a restart: the software stop, an operator's disarming, the modes, and what it moved.
 
 One small JSON file, replaced as a whole and synced. A missing file is a first start. A file that cannot be read counts as
 stopped, because it may hold a stop. A write that fails is tried again until it succeeds; the gate announces nothing that is
@@ -86,6 +86,12 @@ class LatchWriter:
     def has(self, name: str, value: object) -> bool:
         """Return whether the disk has this value."""
         return self.on_disk.get(name) == value
+
+    @property
+    def moved(self) -> frozenset[str]:
+        """Actuators that the disk calls moved."""
+        names = self.on_disk.get("moved")
+        return frozenset(name for name in names if isinstance(name, str)) if isinstance(names, list) else frozenset()
 
     def changed(self, saved: Saved | None = None) -> None:
         """Have the latches written; `saved` is called with what becomes of it."""

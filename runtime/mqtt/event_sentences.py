@@ -88,6 +88,7 @@ TABLE: dict[str, Row] = {
     "latches_not_saved": ("bad", True, "The change “{change}” could not be written to disk: {reason}."),
     "learner_resumed": ("plain", False, "The learner continues at update {update}."),
     "learner_waiting_for_spec": ("plain", False, "The learner waits for the agent."),
+    "left_moving": ("bad", True, "The run before left devices moving. The gate sends safe actions to: {actuators}."),
     "live_pointer_damaged": ("bad", True, "The pointer to the live policy was damaged: {reason}."),
     "machine_suspended": (
         "bad",

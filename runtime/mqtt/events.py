@@ -55,6 +55,7 @@ EVENTS: dict[str, str] = {
     "latches_not_saved": "A stop, a mode or a disarming could not be written to disk; the gate applies it and retries.",
     "learner_resumed": "The learner resumed from its saved state, or started without one.",
     "learner_waiting_for_spec": "The learner waits for the agent's policy spec.",
+    "left_moving": "The run before ended while it moved actuators; `actuators` get their safe actions, `unreachable` names the rest.",
     "machine_suspended": "The machine was suspended for `suspended_s`; the gate sent the safe actions.",
     "mode_changed": "The mode of the daemon or of an actuator changed.",
     "mode_restricted": "A mode that an operator requested is more restrictive than the mode in the settings, and stays in force.",

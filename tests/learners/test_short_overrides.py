@@ -66,7 +66,7 @@ class Daemon:
         gate = self.gate
         rulings = gate.judge(proposal, self.clock.now())
         for name in gate.modes:
-            gate.acknowledged(name, gate._actuators[name].serial)
+            gate.acknowledged(name, gate._actuators[name].serial, 0.0)
         verdict = ipc.GateVerdict(
             proposal.decision, gate.armed, gate.stopped, gate.modes, outcomes_of(gate, rulings), overridden=gate.short_overrides
         )  # fmt: skip

@@ -30,19 +30,19 @@ def test_repeats_of_a_safe_action_are_bounded_and_displace_no_value_that_may_be_
     assert [each.serial for each in it.chain] == [*range(1, MAX_CHAIN), it.serial], (
         "the one before the newest is forgotten"
     )
-    it.acknowledge(it.serial, by_device=False)
+    it.acknowledge(it.serial, 0.0, by_device=False)
     assert it.possible == ("stay",)
 
 
 def test_the_acknowledgement_of_a_forgotten_command_changes_nothing() -> None:
     it = actuator()
     first = it.issue("left", "policy", 0.0)
-    it.acknowledge(first, by_device=False)
+    it.acknowledge(first, 0.0, by_device=False)
     second = it.issue("right", "policy", 1.0)
-    it.acknowledge(0, by_device=False)
+    it.acknowledge(0, 0.0, by_device=False)
     assert it.possible == ("left", "right")
-    it.acknowledge(second, by_device=False)
-    it.acknowledge(first, by_device=True)
+    it.acknowledge(second, 0.0, by_device=False)
+    it.acknowledge(first, 0.0, by_device=True)
     assert it.possible == ("right",)
 
 
@@ -50,9 +50,9 @@ def test_the_interval_of_repeats_begins_again_after_an_acknowledgement() -> None
     it = actuator()
     it.issue("stay", "gate", 0.0)
     it.repeat_s = 1.6
-    it.acknowledge(it.serial - 1, by_device=False)
+    it.acknowledge(it.serial - 1, 0.0, by_device=False)
     assert not it.must_repeat(1.5), "that acknowledgement was of an older one"
-    it.acknowledge(it.serial, by_device=False)
+    it.acknowledge(it.serial, 0.0, by_device=False)
     it.issue("stay", "gate", 2.0)
     assert not it.must_repeat(2.0625)
     assert it.must_repeat(2.125)
@@ -78,19 +78,19 @@ def test_after_a_reconnect_a_safe_action_is_due_and_then_soon_again() -> None:
 
 def test_after_a_reconnect_the_values_from_before_are_still_possible_until_the_device_acknowledges() -> None:
     it = actuator()
-    it.acknowledge(it.issue("left", "policy", 0.0), by_device=False)
+    it.acknowledge(it.issue("left", "policy", 0.0), 0.0, by_device=False)
     it.issue("right", "policy", 1.0)
     it.forget_commands()
     assert set(it.possible) == {"left", "right"}, "not `stay`, which was never commanded"
     serial = it.issue("stay", "gate", 2.0)
     assert set(it.possible) == {"left", "right", "stay"}
-    it.acknowledge(serial, by_device=False)
+    it.acknowledge(serial, 0.0, by_device=False)
     assert it.possible == ("stay",)
 
 
 def test_a_safe_action_that_never_left_is_still_what_the_actuator_shall_do() -> None:
     it = actuator()
-    it.acknowledge(it.issue("left", "policy", 0.0), by_device=False)
+    it.acknowledge(it.issue("left", "policy", 0.0), 0.0, by_device=False)
     it.withdraw(it.issue("stay", "gate", 1.0))
     assert it.value == "stay"
     assert it.must_repeat(1.0)
@@ -98,7 +98,7 @@ def test_a_safe_action_that_never_left_is_still_what_the_actuator_shall_do() -> 
 
 def test_an_actuator_that_holds_does_not_count_a_command_that_never_left() -> None:
     it = actuator(ARM.model_copy(update={"safe": "hold"}))
-    it.acknowledge(it.issue((0.5, 0.0), "policy", 0.0), by_device=False)
+    it.acknowledge(it.issue((0.5, 0.0), "policy", 0.0), 0.0, by_device=False)
     second = it.issue((0.7, 0.0), "policy", 1.0)
     it.in_safe_state = True  # the connection is lost: it holds, and then it is known that the second one never left
     it.withdraw(second)

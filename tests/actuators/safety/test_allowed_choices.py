@@ -33,7 +33,7 @@ def command(gate: Gate, now_s: float, readings: dict[str, dict[str, float]] | No
     found = gate.judge(Proposal(0, "d", "p", now_s, dict(actions), readings=readings or {}), now_s)
     for each in found:
         if each.value is not None:
-            gate.acknowledged(each.actuator, each.serial)
+            gate.acknowledged(each.actuator, each.serial, 0.0)
             assert gate.reconciled(each.actuator, each.value, now_s) is None
 
 

@@ -42,7 +42,7 @@ class AckedActuator(Actuator):
 
     def issue(self, value: Value, by: By, now_s: float) -> int:
         serial = super().issue(value, by, now_s)
-        self.acknowledge(serial, by_device=False)
+        self.acknowledge(serial, now_s, by_device=False)
         return serial
 
 
@@ -250,7 +250,7 @@ def test_steps_are_measured_from_every_command_that_may_be_in_force() -> None:
     assert gate.reconciled("it", [0.0, 0.0], 10.0) is None
     first = one(gate, 10.0, "it", (1.0, 0.0))
     assert first.value == (0.4, 0.0)
-    gate.acknowledged("it", first.serial)
+    gate.acknowledged("it", first.serial, 0.0)
     second = one(gate, 10.1, "it", (1.0, 0.0))
     third = one(gate, 10.2, "it", (1.0, 0.0))
     assert (second.value, third.value) == (pytest.approx((0.6, 0.0)), pytest.approx((0.8, 0.0)))
@@ -266,7 +266,7 @@ def test_commands_wait_for_the_broker() -> None:
     sent = [one(gate, 10.0 + n / 10, "it", (n / 100,)) for n in range(9)]
     assert [ruling.sent for ruling in sent] == [True] * 8 + [False]
     assert sent[-1].rule == "unacknowledged"
-    gate.acknowledged("it", sent[3].serial)
+    gate.acknowledged("it", sent[3].serial, 0.0)
     assert one(gate, 11.0, "it", (0.0,)).sent
     gate.unsent("it", sent[7].serial)
     assert one(gate, 11.1, "it", (0.5,)).sent
@@ -284,9 +284,9 @@ def test_a_safe_action_is_repeated_until_it_is_acknowledged() -> None:
     gaps = [b - a for a, b in zip([10.0, *times], times, strict=False)]
     assert gaps == pytest.approx([0.1, 0.2, 0.4, 0.8, 1.6, 2.0, 2.0], abs=0.02)
     assert gate.repeats == 7
-    gate.acknowledged("head", first.serial)
+    gate.acknowledged("head", first.serial, 0.0)
     assert gate.owed() == ["head"], "that was an older one"
-    gate.acknowledged("head", first.serial + 7)
+    gate.acknowledged("head", first.serial + 7, 0.0)
     assert gate.owed() == []
     assert gate.tick(30.0) == []
 
@@ -313,10 +313,10 @@ def test_a_device_that_answers_must_have_it_itself() -> None:
     assert gate.reconciled("head", "left", 10.0) is None
     gate.device_answers("head")
     sent = gate.go_safe(10.0)[0]
-    gate.acknowledged("head", sent.serial)
+    gate.acknowledged("head", sent.serial, 0.0)
     assert gate.owed() == ["head"]
     again = gate.tick(10.11)[0]
-    gate.acknowledged("head", again.serial, by_device=True)
+    gate.acknowledged("head", again.serial, 0.0, by_device=True)
     assert gate.owed() == []
 
 
@@ -647,7 +647,7 @@ def test_with_telemetry_no_step_is_a_step_out_of_a_forbidden_zone() -> None:
     arm = LOOSE.model_copy(update={"safe": (0.0,)})
     settings = GateSettings(forbid=("arm[0] > 0.2 and window.open",), reconcile_s=0.0)
     gate = Gate({"arm": arm}, settings, period_s=0.1, now_s=10.0, streams={"window": ("open",)})
-    gate.acknowledged("arm", gate.go_safe(10.0)[0].serial)
+    gate.acknowledged("arm", gate.go_safe(10.0)[0].serial, 0.0)
     with_window(gate, 10.0, {}, 0.0)
     assert with_window(gate, 10.1, {"arm": (0.9,)}, 0.0)["arm"][2] == "policy"
     assert with_window(gate, 10.2, {"arm": (0.5,)}, 1.0)["arm"] == (None, "forbidden", "none")
@@ -1011,11 +1011,20 @@ def test_latches_survive_a_restart() -> None:
         "wanted": True,
         "modes": {"head": "autonomous"},
         "configured": "autonomous",
+        "moved": [],
     }
+    gate.judge(offer(11.0, {"head": "left"}), 11.0)
+    assert gate.latches["moved"] == ["head"]
     gate.stop(11.0, engaged=True)
     gate.set_mode("assist", 11.0)
     saved = gate.latches
-    assert saved == {"stopped": True, "wanted": False, "modes": {"head": "assist"}, "configured": "autonomous"}
+    assert saved == {
+        "stopped": True,
+        "wanted": False,
+        "modes": {"head": "assist"},
+        "configured": "autonomous",
+        "moved": [],
+    }
     again = make(arm=False)
     again.restore(saved)
     assert again.stopped
@@ -1047,6 +1056,27 @@ def test_unreadable_latches_count_as_stopped(latches: dict[str, object]) -> None
     gate.stop(11.0, engaged=False)
     gate.judge(offer(11.0), 11.0)
     assert not gate.armed
+
+
+@pytest.mark.parametrize(
+    ("moved", "rests"),
+    [
+        (["head", "gone", 7], ["head"]),
+        ([], []),
+        ("head", ["head", "lamp"]),
+        (None, ["head", "lamp"]),
+        ({}, ["head", "lamp"]),
+    ],
+)
+def test_what_the_run_before_moved_rests_in_shadow_and_an_unreadable_list_means_all(
+    moved: object, rests: list[str]
+) -> None:
+    actuators = {"head": HEAD, "lamp": LAMP, "say": SAY, "loose": LOOSE}
+    gate = AckedGate(actuators, GateSettings(), mode="shadow")
+    gate.restore({"stopped": False, "wanted": True, "modes": {}, "moved": moved})
+    assert gate.moved == rests
+    assert [each.actuator for each in gate.go_safe(1.0) if each.sent] == rests
+    assert gate.moved == []
 
 
 def test_readable_latches() -> None:
@@ -1150,7 +1180,7 @@ def test_commands_that_were_lost_with_the_connection_save_up_no_jump() -> None:
     assert gate.reconciled("wheel", 0.0, 10.0) is None
     gate.judge(offer(10.0), 10.0)
     lost = [one(gate, 10.1 + 0.1 * n, "wheel", [1.0]) for n in range(6)]
-    gate.acknowledged("wheel", lost[0].serial)
+    gate.acknowledged("wheel", lost[0].serial, 0.0)
     held = lost[0].value
     assert isinstance(held, tuple)
     gate.disconnected(10.7)
@@ -1163,7 +1193,7 @@ def test_commands_that_were_lost_with_the_connection_save_up_no_jump() -> None:
     reached = [each.value[0] - held[0] for each in again if isinstance(each.value, tuple)]
     assert len(reached) == 4
     assert max(reached) == pytest.approx(0.2), "one step from the command that the device has"
-    gate.acknowledged("wheel", again[-1].serial)
+    gate.acknowledged("wheel", again[-1].serial, 0.0)
     assert one(gate, 12.6, "wheel", [1.0]).value == (pytest.approx(held[0] + 0.3),)
 
 
@@ -1435,7 +1465,7 @@ def test_a_command_that_never_left_is_forgotten() -> None:
     third = one(gate, 10.2, "it", (0.75,))
     gate.unsent("it", first.serial)
     assert gate.last_command("it") == ((0.75,), "policy"), "an older one changes nothing"
-    gate.acknowledged("it", third.serial)
+    gate.acknowledged("it", third.serial, 0.0)
     gate.go_safe(10.3)
     assert gate.owed() == [], "hold sends nothing"
 
@@ -1668,10 +1698,10 @@ def test_a_command_that_has_not_arrived_is_sent_at_every_tick() -> None:
     first = one(gate, 11.0, "lamp", "ON")
     second = one(gate, 11.1, "lamp", "ON")
     assert (first.value, second.value) == ("ON", "ON")
-    gate.acknowledged("lamp", first.serial)
+    gate.acknowledged("lamp", first.serial, 0.0)
     third = one(gate, 11.2, "lamp", "ON")
     assert third.value == "ON"
-    gate.acknowledged("lamp", third.serial)
+    gate.acknowledged("lamp", third.serial, 0.0)
     assert one(gate, 11.3, "lamp", "ON").value is None
 
 
@@ -1679,7 +1709,7 @@ def test_where_the_device_answers_the_acknowledgement_of_the_broker_does_not_cou
     gate = make(lamp=SWITCH)
     gate.device_answers("lamp")
     assert sent(gate, "lamp", "ON", 11.0, 11.1) == ["ON", "ON"]
-    gate.acknowledged("lamp", one(gate, 11.2, "lamp", "ON").serial, by_device=True)
+    gate.acknowledged("lamp", one(gate, 11.2, "lamp", "ON").serial, 0.0, by_device=True)
     assert sent(gate, "lamp", "ON", 11.3) == [None]
 
 
@@ -1742,3 +1772,108 @@ def test_the_gate_says_when_time_brings_the_next_decision() -> None:
     assert gate.due_s() == math.inf, "nothing can be sent"
     gate.connected(10.5)
     assert gate.due_s() == -math.inf, "what did not arrive is due"
+
+
+# Late commands.
+
+HELD = HEAD.model_copy(update={"min_hold_s": 1.0})
+PLAIN = ChoiceSettings(kind="choice", choices=("OFF", "ON"), safe="OFF")
+
+
+def holding(*, answers: bool) -> Gate:
+    """An armed gate that has just commanded `left`, at 10.0, which has not arrived."""
+    gate = Gate({"head": HELD}, GateSettings(reconcile_s=0.0), period_s=0.1, now_s=5.0)
+    assert gate.reconciled("head", "stay", 5.0) is None
+    if answers:
+        gate.device_answers("head")
+    assert one(gate, 10.0, "head", "left").sent
+    return gate
+
+
+@pytest.mark.parametrize(
+    ("answers", "by_device", "arrives_s", "free_s"),
+    [
+        (False, False, 10.0, 11.0),
+        (False, False, 10.6, 11.6),
+        (True, True, 10.6, 11.6),
+        (True, False, 10.6, 12.0),  # the broker has it, and the device may get it for as long as the command lives
+        (False, False, None, 12.0),
+        (False, False, 11.5, 12.0),  # the device had dropped it before
+    ],
+)
+def test_a_value_is_held_from_its_arrival(
+    answers: bool, by_device: bool, arrives_s: float | None, free_s: float
+) -> None:
+    gate = holding(answers=answers)
+    serial = gate._actuators["head"].serial
+    for tenth in range(1, 22):
+        now_s = 10.0 + tenth / 10
+        if arrives_s is not None and now_s >= arrives_s:
+            gate.acknowledged("head", serial, arrives_s, by_device=by_device)
+        decision = one(gate, now_s, "head", "right")
+        assert decision.sent == (now_s >= free_s - 1e-9), now_s
+        if decision.sent:
+            return
+        assert decision.rule == "min_hold"
+    raise AssertionError("it is never free")
+
+
+def test_a_report_of_the_value_says_that_it_has_arrived_and_a_later_acknowledgement_changes_nothing() -> None:
+    gate = holding(answers=False)
+    assert gate.reconciled("head", "left", 10.3) is None
+    gate.acknowledged("head", gate._actuators["head"].serial, 10.9)
+    assert not one(gate, 11.25, "head", "right").sent
+    assert one(gate, 11.3, "head", "right").sent
+
+
+def test_a_safe_action_is_held_from_its_arrival_for_as_long_as_it_may_come() -> None:
+    gate = holding(answers=False)
+    (rest,) = gate.disarm(10.1)
+    gate.acknowledged("head", rest.serial, 40.0)
+    gate.arm(40.0)
+    assert one(gate, 40.9, "head", "left").rule == "min_hold"
+    assert one(gate, 41.0, "head", "left").sent
+
+
+def test_a_choice_that_its_device_did_not_take_counts_for_the_rules_until_it_answers() -> None:
+    """The broker has the command, and the device drops it as too old: it says so with the number of the one before."""
+    gate = Gate(
+        {"heater": PLAIN, "fan": PLAIN},
+        GateSettings(reconcile_s=0.0, forbid=("heater == 'ON' and fan == 'OFF'",)),
+        period_s=0.1,
+        now_s=9.0,
+    )
+    for name in ("heater", "fan"):
+        assert gate.reconciled(name, "OFF", 9.0) is None
+        gate.device_answers(name)
+
+    def command(now_s: float, name: str, value: str, *, takes: bool = True) -> ActuatorDecision:
+        decision = one(gate, now_s, name, value)
+        if decision.sent:
+            gate.acknowledged(name, decision.serial, now_s)
+            if takes:
+                gate.acknowledged(name, decision.serial, now_s, by_device=True)
+        return decision
+
+    assert command(10.0, "fan", "ON").sent
+    on = command(10.1, "heater", "ON")
+    assert command(10.2, "heater", "OFF", takes=False).sent
+    gate.acknowledged("heater", on.serial, 10.25, by_device=True)
+    assert command(10.3, "fan", "OFF").rule == "forbidden"
+    assert command(10.4, "heater", "OFF").sent
+    assert command(10.5, "fan", "OFF").sent
+
+
+def test_a_report_without_a_number_is_what_a_choice_has() -> None:
+    """A device that named its commands once, and does so no longer, blocks no rule for ever."""
+    it = AckedActuator("it", PLAIN, frozenset(), "autonomous", answers=True)
+    for value in ("ON", "OFF"):
+        it.issue(value, "policy", 0.0)
+    assert set(it.possible) == {"ON", "OFF"}
+    assert it.report("ON", 1.0, retained=False) is None
+    it.issue("ON", "policy", 2.0)
+    assert it.possible == ("ON",)
+    waits = Actuator("it", PLAIN, frozenset(), "autonomous", answers=True)
+    waits.issue("OFF", "policy", 0.0)
+    assert waits.report("ON", 1.0, retained=False) is None
+    assert set(waits.possible) == {"ON", "OFF"}, "the command may still come"

@@ -22,6 +22,8 @@ from actuators.safety.gate import Gate
 SEEDS = int(os.environ.get("WORLD_SEEDS", "4"))
 STEPS = 120
 PERIOD_S = 0.1
+LIFE_S = 1.0
+"""For so long a command of the policy may arrive late."""
 STREAMS = {"room": {"load", "window"}, "cam": {"x"}}
 QUIET = {"room": {"load": 0.0, "window": 0.0}}
 SWITCH = ("OFF", "ON")
@@ -132,7 +134,9 @@ class Home:
         self.has = {name: self.rest(name) or self.any(name) for name in self.actuators}
         while self.forbidden():
             self.has |= {name: self.any(name) for name in self.actuators if self.rest(name) is None}
-        self.flight: deque[tuple[str, int, Value]] = deque()
+        self.flight: deque[tuple[str, ActuatorDecision, Value, float]] = deque()
+        self.changed_s = dict.fromkeys(self.actuators, float("-inf"))
+        self.left_moving = set[str]()
         self.telemetry = QUIET
         self.stopped = self.released = False
         self.start(None)
@@ -184,7 +188,7 @@ class Home:
                 self.check_move(each.actuator, each.value, each.by)
             self.last[each.actuator] = each.value, self.now_s
             if self.online:
-                self.flight.append((each.actuator, each.serial, each.value))
+                self.flight.append((each.actuator, each, each.value, self.now_s))
             else:
                 self.gate.unsent(each.actuator, each.serial)
 
@@ -210,11 +214,20 @@ class Home:
         """The next commands reach their devices, which the broker acknowledges."""
         while self.flight and count > 0:
             count -= 1
-            name, serial, value = self.flight.popleft()
+            name, decision, value, sent_s = self.flight.popleft()
             before = self.forbidden()
+            if value != self.has[name]:
+                self.check_hold(name, decision.by, late_s=self.now_s - sent_s)
             self.has[name] = value
+            (self.left_moving.discard if decision.by == "gate" else self.left_moving.add)(name)
             assert self.forbidden() <= before, (name, value, self.has)
-            self.gate.acknowledged(name, serial)
+            self.gate.acknowledged(name, decision.serial, self.now_s)
+
+    def check_hold(self, name: str, by: str, late_s: float) -> None:
+        """A device has each value for `min_hold_s`, from its arrival; one that comes after its life is none of the gate's."""
+        held_s, least_s = self.now_s - self.changed_s[name], getattr(self.actuators[name], "min_hold_s", 0.0)
+        assert by == "gate" or late_s > LIFE_S or held_s >= least_s - 1e-9, (name, held_s, late_s)
+        self.changed_s[name] = self.now_s + max(0.0, late_s - LIFE_S)
 
     def report(self) -> None:
         self.arrive()
@@ -292,7 +305,7 @@ class Home:
             self.apply(self.gate.set_mode(mode, self.now_s, self.draw.choice([None, *self.actuators])))
 
     def restart(self) -> None:
-        """A stop that met a lost broker holds over it, and its safe actions are made up for."""
+        """A kill: a stop that met a lost broker holds over it, and what moved gets its safe action in any mode."""
         self.arrive()
         latches = self.gate.latches
         self.now_s += 0.2
@@ -300,6 +313,8 @@ class Home:
         assert self.gate.stopped == self.stopped
         if self.stopped:
             self.all_rest()
+        self.arrive()
+        assert not {name for name in self.left_moving if self.rest(name) is not None}
 
     def change_telemetry(self) -> None:
         self.telemetry = self.draw.choice(

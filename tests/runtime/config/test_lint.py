@@ -137,6 +137,24 @@ def test_check_warns_of_a_rule_that_is_not_tested_in_the_mode_of_its_actuators(
     assert all(word in reported for word in words), reported
 
 
+def test_check_warns_of_rules_without_a_harmless_order_of_going_to_rest(tmp_path: Path) -> None:
+    file = written(tmp_path, str(tinymodels.held_out(tmp_path / "held.jsonl", 4, {"go": "move"})))
+    body = yaml.safe_load(file.read_text())
+    for name in ("pump", "valve", "bypass"):
+        body["actuators"][name] = {"kind": "choice", "choices": ["off", "on"], "safe": "off"}
+    rule = "pump == 'on' and valve == 'off' and bypass == 'off'"
+    body["gate"] = {"forbid": [rule, "pump == 'off' and valve == 'on' and bypass == 'off'"]}
+    file.write_text(yaml.safe_dump(body, sort_keys=False))
+    code, reported = checked(file)
+    line = next(n for n, text in enumerate(file.read_text().splitlines(), 1) if "pump == 'off'" in text)
+    assert code == 0
+    assert f":{line}: gate.forbid.1: from bypass = 'off', pump = 'on', valve = 'on' every order" in reported
+    assert "commands from rest lead there" in reported
+    body["gate"] = {"forbid": [rule]}
+    file.write_text(yaml.safe_dump(body, sort_keys=False))
+    assert checked(file) == (0, "")
+
+
 def test_check_warns_of_a_rate_and_of_streams_beyond_what_was_measured(tmp_path: Path) -> None:
     held = tinymodels.held_out(tmp_path / "held.jsonl", 4, {"go": "move"})
     file = written(tmp_path, str(held))

@@ -58,6 +58,7 @@ from gate_model import QUIET, SETTINGS, TOPICS, World
 from actuators.safety.decisions import Proposal
 from runtime.config.schema import Config
 from runtime.gate import ipc
+from runtime.gate.host import AT_REST_S
 from runtime.gate.info import InfoBuilder
 from runtime.mqtt import Message
 from runtime.mqtt import subscriber as subscriber_module
@@ -494,3 +495,39 @@ def test_what_a_limit_delayed_does_not_undo_what_came_after_it(world: World) -> 
     with pytest.raises(Refused, match="newer request ended the override"):
         operators.override(late("override", "lamp", payload=b'{"value": "ON", "hold_s": 5}'))
     assert world.host.gate.holds["lamp"] is None
+
+
+def test_what_a_killed_gate_left_moving_gets_its_safe_action_in_shadow_too(world: World) -> None:
+    act(world, 20, arm=0.5)
+    assert world.devices["arm"] != (0.0,)
+    world.kill("shadow")
+    left = [body for kind, body in world.events if kind == "left_moving"]
+    assert left == [{"actuators": ["arm", "fan", "heater"], "unreachable": []}]
+    assert (world.devices["arm"], world.devices["heater"], world.devices["fan"]) == ((0.0,), "OFF", "OFF")
+    assert "wheel" not in world.session, "nobody moved it"
+    world.wait(AT_REST_S + 1.0)
+    world.kill("shadow")
+    assert not world.commanded, "all was at rest for long enough"
+
+
+def test_a_device_that_the_settings_no_longer_reach_is_named(world: World) -> None:
+    act(world, 5)
+    assert world.disk.content is not None
+    world.disk.content["moved"] = ["arm", "fan", "furnace", "heater", 7]
+    world.events.clear()
+    world.kill("shadow")
+    assert world.events[0] == (
+        "left_moving",
+        {"actuators": ["arm", "fan", "heater"], "unreachable": ["furnace"]},
+    )
+
+
+def test_an_actuator_that_stops_and_goes_again_is_not_written_each_time(world: World) -> None:
+    writes: list[object] = []
+    save = world.disk.save
+    world.disk.save = lambda path, content: (writes.append(content), save(path, content))[1]  # type: ignore[method-assign]
+    for _ in range(20):
+        act(world, 3)
+        act(world, 3, stale=("air",))
+        assert world.devices["heater"] == "OFF"
+    assert writes == []
