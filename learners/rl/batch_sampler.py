@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from learners.rl.replay_storage import ReplayStorage
+from learners.rl.replay_columns import ReplayColumns
 from learners.rl.ring_index import RingIndex
 
 FAILURES = 1 / 16
@@ -55,7 +55,7 @@ class BatchSampler:
 
     def __init__(
         self,
-        columns: ReplayStorage,
+        columns: ReplayColumns,
         main: RingIndex,
         reserve: RingIndex,
         drawable: Callable[[NDArray[np.int64]], NDArray[np.bool_]],

@@ -28,7 +28,7 @@ from learners.experience.transition import Transition
 from learners.model.features import Features
 from learners.model.spec import PolicySpec
 from learners.rl.batch_sampler import FAILURES, BatchSampler, Strata
-from learners.rl.replay_storage import ReplayStorage, row_bytes
+from learners.rl.replay_columns import ReplayColumns, row_bytes
 from learners.rl.ring_index import RingIndex
 from learners.rl.tokens.local import LocalTokens, TokenStorage
 from learners.rl.transition_batch import Batch
@@ -104,7 +104,7 @@ class ReplayBuffer:
         """Transitions since the last reserved one that left the main ring."""
         self._moved_last = False
         """Whether the transition that left the main ring last went to the reserve."""
-        self._columns = ReplayStorage(spec, total, tokens)
+        self._columns = ReplayColumns(spec, total, tokens)
         self._follows_N = np.zeros(total, bool)  # the next position holds this one's successor
         self._preceded_N = np.zeros(total, bool)  # the position before holds the tick that the policy saw before
         self._linked_N = np.zeros(total, bool)  # no transition is missing between the position before and this one

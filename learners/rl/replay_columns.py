@@ -59,7 +59,7 @@ class AgentNumbers:
         return found
 
 
-class ReplayStorage:
+class ReplayColumns:
     """N positions, all empty.
 
     Args:
