@@ -9,7 +9,7 @@ thread: a tick never sees a mix of two versions, and a return to a loaded versio
 before they are used, so that the stored tokens are exactly those of the decision.
 
 `stream_tokens.py` encodes readings and remembers their tokens. Encoders with `when: arrival` make theirs beside the tick
-(`arrival.py`).
+(`arrival_encoder.py`).
 
 This module imports no torch. `compiled_engine.py` runs graphs, `torch_engine.py` runs torch.
 """
