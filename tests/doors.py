@@ -71,7 +71,7 @@ class Site:
 
 @asynccontextmanager
 async def site(known: frozenset[str] | None = LOCAL) -> AsyncIterator[Site]:
-    hub, bridge = Hub(ViewState(Topics("demo"))), FakeBridge()
+    hub, bridge = Hub(ViewState(Topics("demo")), period_s=0.01), FakeBridge()
     access = Access(canaries.OPERATOR, canaries.VIEWER, time.monotonic)
     commands = CommandPublisher(Topics("demo"), bridge, str)  # type: ignore[arg-type]
     app = Page("demo", access, hub, commands, known).application()

@@ -63,6 +63,8 @@ ALTER TABLE labels ADD COLUMN by_operator INTEGER NOT NULL DEFAULT 0;
 )
 """What brings a database from version n to n + 1; a fresh one takes every step."""
 SCHEMA = len(_STEPS)
+BUSY_S = 5.0
+"""How long a statement waits for another process that holds the file."""
 RAW = """
 CREATE TABLE IF NOT EXISTS raw(
   id INTEGER PRIMARY KEY AUTOINCREMENT, stream TEXT NOT NULL, stamp_s REAL NOT NULL, encoding TEXT NOT NULL,
@@ -79,7 +81,7 @@ def connect(path: Path) -> sqlite3.Connection:
         sqlite3.DatabaseError: not a database, or broken.
         ValueError: written by a newer version of this program.
     """
-    db = sqlite3.connect(path, isolation_level=None, timeout=5.0, check_same_thread=False)
+    db = sqlite3.connect(path, isolation_level=None, timeout=BUSY_S, check_same_thread=False)
     with ExitStack() as undo:
         undo.callback(db.close)
         if not path.stat().st_size:

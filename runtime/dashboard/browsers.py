@@ -98,6 +98,7 @@ class Hub:
     state: ViewState
     clients: set[Client] = field(default_factory=set)
     dropped: int = 0
+    period_s: float = PERIOD_S
     patience_s: float = PATIENCE_S
     changed: asyncio.Event = field(default_factory=asyncio.Event)
     watch_changed: Callable[[], None] = lambda: None
@@ -136,7 +137,7 @@ class Hub:
                     limit.reschedule(loop.time() + self.patience_s)
                     await client.send_news(self.state, loop.time())
                     limit.reschedule(None)
-                    await asyncio.sleep(PERIOD_S)
+                    await asyncio.sleep(self.period_s)
                 if client.replaced:
                     limit.reschedule(loop.time() + self.patience_s)
                     await client.ws.close(code=REPLACED, message=b"another operator has taken this place")

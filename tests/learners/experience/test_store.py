@@ -526,7 +526,11 @@ def test_a_broken_file_that_cannot_be_set_aside_costs_no_later_tick(
         assert [row.transition.tick for row in reader.rows(0, 10)] == [1, 2]
 
 
-def test_a_disk_that_refuses_is_an_event_and_later_ticks_are_stored(tmp_path: Path, events: Events) -> None:
+def test_a_disk_that_refuses_is_an_event_and_later_ticks_are_stored(
+    tmp_path: Path, events: Events, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(schema, "BUSY_S", 0.1)
+    monkeypatch.setattr(writer, "FAILING_PAUSE_S", 0.1)
     store = Store(tmp_path, settings(), on_event=lambda kind, fields: events.append((kind, fields)))
     store.append(tick(1))
     assert store.flush()
@@ -549,8 +553,10 @@ import json, resource, signal, sys, time
 from pathlib import Path
 import numpy as np
 from learners.experience.store import Raw, Store
+from learners.experience import writer
 from learners.experience.transition import Transition
 
+writer.FAILING_PAUSE_S = 0.1
 events = []
 store = Store(Path(sys.argv[1]), on_event=lambda kind, fields: events.append((kind, fields)))
 number = 0

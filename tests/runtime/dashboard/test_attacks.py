@@ -264,10 +264,10 @@ RAW = [json.dumps({"do": "request", "verb": "arm", "data": {"x": "?"}}).replace(
 def test_no_command_makes_the_socket_fail_and_no_viewers_command_is_sent(
     token: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("runtime.dashboard.browsers.PERIOD_S", 0.001)
     monkeypatch.setattr("runtime.dashboard.browsers.COMMANDS_PER_S", 1e9)
 
     def attack(page: Site, wait: Callable[[Awaitable[Any]], Any]) -> None:
+        page.hub.period_s = 0.001
         ws = wait(page.talk(wait(page.sign_in(token))))
         numbers = itertools.count(1)
 

@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -99,13 +100,15 @@ async def verb(folder: Path, broker: Mosquitto, *arguments: str) -> Result:
 
 
 async def test_the_verb_stops_one_agent_through_its_own_gate_and_shows_the_answer(
-    tmp_path: Path, broker: Mosquitto
+    tmp_path: Path, broker: Mosquitto, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     relay = relay_of(tmp_path, broker)
     async with world_of(tmp_path / "state", broker) as world, relaying(relay):
         await eventually(lambda: relay.state() is not None, "the status of the agent")
         assert relay.state() != "stopped"
-        other = await verb(tmp_path, broker, "another")
+        with monkeypatch.context() as shorter:
+            shorter.setattr("runtime.fleet.reports.stop_agents", partial(stop_agents, timeout_s=0.5))
+            other = await verb(tmp_path, broker, "another")
         assert (other.exit_code, world.host.gate.stopped) == (1, False)
         assert "another: no answer" in other.output
         done = await verb(tmp_path, broker, "tester")
@@ -166,23 +169,22 @@ async def test_without_a_gate_or_a_broker_of_the_agent_there_is_no_answer_and_th
 ) -> None:
     own = Mosquitto(tmp_path).start()
     try:
-        async with relaying(relay_of(tmp_path, broker, own.url)):
-            found = await stop_agents(server(tmp_path, broker), "tester", "a test", 3)
-            assert (found["tester"].outcome, "no gate of the agent answered" in found["tester"].reason) == (
-                "no_answer",
-                True,
-            )
-        own.stop()
-        relay = relay_of(tmp_path, broker, own.url)
         watch = GroupWatch(server(tmp_path, broker))
         caller = StopCaller(watch.link, STOPS)
+        relay = relay_of(tmp_path, broker, own.url)
+        relay.gate_s = 0.3
         async with relaying(relay), running(watch.link):
-            found = await caller.stop("tester", ["tester"], "a test", 2)
-            assert found["tester"].outcome == "no_answer"
-            assert "the agent's broker" in found["tester"].reason
+            stopping = asyncio.create_task(caller.stop("tester", ["tester"], "a test", 60))
+            await eventually(lambda: "tester" in caller.newest, "an answer")
+            assert caller.newest["tester"].outcome == "no_answer"
+            assert "no gate of the agent answered" in caller.newest["tester"].reason
+            own.stop()
+            await eventually(lambda: "the agent's broker:" in caller.newest["tester"].reason, "another answer")
+            assert caller.newest["tester"].outcome == "no_answer"
+            assert not stopping.done()
             own.start()
             async with world_of(tmp_path / "state", own) as world:
-                await eventually(lambda: caller.newest["tester"].outcome == "stopped", "the late answer")
+                assert (await stopping)["tester"].outcome == "stopped", "the late answer"
                 assert world.host.gate.stopped
     finally:
         own.stop()
@@ -284,11 +286,13 @@ async def test_a_refusal_that_may_pass_is_tried_again(tmp_path: Path, broker: Mo
         watch = GroupWatch(server(tmp_path, broker))
         caller = StopCaller(watch.link, STOPS)
         async with relaying(relay), running(watch.link):
-            await caller.stop("tester", ["tester"], "a test", 5)
+            stopping = asyncio.create_task(caller.stop("tester", ["tester"], "a test", 60))
+            await eventually(lambda: "tester" in caller.newest, "an answer")
             assert caller.newest["tester"].outcome == "no_answer"
             assert "tried again" in caller.newest["tester"].reason
+            assert not stopping.done()
             own.puback = stops
-            await eventually(lambda: caller.newest["tester"].outcome == "stopped", "another attempt")
+            assert (await stopping)["tester"].outcome == "stopped", "another attempt"
 
 
 @pytest.mark.parametrize("code", [0x87, 0x90, 0x99])
@@ -460,10 +464,13 @@ async def test_a_broker_of_the_agent_that_refuses_the_login_or_the_topic_is_name
     assert (found["tester"].outcome, "mqtt.fleet: missing" in found["tester"].reason) == ("refused", True)
 
 
-async def test_on_the_page_an_operator_stops_and_a_viewer_may_not(tmp_path: Path, broker: Mosquitto) -> None:
+async def test_on_the_page_an_operator_stops_and_a_viewer_may_not(
+    tmp_path: Path, broker: Mosquitto, monkeypatch: pytest.MonkeyPatch
+) -> None:
     await report(broker, "tester", "away")
     settings = server(tmp_path, broker)
     watch = GroupWatch(settings)
+    caller = StopCaller(watch.link, STOPS)
     view = FleetPage(
         "arms",
         Access(OPERATOR, VIEWER, time.monotonic),
@@ -471,7 +478,7 @@ async def test_on_the_page_an_operator_stops_and_a_viewer_may_not(tmp_path: Path
         "",
         watch,
         lambda action: act_on(settings, action),
-        StopCaller(watch.link, STOPS),
+        caller,
     )
     relay = relay_of(tmp_path, broker)
     jar = aiohttp.CookieJar(unsafe=True)
@@ -495,5 +502,6 @@ async def test_on_the_page_an_operator_stops_and_a_viewer_may_not(tmp_path: Path
         assert (await answer.json(), world.host.gate.stopped) == ({"outcome": "tester: stopped"}, True)
         state = await (await browser.get(f"{url}/state")).json()
         assert {each["agent"]: each["stop"] for each in state["agents"]} == {"away": "", "tester": "stopped"}
+        monkeypatch.setattr(caller, "stop", partial(caller.stop, timeout_s=3.0))
         answer = await browser.post(f"{url}/action", json=everyone, headers=origin)
         assert (await answer.json())["outcome"] == "1 of 2 agents are stopped. Not stopped: away"
