@@ -12,7 +12,7 @@ import contextlib
 import random
 import threading
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping
-from concurrent.futures import Executor, Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ from typing import Any
 import orjson
 import torch
 import yaml
+from at_once import AtOnce
 
 from actuators.actions import Value
 from actuators.safety.decisions import ActuatorDecision, Proposal
@@ -120,19 +121,6 @@ class JudgingGate:
             decision, version = (ours.decision, ours.policy) if ours is not None else (None, ruling.by)
             self._send(ruling.actuator, ruling.value, decision, version)
             self.gate.acknowledged(ruling.actuator, ruling.serial, self._clock.now())
-
-
-class AtOnce(Executor):
-    """Runs work where it is submitted, so that a run needs no second thread and no switch between threads."""
-
-    def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
-        """Run the work; its error is raised by the future."""
-        done: Future[Any] = Future()
-        try:
-            done.set_result(fn(*args, **kwargs))
-        except Exception as error:  # noqa: BLE001 - whatever the work raises belongs to who awaits it
-            done.set_exception(error)
-        return done
 
 
 class NeverWaits(threading.Event):
@@ -305,7 +293,7 @@ async def virtual_daemon(
         loop.gate = PassingGate()  # type: ignore[assignment]
         parts.feedback.now = clock.now
         parts.engine._inference.shutdown()
-        parts.engine._inference = AtOnce()  # type: ignore[assignment]
+        parts.engine._inference = AtOnce()
         parts.write_spec()
         learner = None
         if parts.config.learner.enabled:

@@ -7,6 +7,7 @@ drawn or spoken. A reward arrives one tick after its decision.
 
 from __future__ import annotations
 
+import asyncio
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -16,6 +17,7 @@ from typing import Any
 import numpy as np
 import orjson
 import torch
+from at_once import AtOnce
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from numpy.typing import NDArray
 
@@ -216,6 +218,7 @@ class Stage:
             LearnerEvents(self.outbox, self._emit, {"source_quarantined": self.sources.report}),
             self._emit,
         )
+        self._threads = AtOnce()
         self._last: tuple[str, float, bool] | None = None
         self.arms: list[TickVersion] = []
 
@@ -239,6 +242,7 @@ class Stage:
     async def run(self, seconds: float, until: Callable[[], bool] = lambda: False) -> float:
         """Let virtual time pass; returns how much did."""
         begun_s = self.now_s
+        asyncio.get_running_loop().set_default_executor(self._threads)  # two or three for each tick
         for _ in range(round(seconds / TICK_S)):
             await self.tick()
             if until():

@@ -7,12 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-from learners.continual.evaluation import metric, predict
-from learners.continual.trainer import ContinualTrainer
 from learners.data_error import DataError
-from learners.tasks.base import Example, Prediction, Task
-from learners.tasks.task_classes import open_task
+
+if TYPE_CHECKING:
+    from learners.continual.trainer import ContinualTrainer
+    from learners.tasks.base import Example, Prediction, Task
 
 CHUNK = 32
 """Examples that a version predicts before the learner's loop goes on."""
@@ -58,6 +59,8 @@ class FeedingTasks:
 
 
 def _compare(task: ContinualTrainer, before: str) -> Generator[None, None, HeldOutComparison | None]:
+    from learners.tasks.task_classes import open_task  # noqa: PLC0415 - transformers: only where a task is compared
+
     now = task.versions.live()
     old = next((version for version in task.versions.all() if version.name == before), None)
     if now is None or old is None or now.name == before:
@@ -75,6 +78,8 @@ def _compare(task: ContinualTrainer, before: str) -> Generator[None, None, HeldO
 
 
 def _score(task: Task, examples: Sequence[Example]) -> Generator[None, None, float]:
+    from learners.continual.evaluation import metric, predict  # noqa: PLC0415 - transformers, as above
+
     predictions: list[Prediction] = []
     for start in range(0, len(examples), CHUNK):
         predictions += predict(task, examples[start : start + CHUNK])

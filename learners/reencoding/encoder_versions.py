@@ -16,7 +16,6 @@ from torch import Tensor
 from learners.config.policy import EncoderSettings
 from learners.ipc.settings import LearnerConfig, encoder_window_s
 from learners.model.encoders.base import Encoder
-from learners.model.encoders.pretrained import load
 from learners.reencoding.task_encoder import encoder_tasks, state_of
 from learners.task_serving.versions import TaskVersion, TaskVersionStore
 
@@ -90,9 +89,7 @@ class EncoderVersions:
 
     def _make(self, name: str, task: str, live: TaskVersion, refused: Callable[[dict[str, str]], object]) -> str | None:
         settings = self.inputs.encoders[name]
-        encoder = load(
-            settings, self.inputs.policy.tokens, CPU, window_s=encoder_window_s(self.inputs.streams.values(), name)
-        )
+        encoder = self._pretrained(settings, encoder_window_s(self.inputs.streams.values(), name))
         try:
             encoder.load_state(state_of(settings, encoder, live.path))
         except (OSError, ValueError, RuntimeError, SafetensorError) as error:
@@ -103,7 +100,7 @@ class EncoderVersions:
 
     def _weights(self, name: str, version: str, window_s: float) -> Encoder | None:
         settings = self.inputs.encoders[name]
-        encoder = load(settings, self.inputs.policy.tokens, CPU, window_s=window_s)
+        encoder = self._pretrained(settings, window_s)
         if encoder.version == version:
             return encoder
         for one in self._versions(name, version):
@@ -115,6 +112,11 @@ class EncoderVersions:
             if encoder.version == version:
                 return encoder
         return None
+
+    def _pretrained(self, settings: EncoderSettings, window_s: float) -> Encoder:
+        from learners.model.encoders.pretrained import load  # noqa: PLC0415 - transformers: only where an encoder is built
+
+        return load(settings, self.inputs.policy.tokens, CPU, window_s=window_s)
 
     def _versions(self, name: str, encoder_version: str) -> list[TaskVersion]:
         """Return the versions of the encoder's task, the most likely ones first."""

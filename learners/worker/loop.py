@@ -19,7 +19,7 @@ import time
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -46,12 +46,14 @@ from learners.reencoding.reencoder import Reencoder
 from learners.reencoding.token_store import TokenStore
 from learners.rl.tokens.sharded import Shards
 from learners.torch_device import pick_device
-from learners.worker.finetune_process import tasks_of
 from learners.worker.finetuning import FinetuneRunner
 from learners.worker.journal import Journal
 from learners.worker.learner import Learner
 from learners.worker.policy_candidates import CandidateManager, fleet_base
 from learners.worker.torch_limits import background_stream
+
+if TYPE_CHECKING:
+    from learners.continual.trainer import ContinualTrainer
 
 POLL_S = 0.2
 ENCODED_LATER = 64
@@ -115,7 +117,7 @@ class LearnerLoop:
         )
         self.encoder_versions = EncoderVersions(inputs)
         self.reencoder = Reencoder(self.reader, recoded, self.encoder_versions)
-        tasks = tasks_of(inputs, self.reader)
+        tasks = _tasks(inputs, self.reader)
         self.finetuning = FinetuneRunner(inputs, tasks, self.outbox)
         self.candidates = CandidateManager(
             self.learner,
@@ -365,6 +367,15 @@ def serve(inputs: LearnerConfig, stop: threading.Event) -> None:
         loop = _opened(inputs, spec, stop)
         if loop is not None:
             loop.run()
+
+
+def _tasks(inputs: LearnerConfig, reader: Reader) -> dict[str, ContinualTrainer]:
+    """Build the fine-tuning of every task, by name; without tasks, the libraries of their models are not imported."""
+    if not inputs.tasks:
+        return {}
+    from learners.worker.finetune_process import tasks_of  # noqa: PLC0415 - transformers and matplotlib: seconds, and memory
+
+    return tasks_of(inputs, reader)
 
 
 def _opened(inputs: LearnerConfig, spec: PolicySpec, stop: threading.Event) -> LearnerLoop | None:

@@ -58,24 +58,33 @@ def story(folder: Path) -> list[Callable[[Learner], object]]:
     ]
 
 
-@pytest.mark.parametrize("crashes", [(0,), (3,), (4,), (5, 6), (1, 7, 8), (9,), tuple(range(10))])
-def test_a_run_that_crashed_ends_with_the_same_weights(tmp_path: Path, crashes: tuple[int, ...]) -> None:
-    def run(folder: Path, crashes: tuple[int, ...]) -> dict[str, torch.Tensor]:
-        one = learning.make_learner(folder)
-        one.resume(no_version)
-        one.save()
-        for number, step in enumerate(story(folder)):
-            step(one)
-            if number in crashes:  # kill -9: nothing but the files is left
-                update = one.position.update
-                one = learning.make_learner(folder)
-                assert one.resume(no_version)
-                one.train(FOREVER, until=update)  # what came after the last thing taken in is done again
-        assert one.position.update == 180
-        return learning.weights(one)
+def crashing(folder: Path, crashes: tuple[int, ...]) -> dict[str, torch.Tensor]:
+    """The weights after the story, with a crash after each of these steps."""
+    one = learning.make_learner(folder)
+    one.resume(no_version)
+    one.save()
+    for number, step in enumerate(story(folder)):
+        step(one)
+        if number in crashes:  # kill -9: nothing but the files is left
+            update = one.position.update
+            one = learning.make_learner(folder)
+            assert one.resume(no_version)
+            one.train(FOREVER, until=update)  # what came after the last thing taken in is done again
+    assert one.position.update == 180
+    return learning.weights(one)
 
-    expected = run(tmp_path / "whole", ())
-    learning.assert_identical(run(tmp_path / "crashed", crashes), expected)
+
+@pytest.fixture(scope="module")
+def expected(tmp_path_factory: pytest.TempPathFactory) -> dict[str, torch.Tensor]:
+    """The weights after the story without a crash."""
+    return crashing(tmp_path_factory.mktemp("whole"), ())
+
+
+@pytest.mark.parametrize("crashes", [(0,), (3,), (4,), (5, 6), (1, 7, 8), (9,), tuple(range(10))])
+def test_a_run_that_crashed_ends_with_the_same_weights(
+    tmp_path: Path, expected: dict[str, torch.Tensor], crashes: tuple[int, ...]
+) -> None:
+    learning.assert_identical(crashing(tmp_path, crashes), expected)
 
 
 def test_weights_depend_on_the_seed_and_on_what_was_taken_in(tmp_path: Path) -> None:

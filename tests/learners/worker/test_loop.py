@@ -297,6 +297,11 @@ def test_the_process_dies_with_its_parent(tmp_path: Path) -> None:
     assert parent.stdout is not None
     child = psutil.Process(int(parent.stdout.readline()))
     wait_until(lambda: "learner_waiting_for_spec" in dict(events(tmp_path)))
+    libraries = Path(f"/proc/{child.pid}/maps").read_text()
+    assert "/torch/" in libraries
+    assert not [name for name in ("/tokenizers/", "/matplotlib/", "/peft/", "/scipy/stats/") if name in libraries], (
+        "without tasks, it starts without the libraries of their models"
+    )
     parent.kill()
     parent.communicate()
     wait_until(lambda: not child.is_running() or child.status() == psutil.STATUS_ZOMBIE)

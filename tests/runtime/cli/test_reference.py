@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import functools
 import json
 import re
 from collections import Counter
@@ -66,12 +67,20 @@ def _words(node: ast.expr) -> list[str]:
     return [node.value] if isinstance(node, ast.Constant) and isinstance(node.value, str) else []
 
 
+@functools.cache
+def _code() -> dict[Path, tuple[ast.Call | ast.Constant, ...]]:
+    """By file of the code, its calls and constants."""
+    return {
+        path: tuple(n for n in ast.walk(ast.parse(path.read_text())) if isinstance(n, ast.Call | ast.Constant))
+        for folder in ("runtime", "learners", "actuators", "sensors")
+        for path in (ROOT / folder).rglob("*.py")
+    }
+
+
 def _reported() -> Iterator[tuple[str, str]]:
     """Every (kind, name) in the code."""
-    files = [
-        path for folder in ("runtime", "learners", "actuators", "sensors") for path in (ROOT / folder).rglob("*.py")
-    ]
-    for node in (node for path in files for node in ast.walk(ast.parse(path.read_text()))):
+    files = _code()
+    for node in (node for nodes in files.values() for node in nodes):
         if not isinstance(node, ast.Call):
             continue
         caller = getattr(node.func, "attr", getattr(node.func, "id", ""))
@@ -95,14 +104,13 @@ def test_every_event_refusal_and_drop_in_the_code_is_explained_to_the_operator()
 def test_every_event_in_the_code_is_in_the_registry_and_the_other_way_round() -> None:
     emitted = {name for kind, name in _reported() if kind == "event"}
     assert emitted - set(EVENTS) == set()
-    words: set[str] = set()
-    for folder in ("runtime", "learners"):
-        for path in (ROOT / folder).rglob("*.py"):
-            if path.name != "events.py":
-                nodes = ast.walk(ast.parse(path.read_text()))
-                words |= {
-                    node.value for node in nodes if isinstance(node, ast.Constant) and isinstance(node.value, str)
-                }
+    words = {
+        node.value
+        for path, nodes in _code().items()
+        if path.relative_to(ROOT).parts[0] in {"runtime", "learners"} and path.name != "events.py"
+        for node in nodes
+        if isinstance(node, ast.Constant) and isinstance(node.value, str)
+    }
     assert set(EVENTS) - words == set(), "nothing emits it"
 
 

@@ -503,9 +503,9 @@ async def test_a_snapshot_restores_the_past(engine: Engine) -> None:
 ARM = ActionSpace((Choice("head", ("left", "stay", "right")), Continuous("arm", (-1.0, -1.0), (1.0, 2.0))))
 
 
-def explorer(backend: Any = "torch") -> Engine:
+def explorer(backend: Any = "torch", state_dir: Path | None = None) -> Engine:
     """An engine with continuous actuators that wander: half of the time an excursion with autocorrelated noise."""
-    made = engine_of(spec_of(actions=ARM), backend)
+    made = engine_of(spec_of(actions=ARM), backend, state_dir)
     assert made.policy.heads.continuous is not None
     made.policy.heads.continuous.epsilon.fill_(0.5)
     return made
@@ -531,7 +531,7 @@ async def test_a_snapshot_restores_the_memory_of_exploration() -> None:
 @pytest.mark.parametrize("backend", ["torch", "openvino"])
 async def test_a_swap_goes_on_with_the_noise_and_a_snapshot_after_it_is_exact(tmp_path: Path, backend: Any) -> None:
     """The same weights swapped in: nothing changes; and a snapshot within the history of a swap restores every bit."""
-    one, other, plain = explorer(backend), explorer(backend), explorer(backend)
+    one, other, plain = (explorer(backend, tmp_path) for _ in range(3))
     (tmp_path / "v1").mkdir()
     save(one.policy, tmp_path / "v1")
     want = await explore(plain, range(40))
