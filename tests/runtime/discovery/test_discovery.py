@@ -184,7 +184,9 @@ def test_the_verb_writes_a_file_for_a_sensor_and_a_switch_without_an_edit(busy: 
     assert "exists already" in again.stderr
 
 
-def test_without_an_actuator_or_a_broker_it_says_what_to_do(busy: Mosquitto, tmp_path: Path) -> None:
+def test_without_an_actuator_or_a_broker_it_says_what_to_do(
+    busy: Mosquitto, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     out = str(tmp_path / "none.yaml")
     done = CliRunner().invoke(main, ["discover", busy.url, "--seconds", "1", "--out", out, "--yes"])
     assert done.exit_code == 2
@@ -193,6 +195,7 @@ def test_without_an_actuator_or_a_broker_it_says_what_to_do(busy: Mosquitto, tmp
     body = json.loads(listed.stdout)
     assert body["streams"][0]["topic"] == "room/sensor"
     assert "--actuator" in body["left_out"][0]["why"]
+    monkeypatch.setattr("runtime.discovery.topic_samples.CONNECT_S", 0.5)
     gone = CliRunner().invoke(main, ["discover", f"mqtt://127.0.0.1:{free_port()}", "--seconds", "1"])
     assert gone.exit_code == 1
     assert "no broker on 127.0.0.1" in gone.stderr

@@ -96,7 +96,7 @@ async def take(receiver: PolicyReceiver, *messages: bytes) -> None:
     """Pass messages to a running receiver until it has done all of them."""
     before = receiver.refused + receiver.repeated
     for message in messages:
-        await asyncio.wait_for(receiver._take(message), 5)
+        await asyncio.wait_for(receiver._take(message), 60)
     assert receiver.refused + receiver.repeated - before < len(messages)
 
 
