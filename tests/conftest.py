@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import gc
 import inspect
 import os
 import random
@@ -82,6 +83,18 @@ def _torch(do: Callable[[Any], object]) -> None:
     torch = sys.modules.get("torch")
     if torch is not None and hasattr(torch, "set_flush_denormal"):
         do(torch)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_collection(session: pytest.Session) -> Iterator[None]:
+    """Import and collect without the garbage collector, which then never looks at all that again: it lives until the end."""
+    del session
+    gc.disable()
+    try:
+        return (yield)
+    finally:
+        gc.enable()
+        gc.freeze()
 
 
 @pytest.hookimpl(trylast=True)
