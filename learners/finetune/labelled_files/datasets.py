@@ -83,7 +83,7 @@ def _of_split(examples: Examples, source: Path, split: str) -> Examples:
 def _alike(examples: Examples) -> list[str]:
     """Return notes for labels and tags of nearly one spelling: each is a class of its own, which is seldom meant."""
     labels = {one for row in examples for one in _labels(row)}
-    tags = {tag for row in examples if isinstance(row, LocatedExample) for tag in row.get("tags", ())}
+    tags = {tag for row in examples if isinstance(row, LocatedExample) for tag in _words(row.get("tags"))}
     return class_names.alike(labels) + class_names.alike({tag.partition("-")[2] for tag in tags if "-" in tag})
 
 
@@ -96,7 +96,12 @@ def _cut_sounds(examples: Examples) -> list[str]:
 
 def _labels(row: dict[str, Any]) -> list[str]:
     given = row.get("label")
-    return [one for one in (given if isinstance(given, list | tuple) else [given]) if isinstance(one, str)]
+    return _words(given if isinstance(given, list | tuple) else [given])
+
+
+def _words(values: Any) -> list[str]:
+    """Return the words of a list; whether it is one, and of words only, is checked when the task is known."""
+    return [one for one in values if isinstance(one, str)] if isinstance(values, list | tuple) else []
 
 
 def text(path: Path) -> Examples:

@@ -382,3 +382,17 @@ def test_any_bytes_are_read_or_refused(tmp_path_factory: pytest.TempPathFactory,
             check(datasets.read(path, task), task)
         except DataError as error:
             assert str(error).startswith(str(path))  # noqa: PT017 - most inputs are refused, some are read
+
+
+@pytest.mark.parametrize("value", [1, None, True, 1.5, "x", [1], [None], [[1]], [{}], {}, {"a": 1}, [], ["a", 1]])
+@pytest.mark.parametrize("field", ["text", "label", "tokens", "tags", "answers", "messages", "source"])
+def test_a_field_of_any_type_is_read_while_no_task_says_which_it_has(tmp_path: Path, field: str, value: object) -> None:
+    """A verb reads the files before it knows the task; the task then refuses the field by its line."""
+    row = {"text": "a", "label": "b", "tokens": ["a"], "tags": ["O"], field: value}
+    path = write(tmp_path, orjson.dumps(row) + b"\n", "a.jsonl")
+    try:
+        read = datasets.read(path)
+    except DataError as error:
+        assert str(error).startswith(f"{path}:1: ")
+    else:
+        assert len(read) == 1
