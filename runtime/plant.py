@@ -11,7 +11,6 @@ import signal
 import sys
 import time
 from collections.abc import Callable
-from contextlib import redirect_stdout
 from pathlib import Path
 
 import structlog
@@ -25,6 +24,7 @@ from runtime.config.loader import load
 from runtime.config.mqtt_settings import MqttSettings
 from runtime.mqtt import Address, Connection, Message
 from runtime.process import child, log
+from runtime.process.foreign_output import foreign_output
 from runtime.process.pacing import MonotonicClock, Pacer
 
 _LOG = structlog.get_logger(__name__)
@@ -55,7 +55,7 @@ def broker(url: str) -> MqttSettings:
 
 def print_config(environment: str, agent: str, url: str, rate_hz: float | None) -> None:
     """Print the settings file of an agent that controls this environment, and nothing that the environment prints."""
-    with redirect_stdout(sys.stderr):
+    with foreign_output():
         settings = plant_settings(environment, agent=agent, rate_hz=rate_hz) | {"mqtt": {"url": url}}
     sys.stdout.write(yaml.safe_dump(settings, sort_keys=False))
 

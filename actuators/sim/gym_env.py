@@ -10,7 +10,7 @@ import importlib
 import numbers
 import warnings
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeVar
 
 import gymnasium
 import numpy as np
@@ -18,9 +18,11 @@ from gymnasium import spaces
 from gymnasium.envs.registration import EnvSpec
 
 from actuators.sim.call_limit import CALL_S, GRACE_S, LIMIT, CallTookTooLong
+from actuators.sim.foreign_code import FOREIGN
 from actuators.sim.gym_spaces import is_picture, split, streams
 from actuators.sim.plant import PlantFault
 
+T = TypeVar("T")
 API = "gymnasium's API wants (observation, info) of reset(seed=, options=) and (observation, reward, terminated, truncated, info) of step"
 
 FAILS = (Exception, SystemExit)
@@ -48,7 +50,7 @@ def find(environment: str, limit_s: float = CALL_S) -> EnvSpec:
     module, found, name = environment.rpartition(":")
     try:
         if found:
-            LIMIT.call(lambda: importlib.import_module(module), limit_s, f"{environment!r}: the import of {module}")
+            _limited(lambda: importlib.import_module(module), limit_s, f"{environment!r}: the import of {module}")
         spec: EnvSpec = gymnasium.spec(name)
     except CallTookTooLong:
         raise ValueError(f"{environment!r}: its module {_slow(limit_s)}") from None
@@ -81,11 +83,20 @@ def make(environment: str, limit_s: float = CALL_S) -> CheckedEnv:
         return CheckedEnv(gymnasium.make(environment, disable_env_checker=True), environment, limit_s)
 
     try:
-        return LIMIT.call(made, limit_s, f"{environment!r}: making it")
+        return _limited(made, limit_s, f"{environment!r}: making it")
     except CallTookTooLong:
         raise ValueError(f"{environment!r} cannot be made: it {_slow(limit_s)}") from None
     except FAILS as error:
         raise ValueError(f"{environment!r} cannot be made: {type(error).__name__}: {_line(error)}") from error
+
+
+def _limited(work: Callable[[], T], limit_s: float, name: str, *, is_rare: bool = True) -> T:
+    """Call foreign code for a limited time; the settings of the process are as before.
+
+    Raises:
+        CallTookTooLong: it took longer.
+    """
+    return FOREIGN.call(lambda: LIMIT.call(work, limit_s, name), name, is_rare=is_rare)
 
 
 def _slow(limit_s: float) -> str:
@@ -144,7 +155,7 @@ class CheckedEnv(gymnasium.Wrapper[Any, Any, Any, Any]):
         """Close the environment; a failure is a warning, because nothing is needed of it any more."""
         limit_s = min(self.limit_s, GRACE_S) if self._hangs else self.limit_s
         try:
-            LIMIT.call(self.env.close, limit_s, f"{self.name}: close")
+            _limited(self.env.close, limit_s, f"{self.name}: close")
         except CallTookTooLong:
             warnings.warn(f"{self.name}: close has not returned for {limit_s:g} s", stacklevel=2)
         except FAILS as error:
@@ -157,7 +168,7 @@ class CheckedEnv(gymnasium.Wrapper[Any, Any, Any, Any]):
             EnvironmentFault: it fails, or has not returned in time.
         """
         try:
-            return LIMIT.call(work, self.limit_s, f"{self.name}: {self._place()}")
+            return _limited(work, self.limit_s, f"{self.name}: {self._place()}", is_rare=not self.steps)
         except CallTookTooLong:
             self._hangs = True
             raise self._fault(f"it {_slow(self.limit_s)}") from None

@@ -23,6 +23,7 @@ from learners.gym.demonstrations import DemonstrationEpisode
 from learners.gym.environment_pool import BlockRow, EnvironmentPool, EnvironmentStep, EpisodeBlocks
 from learners.gym.greedy_episodes import ReturnSummary, run_episodes
 from learners.gym.observations import FrameWindow, ObservationEncoder, Tokens
+from learners.gym.torch_settings import OwnRandomNumbers, seed_environments
 from learners.model.encoders.base import Encoder
 from learners.model.features import concat, recorded
 from learners.model.heads import actuator_values
@@ -138,13 +139,14 @@ class GymTrainer:
         s = self.settings
         self.env = make()
         self.generator = torch.Generator().manual_seed(seed)
-        torch.manual_seed(seed)  # initial weights
+        self.random = OwnRandomNumbers(seed)
         self.observation_encoder = ObservationEncoder(self.env.observation_space, encoder)
         self.spec = self.observation_encoder.specify(
             self.env, gamma=s.gamma, algorithm=s.algorithm, width=s.width, hidden=s.hidden
         )
-        self.policy = Policy(self.spec).eval()
-        self.algorithm = Algorithm(self.policy, self.generator)
+        with self.random.in_force():  # initial weights
+            self.policy = Policy(self.spec).eval()
+            self.algorithm = Algorithm(self.policy, self.generator)
         choices = bool(self.spec.actions.choices)
         self.batch = s.choice_batch if choices else s.batch
         self.warmup = s.choice_warmup if choices else s.warmup
@@ -290,10 +292,11 @@ class GymTrainer:
         return self._begin(self.env.reset(seed=seed)[0])
 
     def _next_seed(self) -> int:
-        """Return the seed of the training at its start, and one for each step at which it was saved."""
-        if not self._saved:
-            return self.seed
-        return int(np.random.SeedSequence((self.seed, self._saved)).generate_state(1)[0]) >> 1
+        """Seed what environments draw from, and return that seed: of the training at its start, and one for each step at which it was saved."""
+        sequence = np.random.SeedSequence((self.seed, self._saved))
+        seed = int(sequence.generate_state(1)[0]) >> 1 if self._saved else self.seed
+        seed_environments(seed)
+        return seed
 
     def snapshot(self) -> tuple[dict[str, dict[str, Tensor]], dict[str, Any]]:
         """Return all that an exact resume needs at the end of an episode, as tensors by file and name, and JSON."""
@@ -303,7 +306,7 @@ class GymTrainer:
             "policy": self.policy.state_dict(),
             "learner": self.algorithm.state_dict(),
             "replay": {name: torch.from_numpy(np.ascontiguousarray(x)) for name, x in arrays.items()},
-            "random": {"torch": torch.get_rng_state(), **(head.exploration_state() if head is not None else {})},
+            "random": {"torch": self.random.state, **(head.exploration_state() if head is not None else {})},
             **{f"best{i}": best.weights for i, best in enumerate(self.best_checkpoints)},
         }
         return tensors, {
@@ -329,7 +332,7 @@ class GymTrainer:
             raise ValueError(f"the saved policy is another one: {' '.join(str(error).split())}") from None
         self.algorithm.load_state_dict(dict(tensors["learner"]))
         self.replay.restore({name: x.numpy() for name, x in tensors["replay"].items()}, rest["replay"])
-        torch.set_rng_state(tensors["random"]["torch"])
+        self.random.state = tensors["random"]["torch"]
         if self.policy.heads.continuous is not None:
             self.policy.heads.continuous.restore_exploration(tensors["random"])
         self._step = self._saved = rest["step"]
@@ -399,7 +402,8 @@ class GymTrainer:
             if self.algorithm.needs_return_scale:
                 self.algorithm.rescale(self.replay.return_scale())
             batch = self.replay.sample(self.batch, self.generator)
-            self.metrics = self.algorithm.update(batch, 1 / self.settings.updates_per_step)
+            with self.random.in_force():
+                self.metrics = self.algorithm.update(batch, 1 / self.settings.updates_per_step)
         return count
 
     def _observe(self) -> None:

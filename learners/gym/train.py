@@ -32,6 +32,7 @@ from learners.gym.greedy_episodes import ReturnSummary
 from learners.gym.lock_step import GymTrainer, TrainSettings
 from learners.gym.results_file import settings_values, write_failed, write_not_ended, write_results
 from learners.gym.saved_training import SavedState, SavedTraining, named
+from learners.gym.torch_settings import guard_torch
 from learners.model.spec import Algorithm as Name
 
 
@@ -69,6 +70,7 @@ def train(
         ValueError: no such environment, actions or observations nothing here can handle, no script for demonstrations; or what is
             below `out` cannot be resumed.
     """
+    guard_torch()
     torch.set_flush_denormal(True)
     used = with_algorithm(settings or TrainSettings(), algorithm)
     torch.set_num_threads(used.threads)

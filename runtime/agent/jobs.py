@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Coroutine
+from contextlib import suppress
 from functools import partial
 from typing import Any
 
 import structlog
 
 from runtime.agent.components import Components
-from sensors.base import Sensor
+from sensors.base import PayloadRefused, Sensor
+from sensors.drivers.sensor import DriverSensor
 
 SPEC_RETRY_S = 5.0
 _LOG = structlog.get_logger(__name__)
@@ -89,12 +91,19 @@ def unready(parts: Components) -> list[str]:
 
 
 async def _run_sensor(parts: Components, sensor: Sensor) -> None:
-    """Run a sensor; publish its losses and recoveries as events."""
+    """Run a sensor; publish its losses and recoveries, and what it refuses, as events."""
+    loop = asyncio.get_running_loop()
 
     def lost(reason: str) -> None:
         parts.reporter.event("sensor_lost", {"stream": sensor.name, "reason": reason})
 
+    def refused(refusal: PayloadRefused) -> None:
+        with suppress(RuntimeError):  # the loop has ended
+            loop.call_soon_threadsafe(parts.decoder.report, sensor.name, refusal)
+
     def recovered() -> None:
         parts.reporter.event("sensor_recovered", {"stream": sensor.name})
 
+    if isinstance(sensor, DriverSensor):
+        sensor.refused = refused
     await sensor.run(parts.inbox.put, lost, recovered)

@@ -46,6 +46,7 @@ from runtime.cli.options import (
 from runtime.cli.service import service
 from runtime.cli.train import compare, train
 from runtime.process.child import IDLE_BLAS
+from runtime.process.foreign_output import end_in_time
 
 
 class CommandWithExamples(click.Command):
@@ -343,3 +344,12 @@ main.add_command(renamed("release", "reflexd sources release NAME"))
 
 if __name__ == "__main__":
     main()
+
+
+def program() -> None:
+    """Run the command line as a process, which ends soon although foreign code left threads running."""
+    try:
+        main()
+    except SystemExit as ended:
+        end_in_time(ended.code if isinstance(ended.code, int) else int(ended.code is not None))
+        raise

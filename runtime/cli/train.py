@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, redirect_stdout
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,6 +16,7 @@ import yaml
 from actuators.sim.call_limit import CALL_S
 from runtime.cli.options import FILE, FOLDER, SEED, Number, on_ray, refusing, show, with_json
 from runtime.config.yaml_core import CoreLoader
+from runtime.process.foreign_output import foreign_output
 
 if TYPE_CHECKING:
     from learners.gym.comparison import SeedGroup
@@ -146,8 +147,7 @@ def train(
             environment, seeds, out, steps, with_algorithm(settings, algorithm), options, where, as_json=as_json
         )
         return
-    with redirect_stdout(sys.stderr), _pool(environment, seed or 0, envs, where, call_limit_s) as pool:
-        # what an environment prints is no part of the results
+    with foreign_output(), _pool(environment, seed or 0, envs, where, call_limit_s) as pool:
         results = train_in(
             environment,
             steps=steps,

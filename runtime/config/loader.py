@@ -9,6 +9,7 @@ repeats them.
 
 from __future__ import annotations
 
+import codecs
 import os
 import re
 import sys
@@ -28,6 +29,7 @@ from runtime.config import forbid_lint
 from runtime.config.errors import Problem, Steps, dotted, explain
 from runtime.config.schema import Config
 from runtime.config.yaml_core import CoreLoader
+from sensors.codecs.file_kinds import file_kind
 from sensors.config import field_kinds_of, fields_of, stream_secrets
 
 MAX_BYTES = 1_048_576
@@ -115,12 +117,33 @@ def _read(path: Path) -> str:
     if len(data) > MAX_BYTES:
         raise ConfigError([Problem(path, 1, "", "too large", f"a settings file has at most {MAX_BYTES} bytes")])
     if b"\0" in data:
-        raise ConfigError([Problem(path, 1, "", "zero bytes, as UTF-16 has them", "save the file as UTF-8")])
+        raise ConfigError([Problem(path, 1, "", _no_text(data), "save the settings as a text file in UTF-8")])
     try:
         return data.decode()
     except UnicodeDecodeError as error:
         line = data[: error.start].count(b"\n") + 1
-        raise ConfigError([Problem(path, line, "", "not UTF-8", "save the file as UTF-8")]) from None
+        kind = file_kind(data)
+        reason = "not UTF-8" if kind in (None, "text") else f"a {kind} file, no settings"
+        raise ConfigError([Problem(path, line, "", reason, "save the file as UTF-8")]) from None
+
+
+def _no_text(data: bytes) -> str:
+    """Say what a file with zero bytes is: text has none."""
+    for mark, name in (
+        (codecs.BOM_UTF32_LE, "UTF-32"),
+        (codecs.BOM_UTF16_LE, "UTF-16"),
+        (codecs.BOM_UTF16_BE, "UTF-16"),
+    ):
+        if data.startswith(mark):
+            return f"text in {name}"
+    if (kind := file_kind(data)) not in (None, "text"):
+        return f"a {kind} file, no settings"
+    half = len(data) // 2
+    if half * 0.8 <= data.count(0) <= half * 1.2 and (not any(data[::2][:40]) or not any(data[1::2][:40])):
+        return "text in UTF-16"
+    if not any(data):
+        return f"{len(data)} zero bytes, as a crash of the machine may leave them"
+    return f"a zero byte at {data.index(0)}; text has none"
 
 
 def _compose(path: Path, text: str) -> yaml.Node:

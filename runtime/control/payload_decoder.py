@@ -89,7 +89,7 @@ class PayloadDecoder:
         """Queue one message of a stream; never blocks."""
         if len(message.payload) > MAX_PAYLOAD:
             self.drops[stream]["too_large"] += 1
-            self._refused(stream, PayloadRefused("too_large", TOO_LARGE))
+            self.report(stream, PayloadRefused("too_large", TOO_LARGE))
             return
         pending = self._pending[stream]
         if len(pending.messages) == pending.messages.maxlen:
@@ -100,7 +100,7 @@ class PayloadDecoder:
     def refuse(self, stream: str, refusal: PayloadRefused) -> None:
         """Count and publish a reading that was decoded and is of no use to the policy; call it in the event loop."""
         self.drops.setdefault(stream, Counter())[refusal.cause] += 1
-        self._refused(stream, refusal)
+        self.report(stream, refusal)
 
     async def run(self) -> None:
         """Decode until cancelled, one task for each stream."""
@@ -122,13 +122,13 @@ class PayloadDecoder:
                     else:
                         reading = await loop.run_in_executor(self._executor, decode)
                 except PayloadRefused as refusal:  # the sensor has counted it
-                    self._refused(name, refusal)
+                    self.report(name, refusal)
                     continue
                 if reading is not None:
                     self._publish(reading)
 
-    def _refused(self, name: str, refusal: PayloadRefused) -> None:
-        """Note why a payload was refused; publish it at most every `EVENT_EVERY_S` for each cause."""
+    def report(self, name: str, refusal: PayloadRefused) -> None:
+        """Note why a payload was refused that is counted already; publish it at most every `EVENT_EVERY_S` for each cause."""
         reason, key = str(refusal)[:MAX_REASON], (name, refusal.cause)
         self.refusals[name] = f"{refusal.cause}: {refusal}"[:MAX_REASON]
         self._unpublished[key] += 1

@@ -15,8 +15,10 @@ from learners.rewards.tick_rewards import RewardUnknown, build_rewards
 from runtime.config.errors import Found, split_path
 from runtime.config.schema import Config
 from runtime.supervisor.broker import BrokerError, ExposedError, check_exposure, installed
-from sensors.config import PREFIX
+from sensors.config import PREFIX, CameraSettings, MicrophoneSettings
 from sensors.plugins import PluginError
+from sensors.streams.camera import address_problem
+from sensors.streams.microphone import cut_file
 from sensors.streams.registry import build as build_sensor
 
 
@@ -30,6 +32,17 @@ def check_streams(config: Config) -> Found:
         except (ValueError, TypeError) as error:  # a plug-in's factory may refuse its options with either
             where, message = split_path(str(error))
             yield where or ("streams", name), message, ""
+            continue
+        if isinstance(stream, CameraSettings) and (problem := address_problem(stream.source)) is not None:
+            reason, _, remedy = problem.partition("; ")
+            yield ("streams", name, "source"), reason, remedy
+
+
+def check_sound_files(config: Config) -> Found:
+    """Find sound files that a microphone plays and that were cut; they are played as far as they go."""
+    for name, stream in config.streams.items():
+        if isinstance(stream, MicrophoneSettings) and (cut := cut_file(stream)) is not None:
+            yield ("streams", name, "source"), f"{cut}: its end is missing", "copy the file again, or name a whole one"
 
 
 def check_fleet(config: Config) -> Found:

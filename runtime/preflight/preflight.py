@@ -7,7 +7,7 @@ closed at once. Models are looked up, not loaded.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from runtime.config.errors import Found, Problem, dotted, split_path
@@ -21,6 +21,7 @@ from runtime.preflight.component_checks import (
     check_fleet,
     check_plant,
     check_rewards,
+    check_sound_files,
     check_streams,
 )
 from runtime.preflight.file_checks import check_signing_key, check_state_folder, check_tls
@@ -50,18 +51,23 @@ def problems_and_warnings(path: Path, *, ports: bool) -> tuple[list[Problem], li
     problems = preflight(path, loaded)
     if problems:
         return problems, [], loaded
-    return [], [*lint(path, loaded), *(busy_ports(path, loaded) if ports else ())], loaded
+    cut = _problems(path, loaded, (check_sound_files,))
+    return [], [*lint(path, loaded), *cut, *(busy_ports(path, loaded) if ports else ())], loaded
 
 
 def preflight(path: Path, loaded: LoadedConfig) -> list[Problem]:
     """Return everything that would keep a daemon with these settings from starting."""
-    config = loaded.config
     checks: tuple[Callable[[Config], Found], ...] = (
         check_streams, check_actuators, check_rewards, check_encoders, check_tasks, check_speech, check_deliberator, check_policy, check_mirror, check_device, check_graphs, check_plant, check_state_folder, check_signing_key, check_tls, check_broker, check_fleet,
     )  # fmt: skip
+    return _problems(path, loaded, checks)
+
+
+def _problems(path: Path, loaded: LoadedConfig, checks: Iterable[Callable[[Config], Found]]) -> list[Problem]:
+    """Return what the checks find, with lines of the file."""
     problems = []
     for check in checks:
-        for where, message, remedy in _found(check, config):
+        for where, message, remedy in _found(check, loaded.config):
             named, text = split_path(message)
             place = named if named[: len(where)] == where else where
             problems.append(Problem(path, loaded.line(place), dotted(place), text if named else message, remedy))

@@ -40,6 +40,11 @@ _STARTS: tuple[tuple[int, bytes, str], ...] = (
     (0, b"%PDF", "PDF"),
     (0, b"PK\x03\x04", "ZIP"),
     (0, b"\x1f\x8b\x08", "gzip"),
+    (0, b"BZh", "bzip2"),
+    (0, b"\xfd7zXZ\0", "xz"),
+    (0, b"(\xb5/\xfd", "Zstandard"),
+    (0, b"SQLite format 3\0", "SQLite"),
+    (0, b"\x7fELF", "ELF"),
 )
 """Where the bytes are, the bytes, and the kind; the first row that fits counts."""
 _KBIT_S = (0, 32, 40, 48, 56, 64, 80, 96, 112, 128, 160, 192, 224, 256, 320, 0)

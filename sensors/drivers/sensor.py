@@ -47,6 +47,8 @@ class DriverSensor:
     ) -> None:
         self.name = name
         self.drops: Counter[str] = Counter()
+        self.refused: Callable[[PayloadRefused], None] = lambda _refusal: None
+        """Called, from the reader's thread, with the reason for which a datum was refused."""
         self._seq = 0
         self._watchdog = SourceWatchdog(
             f"{name} ({shown})", lambda: DriverProcess(name, job), limits, probe=probe, begin=begin, clock=clock
@@ -80,6 +82,7 @@ class DriverSensor:
         except PayloadRefused as refusal:
             self.drops[refusal.cause] += 1
             self._watchdog.refusal = str(refusal)
+            self.refused(refusal)
             return False
         if reading is not None:
             publish(reading)

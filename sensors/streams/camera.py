@@ -141,6 +141,17 @@ def _escaped(text: str) -> str:
     return re.sub(r"%(?![0-9A-Fa-f]{2})|[^A-Za-z0-9._~%-]", lambda found: quote(found[0], safe=""), text)
 
 
+def address_problem(source: int | str) -> str | None:
+    """Return why no server can have the address of a camera; None for any other source. Repeats no part of the address."""
+    opened = _source(source)
+    try:
+        if isinstance(opened, str) and "://" in opened and not opened.startswith("file:"):
+            _host_and_port(opened)
+    except Absent as absent:
+        return str(absent)
+    return None
+
+
 def _host_and_port(source: str) -> tuple[str, int]:
     try:
         parts = urlsplit(source)

@@ -159,6 +159,17 @@ def job_of(settings: MicrophoneSettings) -> Job:
     return RecordJob(source, settings.rate_hz)
 
 
+def cut_file(settings: MicrophoneSettings) -> Path | None:
+    """Return the sound file that a microphone plays if the file's end is missing; None for any other source."""
+    from sensors.drivers.sound_files import is_cut  # noqa: PLC0415 - libsndfile, which only a sound file needs
+
+    job = job_of(settings)
+    if not isinstance(job, PlayJob) or not (path := Path(job.path)).is_file():
+        return None
+    with path.open("rb") as file:
+        return path if is_cut(file) else None
+
+
 def _probe(job: Job) -> None:
     if isinstance(job, PlayJob) and not Path(job.path).is_file():
         raise Absent(f"{job.path}: no such file")

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
 import sys
 import threading
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,13 +23,13 @@ from actuators.sim.call_limit import FORCED, CallLimit, CallTookTooLong
 from actuators.sim.gym_env import CheckedEnv, EnvironmentFault, make
 from actuators.sim.gym_plant import GymPlant
 from learners.gym import greedy_episodes
-from learners.gym.lock_step import TrainSettings
+from learners.gym.lock_step import GymTrainer, TrainSettings
 from learners.gym.train import train
 from runtime.cli.main import main
 
 MODULE = """
-import sys, threading
-import gymnasium as gym, numpy as np
+import os, random, sys, threading
+import gymnasium as gym, numpy as np, torch
 from gymnasium import spaces as S
 class Base(gym.Env):
     observation_space = S.Box(-1, 1, (2,), np.float32); action_space = S.Discrete(2)
@@ -42,6 +45,11 @@ def stepping(change):
 def seeing(change, **more): return {"obs": lambda self: change(self, Base.obs(self)), **more}
 def crash(self, *_): raise RuntimeError("motor unplugged")
 def forever(*_, **__): threading.Event().wait()
+spoiled = []
+def spoil():
+    if spoiled: return
+    spoiled.append(True); torch.set_default_device("meta"); torch.set_grad_enabled(False); torch.set_num_threads(3)
+    os.write(1, b"hello from C\\n"); sys.stdout.close(); sys.stderr.close(); os.close(1); os.close(2)
 def busy():
     while True: pass
 def again():
@@ -86,6 +94,8 @@ KINDS = {
     "Catches": {"step": stepping(lambda s, *_: again() if s.t == 5 else (Base.obs(s), 1.0, False, False, {}))},
     "NeverBegins": {"reset": forever},
     "NeverMade": {"__init__": forever},
+    "Spoils": {"step": stepping(lambda s, o, r, a, b, i: (spoil() if s.t == 12 else None, (o, r, a, b, i))[1])},
+    "Draws": {"step": stepping(lambda s, o, r, a, b, i: (o * np.float32(random.random()), np.random.rand() + torch.rand(()).item(), a, b, i))},
 }
 for name, body in KINDS.items(): gym.register(f"{name}-v0", type(name, (Base,), body))
 """
@@ -285,6 +295,44 @@ def test_an_environment_that_prints_and_does_not_close_spoils_no_results(tmp_pat
     printed = CliRunner().invoke(main, ["plant", "loud_envs:Lists-v0", "--config"])
     assert printed.stdout.startswith("agent: demo\n")
     assert "hello" in printed.stderr
+
+
+def test_an_environment_that_spoils_torch_and_the_output_spoils_no_training(tmp_path: Path) -> None:
+    """It needs a process of its own, which ends although a thread of the environment still runs."""
+    (tmp_path / "running_envs.py").write_text(
+        "import threading\nfrom strange_envs import *\nthreading.Thread(target=threading.Event().wait, name='poller').start()\n"
+    )
+    given = ["train", "running_envs:Spoils-v0", "--steps", "150", "--out", str(tmp_path / "o"), "--json"]
+    done = subprocess.run(
+        [sys.executable, "-c", f"from runtime.cli.main import end_in_time, main\ntry: main({given!r})\nexcept SystemExit as e: end_in_time(e.code, 0.1); raise"],
+        capture_output=True, text=True, check=False, timeout=120,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), *sys.path])},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert orjson.loads(done.stdout)["updates"] > 0
+    assert "hello from C" in done.stderr
+    assert "threads of foreign code still run: poller" in done.stderr
+
+
+def test_an_environment_that_draws_from_the_global_generators_is_repeated_and_resumed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    short = replace(SMALL, save_every=30)
+    whole = train("strange_envs:Draws-v0", 120, 0, tmp_path / "a", settings=short, progress=False)
+    learn = GymTrainer._learn
+
+    def dying(self: GymTrainer, at: int) -> None:
+        if at == 110:
+            raise KeyError
+        learn(self, at)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(GymTrainer, "_learn", dying)
+        with pytest.raises(KeyError):
+            train("strange_envs:Draws-v0", 120, 0, tmp_path / "b", settings=short, progress=False)
+    resumed = train("strange_envs:Draws-v0", 120, 0, tmp_path / "b", settings=short, progress=False, resume=True)
+    assert resumed["resumed_at"] is not None
+    assert (resumed["evaluations"], resumed["checkpoint"]) == (whole["evaluations"], whole["checkpoint"])
 
 
 def test_results_are_where_they_were_asked_for_although_an_environment_changes_the_folder(

@@ -4,23 +4,28 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Coroutine
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import orjson
 import pytest
+import soundfile
 from agent_world import SETTINGS, Wall, agent
 
 from fakes import eventually
 from learners.experience.reader import Reader
 from learners.model.spec import fields_version
 from runtime.agent.components import Components
-from runtime.agent.jobs import jobs, unready
+from runtime.agent.jobs import _run_sensor, jobs, unready
 from runtime.agent.subscriptions import routes
+from runtime.control.inbox import Inbox
 from runtime.inference.torch_engine import untrained
 from runtime.mqtt.topics import Topics
 from runtime.recording.reader import Recording
+from sensors.config import MicrophoneSettings
+from sensors.streams.microphone import MicrophoneSensor
 
 
 def version(parts: Components, shift: float) -> str:
@@ -224,3 +229,22 @@ async def test_a_recording_that_cannot_start_does_not_end_the_agent(tmp_path: Pa
         await parts.control_loop.tick(0)
         assert not running.done(), "it is tried again"
         running.cancel()
+
+
+async def test_what_a_microphone_refuses_is_an_event(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A sound with a few samples that are not finite loses a window now and then, and the stream is never lost."""
+    events = received(monkeypatch)
+    samples = np.zeros(8_000, np.float32)
+    samples[4_000] = np.nan
+    soundfile.write(tmp_path / "nan.wav", samples, 16_000, subtype="FLOAT")
+    async with agent(tmp_path, Wall()) as parts:
+        settings = MicrophoneSettings(
+            kind="microphone", encoder="ear", source=str(tmp_path / "nan.wav"), window_s=0.3, hop_s=0.1, loop=True
+        )
+        room = MicrophoneSensor("room", settings)
+        running = asyncio.create_task(_run_sensor(replace(parts, inbox=Inbox({"room": settings})), room))
+        await eventually(lambda: events, 30.0)
+        running.cancel()
+    kind, data = events[0]
+    assert (kind, data["stream"], data["cause"]) == ("payload_refused", "room", "not_finite")
+    assert parts.decoder.drops.get("room") is None, "the sensor counts it, once"

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import bz2
+import gzip
+import lzma
 import re
 import subprocess
 import sys
@@ -373,3 +376,30 @@ def test_exploration_lasts_decisions_or_time(over: int | str | None, rate_hz: fl
 def test_an_unknown_length_of_exploration_is_refused(over: int | str) -> None:
     with pytest.raises(ValidationError, match="over"):
         ExplorationSettings(over=over)
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (gzip.compress(b"agent: a\n"), "a gzip file"),
+        (bz2.compress(b"agent: a\n"), "a bzip2 file"),
+        (lzma.compress(b"agent: a\n"), "a xz file"),
+        (b"PK\x03\x04\0\0agent: a\n", "a ZIP file"),
+        (b"%PDF-1.7\n%\xe2\xe3\n", "a PDF file"),
+        (b"SQLite format 3\0", "a SQLite file"),
+        ("agent: a\nstate_dir: x\n".encode("utf-16"), "text in UTF-16"),
+        ("agent: a\nstate_dir: x\n".encode("utf-16-be"), "text in UTF-16"),
+        ("agent: a\nstate_dir: x\n".encode("utf-32"), "text in UTF-32"),
+        (bytes(4096), "4096 zero bytes, as a crash"),
+        (b"agent: a\0\n", "a zero byte at 8"),
+        (b"agent: K\xfcche\n", "not UTF-8"),
+    ],
+)
+def test_a_file_that_is_no_text_in_utf_8_is_called_what_it_is(tmp_path: Path, content: bytes, reason: str) -> None:
+    path = tmp_path / "a.yaml"
+    path.write_bytes(content)
+    with pytest.raises(loader.ConfigError) as refused:
+        loader.load(path)
+    (problem,) = refused.value.problems
+    assert reason in str(problem)
+    assert "UTF-8" in str(problem)

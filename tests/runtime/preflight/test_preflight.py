@@ -8,7 +8,9 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import architectures
+import numpy as np
 import pytest
+import soundfile
 from click.testing import CliRunner, Result
 
 from learners.files import exclusive_lock
@@ -220,3 +222,18 @@ def test_what_an_uplink_lacks_is_named(tmp_path: Path, monkeypatch: pytest.Monke
     assert "the uplink needs pyarrow, which is not installed" in done.stderr
     assert "pip install 'reflexd[uplink]'" in done.stderr
     assert "none.pem: no key can be read" in done.stderr
+
+
+def test_a_cut_sound_file_of_a_microphone_is_a_warning(tmp_path: Path) -> None:
+    soundfile.write(tmp_path / "room.wav", np.zeros(8_000, np.float32), 16_000, subtype="PCM_16")
+    room = f"kind: microphone, source: {tmp_path / 'room.wav'}, encoder: ear"
+    file = written(tmp_path, "kind: text, source: topic, encoder: language", room)
+    file.write_text(
+        file.read_text().replace(
+            '{language: {model: "bundled:minilm-l6"}}', "{ear: {model: 'builtin:modulation-spectrum'}}"
+        )
+    )
+    assert "its end is missing" not in verb("check", file).stderr
+    (tmp_path / "room.wav").write_bytes((tmp_path / "room.wav").read_bytes()[:9_000])
+    done = verb("check", file)
+    assert (done.exit_code, f"{tmp_path / 'room.wav'}: its end is missing; copy the file" in done.stderr) == (0, True)
