@@ -48,7 +48,7 @@ def _output() -> tuple[TextIO | None, TextIO | None]:
 
 
 def _set_output(streams: tuple[TextIO | None, TextIO | None]) -> None:
-    sys.stdout, sys.stderr = (_opened(stream) for stream in streams)  # type: ignore[assignment] # None where the process has none
+    sys.stdout, sys.stderr = (_opened(stream) for stream in streams)
 
 
 def _opened(stream: TextIO | None) -> TextIO | None:

@@ -302,7 +302,7 @@ def test_an_environment_that_spoils_torch_and_the_output_spoils_no_training(tmp_
     (tmp_path / "running_envs.py").write_text(
         "import threading\nfrom strange_envs import *\nthreading.Thread(target=threading.Event().wait, name='poller').start()\n"
     )
-    given = ["train", "running_envs:Spoils-v0", "--steps", "150", "--out", str(tmp_path / "o"), "--json"]
+    given = ["train", "running_envs:Spoils-v0", "--steps", "300", "--out", str(tmp_path / "o"), "--json"]
     done = subprocess.run(
         [sys.executable, "-c", f"from runtime.cli.main import end_in_time, main\ntry: main({given!r})\nexcept SystemExit as e: end_in_time(e.code, 0.1); raise"],
         capture_output=True, text=True, check=False, timeout=120,

@@ -33,6 +33,8 @@ BROKEN = [
     ("topic:hall", "zigbee2mqtt/hall", 5, "streams.motion.source", "topic:NAME"),
     ("topic:hall", "topic:a/+/b", 5, "streams.motion", "without + or #"),
     ("kind: text, source: topic", "kind: text, source: orders.txt", 6, "streams.orders.source", "file:PATH"),
+    ("kind: text, source: topic", "kind: camera, source: 'rtsp://a:b@cam:99999/x'", 6, "streams.orders.source", "65535"),
+    ("kind: text, source: topic", "kind: camera, source: 'rtsp://a:b@/x'", 6, "streams.orders.source", "names no host"),
     ("kind: text, source: topic", "kind: plugin, plugin: nope", 6, "streams.orders.plugin", "nope"),
     ("bundled:minilm-l6", "bundled:nope", 7, "encoders.language.model", "bundled are"),
     ("bundled:minilm-l6", "builtin:nope", 7, "encoders.language.model", "built in are"),
