@@ -52,7 +52,7 @@ def _set_output(streams: tuple[TextIO | None, TextIO | None]) -> None:
 
 
 def _opened(stream: TextIO | None) -> TextIO | None:
-    """Return a stream, or standard error anew where foreign code closed it; the descriptor may be closed too."""
+    """Return a stream, or a new one of standard error where foreign code closed it; the descriptor may be closed too."""
     if stream is None or not stream.closed:
         return stream
     _ERRORS.reopen()

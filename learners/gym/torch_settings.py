@@ -1,8 +1,8 @@
 """Name the settings of torch that an environment may change, and draw what its own random numbers begin with.
 
 An environment that computes in torch sets a default device, switches gradients off, or seeds the global generator. The training has its
-own values of all of these. Random numbers of Python, numpy and torch that an environment draws from the global generators begin with the
-seed of the training, and with another seed after each save, so that such an environment is repeated and resumed exactly too.
+own values of all of these. An environment may also draw from the global generators of Python, numpy and torch. They begin with the seed of
+the training, and with another one after each save, so that such an environment is repeated and resumed exactly.
 """
 
 from __future__ import annotations
