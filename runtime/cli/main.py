@@ -80,6 +80,20 @@ class Verbs(click.Group):
             raise click.UsageError(f"there is no verb {args[0]!r}; {remedy}", ctx) from error
 
 
+def _open_standard_descriptors() -> None:
+    """Open the null device as the outputs that this process was started without: a database would become what programs print to."""
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # takes the lowest free number
+            os.set_inheritable(number, True)
+    sys.stdout, sys.stderr = (
+        open(number, "w", encoding="utf-8", closefd=False) if stream is None else stream  # noqa: SIM115
+        for number, stream in ((1, sys.stdout), (2, sys.stderr))
+    )
+
+
 @click.group(cls=Verbs, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
 @click.version_option(package_name="reflexd")
 def main() -> None:
@@ -90,6 +104,7 @@ def main() -> None:
 
     Start with `reflexd demo`. Then copy a file of configs/, edit it, and validate it with `reflexd check FILE`.
     """
+    _open_standard_descriptors()
     try:
         Path.cwd()
     except FileNotFoundError:  # libraries would fail with reasons of their own

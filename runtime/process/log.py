@@ -1,15 +1,16 @@
 """Log with structlog in every process: readable lines on a terminal, else one JSON object a line, on standard error.
 
-Records of the standard library's logging go the same way. A scrubber removes known secrets (those the settings loader
+Records of the standard library's logging go the same way. A disk or a pipe that takes no line costs the line, never the process. A scrubber removes known secrets (those the settings loader
 found) from every record, also where they are percent-encoded as in a URL.
 """
 
 from __future__ import annotations
 
 import logging
+import os
 import sys
 from collections.abc import Iterable
-from typing import Any, TextIO
+from typing import Any, TextIO, cast
 from urllib.parse import quote, quote_plus
 
 import orjson
@@ -73,6 +74,54 @@ class Scrubber:
         return {key: item if key.startswith("_") else self.value(item) for key, item in event.items()}
 
 
+class LossyOutput:
+    """An output for which no error is raised: a full disk or a closed pipe must not end a process that moves a machine.
+
+    What cannot be written is counted. The first line that can be written again is preceded by a record of the loss.
+
+    Args:
+        stream: a text stream; None where the process was started without one.
+    """
+
+    def __init__(self, stream: TextIO | None) -> None:
+        self._stream = stream
+        self._lost = 0
+
+    def isatty(self) -> bool:
+        """Return whether a person reads it."""
+        return self._stream is not None and not self._stream.closed and self._stream.isatty()
+
+    def flush(self) -> None:
+        """Do nothing: each write is flushed."""
+
+    def write(self, text: str) -> int:
+        """Write and flush, or count a lost line for each end of a line in the text."""
+        if self._lost and self._written(f'{{"count":{self._lost},"event":"log.lines_lost","level":"warning"}}\n'):
+            self._lost = 0
+        if not self._written(text):
+            self._lost += max(1, text.count("\n"))
+        return len(text)
+
+    def _written(self, text: str) -> bool:
+        """Return whether the text could be written, past the buffer of the stream: what stays there fails at the end of the process."""
+        if self._stream is None:
+            return False
+        try:
+            number = self._stream.fileno()
+        except (OSError, ValueError, AttributeError):  # in memory, or closed
+            number = None
+        try:
+            if number is None:
+                self._stream.write(text)
+            else:
+                data = memoryview(text.encode("utf-8", "backslashreplace"))
+                while data:
+                    data = data[os.write(number, data) :]
+        except (OSError, ValueError):
+            return False
+        return True
+
+
 _LEVELS = [logging.NOTSET]
 """The level in force; before `configure` structlog shows everything."""
 
@@ -84,7 +133,7 @@ def shows_debug() -> bool:
 
 def configure(*, verbose: bool = False, secrets: Iterable[str] = (), stream: TextIO | None = None) -> Scrubber:
     """Set up logging for this process, also repeatedly; return the scrubber for secrets that are found later."""
-    out = stream or sys.stderr
+    out = LossyOutput(stream or sys.stderr)
     scrubber = Scrubber(secrets)
     level = logging.DEBUG if verbose else logging.INFO
     _LEVELS[:] = [level]
@@ -100,15 +149,15 @@ def configure(*, verbose: bool = False, secrets: Iterable[str] = (), stream: Tex
     structlog.configure(
         processors=[*shared, renderer],
         wrapper_class=structlog.make_filtering_bound_logger(level),
-        logger_factory=structlog.WriteLoggerFactory(out),
+        logger_factory=structlog.WriteLoggerFactory(cast("TextIO", out)),
         cache_logger_on_first_use=False,  # a later configure must reach loggers made at import
     )
     _bridge(out, level, shared, renderer)
     return scrubber
 
 
-def _bridge(out: TextIO, level: int, shared: list[Processor], renderer: Processor) -> None:
-    handler = logging.StreamHandler(out)
+def _bridge(out: LossyOutput, level: int, shared: list[Processor], renderer: Processor) -> None:
+    handler = logging.StreamHandler(cast("TextIO", out))
     name: Processor = structlog.stdlib.add_logger_name
     handler.setFormatter(
         structlog.stdlib.ProcessorFormatter(

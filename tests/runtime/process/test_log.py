@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import io
 import logging
+import os
 from collections.abc import Iterator
+from pathlib import Path
 
 import canaries
 import orjson
@@ -115,3 +117,38 @@ def test_a_terminal_gets_words(out: io.StringIO) -> None:
     assert "shown" in terminal.getvalue()
     assert canaries.MARK not in terminal.getvalue()
     assert not terminal.getvalue().startswith("{")
+
+
+def test_an_output_that_takes_nothing_costs_the_lines_alone(
+    out: io.StringIO, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """A log on a full disk ended the gate; a reader of a pipe that ended did so too."""
+    del out
+    reader, writer = os.pipe()
+    os.close(reader)
+    with os.fdopen(writer, "w", encoding="utf-8") as pipe, Path("/dev/full").open("w", encoding="utf-8") as full:
+        for stream in (full, pipe):
+            log.configure(stream=stream)
+            structlog.get_logger("a").info("ours")
+            logging.getLogger("b").warning("theirs")
+    assert capfd.readouterr().err == "", "logging prints a traceback of an error that its handler met"
+
+
+def test_lost_lines_are_counted_when_lines_can_be_written_again(
+    out: io.StringIO, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    log.configure(stream=out)
+    with monkeypatch.context() as patch:
+        patch.setattr(out, "write", lambda _text: (_ for _ in ()).throw(OSError(28, "No space left on device")))
+        for _ in range(3):
+            structlog.get_logger("a").info("ours")
+    structlog.get_logger("a").info("back")
+    lost, back = records(out)
+    assert (lost["event"], lost["count"], back["event"]) == ("log.lines_lost", 3, "back")
+
+
+def test_a_process_without_an_output_logs_nothing(out: io.StringIO, monkeypatch: pytest.MonkeyPatch) -> None:
+    del out
+    monkeypatch.setattr("sys.stderr", None)
+    log.configure()
+    structlog.get_logger("a").info("ours")
