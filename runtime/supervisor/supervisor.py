@@ -182,12 +182,8 @@ class Supervisor:
         for number in (signal.SIGINT, signal.SIGTERM):
             loop.add_signal_handler(number, self.handle_signal, number)
         loop.add_signal_handler(signal.SIGHUP, operators.ask_reload)
-        for number in (
-            signal.SIGUSR1,
-            signal.SIGUSR2,
-            signal.SIGALRM,
-        ):  # their default ends a process at once, with the gate
-            loop.add_signal_handler(number, log.warning, "supervisor.signal_ignored")
+        for number in (signal.SIGUSR1, signal.SIGUSR2, signal.SIGALRM):  # their default would end the gate at once
+            loop.add_signal_handler(number, partial(log.warning, "supervisor.signal_ignored", signal=number.name))
 
     def handle_signal(self, number: signal.Signals) -> None:
         """Begin the shutdown at the first signal, force it at a later one."""

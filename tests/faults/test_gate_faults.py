@@ -194,6 +194,9 @@ async def test_a_second_signal_forces(tmp_path: Path, broker: Mosquitto) -> None
         daemon = start_daemon(tmp_path, config, [agent_row(), stubborn(tmp_path)])
         await device.moving()
         await eventually((tmp_path / "deaf").exists)
+        for number in (signal.SIGUSR1, signal.SIGUSR2, signal.SIGALRM):  # as a rotation of logs may send them
+            daemon.process.send_signal(number)
+            await eventually(lambda name=number.name: f'"signal":"{name}"' in daemon.log.read_text(), "ignored")
         for _ in range(2):  # at once: one Ctrl-C
             daemon.process.send_signal(signal.SIGINT)
         await eventually(lambda: "supervisor.draining" in daemon.log.read_text(), "draining")
