@@ -53,6 +53,8 @@ class ActuatorSettings(_Settings):
             return None
         if not Template(payload).is_valid():
             raise ValueError("not a valid template; write ${value} for the value and $$ for a dollar sign")
+        if "value" not in Template(payload).get_identifiers():
+            raise ValueError("no ${value}: every command, the safe one too, would be the same message")
         unknown = set(Template(payload).get_identifiers()) - {
             "value",
             "decision",

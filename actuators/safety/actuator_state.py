@@ -94,6 +94,8 @@ class Actuator:
     repeat_s: float = REPEAT_S[0]
     due: bool = False
     """The newest safe action is known not to have arrived."""
+    lost: int = 0
+    """Number of the newest command that left and was not acknowledged in time."""
 
     def issue(self, value: Value, by: By, now_s: float) -> int:
         """Note a command and return its number."""
@@ -137,10 +139,10 @@ class Actuator:
             self.changed_s, self.change = self._arrives_before_s(now_s), 0
 
     def _arrives_before_s(self, now_s: float) -> float:
-        """Return when the newest change has arrived at the latest: until now, and within the life of its command."""
+        """Return when the newest change has arrived at the latest: until now, and within the life of the newest command with its value."""
         rests = self.in_safe_state and not safe_is_hold(self.settings)
         life_s = SAFE_LIFE_S if rests else math.ceil(self.settings.ttl_ms / 1_000)
-        return max(self.changed_s, min(now_s, self.changed_s + life_s))
+        return max(self.changed_s, min(now_s, self.sent_s + life_s))
 
     def withdraw(self, serial: int) -> None:
         """Remove the command with this number, which was never sent."""

@@ -380,12 +380,13 @@ class Gate:
         return not known
 
     def unsent(self, actuator: str, serial: int) -> None:
-        """This command never left: a newer one replaced it, or there was no connection."""
+        """This command never left, because a newer one replaced it or there was no connection, or the broker refused it."""
         self._actuators[actuator].withdraw(serial)
 
     def undelivered(self, actuator: str, serial: int) -> None:
         """This command left and was not acknowledged: it may have arrived. A safe action is due again."""
         each = self._actuators[actuator]
+        each.lost = max(each.lost, serial)
         each.due = each.due or (serial == each.serial and each.in_safe_state)
 
     def reconciled(self, actuator: str, value: object, now_s: float, *, retained: bool = False) -> Refusal | None:

@@ -76,11 +76,19 @@ class Judge:
             each.rule = None
             return no_op(each)
         if not isinstance(paced, Refusal) and each.pending >= MAX_PENDING:
-            paced = Refusal("unacknowledged", f"{each.pending} commands await the broker's acknowledgement")
+            paced = self._again(each) or Refusal(
+                "unacknowledged", f"{each.pending} commands await the broker's acknowledgement"
+            )
         if isinstance(paced, Refusal):
             return self.refusals.refuse(each, paced)
         each.rule = None
         return each.command(paced, by, now_s)
+
+    def _again(self, each: Actuator) -> Value | None:
+        """Return the newest value where its command is lost: sending it again adds none that the device may have."""
+        if each.lost != each.serial or each.value is None or self.forbidden.refusal(each, each.value) is not None:
+            return None
+        return each.value
 
     def _distrust(self, each: Actuator, refusal: Refusal, now_s: float) -> list[ActuatorDecision]:
         """Refuse, and bring the actuator to its safe state if it is not there yet."""

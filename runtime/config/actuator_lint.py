@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterator
 
 from actuators.config import AnyActuator, ChoiceSettings, ContinuousSettings
+from actuators.wire import command_topic, state_topic
 from runtime.config.schema import Config
 
 HEATS_OR_DRIVES = frozenset(
@@ -142,7 +143,7 @@ def doubts_of_safe_action(config: Config, name: str, actuator: AnyActuator) -> I
         )
 
 
-def doubts_of_commands(config: Config, actuator: AnyActuator) -> Iterator[Doubt]:
+def doubts_of_commands(config: Config, name: str, actuator: AnyActuator) -> Iterator[Doubt]:
     """Yield what is doubtful in the limits, topics and choices with which an actuator is commanded."""
     if actuator.kind == "continuous" and actuator.max_rate is None:
         yield (
@@ -158,16 +159,19 @@ def doubts_of_commands(config: Config, actuator: AnyActuator) -> Iterator[Doubt]
                 "no limit in effect: the value may jump from one limit to the other within a tick",
                 "lower it to the largest change per second that is safe",
             )
-    if actuator.state_topic is not None and actuator.state_topic == actuator.topic:
+    base = f"reflexd/{config.agent}"
+    reports = state_topic(base, name, actuator)
+    if other := next((n for n, each in config.actuators.items() if command_topic(base, n, each) == reports), None):
+        whose = "the commands" if other == name else f"the commands of actuators.{other}"
         yield (
             ("state_topic",),
-            "the same topic as the commands: the gate counts each command as a report of the device, even while the device is off",
+            f"the same topic as {whose}: the gate counts each command as a report of the device, even while the device is off",
             "name the topic on which the device reports, or leave it out",
         )
     if actuator.kind == "choice" and (alike := _alike(actuator.choices)):
         yield (
             ("choices",),
-            f"{' and '.join(map(repr, alike))} differ only in case or white space, and a device may not tell them apart",
+            f"{' and '.join(map(repr, alike))} differ only in case, white space or the way to write a number, and a device may not tell them apart",
             "give each choice a distinct word",
         )
 
@@ -244,10 +248,15 @@ def _is_most(actuator: ChoiceSettings) -> bool:
         return False
 
 
+_NUMBER = re.compile(r"[+-]?\d{1,16}(\.\d{0,16})?(e[+-]?\d{1,2})?", re.ASCII)
+
+
 def _alike(choices: tuple[str, ...]) -> list[str]:
-    """Return choices that only case or white space tells apart."""
-    first: dict[str, str] = {}
+    """Return choices that only case, white space or the way to write a number tells apart."""
+    first: dict[str | float, str] = {}
     for word in choices:
-        if (other := first.setdefault(word.strip().casefold(), word)) != word:
+        plain = word.strip().casefold()
+        is_number = _NUMBER.fullmatch(plain)
+        if (other := first.setdefault(float(plain) if is_number else plain, word)) != word:
             return [other, word]
     return []

@@ -55,7 +55,7 @@ def _dangerous(path: Path, loaded: LoadedConfig) -> Iterator[Problem]:
     for name, actuator in config.actuators.items():
         for setting, message, remedy in (
             *doubts_of_safe_action(config, name, actuator),
-            *doubts_of_commands(config, actuator),
+            *doubts_of_commands(config, name, actuator),
         ):
             yield problem(("actuators", name, *setting), message, remedy)
     for name, stream in config.streams.items():

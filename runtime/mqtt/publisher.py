@@ -29,7 +29,7 @@ FEW = 10
 """Messages that cannot be sent are each logged so long as they are so few."""
 Keep = Literal["no", "latest", "all"]
 Delivery = Literal["acknowledged", "undelivered", "unsent"]
-"""`undelivered` left and may have arrived; `unsent` did not leave."""
+"""`undelivered` left and may have arrived; `unsent` did not leave, or the broker refused it (MQTT 5.0, 3.4.2.1)."""
 Done = Callable[[Delivery], None]
 
 
@@ -222,7 +222,7 @@ class Sender:
                     remedy = "let this user write the topic in the broker's ACL"
                     topic = departure.outgoing.topic
                     log.warning("mqtt.publish_refused", topic=topic, reason=str(error), remedy=remedy)
-                self._over(departure, "undelivered", "refused by the broker")
+                self._over(departure, "unsent", "refused by the broker")
             case TooLarge():
                 self._note_unsendable(departure, error)
                 self._over(departure, "unsent", "unsendable")

@@ -272,6 +272,31 @@ def test_commands_wait_for_the_broker() -> None:
     assert one(gate, 11.1, "it", (0.5,)).sent
 
 
+def test_a_broker_that_lost_many_acknowledgements_gets_the_newest_command_again() -> None:
+    """Eight values that may be in force are enough; without another try, nothing would move until the next connection."""
+    gate = Gate({"it": LOOSE}, GateSettings(reconcile_s=0.0), period_s=0.1, now_s=10.0)
+    for n in range(8):
+        gate.undelivered("it", one(gate, 10.0 + n / 10, "it", (n / 100,)).serial)
+    again = one(gate, 11.0, "it", (0.5,))
+    assert again.value == (0.07,), "no ninth value"
+    assert one(gate, 11.1, "it", (0.5,)).rule == "unacknowledged", "that one may still be acknowledged"
+    gate.acknowledged("it", again.serial, 11.2)
+    assert one(gate, 11.3, "it", (0.5,)).value == (0.5,)
+
+
+def test_a_lost_command_is_not_sent_again_where_a_rule_forbids_it_now() -> None:
+    gate = Gate(
+        {"it": LOOSE, "lamp": PLAIN},
+        GateSettings(reconcile_s=0.0, forbid=("it[0] > 0.5 and lamp == 'ON'",)),
+        now_s=10.0,
+    )
+    assert gate.reconciled("lamp", "OFF", 10.0) is None
+    for n in range(8):
+        gate.undelivered("it", one(gate, 10.0 + n / 10, "it", (0.6 + n / 100,)).serial)
+    assert gate.reconciled("lamp", "ON", 10.9) is None
+    assert one(gate, 11.0, "it", (0.1,)).rule == "unacknowledged"
+
+
 def test_a_safe_action_is_repeated_until_it_is_acknowledged() -> None:
     gate = Gate({"head": HEAD}, GateSettings(), period_s=0.1, now_s=10.0)
     first = gate.go_safe(10.0)[0]

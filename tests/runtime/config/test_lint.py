@@ -155,6 +155,32 @@ def test_check_warns_of_rules_without_a_harmless_order_of_going_to_rest(tmp_path
     assert checked(file) == (0, "")
 
 
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"state_topic": "lab/pump"}, ""),
+        ({"topic": "lab/lamp", "state_topic": "lab/lamp"}, "state_topic: the same topic as the commands: the gate"),
+        ({"state_topic": "reflexd/robot/act/lamp/set"}, "state_topic: the same topic as the commands: the gate"),
+        ({"state_topic": "reflexd/robot/act/head/set"}, "the same topic as the commands of actuators.head: the gate"),
+        ({"choices": ["1", "1.0"], "safe": "1"}, "'1' and '1.0' differ only in case, white space or the way to write"),
+        ({"choices": ["0", "1.00", "+1"], "safe": "0"}, "'1.00' and '+1' differ only"),
+        ({"choices": ["a", "A "], "safe": "a"}, "'a' and 'A ' differ only"),
+        ({"choices": ["nan", "inf", "infinity", "1.5", "15"], "safe": "15"}, ""),
+    ],
+)
+def test_check_warns_of_commands_that_are_reports_and_of_choices_that_look_alike(
+    tmp_path: Path, changes: dict[str, object], words: str
+) -> None:
+    file = written(tmp_path, str(tinymodels.held_out(tmp_path / "held.jsonl", 4, {"go": "move"})))
+    body = yaml.safe_load(file.read_text())
+    body["actuators"]["lamp"] = {"kind": "choice", "choices": ["off", "on"], "safe": "off"} | changes
+    file.write_text(yaml.safe_dump(body, sort_keys=False))
+    code, reported = checked(file)
+    assert code == 0
+    assert bool(reported) == bool(words)
+    assert words in reported
+
+
 def test_check_warns_of_a_rate_and_of_streams_beyond_what_was_measured(tmp_path: Path) -> None:
     held = tinymodels.held_out(tmp_path / "held.jsonl", 4, {"go": "move"})
     file = written(tmp_path, str(held))

@@ -203,7 +203,7 @@ async def test_each_message_is_settled_once_by_what_comes_first() -> None:
         writer.publish(out, results.append)
         acknowledge(inner, 2, 0x87)
         assert isinstance(results[1], PublishRefused)
-        assert str(results[1]) == "Not authorized"
+        assert (str(results[1]), results[1].code) == ("Not authorized", 0x87)
         writer.publish(out, results.append, timeout_s=0.02)
         await eventually(lambda: len(results) == 3)
         assert str(results[2]) == "Operation timed out"
@@ -615,6 +615,7 @@ async def test_late_looks_and_what_is_due(monkeypatch: pytest.MonkeyPatch) -> No
         for _ in range(MOST_LATE_LOOKS):
             writer._expire(now_s - 2 * LATE_S)
         assert later == [], "they are counted anew after a look"
+        assert [at_s for at_s, *_ in calls] == [now_s + LATE_S / 2] * MOST_LATE_LOOKS
         now_s = 1_001.25
         writer._expire(now_s)
         assert len(later) == 1

@@ -220,7 +220,7 @@ async def test_what_is_discarded_does_not_leave(broker: Broker) -> None:
     ("error", "cause", "delivery"),
     [
         (aiomqtt.MqttError("timed out"), "not acknowledged", "undelivered"),
-        (PublishRefused("Not authorized", 0x87), "refused by the broker", "undelivered"),
+        (PublishRefused("Not authorized", 0x87), "refused by the broker", "unsent"),
         (Unsent("no room"), "outgoing full", "unsent"),
     ],
 )
