@@ -19,7 +19,7 @@ import orjson
 from jsonpointer import JsonPointer, JsonPointerException
 
 from actuators.actions import Value
-from actuators.config import ActuatorSettings, AnyActuator, ChoiceSettings, ContinuousSettings
+from actuators.config import ActuatorSettings, AnyActuator, ChoiceSettings, ContinuousSettings, UtteranceSettings
 
 MAX_JSON_BYTES = 65_536
 SAFE_TTL_MS = 60_000
@@ -134,7 +134,7 @@ class ForeignPayload:
     """A `payload:` template, checked once.
 
     Raises:
-        WireError: it begins like JSON and is not JSON when filled in.
+        WireError: it begins like JSON and is not JSON when filled in, or a text could add a key to it.
     """
 
     def __init__(self, name: str, settings: AnyActuator) -> None:
@@ -153,7 +153,11 @@ class ForeignPayload:
         try:
             for sample in samples:
                 for decision in (None, "d-1"):
-                    orjson.loads(self.fill(fields | {"value": sample, "decision": decision}))
+                    filled = orjson.loads(self.fill(fields | {"value": sample, "decision": decision}))
+                    if isinstance(settings, UtteranceSettings) and _is_nested(filled, sample):
+                        raise WireError(
+                            f"actuators.{name}.payload: the text is inside JSON in a string, where it could add a key; put it in a string of its own"
+                        )
         except orjson.JSONDecodeError as error:
             raise WireError(
                 f'actuators.{name}.payload: not JSON when filled in ({error}); put quotes around words, as in "${{value}}", and none around numbers'
@@ -165,9 +169,8 @@ class ForeignPayload:
         return self._template.substitute(filled).encode()
 
     def _plain(self, key: str, value: Any) -> Any:
-        """Return what a field contains; in a payload that is not JSON, the agent's words have no sign that a device might read."""
-        is_of_agent = key in OF_AGENT and isinstance(value, str) and not self._is_json
-        return _SIGNS.sub("_", value) if is_of_agent else value
+        """Return what a field contains; the agent's words have no sign that a device might read, inside a string of JSON either."""
+        return _SIGNS.sub("_", value) if key in OF_AGENT and isinstance(value, str) else value
 
     def _text(self, value: Any) -> str:
         if isinstance(value, list) and len(value) == 1:
@@ -177,6 +180,14 @@ class ForeignPayload:
         if not isinstance(value, str):
             return orjson.dumps(value).decode()
         return orjson.dumps(value).decode()[1:-1] if self._is_json else value
+
+
+def _is_nested(document: Any, text: str) -> bool:
+    """Return whether a text is in a string that a device may read as JSON."""
+    if isinstance(document, str):
+        return text in document and document.lstrip()[:1] in {"{", "["}
+    children = _children(document)
+    return any(_is_nested(child, text) for child in children)
 
 
 def _is_scalar(word: str) -> bool:

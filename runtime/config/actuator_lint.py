@@ -162,10 +162,10 @@ def doubts_of_commands(config: Config, name: str, actuator: AnyActuator) -> Iter
     base = f"reflexd/{config.agent}"
     reports = state_topic(base, name, actuator)
     if other := next((n for n, each in config.actuators.items() if command_topic(base, n, each) == reports), None):
-        whose = "the commands" if other == name else f"the commands of actuators.{other}"
+        which = "the commands" if other == name else f"the commands of actuators.{other}"
         yield (
             ("state_topic",),
-            f"the same topic as {whose}: the gate counts each command as a report of the device, even while the device is off",
+            f"the same topic as {which}: the gate counts each command as a report of the device, even while the device is off",
             "name the topic on which the device reports, or leave it out",
         )
     if actuator.kind == "choice" and (alike := _alike(actuator.choices)):

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -114,7 +114,7 @@ class DeviceTraffic:
         refusal: Refused | None = None
         for name in names:
             try:
-                self.reported(name, message)
+                self.reported(name, message, names)
             except Refused as refused:
                 refusal = refused
                 event = self.refused_reports.event(name, str(refused), self.now())
@@ -123,8 +123,13 @@ class DeviceTraffic:
         if refusal is not None:
             raise refusal
 
-    def reported(self, name: str, message: Message) -> None:
+    def reported(self, name: str, message: Message, sharing: Sequence[str]) -> None:
         """Take a device's report of what it does.
+
+        Args:
+            name: of the actuator.
+            message: the report.
+            sharing: the actuators of which this message reports. The newest command that it names may be one of any of these.
 
         Raises:
             Refused: it is malformed, or does not fit the actuator.
@@ -138,9 +143,10 @@ class DeviceTraffic:
         if report.stamp_s is not None and not message.retain:
             self._measure_clock(name, report.stamp_s - (self.wall() - (self.now() - message.stamp_s)))
         if report.boot == self.commands.boot and report.seq is not None:
-            if report.seq > self.commands.last(name):
-                raise Refused(f"seq: command {report.seq} was never sent; the last one is {self.commands.last(name)}")
-            serial = self._serials.get(name, {}).get(report.seq)
+            last = max(map(self.commands.last, sharing))
+            if report.seq > last:
+                raise Refused(f"seq: command {report.seq} was never sent; the last one is {last}")
+            serial = self._answered(name, report.seq, is_shared=len(sharing) > 1)
             if serial is not None:
                 self.gate.acknowledged(name, serial, self.now(), by_device=True)
         self._compare(name, report)
@@ -151,6 +157,16 @@ class DeviceTraffic:
             self.woken.set()
         if refusal is not None:
             raise Refused(refusal.reason)
+
+    def _answered(self, name: str, seq: int, *, is_shared: bool) -> int | None:
+        """Return the gate's number of the command that a report with this `seq` answers, or None.
+
+        Of actuators that share a report, the newest command up to this `seq`: the device has handled it before.
+        """
+        serials = self._serials.get(name, {})
+        if not is_shared:
+            return serials.get(seq)
+        return next((serial for sent, serial in reversed(serials.items()) if sent <= seq), None)
 
     def _compare(self, name: str, report: DeviceReport) -> None:
         """Note whether a report follows the commands."""

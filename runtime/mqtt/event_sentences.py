@@ -285,7 +285,14 @@ def _learner(data: Mapping[str, Any]) -> dict[str, Any] | str:
     return dict(data) if data.get("resumed") else "The learner starts without an earlier state."
 
 
+def _left_moving(data: Mapping[str, Any]) -> dict[str, Any] | str:
+    if data.get("unreachable"):
+        return _filled("The run before left devices moving. Bring to rest by hand: {unreachable}.", data)
+    return dict(data)
+
+
 SPECIAL = {
+    "left_moving": _left_moving,
     "policy_rejected": _rejected,
     "policy_rolled_back": _rolled_back,
     "policy_promoted": _promoted,

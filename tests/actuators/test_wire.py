@@ -97,6 +97,25 @@ def test_a_template_that_gives_no_json_is_refused_at_load(payload: str) -> None:
         CommandWriter(BASE, {"lamp": LAMP.model_copy(update={"payload": payload})}, "b")
 
 
+@pytest.mark.parametrize("payload", ['{"cmd": "{\\"say\\": \\"${value}\\"}"}', '[[" [\\"${value}\\"]"]]'])
+def test_a_text_inside_json_in_a_string_is_refused_at_load(payload: str) -> None:
+    """It is escaped once, and the device reads it twice."""
+    with pytest.raises(WireError, match=r"actuators\.say\.payload: the text is inside JSON in a string"):
+        CommandWriter(BASE, {"say": SAY.model_copy(update={"payload": payload})}, "b")
+    CommandWriter(BASE, {"lamp": LAMP.model_copy(update={"payload": payload})}, "b")
+    CommandWriter(BASE, {"say": SAY.model_copy(update={"payload": '{"a": "{}", "b": "say: {${value}}"}'})}, "b")
+
+
+@given(decision=st.text(max_size=30), policy=st.text(max_size=30))
+def test_no_identifier_of_the_agent_adds_a_key_inside_json_in_a_string(decision: str, policy: str) -> None:
+    payload = '{"cmd": "{\\"state\\": \\"${value}\\", \\"by\\": \\"${policy}${decision}\\"}"}'
+    lamp = LAMP.model_copy(update={"payload": payload})
+    out = CommandWriter(BASE, {"it": lamp}, "b").write("it", "ON", decision=decision, policy=policy, stamp_s=1.0)
+    inner = orjson.loads(orjson.loads(out.payload)["cmd"])
+    assert inner.keys() == {"state", "by"}
+    assert inner["state"] == "ON"
+
+
 @given(
     value=st.one_of(
         st.text(max_size=20), st.lists(st.floats(allow_nan=False, allow_infinity=False), max_size=4).map(tuple)

@@ -135,6 +135,13 @@ def test_sentences_say_what_happened_in_the_words_of_the_case() -> None:
     assert sentence("reloaded", {"restart_required": ["tick"]}).text == (
         "The new settings are in force. Restart the daemon to apply tick."
     )
+    left = {"actuators": ["arm"], "unreachable": []}
+    assert sentence("left_moving", left).text == (
+        "The run before left devices moving. The gate sends safe actions to: arm."
+    )
+    assert sentence("left_moving", left | {"unreachable": ["furnace"]}).text == (
+        "The run before left devices moving. Bring to rest by hand: furnace."
+    )
     assert sentence("sensor_lost", {"stream": "front\x1b[2J"}).text == "Stream front [2J stopped."
     assert sentence("of a plugin", {}).text == "Of a plugin."
 

@@ -325,6 +325,37 @@ async def test_two_actuators_on_one_topic_each_get_their_part_of_the_report(tmp_
         assert world.host.connection.refused.total() == 1
 
 
+async def test_two_actuators_with_one_report_are_both_answered_by_the_newest_number(
+    tmp_path: Path, broker: Mosquitto
+) -> None:
+    """The device has handled every command up to the number that it names, of either actuator."""
+    shared = {"state_topic": "lab/both", "payload": None}
+    both = {
+        "head": SETTINGS["actuators"]["head"] | shared | {"state_value": "angle"},
+        "lamp": SETTINGS["actuators"]["lamp"] | shared | {"state_value": "light", "topic": None},
+    }
+    async with world_of(tmp_path, broker, actuators=SETTINGS["actuators"] | both) as world:
+        boot = world.host.devices.commands.boot
+
+        async def report(angle: str, light: str, seq: int) -> None:
+            body = {"angle": angle, "light": light, "seq": seq, "boot": boot}
+            await world.outside.publish("lab/both", orjson.dumps(body))
+
+        await world.armed()
+        await world.propose({"head": "left"})
+        await world.propose({"lamp": "ON"})
+        last = world.host.devices.commands.last
+        await eventually(lambda: last("lamp") > last("head"))
+        await report("left", "ON", last("lamp"))
+        await eventually(lambda: not world.host.gate.owed())
+        gate = world.host.gate
+        await eventually(lambda: all(gate._actuators[n].carried_out == gate._actuators[n].serial for n in both))
+        assert gate._actuators["head"].possible == ("left",)
+        assert not world.events("report_refused")
+        await report("left", "ON", last("lamp") + 1)
+        await eventually(lambda: world.events("report_refused"))
+
+
 CHAIN = {
     "actuators": {
         name: {"kind": "choice", "choices": ["OFF", "ON"], "safe": "OFF", "requires": ["air"] if name == "d" else []}
