@@ -282,6 +282,21 @@ def no_hold() -> Patch:
     return lambda: mock.patch.object(limits, "pace", free)
 
 
+def movement_unsaved() -> Patch:
+    """The disk does not learn what moves."""
+    return lambda: mock.patch.object(GateHost, "_save_moved", return_value=None)
+
+
+def left_moving() -> Patch:
+    """A new run of the gate does not look at what the one before has moved."""
+    restore = Gate.restore
+
+    def forgetful(self: Gate, found: dict[str, object]) -> None:
+        restore(self, {**found, "moved": []})
+
+    return lambda: mock.patch.object(Gate, "restore", forgetful)
+
+
 def deaf_gate() -> Patch:
     """A refused subscription to the stop is only logged."""
     return lambda: mock.patch.object(Gate, "hears_stop", return_value=[])
@@ -345,6 +360,8 @@ MENDINGS: dict[str, Callable[[], Patch]] = {
     "the relay reads what was written": file_without_a_reader,
     "the relay tries again": one_attempt,
     "a value is held for min_hold_s": no_hold,
+    "what moves is on the disk": movement_unsaved,
+    "what was left moving rests": left_moving,
     "a gate that hears no stop arms nothing": deaf_gate,
     "a stop listener that hears no stop says so": confident_listener,
     "a stop is acknowledged once it is on the disk": acknowledged_on_arrival,
