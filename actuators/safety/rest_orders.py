@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from itertools import product
 
 from actuators.actions import Value
-from actuators.config import AnyActuator, ChoiceSettings, ContinuousSettings, GateSettings
+from actuators.config import AnyActuator, ContinuousSettings, GateSettings
 from actuators.expressions import Known
 from actuators.safety.actuator_state import Actuator
 from actuators.safety.forbid_rules import Rule, known_names, safe_is_hold, samples
@@ -84,9 +84,9 @@ class _Search:
         for rule in self.rules:
             if each.name in rule.names:
                 found |= dict.fromkeys(samples(each.name, each.settings, rule))
-        if isinstance(each.settings, ContinuousSettings) and each.settings.safe != "hold":
+        if not safe_is_hold(each.settings):
             found[each.settings.safe] = None
-        return sorted(found, key=str) if isinstance(each.settings, ChoiceSettings) else list(found)
+        return list(found)
 
     def run(self) -> tuple[int, str] | None:
         """Return the place of a rule that holds on each way to rest, and what happens; None where nothing is found."""

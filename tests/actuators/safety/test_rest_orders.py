@@ -17,6 +17,9 @@ SWITCH = ChoiceSettings(kind="choice", choices=("OFF", "ON"), safe="OFF")
 HOLD = SWITCH.model_copy(update={"safe": "hold"})
 ARM = ContinuousSettings(kind="continuous", low=(-1.0,), high=(1.0,), safe=(0.0,))
 SLOW = ARM.model_copy(update={"max_rate": (1.0,)})
+ASIDE = ContinuousSettings(kind="continuous", low=(0.0,), high=(1.0,), safe=(0.15,))
+ASIDE_SLOW = ASIDE.model_copy(update={"max_rate": (1.0,)})
+ARM_BYPASS = ["x[0] > 0.6 and v == 'OFF' and b == 'OFF'", "x[0] <= 0.6 and v == 'ON' and b == 'OFF'"]
 STREAMS = {"room": {"window"}}
 
 
@@ -40,6 +43,12 @@ def bypass(number: int = 0) -> list[str]:
         (["a == 'ON' and b == 'OFF'", "a == 'OFF' and b == 'ON'"], {"a": SWITCH, "b": SWITCH}, [(1, False)]),
         ([*bypass(0), *bypass(1)], dict.fromkeys(("p0", "v0", "b0", "p1", "v1", "b1"), SWITCH), [(1, True), (3, True)]),
         (["abs(x[0] - y[0]) > 0.6"], {"x": ARM, "y": ARM}, [(0, True)]),
+        # without a limit of its rate the arm jumps over what is forbidden for it alone
+        (["0.2 < x[0] <= 0.6", *ARM_BYPASS], {"x": ARM, "v": SWITCH, "b": SWITCH}, [(1, True)]),
+        (["0.2 < x[0] <= 0.6", *ARM_BYPASS], {"x": SLOW, "v": SWITCH, "b": SWITCH}, [(1, False)]),
+        # its safe value is no limit and in no rule
+        (ARM_BYPASS, {"x": ASIDE, "v": SWITCH, "b": SWITCH}, [(0, True)]),
+        (ARM_BYPASS, {"x": ASIDE_SLOW, "v": SWITCH, "b": SWITCH}, [(0, True)]),
         (["x[0] > 0.5 and y[0] <= 0.5", "x[0] <= 0.5 and y[0] > 0.5"], {"x": SLOW, "y": SLOW}, [(1, False)]),
         (["a == 'ON' and b == 'OFF' and room.window > 0.5"], {"a": SWITCH, "b": SWITCH}, []),
         (["a == 'ON' and b == 'ON'"], {"a": SWITCH, "b": SWITCH}, []),
