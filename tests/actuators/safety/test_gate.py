@@ -293,6 +293,9 @@ def test_a_lost_command_is_not_sent_again_where_a_rule_forbids_it_now() -> None:
     assert gate.reconciled("lamp", "OFF", 10.0) is None
     for n in range(8):
         gate.undelivered("it", one(gate, 10.0 + n / 10, "it", (0.6 + n / 100,)).serial)
+    again = one(gate, 10.8, "it", (0.1,))
+    assert again.value == pytest.approx((0.67,))
+    gate.undelivered("it", again.serial)
     assert gate.reconciled("lamp", "ON", 10.9) is None
     assert one(gate, 11.0, "it", (0.1,)).rule == "unacknowledged"
 

@@ -101,3 +101,12 @@ def test_the_gate_finds_an_order_wherever_there_is_one(seed: int) -> None:
     chosen = [each.name for each in forbidden.in_order(list(group.values()))]
     assert sorted(chosen) == list(names)
     assert is_clean(chosen) == bool(clean)
+
+
+@pytest.mark.parametrize("names", list(itertools.permutations(("fan", "heater", "lamp"))))
+def test_before_any_report_what_could_be_forbidden_goes_to_rest_first(names: Sequence[str]) -> None:
+    group = {name: Actuator(name, SWITCH, frozenset(), "autonomous") for name in names}
+    forbidden = ForbiddenCombinations(["heater == 'ON' and fan == 'OFF'"], group, None)
+    order = [each.name for each in forbidden.in_order(list(group.values()))]
+    assert sorted(order) == ["fan", "heater", "lamp"]
+    assert order.index("heater") < order.index("fan")
