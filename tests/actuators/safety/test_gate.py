@@ -1107,10 +1107,17 @@ def test_what_the_run_before_moved_rests_in_shadow_and_an_unreadable_list_means_
     assert gate.moved == []
 
 
+def test_what_only_the_gate_has_commanded_is_not_moved() -> None:
+    gate = Gate({"head": HEAD}, GateSettings(), now_s=1.0)
+    assert [each.sent for each in gate.go_safe(1.0)] == [True]
+    assert gate.moved == []
+
+
 def test_readable_latches() -> None:
     gate = make()
     gate.restore({"stopped": False, "wanted": True, "modes": {"head": "shadow", "gone": "shadow"}})
     assert not gate.armed
+    assert gate.moved == [], "a file of before does not say"
     assert gate.modes == {"head": "shadow"}
     gate.judge(offer(11.0), 11.0)
     assert gate.armed
@@ -1901,6 +1908,8 @@ def test_a_report_without_a_number_is_what_a_choice_has() -> None:
     assert it.report("ON", 1.0, retained=False) is None
     it.issue("ON", "policy", 2.0)
     assert it.possible == ("ON",)
+    it.issue("OFF", "policy", 3.0)
+    assert set(it.possible) == {"ON", "OFF"}, "what it has reported, until it answers"
     waits = Actuator("it", PLAIN, frozenset(), "autonomous", answers=True)
     waits.issue("OFF", "policy", 0.0)
     assert waits.report("ON", 1.0, retained=False) is None
