@@ -176,10 +176,10 @@ class BatchSampler:
         is_expert_B = self._columns.is_expert_NU[at_B].any(-1) * density_B
         ends_B = self._columns.ends(at_B)
         is_ending_B = ends_B * (endings / max(1, sizes[1]))
-        wanted_B = (uniform + endings) * each * np.where(
-            ends_B, self._ending_weight(sizes[1], sizes[2]), 1.0
-        ) + is_expert_B
-        found_B = np.where(at_B < self._main.stop, uniform * each, 0.0) + is_expert_B + is_ending_B
+        is_main_B = at_B < self._main.stop  # a demonstration of the reserve has the share of its stratum alone
+        usual_B = np.where(ends_B, self._ending_weight(sizes[1], sizes[2]), is_main_B)
+        wanted_B = (uniform + endings) * each * usual_B + is_expert_B
+        found_B = is_main_B * uniform * each + is_expert_B + is_ending_B
         weights: NDArray[np.float32] = (wanted_B / found_B).astype(np.float32)
         return weights
 

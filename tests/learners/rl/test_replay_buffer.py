@@ -330,6 +330,22 @@ def test_endings_of_the_reserve_count_no_more_than_the_rows_of_their_time() -> N
         assert ends / total == pytest.approx(1 / 500, rel=0.15)
 
 
+@pytest.mark.parametrize("ending", [0, 1])
+def test_demonstrations_that_outlive_the_ring_have_their_share_and_no_more(ending: int) -> None:
+    """Whether a batch also draws endings changes nothing: they have half of it, and every other row counts alike."""
+    memory, generator = replay(max_rows=600), torch.Generator().manual_seed(0)
+    for n in range(700):
+        memory.append(tick(n, demonstration=n < 180, done=n > 690 and n % 5 == 0 and bool(ending)))
+    taught = total = 0.0
+    for _ in range(100):
+        batch = memory.sample(64, generator)
+        assert (batch.weights is not None) == bool(ending)
+        weights_B = torch.ones(64) if batch.weights is None else batch.weights
+        taught, total = taught + float(weights_B[batch.is_expert["head"]].sum()), total + float(weights_B.sum())
+    assert taught / total == pytest.approx(0.5, abs=0.01)
+    assert total / 100 == pytest.approx(64, rel=0.01)
+
+
 def test_terminal_rows_and_demonstrations_have_their_share() -> None:
     memory = replay()
     generator = torch.Generator().manual_seed(0)
