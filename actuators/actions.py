@@ -40,6 +40,11 @@ class Continuous:
     low: tuple[float, ...]
     high: tuple[float, ...]
 
+    @property
+    def is_symmetric(self) -> bool:
+        """Whether the negative of every allowed value is allowed."""
+        return all(low == -high for low, high in zip(self.low, self.high, strict=True))
+
 
 @dataclass(frozen=True, slots=True)
 class Utterance:

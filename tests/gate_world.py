@@ -9,7 +9,7 @@ import numpy as np
 
 from actuators.actions import Action, Value
 from actuators.config import AnyActuator, GateSettings
-from actuators.safety.decisions import Mode, Proposal
+from actuators.safety.decisions import ActuatorDecision, Mode, Proposal
 from actuators.safety.gate import Gate
 from learners.experience.transition import Transition
 from runtime.control.tick import executed_actions
@@ -33,6 +33,8 @@ class GateWorld:
     count: int = 0
     gate: Gate = field(init=False)
     verdict: ipc.GateVerdict = field(init=False)
+    rulings: list[ActuatorDecision] = field(default_factory=list)
+    """The last ones, in order."""
 
     def __post_init__(self) -> None:
         self.gate = Gate(self.actuators, self.settings, period_s=PERIOD_S, now_s=0.0, mode=self.mode)
@@ -53,12 +55,20 @@ class GateWorld:
         seen: np.ndarray[tuple[int, ...], np.dtype[np.float32]],
         *,
         probability: float = 0.5,
+        stale: tuple[str, ...] = (),
     ) -> Transition:
-        """Propose, let the gate judge, and return the transition; `seen` W is the telemetry of the stream `s`."""
+        """Propose, let the gate judge, and return the transition.
+
+        Args:
+            actions: the proposal.
+            seen: W numbers, the telemetry of the stream `s`.
+            probability: of each action.
+            stale: streams that are missing at this tick.
+        """
         k, now_s = self.count, self.now_s
-        proposal = Proposal(tick=k, decision=str(k), policy="p", stamp_s=now_s, actions=actions)
+        proposal = Proposal(tick=k, decision=str(k), policy="p", stamp_s=now_s, actions=actions, stale=stale)
         rulings = self.gate.judge(proposal, now_s + 0.001)
-        gate = self.gate
+        gate, self.rulings = self.gate, rulings
         self.verdict = ipc.GateVerdict(str(k), gate.armed, gate.stopped, gate.modes, outcomes_of(gate, rulings))
         proposed = {name: Action(value, probability) for name, value in actions.items()}
         executed, by = executed_actions(proposed, self.verdict)

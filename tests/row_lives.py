@@ -1,7 +1,7 @@
 """Random lives of an agent, with a slow, obvious reading of what each stored row must say and what is drawn from it.
 
 A life is a sequence of ticks and of what arrives between them. Ticks: an actuator is moved by the policy, as proposed or shortened; by
-a person, at the tick or between two; refused by each rule; or not moved, because the gate is stopped, disarmed or does not answer.
+a person, at the tick or between two; refused by each rule; or not moved, because another one must rest, or because the gate is stopped, disarmed or does not answer.
 Streams are missing, choices are masked, ticks are skipped, the agent restarts, encoders change and rows are encoded again, versions are
 promoted, the learner dies and refills its buffer. Rewards are late, double, by name or by time, of a quarantined source, with `done`,
 `truncated` or an outcome; a person confirms actions. The buffer is small, so that long lives overwrite its main ring.
@@ -39,7 +39,10 @@ SPEC = PolicySpec(
     gamma=GAMMA,
     width=16,
 )
-MOVED = ("policy", "policy", "policy", "shortened", "override", "forbidden", "too_fast", "min_hold", "stale", "held")
+MOVED = (
+    *("policy", "policy", "policy", "shortened", "override"),
+    *("forbidden", "too_fast", "min_hold", "stale", "held", "coupled"),
+)
 """What may become of an actuator while the gate lets things move."""
 EVENTS = {
     "act": 12.0, "reward": 7.0, "reward_by_time": 3.0, "confirm": 1.0, "judge": 1.0, "restart": 0.5, "swap": 0.4,
@@ -83,6 +86,8 @@ class Story:
             return None
         if self.tick.by[name] == "override":
             return self.tick.actions[name]
+        if self.tick.by[name] == "gate" and name not in self.tick.refused:
+            return None  # at rest, because another actuator had to rest
         blocked = self.tick.refused.get(name)
         return self.tick.proposed[name] if blocked is None or blocked in PROPOSAL_RULES else None
 

@@ -104,7 +104,8 @@ class Transition:
         if not self.armed or actuator not in self.proposed or self.by.get(actuator) == "override":
             return False
         rule = self.refused.get(actuator)
-        return rule is None or rule in PROPOSAL_RULES
+        # without a rule of its own, a safe action came because another actuator went to rest
+        return self.by.get(actuator) != "gate" if rule is None else rule in PROPOSAL_RULES
 
     @property
     def at_rest(self) -> bool:

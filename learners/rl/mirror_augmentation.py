@@ -32,7 +32,8 @@ class MirrorAugmentation:
         names: actuators and telemetry streams that change sides.
 
     Raises:
-        ValueError: a name is neither, or a picture has one token: its actions would be mirrored and it would not.
+        ValueError: a name is neither. Or a picture has one token: its actions would be mirrored and it would not. Or the limits of an
+            actuator do not mirror each other: what is mirrored would lie beyond them.
     """
 
     def __init__(self, spec: PolicySpec, names: tuple[str, ...]) -> None:
@@ -53,6 +54,11 @@ class MirrorAugmentation:
         if whole and names:
             raise ValueError(
                 f"learner.mirror_augmentation: {whole} has one token, which has no left and right; write policy.tokens: 4"
+            )
+        lopsided = sorted(a.name for a in spec.actions.continuous if a.name in names and not a.is_symmetric)
+        if lopsided:
+            raise ValueError(
+                f"learner.mirror_augmentation: the limits of {lopsided} do not mirror each other; let high be -low"
             )
         self._choices = {a.name for a in spec.actions.choices}
 

@@ -11,7 +11,7 @@ from importlib.metadata import entry_points
 from importlib.util import find_spec
 from pathlib import Path
 
-from actuators.actions import action_space
+from actuators.actions import Continuous, action_space
 from learners.goal_models.config import DecisionBackend, EmbeddingBackend
 from learners.model.backends.graph_libraries import LIBRARIES, missing_reason
 from learners.model.encoders import bundled_packages
@@ -172,6 +172,14 @@ def check_mirror(config: Config) -> Found:
             f"{unknown} is neither a choice or continuous actuator nor a telemetry stream",
             f"there are {known}",
         )
+    for name, actuator in config.actuators.items():
+        if actuator.kind == "continuous" and name in config.learner.mirror_augmentation:
+            if not Continuous(name, actuator.low, actuator.high).is_symmetric:
+                yield (
+                    ("actuators", name, "low"),
+                    f"the limits of {name} do not mirror each other, so learner.mirror_augmentation cannot mirror it",
+                    f"let high be -low, or take {name} out of learner.mirror_augmentation",
+                )
     cameras = sorted(name for name, stream in config.streams.items() if stream.kind == "camera")
     if config.learner.mirror_augmentation and cameras and config.policy.tokens == 1:
         yield (

@@ -80,3 +80,14 @@ def test_a_picture_of_one_token_cannot_be_mirrored() -> None:
     with pytest.raises(ValueError, match=r"\['front'\] has one token"):
         MirrorAugmentation(whole, ("head",))
     MirrorAugmentation(whole, ())
+
+
+@pytest.mark.parametrize("limits", [((-1.0,), (3.0,)), ((0.0, -1.0), (1.0, 1.0))])
+def test_limits_that_do_not_mirror_each_other_are_refused(
+    limits: tuple[tuple[float, ...], tuple[float, ...]],
+) -> None:
+    """Half of each batch would have actions that the actuator does not have."""
+    lopsided = replace(SPEC, actions=ActionSpace((Continuous("arm", *limits),)))
+    with pytest.raises(ValueError, match=r"the limits of \['arm'\] do not mirror each other"):
+        MirrorAugmentation(lopsided, ("arm",))
+    MirrorAugmentation(lopsided, ("joints",))

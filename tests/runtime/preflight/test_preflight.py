@@ -48,6 +48,7 @@ BROKEN = [
     ("", "policy: {{algorithm: bandit}}\n", 10, "policy.algorithm", "gamma: 0"),
     ("", "rewards: [{{name: r, kind: plugin, plugin: nope}}]\n", 10, "rewards.0.plugin", "nope"),
     ("", "learner: {{mirror_augmentation: [nope]}}\n", 10, "learner.mirror_augmentation", "lamp, motion"),
+    ("", "  arm: {{kind: continuous, low: [-1], high: [3]}}\nlearner: {{mirror_augmentation: [arm]}}\n", 10, "actuators.arm.low", "let high be -low"),
     ("", "plant: {{environment: NoSuch-v0}}\n", 10, "plant.environment", "NoSuch"),
     ("", "plant: {{environment: Blackjack-v1}}\n", 10, "plant.environment", "observation space"),
     ("", "tasks: {{t: {{kind: text-classification, model: 'bundled:nope'}}}}\n", 10, "tasks.t.model", "bundled are"),
