@@ -7,7 +7,7 @@ even after further rewards arrived, the same values come back: later changes are
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from learners.experience.reader import Change, Reader, Row
 from learners.experience.transition import Transition
@@ -66,17 +66,7 @@ class _Undo:
     change: Change
 
     def __call__(self, transition: Transition) -> Transition:
-        before = self.change.before
-        return replace(
-            transition,
-            reward=before["reward"],
-            done=bool(before["done"]),
-            intervention=bool(before["intervention"]),
-            demonstration=bool(before["demonstration"]),
-            failure=bool(before["failure"]),
-            truncated=bool(before.get("truncated", 0)),  # changes of before 0.1.0 have no outcome
-            success=bool(before.get("success", 0)),
-        )
+        return transition.changed(self.change.before)
 
 
 def _same(transition: Transition) -> Transition:

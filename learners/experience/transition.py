@@ -86,6 +86,23 @@ class Transition:
         by: dict[str, By] = {**self.by, **dict.fromkeys(values, "override")}
         return replace(self, actions={**self.actions, **values}, by=by, intervention=True)
 
+    def changed(self, columns: Mapping[str, float]) -> Transition:
+        """Return this tick with what a reward or a mark may change after it: reward, end, outcome and flags.
+
+        Args:
+            columns: by name; `truncated` and `success` may be absent, as in changes of before 0.1.0.
+        """
+        return replace(
+            self,
+            reward=columns["reward"],
+            done=bool(columns["done"]),
+            intervention=bool(columns["intervention"]),
+            demonstration=bool(columns["demonstration"]),
+            failure=bool(columns["failure"]),
+            truncated=bool(columns.get("truncated", 0)),
+            success=bool(columns.get("success", 0)),
+        )
+
     def credited(self, actuator: str) -> Value | None:
         """Return the action of an actuator that training credits with the reward; None if neither policy nor person acted.
 

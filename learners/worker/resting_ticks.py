@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Mapping
-from dataclasses import replace
 
 from learners.experience.reader import Row
 
@@ -40,10 +39,4 @@ class RestingTicks:
         """Apply a late reward or mark to a tick that is held."""
         for place, row in enumerate(self._rows):
             if row.row == number:
-                changed = replace(
-                    row.transition,
-                    reward=after["reward"],
-                    done=bool(after["done"]),
-                    truncated=bool(after.get("truncated", 0)),
-                )
-                self._rows[place] = Row(number, changed)
+                self._rows[place] = Row(number, row.transition.changed(after))
