@@ -22,11 +22,14 @@ class Broker:
         self.now_s += seconds
         self.out += self.plant.step(self.now_s)
 
-    def command(self, value: Any, decision: str | None, *, retained: bool = False, seq: int | None = None) -> None:
+    def command(
+        self, value: Any, decision: str | None, *, retained: bool = False, seq: int | None = None, index: int = 0
+    ) -> None:
+        """Send a command to the plant's actuator number `index`."""
         self.seq += 1
         body = {"value": value, "decision": decision, "boot": "b", "seq": self.seq if seq is None else seq}
         body |= {"stamp": self.now_s, "ttl_ms": 300, "policy": "p"}
-        topic = self.plant.subscriptions()[0]
+        topic = self.plant.subscriptions()[index]
         self.out += self.plant.receive(topic, orjson.dumps(body), retained=retained, now_s=self.now_s)
 
     def take(self, *parts: str) -> list[Any]:

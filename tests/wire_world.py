@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import gymnasium
 import numpy as np
 import orjson
 from fakes_plant import Broker
+from gymnasium import spaces
 
 from actuators.actions import Continuous, Value
 from actuators.sim.gym_plant import GymPlant, settings_of
@@ -27,15 +28,59 @@ RATE_HZ = 50.0
 PERIOD_S = 1 / RATE_HZ
 
 
+class EveryEnding(gymnasium.Env[dict[str, Any], Any]):
+    """Episodes of 1 to 12 steps that end in the world, by their time, or by both at once; it draws its own numbers.
+
+    Args:
+        space: `several` choices whose numbers do not begin at 0, `one` such choice, or a `motion`.
+    """
+
+    metadata = {"render_modes": [], "render_fps": 50}  # noqa: RUF012 - as gymnasium declares it
+    observation_space = spaces.Dict({"joints": spaces.Box(-9.0, 9.0, (3,), np.float32), "room": spaces.Discrete(4)})
+    SPACES: ClassVar[dict[str, spaces.Space[Any]]] = {
+        "several": spaces.MultiDiscrete([3, 2], start=[2, 0]),
+        "one": spaces.Discrete(3, start=1),
+        "motion": spaces.Box(np.array([-1.0, 0.0], np.float32), np.array([1.0, 5.0], np.float32)),
+    }
+
+    def __init__(self, space: str) -> None:
+        self.action_space = self.SPACES[space]
+
+    def reset(self, *, seed: int | None = None, options: Any = None) -> tuple[dict[str, Any], dict[str, Any]]:
+        """Draw how long the episode is and how it ends."""
+        super().reset(seed=seed, options=options)
+        self.left = int(self.np_random.integers(1, 13))
+        self.terminates, self.truncates = [(True, False), (False, True), (True, True)][self.np_random.integers(3)]
+        return self._seen(), {}
+
+    def step(self, action: Any) -> tuple[dict[str, Any], float, bool, bool, dict[str, Any]]:
+        """Earn what the action is worth, and noise."""
+        self.left -= 1
+        earned = float(np.sum(action)) + float(self.np_random.normal() * 100)
+        is_over = self.left == 0
+        return self._seen(), earned, is_over and self.terminates, is_over and self.truncates, {}
+
+    def _seen(self) -> dict[str, Any]:
+        joints = self.np_random.uniform(-9, 9, 3).astype(np.float32)
+        return {"joints": joints, "room": int(self.np_random.integers(4))}
+
+
+for name in EveryEnding.SPACES:
+    gymnasium.register(f"EveryEnding-{name}-v0", EveryEnding, kwargs={"space": name}, disable_env_checker=True)
+
+
 def actions(spec: PolicySpec, seed: int) -> Iterator[dict[str, Value]]:
     """Draw the actions of a policy that acts at random."""
-    rng, actuator = np.random.default_rng(seed), spec.actions.actuators[0]
+    rng = np.random.default_rng(seed)
     while True:
-        if isinstance(actuator, Continuous):
-            drawn = rng.uniform(actuator.low, actuator.high).astype(np.float32)
-            yield {actuator.name: tuple(map(float, drawn))}
-        else:
-            yield {actuator.name: str(rng.choice(actuator.choices))}  # type: ignore[union-attr] # no texts here
+        drawn: dict[str, Value] = {}
+        for actuator in spec.actions.actuators:
+            if isinstance(actuator, Continuous):
+                numbers = rng.uniform(actuator.low, actuator.high).astype(np.float32)
+                drawn[actuator.name] = tuple(map(float, numbers))
+            else:
+                drawn[actuator.name] = str(rng.choice(actuator.choices))  # type: ignore[union-attr] # no texts here
+        yield drawn
 
 
 def lock_step(environment: str, seed: int, steps: int) -> tuple[PolicySpec, list[Transition]]:
@@ -79,11 +124,12 @@ class Wire:
     def run(self, spec: PolicySpec, ticks: int) -> list[Transition]:
         """Act for some ticks; return the stored rows."""
         env = gymnasium.make(self.environment)
-        fields = tuple(settings_of(env, "wire")["streams"]["state"]["fields"])
+        streams = settings_of(env, "wire")["streams"]
+        telemetry = {name: TopicTelemetry(name, None, tuple(each["fields"])) for name, each in streams.items()}
         plant = GymPlant(env, "wire", self.seed, RATE_HZ)
-        broker, telemetry = Broker(plant, "reflexd/wire"), TopicTelemetry("state", None, fields)
+        broker = Broker(plant, "reflexd/wire")
         database = Database(self.folder, max_bytes=1 << 30, reserve=0.2, raw_retention_s=1.0)
-        drawn, rng, name = actions(spec, self.seed), np.random.default_rng(self.seed), spec.actions.actuators[0].name
+        drawn, rng, names = actions(spec, self.seed), np.random.default_rng(self.seed), list(plant.devices)
         broker.step(0.0)
         start_s, tick = broker.now_s, 0
         seen = self._take(broker, telemetry, database)
@@ -94,8 +140,8 @@ class Wire:
                 due_s = start_s + (tick + 1) * PERIOD_S + late_s
                 row = Transition(
                     session="s", tick=tick, decision=decision, stamp_s=start_s + tick * PERIOD_S, policy="", tokens=seen,
-                    present={"state": True}, ages_s={"state": 0.0}, actions=action, proposed=action, by={name: "policy"},
-                    probabilities={name: 1.0},
+                    present=dict.fromkeys(seen, True), ages_s=dict.fromkeys(seen, 0.0), actions=action, proposed=action,
+                    by=dict.fromkeys(names, "policy"), probabilities=dict.fromkeys(names, 1.0),
                 )  # fmt: skip
                 database.add(row)
                 self.rows.append(row)
@@ -103,7 +149,8 @@ class Wire:
                     broker.step(PERIOD_S)
                     seen = self._take(broker, telemetry, database, seen)
                 broker.now_s = due_s
-                broker.command(action[name], decision)
+                for index, name in enumerate(names):
+                    broker.command(action[name], decision, index=index)
                 seen = self._take(broker, telemetry, database, seen)
                 tick = int(np.ceil((due_s - start_s) / PERIOD_S - 1e-9))
         found = [row.transition for row in Reader(self.folder).rows(0, ticks + 1)]
@@ -111,7 +158,11 @@ class Wire:
         return found
 
     def _take(
-        self, broker: Broker, telemetry: TopicTelemetry, database: Database, before: dict[str, Any] | None = None
+        self,
+        broker: Broker,
+        telemetry: dict[str, TopicTelemetry],
+        database: Database,
+        before: dict[str, Any] | None = None,
     ) -> dict[str, Any]:
         """Credit the rewards that arrived and return the tokens of the newest reading."""
         for body in broker.take("reward"):
@@ -121,11 +172,13 @@ class Wire:
             )
             database.credit(credit, 0.0)
             self.earned, self.steps = self.earned + message.value, self.steps + 1
-        readings = broker.take("in", "state")
-        if not readings:
-            return before or {}
-        reading = telemetry.decode(orjson.dumps(readings[-1]), broker.now_s)
-        return {"state": reading.values.astype(np.float32)[None]}
+        seen = dict(before or {})
+        for name, decoder in telemetry.items():
+            readings = broker.take("in", name)
+            if readings:
+                values = decoder.decode(orjson.dumps(readings[-1]), broker.now_s).values
+                seen[name] = values.astype(np.float32)[None]
+        return seen
 
 
 def comparable(rows: list[Transition]) -> list[Transition]:

@@ -3,7 +3,8 @@
     python tests/benchmarks/bench_wire_learning.py --env CartPole-v1 --steps 10000 --seeds 0 1 2 3 4
     python tests/benchmarks/bench_wire_learning.py --env Pendulum-v1 --steps 4000 --arms wire wire-5
 
-Arms: `lock-step` is `reflexd train`. `wire` is a daemon in virtual time behind a simulated device, with the settings that
+Arms: `lock-step` is `reflexd train`. `late` is the same with the one delay that a daemon has: updates come once a second, all that are
+owed, and the weights that act are replaced every two seconds. `wire` is a daemon in virtual time behind a simulated device, with the settings that
 `reflexd plant --config` prints, except that each candidate goes live within a second, as in lock-step. `wire-1` and `wire-5` have 1 %
 and 5 % of the commands one to two periods late. `daemon` is a daemon that promotes as often as the settings allow.
 
@@ -15,6 +16,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import copy
 import statistics
 import sys
 import tempfile
@@ -32,16 +34,50 @@ import structlog  # noqa: E402
 import torch  # noqa: E402
 from virtual_daemon import virtual_daemon  # noqa: E402
 
+from actuators.actions import Value  # noqa: E402
+from actuators.sim.registry import plant_settings  # noqa: E402
 from learners.gym.lock_step import EVALUATION_SEED, GymTrainer, TrainSettings  # noqa: E402
 
 QUARTERS, EPISODES = 4, 20
 OVERRUNS = {"wire": 0.0, "wire-1": 0.01, "wire-5": 0.05, "daemon": 0.0}
+LOCK_STEP = ("lock-step", "late")
 AT_ONCE: dict[str, Any] = {
     "learner": {"promote_every_s": 1.0},
     "promotion": {"steps": ["integrity"], "experiments": False},
 }
 """A candidate goes live at once, as the policy that acts in lock-step is always the newest."""
 NEVER = 1 << 60
+LATE_S = 2
+"""Seconds after which the weights that act are replaced in the arm `late`, as the daemon of the arm `wire` does it."""
+
+
+class LateTrainer(GymTrainer):
+    """Trains in lock-step, but with a daemon's delays.
+
+    Args:
+        environment: a gymnasium id.
+        seed: of everything random.
+        settings: hyperparameters.
+    """
+
+    def __init__(self, environment: str, seed: int, settings: TrainSettings) -> None:
+        super().__init__(lambda: gymnasium.make(environment), seed=seed, settings=settings)
+        self.rate = round(plant_settings(environment, agent="late", rate_hz=None)["tick"]["rate_hz"])
+        self.acting, self.owed = copy.deepcopy(self.policy), 0
+
+    def _decide(self) -> dict[str, Value]:
+        self.policy, newest = self.acting, self.policy
+        try:
+            return super()._decide()
+        finally:
+            self.policy = newest
+
+    def _learn(self, step: int) -> None:
+        self.owed += step >= self.warmup
+        if step % self.rate == 0:
+            self.owed -= self._updates(self.owed)
+        if step % (LATE_S * self.rate) == 0:
+            self.acting = copy.deepcopy(self.policy)
 
 
 def play(environment: str, policy: Any) -> float:
@@ -52,11 +88,14 @@ def play(environment: str, policy: Any) -> float:
         return statistics.fmean(player.play(EVALUATION_SEED, EPISODES))
 
 
-def lock_step(environment: str, steps: int, seed: int) -> list[float]:
-    """Train as `reflexd train` does; return the greedy returns at every quarter."""
+def lock_step(environment: str, steps: int, seed: int, *, late: bool) -> list[float]:
+    """Train as `reflexd train` does, or with a daemon's delays; return the greedy returns at every quarter."""
     found: list[float] = []
-    trainer = GymTrainer(
-        lambda: gymnasium.make(environment), seed=seed, settings=TrainSettings(evaluate_every=NEVER, final_episodes=1)
+    settings = TrainSettings(evaluate_every=NEVER, final_episodes=1)
+    trainer = (
+        LateTrainer(environment, seed, settings)
+        if late
+        else GymTrainer(lambda: gymnasium.make(environment), seed=seed, settings=settings)
     )
     trainer.evaluate = lambda _step: None  # type: ignore[assignment,method-assign,return-value] # below, at every quarter
 
@@ -90,8 +129,8 @@ async def wire(environment: str, steps: int, seed: int, arm: str, changes: dict[
 def run(environment: str, steps: int, seed: int, arm: str, changes: dict[str, Any]) -> dict[str, Any]:
     """One run."""
     began_s = time.process_time()
-    if arm == "lock-step":
-        found = lock_step(environment, steps, seed)
+    if arm in LOCK_STEP:
+        found = lock_step(environment, steps, seed, late=arm == "late")
     else:
         found = asyncio.run(wire(environment, steps, seed, arm, changes))
     return {"returns": found, "cpu_s": round(time.process_time() - began_s)}
@@ -115,7 +154,7 @@ def main() -> None:
     parser.add_argument("--env", default="CartPole-v1", help="a gymnasium id")
     parser.add_argument("--steps", type=int, default=10_000, help="of the environment, in each run")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4])
-    parser.add_argument("--arms", nargs="+", default=["lock-step", "wire"], choices=["lock-step", *OVERRUNS])
+    parser.add_argument("--arms", nargs="+", default=["lock-step", "wire"], choices=[*LOCK_STEP, *OVERRUNS])
     parser.add_argument("--changes", type=orjson.loads, default={}, help="settings of the daemon, as JSON by section")
     parser.add_argument("--out", type=Path, default=Path("runs/wire"))
     given = parser.parse_args()

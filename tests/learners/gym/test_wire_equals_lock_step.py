@@ -4,52 +4,68 @@ from __future__ import annotations
 
 from dataclasses import fields
 from pathlib import Path
+from typing import Any
 
 import gymnasium
 import numpy as np
 import pytest
-import torch
-from wire_world import Wire, comparable, lock_step
+from wire_world import EveryEnding, Wire, comparable, lock_step
 
 from actuators.sim.registry import plant_settings
+from learners.experience.transition import Transition
 from learners.gym.lock_step import GymTrainer, TrainSettings
+from learners.model.spec import PolicySpec
 from learners.rl.replay_buffer import ReplayBuffer
 from runtime.config.schema import Config
 
 TICKS = 700
+LOCK_STEP_TICKS = 250
+ENVIRONMENTS = {
+    **dict.fromkeys(("CartPole-v1", "Pendulum-v1", "Acrobot-v1", "MountainCarContinuous-v0"), LOCK_STEP_TICKS),
+    **{f"EveryEnding-{space}-v0": 200 for space in EveryEnding.SPACES},
+}
+STEPS = 3
 
 
-@pytest.mark.parametrize("environment", ["CartPole-v1", "Pendulum-v1", "Acrobot-v1", "MountainCarContinuous-v0"])
-def test_rows_and_batches_are_equal(tmp_path: Path, environment: str) -> None:
-    spec, trained = lock_step(environment, 3, TICKS)
-    wired = Wire(environment, 3, tmp_path).run(spec, TICKS)
+@pytest.mark.parametrize(("environment", "ticks"), ENVIRONMENTS.items())
+def test_rows_and_batches_are_equal(tmp_path: Path, environment: str, ticks: int) -> None:
+    spec, trained = lock_step(environment, 3, ticks)
+    wired = Wire(environment, 3, tmp_path).run(spec, ticks)
     ours, theirs = comparable(wired), comparable(trained)
-    assert len(ours) == len(theirs) == TICKS
+    assert len(ours) == len(theirs) == ticks
+    if environment.startswith("EveryEnding"):
+        assert {(row.done, row.truncated) for row in ours} == {(False, False), (True, False), (False, True)}
     assert any(row.done or row.truncated for row in ours) or environment != "CartPole-v1"
     for one, two in zip(ours, theirs, strict=True):
-        np.testing.assert_array_equal(one.tokens["state"], two.tokens["state"])
+        assert one.tokens.keys() == two.tokens.keys() == one.present.keys()
+        for name in one.tokens:
+            np.testing.assert_array_equal(one.tokens[name], two.tokens[name])
         for each in fields(one):
             if each.name not in {"tokens", "truncated"}:
                 assert getattr(one, each.name) == getattr(two, each.name), each.name
 
-    batches = []
-    for rows in (wired, trained):
-        replay = ReplayBuffer(spec, max_bytes=1 << 20)
-        for row in rows:
-            replay.append(row)
-        batch = replay.ordered(0, len(rows))
-        assert batch is not None
-        batches.append(batch)
-    cut = torch.tensor([row.truncated for row in wired])
-    usable = ~cut[: len(cut) - int(not wired[-1].done and not wired[-1].truncated)]
-    trained_batch, wired_batch = batches[1], batches[0]
-    assert len(wired_batch) == int(usable.sum()), "only the states that a time limit hides are lost"
-    for name in ("rewards", "discounts"):
-        torch.testing.assert_close(getattr(trained_batch, name)[: len(usable)][usable], getattr(wired_batch, name))
-    torch.testing.assert_close(
-        trained_batch.next_features.tokens["state"][: len(usable)][usable & True],
-        wired_batch.next_features.tokens["state"],
-    )
+    cut = np.array([row.truncated for row in wired])
+    ends = np.array([row.done for row in wired]) | cut
+    usable = np.flatnonzero(~cut[: ticks - int(not ends[-1])])  # what followed the last row is not known yet
+    for steps in (1, STEPS):
+        wire, other = (learned(spec, rows, steps) for rows in (wired, trained))
+        assert len(wire["rewards"]) == len(usable), "only the states that a time limit hides are lost"
+        is_short = np.array([cut[k : k + steps][: int(ends[k : k + steps].argmax()) + 1].any() for k in usable])
+        assert not (is_short.any() and steps == 1)
+        for name, theirs_B in other.items():
+            rows = ~is_short if name.startswith(("rewards", "discounts", "next_features")) else slice(None)
+            np.testing.assert_array_equal(wire[name][rows], theirs_B[usable][rows], err_msg=name)
+        assert (wire["discounts"][is_short] > other["discounts"][usable][is_short]).all()
+
+
+def learned(spec: PolicySpec, rows: list[Transition], steps: int) -> dict[str, np.ndarray[Any, Any]]:
+    """Return all that is drawn of rows, in their order, by name."""
+    replay = ReplayBuffer(spec, max_bytes=1 << 20, steps=steps)
+    for row in rows:
+        replay.append(row)
+    batch = replay.ordered(0, len(rows))
+    assert batch is not None
+    return {name: x.numpy() for name, x in batch.tensors().items()}
 
 
 @pytest.mark.parametrize("environment", ["CartPole-v1", "Pendulum-v1"])
