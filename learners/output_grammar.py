@@ -10,6 +10,7 @@ import json
 import re
 from collections import Counter
 from collections.abc import Mapping
+from decimal import Decimal
 from difflib import get_close_matches
 from fractions import Fraction
 from functools import cache
@@ -45,6 +46,9 @@ KEYWORDS = frozenset(
     )
 )  # fmt: skip
 """The other keywords of drafts 4 to 2020-12, and those of OpenAPI that describe."""
+BOUNDS = frozenset(("minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum"))
+MOST_EXACT, MOST_DIGITS = 2**53, 15
+"""The largest whole number, and the digits of a bound with decimals, up to which llguidance computes exactly."""
 MOST_MULTIPLE = 10_000
 """Largest numerator and denominator of `multipleOf`; llguidance computes as many states."""
 
@@ -176,7 +180,7 @@ def _check_schema(schema: dict[str, Any]) -> None:
     """Refuse what llguidance would ignore, or would need too much memory for.
 
     Raises:
-        ValueError: a schema has a keyword that JSON Schema does not know, or a large `multipleOf`.
+        ValueError: a schema has a keyword that JSON Schema does not know, a large `multipleOf`, or a number of too many digits.
     """
     left: list[tuple[str, Any]] = [("json_schema", schema)]
     while left:
@@ -193,6 +197,8 @@ def _check_schema(schema: dict[str, Any]) -> None:
                 raise ValueError(f"{place}: unknown keyword {name!r}" + (f"; write {near[0]!r}" if near else ""))
             if name == "multipleOf" and isinstance(value, int | float):
                 _check_multiple(value, place)
+            if name in BOUNDS or name in ("const", "enum"):
+                _check_exact(value, f"{place}.{name}", bound=name in BOUNDS)
 
 
 def _check_multiple(value: float, place: str) -> None:
@@ -200,6 +206,24 @@ def _check_multiple(value: float, place: str) -> None:
     if max(map(abs, Fraction(str(value)).as_integer_ratio())) > MOST_MULTIPLE:
         raise ValueError(
             f"{place}.multipleOf: {value} is above {MOST_MULTIPLE} or finer than 1/{MOST_MULTIPLE}; write another number"
+        )
+
+
+def _check_exact(value: Any, place: str, *, bound: bool) -> None:
+    """Refuse a number that llguidance rounds: the text would have another number.
+
+    Args:
+        value: of a keyword; the values in lists and objects are checked, too.
+        place: of the keyword in the schema.
+        bound: whether it is a bound, of which llguidance reads fewer digits.
+    """
+    for part in value if isinstance(value, list) else value.values() if isinstance(value, dict) else ():
+        _check_exact(part, place, bound=bound)
+    large = isinstance(value, int) and abs(value) > MOST_EXACT
+    digits = len(Decimal(repr(value)).normalize().as_tuple().digits) if bound and isinstance(value, float) else 0
+    if large or digits > MOST_DIGITS:
+        raise ValueError(
+            f"{place}: {value} has too many digits to be followed exactly; write fewer, or a text in double quotes"
         )
 
 

@@ -12,6 +12,7 @@ import time
 from collections import Counter, deque
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -20,7 +21,14 @@ import torch
 from learners.model.encoders.silero_vad import RATE_HZ
 from learners.speech.transcription import Transcriber
 from learners.speech.transcripts import SpeechCallbacks, TranscribedUtterance, count_new_samples
-from learners.speech.utterance_cutting import Samples, SpokenUtterance, UtteranceCutter, VoiceActivity
+from learners.speech.utterance_cutting import (
+    GAP_S,
+    STALL_S,
+    Samples,
+    SpokenUtterance,
+    UtteranceCutter,
+    VoiceActivity,
+)
 from sensors.codecs.resampling import SoundWindow
 from sensors.config import TextSettings
 from sensors.readings import Reading, Sound
@@ -28,7 +36,7 @@ from sensors.readings import Reading, Sound
 WAITING = 600
 """Pieces of sound that wait for the worker: a minute at ten a second."""
 ENDED_S = 1.0
-"""Without new sound for this long, the present utterance ends."""
+"""Without new sound for this much longer than its newest piece, the present utterance ends."""
 MOST_REASONS = 64
 """Reasons of failures that are remembered, so that each is reported once."""
 RETRY_S = 60.0
@@ -41,26 +49,38 @@ LONGEST_S = 30.0
 class _Source:
     """The sound of one microphone stream that waits, and the utterance that it is in."""
 
-    waiting: deque[tuple[Samples, int, float]] = field(default_factory=lambda: deque(maxlen=WAITING))
-    """Samples, their rate in Hz, and the stamp of their end."""
+    longest_s: float
+    """Of an utterance."""
+    waiting: deque[tuple[Samples, int, float, float]] = field(default_factory=lambda: deque(maxlen=WAITING))
+    """Samples, their rate in Hz, the stamp of their end, and the shortest time without samples that ends an utterance."""
     cutter: UtteranceCutter | None = None
     last_s: float | None = None
     """The stamp of the newest window."""
     arrived_s: float = 0.0
     """When it arrived."""
+    piece_s: float = 0.0
+    """How long its new samples last."""
     at_16_khz: SoundWindow | None = None
     """Resamples sound of another rate, without clicks between its pieces."""
 
-    def next(self) -> tuple[Samples, float]:
-        """Return the oldest piece that waits, at 16 kHz, and the stamp of its end."""
-        samples, rate_hz, end_s = self.waiting.popleft()
+    def take(self, reading: Sound, now_s: float) -> None:
+        """Store the new samples of a window."""
+        new = count_new_samples(reading, self.last_s)
+        self.last_s, self.arrived_s, self.piece_s = reading.stamp_s, now_s, new / reading.rate_hz
+        piece = reading.samples[len(reading.samples) - new :].copy()  # a view would hold the whole window
+        gap_s = STALL_S if reading.stamp_source == "arrival" else GAP_S
+        self.waiting.append((piece, reading.rate_hz, reading.stamp_s, gap_s))
+
+    def next(self) -> tuple[Samples, float, float]:
+        """Return the oldest piece that waits, at 16 kHz, with the stamp of its end and the gap that ends an utterance."""
+        samples, rate_hz, end_s, gap_s = self.waiting.popleft()
         if rate_hz == RATE_HZ:
-            return samples, end_s
+            return samples, end_s, gap_s
         if self.at_16_khz is None:
             self.at_16_khz = SoundWindow(LONGEST_S, LONGEST_S)
         self.at_16_khz.add(samples, rate_hz)
         window = self.at_16_khz.take()
-        return window[len(window) - self.at_16_khz.new :], end_s
+        return window[len(window) - self.at_16_khz.new :], end_s, gap_s
 
 
 class SpeechRunner:
@@ -88,7 +108,10 @@ class SpeechRunner:
         self.failures: dict[str, str] = {}
         """By stream, why its model cannot be used now."""
         self._threads, self._clock = threads, clock
-        self._sources = {settings.microphone: _Source() for settings in streams.values()}
+        self._sources = {
+            (settings.microphone, settings.max_utterance_s): _Source(settings.max_utterance_s)
+            for settings in streams.values()
+        }
         self._models: dict[str, Transcriber] = {}
         self._tried_s: dict[str, float] = {}
         """By stream, when its model could not be opened."""
@@ -101,19 +124,17 @@ class SpeechRunner:
     @property
     def sources(self) -> tuple[str, ...]:
         """The microphone streams that this runner listens to."""
-        return tuple(self._sources)
+        return tuple(dict.fromkeys(microphone for microphone, _ in self._sources))
 
     def take(self, reading: Reading) -> None:
         """Store the new samples of a window; called from any thread."""
-        source = self._sources.get(reading.stream)
-        if source is None or not isinstance(reading, Sound) or self._loop is None:
+        if not isinstance(reading, Sound) or self._loop is None:
             return
-        new = count_new_samples(reading, source.last_s)
-        source.last_s, source.arrived_s = reading.stamp_s, self._clock()
-        self.counts["dropped"] += len(source.waiting) == WAITING
-        piece = reading.samples[len(reading.samples) - new :].copy()  # a view would hold the whole window
-        source.waiting.append((piece, reading.rate_hz, reading.stamp_s))
-        self._loop.call_soon_threadsafe(self._wake.set)
+        for (microphone, _), source in self._sources.items():
+            if microphone == reading.stream:
+                self.counts["dropped"] += len(source.waiting) == WAITING
+                source.take(reading, self._clock())
+                self._loop.call_soon_threadsafe(self._wake.set)
 
     def busy_s(self) -> float:
         """Return for how long the worker has opened models or worked on one utterance, in seconds; 0 while it waits for sound."""
@@ -128,13 +149,10 @@ class SpeechRunner:
         try:
             await self._loop.run_in_executor(pool, self._open, self._loop)
             while True:
-                ended = False
-                try:
+                with suppress(TimeoutError):
                     await asyncio.wait_for(self._wake.wait(), ENDED_S)
-                except TimeoutError:
-                    ended = True
                 self._wake.clear()
-                await self._loop.run_in_executor(pool, self._work, self._loop, ended)
+                await self._loop.run_in_executor(pool, self._work, self._loop)
         finally:
             self._loop, self._stopping = None, True
             pool.shutdown(wait=False, cancel_futures=True)  # the loop does not wait for an utterance
@@ -145,18 +163,18 @@ class SpeechRunner:
             for stream in self._streams_of(name):
                 self._busy_since_s = self._clock()
                 try:
-                    source.cutter = source.cutter or self._new_cutter()
+                    source.cutter = source.cutter or UtteranceCutter(VoiceActivity(), source.longest_s)
                     self._model(stream, self.streams[stream])
                 except Exception as error:  # noqa: BLE001 - a damaged model makes the libraries raise anything
                     self.counts["failed"] += 1
                     self._fail(loop, stream, error)
         self._busy_since_s = None
 
-    def _work(self, loop: asyncio.AbstractEventLoop, ended: bool) -> None:  # noqa: FBT001 - run_in_executor takes no keywords
+    def _work(self, loop: asyncio.AbstractEventLoop) -> None:
         """Cut and transcribe what waits, in the worker thread."""
         for name, source in self._sources.items():
             self._busy_since_s = self._clock()
-            silent = ended or self._clock() - source.arrived_s >= ENDED_S  # another microphone may still be heard
+            silent = self._clock() - source.arrived_s >= source.piece_s + ENDED_S
             try:
                 found = self._cut(source, ended=silent)
             except Exception as error:  # noqa: BLE001 - a damaged model makes the libraries raise anything
@@ -174,18 +192,14 @@ class SpeechRunner:
                     self._transcribe(loop, stream, utterance)
         self._busy_since_s = None
 
-    def _streams_of(self, source: str) -> list[str]:
-        return [stream for stream, settings in self.streams.items() if settings.microphone == source]
-
-    def _new_cutter(self) -> UtteranceCutter:
-        longest_s = max(settings.max_utterance_s for settings in self.streams.values())
-        return UtteranceCutter(VoiceActivity(), longest_s)
+    def _streams_of(self, source: tuple[str, float]) -> list[str]:
+        return [stream for stream, one in self.streams.items() if (one.microphone, one.max_utterance_s) == source]
 
     def _cut(self, source: _Source, *, ended: bool) -> list[SpokenUtterance]:
         if source.cutter is None:
             if not source.waiting:
                 return []
-            source.cutter = self._new_cutter()
+            source.cutter = UtteranceCutter(VoiceActivity(), source.longest_s)
         found: list[SpokenUtterance] = []
         while source.waiting:
             found += source.cutter.add(*source.next())

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 import re
 import zlib
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -56,7 +57,7 @@ class Transcriber:
         if reason is not None:
             return Transcript("", confidence, no_speech, refused=reason)
         spoken = " ".join(_SOUNDS.sub(" ", text).split())
-        return Transcript(spoken, confidence, no_speech, tuple(one.details["words"]))
+        return Transcript(spoken, confidence, no_speech, _spoken_words(one.details["words"]))
 
     def _refusal(self, text: str, confidence: float, no_speech: float) -> str | None:
         spoken = _SOUNDS.sub(" ", text)
@@ -68,3 +69,18 @@ class Transcriber:
             return "improbable"
         data = text.encode()
         return "repeats" if len(data) / len(zlib.compress(data)) > MOST_COMPRESSION else None
+
+
+def _spoken_words(words: Sequence[Mapping[str, Any]]) -> tuple[dict[str, Any], ...]:
+    """Return the words that are none of the name of a sound, with their confidence."""
+    text = " ".join(str(one["word"]) for one in words)
+    named = [found.span() for found in _SOUNDS.finditer(text)]
+    found, at = [], 0
+    for one in words:
+        word = str(one["word"])
+        left = "".join(
+            sign for place, sign in enumerate(word, at) if not any(first <= place < end for first, end in named)
+        )
+        found += [{**one, "word": left}] if left else []
+        at += len(word) + 1
+    return tuple(found)

@@ -24,8 +24,9 @@ BEGIN, END = 0.5, 0.35
 """Probabilities of speech at which an utterance begins and may end."""
 SILENCE_S, PAD_S, SHORTEST_S = 0.6, 0.256, 0.2
 """The pause that ends an utterance, the sound around it, and the least speech in it."""
-GAP_S = 0.25
-"""Samples that are missing for longer than this end an utterance."""
+GAP_S, STALL_S = 0.25, 1.0
+"""Samples that are missing for longer than this end an utterance: by the clock of the device, and by their arrival over a network. A
+network that stalls delivers them afterwards."""
 
 Samples = NDArray[np.float32]
 Detector = Callable[[Samples], list[float]]
@@ -77,11 +78,14 @@ class UtteranceCutter:
         self._next_s: float | None = None
         """When the next sample is due."""
 
-    def add(self, samples: Samples, end_s: float) -> list[SpokenUtterance]:
-        """Append samples, the last of which was captured at `end_s`; return the utterances that are complete now."""
+    def add(self, samples: Samples, end_s: float, gap_s: float = GAP_S) -> list[SpokenUtterance]:
+        """Append samples, the last of which was captured at `end_s`; return the utterances that are complete now.
+
+        Samples that are missing before them for longer than `gap_s` end an utterance.
+        """
         found: list[SpokenUtterance] = []
         start_s = end_s - len(samples) / RATE_HZ
-        if self._next_s is not None and start_s - self._next_s > GAP_S:
+        if self._next_s is not None and start_s - self._next_s > gap_s:
             self.counts["interrupted"] += 1
             found += self.flush()
         self._next_s = end_s

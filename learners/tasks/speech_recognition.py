@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -38,7 +38,7 @@ from learners.tasks.base import (
     pad,
 )
 from learners.tasks.inputs.sounds import read_sound
-from learners.tasks.text_base import cross_entropy
+from learners.tasks.text_base import HALF_CHARACTER, cross_entropy, positions
 from sensors.codecs.resampling import RATE_HZ, resampled
 
 NOT_SPOKEN = ("<|nocaptions|>", "<|nospeech|>")
@@ -82,6 +82,12 @@ class Transcribe(Task):
         vocabulary = self.processor.tokenizer.get_vocab()
         self.not_spoken = next((vocabulary[name] for name in NOT_SPOKEN if name in vocabulary), None)
         self.languages: dict[str, int] = dict(getattr(config, "lang_to_id", None) or {})
+        self.positions = getattr(self.model.config, "max_target_positions", None) or positions(self.model)
+        if self.positions is not None and self.options.max_length > self.positions:
+            self.notes.append(
+                f"max_length {self.options.max_length} is above the {self.positions} positions of the model, which are used"
+            )
+            self.options = replace(self.options, max_length=self.positions)
 
     def load_processor(self, source: Path | str) -> SpeechProcessor:
         """Load the feature extractor and the tokenizer.
@@ -158,20 +164,31 @@ class Transcribe(Task):
         feature: Feature = {name: inputs, "duration_s": len(samples) / RATE_HZ}
         if "target" in example:
             before = self.prefix(self.options.language)
-            words = self.processor.tokenizer(str(example["target"]), add_special_tokens=False)["input_ids"]
-            words = words[: max(1, self.options.max_length - len(before) - 1)]
+            words = self._pieces(example)[: self._room(len(before))]
             feature["decoder_input_ids"] = [*before, *words]
             feature["labels"] = [IGNORED] * (len(before) - 1) + [*words, self.end]
         return [feature]
 
+    def _pieces(self, example: Example) -> list[int]:
+        """Return the tokens of the words of an example."""
+        return list(self.processor.tokenizer(str(example["target"]), add_special_tokens=False)["input_ids"])
+
+    def _room(self, before: int) -> int:
+        """Return the tokens of words that a transcript can have behind as many others, with its end."""
+        return max(1, self.options.max_length - before - 1)
+
     def unread(self, example: Example) -> float:
-        """Return the share of a sound behind the 30 s that Whisper reads."""
+        """Return the share of a sound behind the 30 s that Whisper reads, or of a transcript above `max_length`, whichever is larger."""
+        cut = 0.0
+        if "target" in example:
+            count = len(self._pieces(example))
+            cut = max(0, count - self._room(len(self.prefix(self.options.language)))) / max(count, 1)
         most = getattr(self.processor.features, "n_samples", None)
         sound = example.get("sound")
         if most is None or not isinstance(sound, str | Path):
-            return 0.0
-        count = len(read_sound(Path(sound)))
-        return max(0, count - int(most)) / max(count, 1)
+            return cut
+        heard = len(read_sound(Path(sound)))
+        return max(cut, max(0, heard - int(most)) / max(heard, 1))
 
     def length(self, feature: Feature) -> int:
         """Return the number of samples or frames, by which batches are grouped."""
@@ -202,10 +219,10 @@ class Transcribe(Task):
         if self.languages and self.options.language is None:
             languages = self._detected(model, encoded)
         ids_BT = torch.tensor([self.prefix(language) for language in languages], device=self.device)
-        most = [
-            max(4, min(self.options.max_new_tokens, math.ceil(TOKENS_PER_S * seconds)))
-            for seconds in batch["duration_s"].tolist()
-        ]
+        longest = self.options.max_new_tokens
+        if self.positions is not None:  # nothing is placed behind the last token
+            longest = max(1, min(longest, self.positions - ids_BT.shape[1] + 1))
+        most = [min(longest, max(4, math.ceil(TOKENS_PER_S * seconds))) for seconds in batch["duration_s"].tolist()]
         made: list[list[int]] = [[] for _ in most]
         logs: list[list[float]] = [[] for _ in most]
         silent = [0.0] * len(most)
@@ -245,16 +262,19 @@ class Transcribe(Task):
         """Return each word with the probability of its least probable token."""
         found: list[dict[str, Any]] = []
         special = set(self.processor.tokenizer.all_special_ids)
-        text = ""
         plain = [(token, log) for token, log in zip(ids, logs, strict=True) if token not in special]
-        for at, (_, log) in enumerate(plain):
-            whole = self.processor.tokenizer.decode([token for token, _ in plain[: at + 1]])
+        text, least = "", 0.0
+        for at, (_, log) in enumerate(plain, 1):
+            whole = self.processor.tokenizer.decode([token for token, _ in plain[:at]])
+            least = min(least, log)
+            if whole.endswith(HALF_CHARACTER) and at < len(plain):
+                continue  # the next token has the other bytes of the sign
             piece, text = whole[len(text) :], whole
             if not found or piece[:1].isspace():
-                found.append({"word": piece.strip(), "confidence": math.exp(log)})
-            else:
-                found[-1]["word"] += piece
-                found[-1]["confidence"] = min(found[-1]["confidence"], math.exp(log))
+                found.append({"word": "", "confidence": 1.0})
+            found[-1]["word"] += piece.strip()
+            found[-1]["confidence"] = min(found[-1]["confidence"], math.exp(least))
+            least = 0.0
         return [one for one in found if one["word"]]
 
     def tie_break(self, examples: Sequence[Example], predictions: Sequence[Prediction]) -> float:

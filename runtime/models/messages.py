@@ -14,14 +14,15 @@ import struct
 import tempfile
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, get_args
 
 import numpy as np
 import orjson
 
 from learners.task_serving.results import Offered
-from sensors.readings import Frame, Reading, Sound, Text
+from sensors.readings import Frame, Reading, Sound, StampSource, Text
 
+STAMP_SOURCES: tuple[StampSource, ...] = get_args(StampSource)
 LENGTHS = struct.Struct(">II")
 MOST_HEADER, MOST_BODY = 1 << 20, 1 << 28
 """Bytes of one message."""
@@ -132,7 +133,7 @@ def sound_message(piece: Sound) -> bytes:
         BadMessage: it is too long.
     """
     about, body = _outward(piece)
-    return packed({"do": "hear", "reading": about}, body)
+    return packed({"do": "hear", "reading": about, "stamp_source": piece.stamp_source}, body)
 
 
 def sound_of(header: Header, body: bytes) -> Sound:
@@ -143,11 +144,12 @@ def sound_of(header: Header, body: bytes) -> Sound:
     """
     try:
         reading, rest = _inward(header["reading"], body)
+        stamp_source = STAMP_SOURCES[STAMP_SOURCES.index(header["stamp_source"])]
     except (LookupError, TypeError, ValueError) as error:
         raise BadMessage(f"damaged sound ({type(error).__name__}: {error})") from None
     if rest or not isinstance(reading, Sound):
         raise BadMessage(f"{len(rest)} bytes more than the sound has" if rest else "a reading that is not a sound")
-    return replace(reading, new=len(reading.samples))
+    return replace(reading, new=len(reading.samples), stamp_source=stamp_source)
 
 
 def offered_of(header: Header, body: bytes) -> Offered:

@@ -62,6 +62,11 @@ class SoundWindow:
         self._since += len(zeros)
         self._pending += len(zeros)
 
+    @property
+    def exceeded(self) -> bool:
+        """Whether more samples came since `take` than the window holds, so that its first ones are lost."""
+        return self._pending > len(self._samples)
+
     def take(self) -> NDArray[np.float32]:
         """Return a copy of the window, oldest sample first."""
         self._since %= self._hop

@@ -141,6 +141,8 @@ class TopicMicrophone:
             self._window.silence(lost_s, before_s)
         if not self._window.add(samples, self._rate_hz):
             return None
+        if self._window.exceeded:
+            self.drops["beyond_window"] += 1  # the rest of the payload is heard
         self._seq += 1
         samples = self._window.take()
         return Sound(self.name, stamp_s, self._seq, samples, RATE_HZ, new=self._window.new)

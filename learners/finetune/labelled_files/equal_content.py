@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import unicodedata
 from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,11 +16,11 @@ MEDIA = ("picture", "sound")
 
 
 def normalized_text(example: Example) -> str:
-    """Return the text of an example without differences in spacing and case; empty for images and sounds."""
+    """Return the text of an example without differences in spacing, case and Unicode's form; empty for images and sounds."""
     words = [str(example.get(name, "")) for name in ("text", "text_pair", "source", "question", "context")]
     words += map(str, example.get("tokens", ()))
     words += [str(turn.get("content", "")) for turn in example.get("messages", ()) if turn.get("role") == "user"]
-    return " ".join(" ".join(words).split()).casefold()
+    return unicodedata.normalize("NFC", " ".join(" ".join(words).split()).casefold())
 
 
 def content_key(example: Example) -> str:

@@ -206,22 +206,25 @@ class _Search:
 
     def _extend(self, path: _Path, found: dict[tuple[bytes, frozenset[bytes]], list[_Path]]) -> list[int] | None:
         """Add the longer paths to `found`; return the tokens of an end if one of them is an end."""
-        singles, distinct = self._singles(path), dict[bytes, list[int]]()
+        singles, distinct, cut = self._singles(path), dict[bytes, list[int]](), False
         for parts in (*self._grammar.samples, *([token] for token in singles)):
             self._steps += 1
+            if len(path.tokens) + len(parts) > self._most:
+                cut |= len(parts) == 1  # the token may lead on from the same place on a shorter path
+                continue
             after = path.matcher.deep_copy()
-            if len(path.tokens) + len(parts) > self._most or not after.consume_tokens(parts):
+            if not after.consume_tokens(parts):
                 continue
             if after.is_accepting():
                 return [*path.tokens, *parts]
             longer = path.longer(after, parts, self._grammar.written(parts))
+            if len(parts) == 1:
+                distinct.setdefault(longer.place, []).append(parts[0])
             if self._reached.get(longer.text, self._most + 1) <= len(longer.tokens):
                 continue  # the same text by other tokens
             self._reached[longer.text] = len(longer.tokens)
             found.setdefault((longer.place, longer.places), []).append(longer)
-            if len(parts) == 1:
-                distinct.setdefault(longer.place, []).append(parts[0])
-        if path.place not in self._telling:
+        if path.place not in self._telling and not cut:
             self.exhausted &= all(len(some) <= ALIKE for some in distinct.values())
             self._telling[path.place] = [token for some in distinct.values() for token in some[:ALIKE]]
         return None

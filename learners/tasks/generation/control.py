@@ -19,8 +19,7 @@ from transformers import LogitsProcessor
 
 from learners.output_grammar import accepts, grammar_of, repeated_key
 from learners.tasks.generation.constrained_decoding import TextGrammar, UnfollowedOutput
-
-HALF_CHARACTER = "\ufffd"
+from learners.tasks.text_base import HALF_CHARACTER
 
 
 class GenerationOptions(Protocol):

@@ -17,6 +17,7 @@ from fakes import eventually
 from learners.model.encoders.bundled_packages import BundledError
 from learners.model.encoders.silero_vad import FRAME, RATE_HZ
 from learners.speech import runner as speech_runner
+from learners.speech import transcription
 from learners.speech.runner import SpeechRunner
 from learners.speech.transcription import Transcriber
 from learners.speech.transcripts import SpeechCallbacks, TranscribedUtterance, count_new_samples
@@ -186,14 +187,14 @@ async def test_a_cancelled_runner_does_not_wait_for_an_utterance(monkeypatch: py
 async def test_sound_that_waits_holds_its_new_samples_alone_and_has_16_khz() -> None:
     runner = runner_of("room")
     runner._loop = asyncio.get_running_loop()
-    source = runner._sources["room"]
+    (source,) = runner._sources.values()
     window = np.sin(np.arange(2 * 48_000) * 2 * np.pi * 440 / 48_000).astype(np.float32)
     for number in range(10):
         runner.take(Sound("room", 50.0 + number / 10, number, window, 48_000, new=4_800))
     assert source.waiting[0][0].base is None, "no view of the window"
     pieces = [source.next() for _ in range(10)]
     assert pieces[-1][1] == 50.9
-    sound = np.concatenate([samples for samples, _ in pieces])
+    sound = np.concatenate([samples for samples, *_ in pieces])
     assert len(sound) == pytest.approx(RATE_HZ, rel=0.05)
     assert np.argmax(np.abs(np.fft.rfft(sound[-8_000:]))) * 2 == pytest.approx(440, abs=4)
 
@@ -206,10 +207,11 @@ async def test_an_utterance_ends_where_its_microphone_is_lost_and_another_is_hea
     monkeypatch.setattr(SpeechRunner, "_cut", lambda _self, _source, *, ended: ends.append(ended) or [])
     for source in runner._sources.values():
         source.arrived_s = 100.0
-    runner._work(loop, False)
+    runner._work(loop)
     now.append(101.0)
-    runner._sources["hall"].arrived_s = 101.0
-    runner._work(loop, False)
+    _, hall = runner._sources.values()
+    hall.arrived_s = 101.0
+    runner._work(loop)
     assert ends == [False, False, True, False]
 
 
@@ -227,6 +229,75 @@ def test_a_model_that_could_not_be_opened_is_tried_again_after_a_while(
     opened: Any = object()
     monkeypatch.setattr(speech_runner, "Transcriber", lambda *_, **__: opened)
     assert runner._model("of-room", settings) is opened
+
+
+def heard(
+    monkeypatch: pytest.MonkeyPatch, streams: dict[str, TextSettings], pieces: list[tuple[float, Samples]], **more: Any
+) -> dict[str, list[float]]:
+    """Return how long the utterances of each stream are, of pieces that come at these seconds; the worker looks twice a second."""
+    now, found = [0.0], {name: list[float]() for name in streams}
+    monkeypatch.setattr(speech_runner, "VoiceActivity", lambda: loud)
+    runner = SpeechRunner(
+        streams, SpeechCallbacks(lambda _: None, lambda *_: None, lambda *_: None), clock=lambda: now[0]
+    )
+    loop: Any = asyncio.new_event_loop()
+    runner._loop = loop
+    monkeypatch.setattr(
+        runner, "_transcribe", lambda _, name, one: found[name].append(round(one.end_s - one.start_s, 1))
+    )
+    for number, (at_s, samples) in enumerate(pieces):
+        while now[0] + 0.5 < at_s:
+            now[0] += 0.5
+            runner._work(loop)
+        now[0] = at_s
+        runner.take(Sound("room", at_s, number, samples, RATE_HZ, new=len(samples), **more))
+        runner._work(loop)
+    now[0] += 10
+    runner._work(loop)
+    loop.close()
+    return found
+
+
+def one_stream(**settings: Any) -> TextSettings:
+    return TextSettings(kind="text", source="speech:room", **settings)
+
+
+@pytest.mark.parametrize("piece_s", [0.1, 1.0, 1.3, 2.0, 5.0])
+def test_pieces_of_any_length_divide_no_utterance(monkeypatch: pytest.MonkeyPatch, piece_s: float) -> None:
+    sound = np.concatenate((tone(1, 0), tone(6, 1), tone(3, 0)))
+    size = round(piece_s * RATE_HZ)
+    pieces = [(min(at + size, len(sound)) / RATE_HZ, sound[at : at + size]) for at in range(0, len(sound), size)]
+    found = heard(monkeypatch, {"orders": one_stream()}, pieces)
+    assert found["orders"] == [pytest.approx(6.5, abs=0.15)]
+
+
+def test_a_network_that_stalls_divides_no_utterance_and_a_device_that_loses_samples_does(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    times = [min(1.0, number / 10) if number < 10 else max(1.7, number / 10) for number in range(30)]
+    pieces = [(at_s, tone(0.1, 1)) for at_s in times]
+    assert heard(monkeypatch, {"orders": one_stream()}, pieces)["orders"] == [pytest.approx(3.0, abs=0.1)]
+    lost = [(at_s, tone(0.1, 1)) for at_s in np.arange(40) / 10 if not 1.0 < at_s < 1.7]
+    assert len(heard(monkeypatch, {"orders": one_stream()}, lost, stamp_source="device")["orders"]) == 2
+
+
+def test_each_stream_of_a_microphone_cuts_long_speech_at_its_own_length(monkeypatch: pytest.MonkeyPatch) -> None:
+    streams = {"short": one_stream(max_utterance_s=2), "long": one_stream(max_utterance_s=20)}
+    pieces = [(at / 10, tone(0.1, 1)) for at in range(60)]
+    found = heard(monkeypatch, streams, pieces)
+    assert [round(length) for length in found["short"]] == [2, 2, 2]
+    assert [round(length) for length in found["long"]] == [6]
+
+
+def test_names_of_sounds_are_no_words() -> None:
+    given = [
+        {"word": word, "confidence": 0.5}
+        for word in ("[Music", "playing]", "go", "(wind)", "left", "♪", "la", "♪", "*sigh*", "now")
+    ]
+    assert [one["word"] for one in transcription._spoken_words(given)] == ["go", "left", "now"]
+    assert transcription._spoken_words([{"word": "go(wind)", "confidence": 0.5}]) == (
+        {"word": "go", "confidence": 0.5},
+    )
 
 
 async def test_models_open_before_the_first_utterance(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -250,7 +321,7 @@ async def test_models_open_before_the_first_utterance(tmp_path: Path, monkeypatc
     assert failed == [("damaged", "no such model")]
     assert runner.failures == {"damaged": "no such model"}
     assert runner.counts["failed"] == 1
-    assert runner._sources["room"].cutter is not None
+    assert all(source.cutter is not None for source in runner._sources.values())
     await eventually(lambda: runner.busy_s() == 0.0, "a worker that waits for sound")
     working.cancel()
     await asyncio.wait([working])

@@ -195,6 +195,19 @@ def test_an_end_is_found_where_the_next_tokens_tell_nothing(models: dict[str, Pa
     assert accepts(settings.grammar(space=True), tokenizer.decode(rest))
 
 
+@pytest.mark.parametrize("value", ["yes", "d", 'a "b"', {"a": [1, "e"]}, [["x"], "y"], {"": "", "é": None}], ids=repr)
+def test_a_text_that_fits_is_found_whichever_tokens_write_its_signs(models: dict[str, Path], value: Any) -> None:
+    """A sign after a space has two ways of tokens; the second one to it says no more of the place behind it than the first."""
+    tokenizer = open_task("text-generation", models["llama"]).processor
+    settings = OutputSettings(json_schema={"const": value})
+    text = json.dumps(value, ensure_ascii=False, separators=(",", ":"))
+    for most in (len(tokenizer(text)["input_ids"]), 60):
+        grammar = TextGrammar(settings.grammar(space=True), tokenizer, 303, [1], most)
+        rest = grammar.completion([], most)
+        assert rest is not None
+        assert tokenizer.decode(rest).removeprefix(" ") == text
+
+
 def test_a_text_without_a_known_end_is_refused_by_name_when_it_is_written(models: dict[str, Path]) -> None:
     tokenizer = open_task("text-generation", models["llama"]).processor
     grammar = TextGrammar(OutputSettings(regex="[a-z ]{40}[.]").grammar(), tokenizer, 303, [1], 5)
@@ -235,6 +248,12 @@ def test_an_object_with_a_repeated_key_does_not_leave(models: dict[str, Path]) -
             "json_schema.items: unknown keyword 'minimun'; write 'minimum'",
         ),
         ({"json_schema": {"type": "integer", "multipleOf": 1_000_003}}, "multipleOf: 1000003 is above 10000"),
+        ({"json_schema": {"enum": [{"id": [2**60 + 1]}]}}, "json_schema.enum: 1152921504606846977 has too many digits"),
+        ({"json_schema": {"items": {"minimum": 10**30, "maximum": 10**30 + 1}}}, "too many digits"),
+        (
+            {"json_schema": {"exclusiveMaximum": -954434.8486626833}},
+            "exclusiveMaximum: -954434.8486626833 has too many",
+        ),
         ({}, "give one of choices, regex and json_schema, not none"),
         ({"regex": "a", "choices": ["b"]}, "not choices and regex"),
         ({"regex": "(?=a)b"}, "look-around"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +55,33 @@ def test_error_rates_by_hand(tmp_path: Path) -> None:
     assert task.metrics(rows, worse)["word_accuracy"] == task.metrics(rows, better)["word_accuracy"] == 0.0
     assert task.tie_break(rows, better) > task.tie_break(rows, worse), "it has learned something"
     assert figures["word_accuracy"] == pytest.approx(0.5)
+
+
+def test_words_of_signs_of_many_bytes_are_whole(tmp_path: Path) -> None:
+    task: Any = open_task(KIND, tinymodels.speech(tmp_path / "model"))
+    spelling = transformers.AutoTokenizer.from_pretrained(tinymodels.spelling(tmp_path / "bytes", "llama"))
+    task.processor = replace(task.processor, tokenizer=spelling)
+    ids = task.processor.tokenizer("né 中文字 😀 ok")["input_ids"]
+    logs = [-0.1] * len(ids)
+    logs[ids.index(task.processor.tokenizer("中")["input_ids"][0])] = -2.0
+    words = task._words(ids, logs)
+    assert [one["word"] for one in words] == ["né", "中文字", "😀", "ok"]
+    assert [round(one["confidence"], 2) for one in words] == [0.9, 0.14, 0.9, 0.9]
+    assert [one["word"] for one in task._words(ids[:-4], logs[:-4])][:2] == ["né", "中文字"], "cut inside a sign"
+
+
+def test_no_transcript_is_longer_than_the_model(tmp_path: Path) -> None:
+    task: Any = open_task(KIND, tinymodels.speech(tmp_path), max_new_tokens=192)
+    end, task.end = task.end, -1  # it never ends a text
+    sound = np.random.default_rng(0).standard_normal(160_000).astype(np.float32)
+    (feature,) = task.features({"sound": sound})
+    ids, _, _ = task.outputs(task.model, task.collate([feature]))[0]
+    assert len(ids) == 16, "each token but the last is placed"
+    task.end = end
+    example = {"sound": sound, "target": " ".join(["go"] * 28)}
+    assert task.unread(example) == pytest.approx(0.5)
+    assert torch.isfinite(task.loss(task.model, task.collate(task.features(example))))
+    assert "16 positions" in task.notes[0]
 
 
 def test_words_are_learned_from_sounds_and_the_folder_is_a_plain_one(tmp_path: Path) -> None:

@@ -295,7 +295,11 @@ def test_damaged_sound_is_refused(body: bytes) -> None:
     about = {"stream": "room", "stamp_s": 1.0, "seq": 1, "is": "sound", "rate_hz": 16_000, "count": 1}
     for reading in (about, about | {"is": "text", "bytes": len(body)}, about | {"count": -1}, None):
         with pytest.raises(BadMessage):
-            sound_of({"reading": reading}, body)
+            sound_of({"reading": reading, "stamp_source": "device"}, body)
+    for source in ({}, {"stamp_source": "clock"}):
+        with pytest.raises(BadMessage):
+            sound_of({"reading": about, **source}, bytes(4))
+    assert sound_of({"reading": about, "stamp_source": "device"}, bytes(4)).stamp_source == "device"
 
 
 async def test_the_newest_reading_waits_for_a_slow_process_and_one_that_hangs_is_killed(tmp_path: Path) -> None:

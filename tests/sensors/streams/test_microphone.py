@@ -128,6 +128,14 @@ def test_any_bytes_are_sound_or_refused(payload: bytes, rate_hz: int) -> None:
         assert (samples * 32_768).astype("<i2").tobytes() == payload
 
 
+def test_a_payload_longer_than_the_window_is_counted() -> None:
+    settings = MicrophoneSettings(kind="microphone", source="topic", window_s=1.0, hop_s=0.1)
+    microphone = TopicMicrophone("room", "in/room", settings)
+    for seconds in (0.5, 1.0, 1.5):
+        microphone.decode(bytes(2 * round(seconds * 16_000)), 10.0 + seconds)
+    assert microphone.drops == {"beyond_window": 1}
+
+
 def test_refused_sound_is_counted() -> None:
     microphone = TopicMicrophone("room", None, settings("topic"))
     for payload, cause in ((b"", "empty"), (b"abc", "odd_length"), (bytes(2_000_000), "too_large")):

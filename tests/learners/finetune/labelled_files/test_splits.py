@@ -31,6 +31,8 @@ def test_equal_examples_of_every_kind_are_found_by_what_a_model_reads_of_them() 
         len(repeats(Splits([{"picture": pixels, "label": "x"}], [{"picture": pixels.copy(), "label": "x"}]), PATHS))
         == 1
     )
+    accents = [{"text": "Cafe\u0301", "label": "x"}], [{"text": "caf\u00e9", "label": "x"}]
+    assert len(repeats(Splits(*accents), PATHS)) == 1
     several = [{"text": "a", "label": ["x", "y"]}, {"text": "a", "label": ["y", "x"]}]
     assert repeats(Splits(several, []), PATHS) == []
     tagged = [{"tokens": ["a", "b"], "tags": ["O", "O"]}, {"tokens": ["a", "b"], "tags": ["O", "B-X"]}]
