@@ -54,7 +54,7 @@ def evaluate(
     with opening(model):
         opened = open_task(task, resolve(model), **options)
     examples = datasets.read(test, type(opened))
-    check_features(opened, [without_target(example) for example in examples])
+    check_features(opened, examples, targets=False)
     for rule in slices:
         check_slice(rule, examples)
     found = opened.predict([without_target(example) for example in examples])

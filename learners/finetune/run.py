@@ -33,7 +33,7 @@ from learners.finetune.trainer import OnProgress
 from learners.finetune.trainer_state import State
 from learners.finetune.training_phases import Tuned, tune
 from learners.finetune.transfer import digest_of, gains, start_from
-from learners.tasks.base import Task, without_target
+from learners.tasks.base import Task
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,7 +154,7 @@ def _check_examples(fresh: Task, splits: Splits, slices: Sequence[str]) -> None:
     for rule in slices:
         check_slice(rule, splits.test or splits.validation)
     for some in (splits.validation, splits.test):
-        check_features(fresh, [without_target(example) for example in some])
+        check_features(fresh, some, targets=False)
     check_features(fresh, splits.train if fresh.varying else ())
 
 

@@ -19,6 +19,8 @@ from learners.model.encoders.file_digests import hash_of
 from learners.tasks.base import Task, saved
 from learners.tasks.task_classes import open_task
 
+LEAST_SHARE = 0.5
+"""Of the tensors of an encoder that another task's encoder must have in equal sizes: a longer table of positions is no other model."""
 WEIGHTS = ("*.safetensors", "*.bin", "config.json")
 """Files by which two folders of one architecture differ."""
 
@@ -37,7 +39,11 @@ def start_from(folder: Path, task: Task) -> float:
     copied = transplant(other.model, task.model) if mine == other_type else 0
     if not copied:
         raise ValueError(f"{folder}: {other_type} shares no weights with {mine}; start from a task on the same model")
-    return copied / len(backbone(task.model))
+    if (share := copied / len(backbone(task.model))) < LEAST_SHARE:
+        raise ValueError(
+            f"{folder}: only {share:.0%} of its tensors fit the model; start from a task on the same model"
+        )
+    return share
 
 
 def digest_of(folder: Path) -> str:

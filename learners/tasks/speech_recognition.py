@@ -38,11 +38,13 @@ from learners.tasks.base import (
     pad,
 )
 from learners.tasks.inputs.sounds import read_sound
-from learners.tasks.text_base import HALF_CHARACTER, cross_entropy, positions
+from learners.tasks.text_base import cross_entropy, positions
 from sensors.codecs.resampling import RATE_HZ, resampled
 
 NOT_SPOKEN = ("<|nocaptions|>", "<|nospeech|>")
 """Names of Whisper's token for a sound without speech."""
+UNFINISHED = "\ufffd"
+"""What a tokenizer decodes from some of the bytes of a sign."""
 TOKENS_PER_S = 16
 """Largest number of tokens of one second of speech; a decoder that loops makes more."""
 
@@ -267,7 +269,7 @@ class Transcribe(Task):
         for at, (_, log) in enumerate(plain, 1):
             whole = self.processor.tokenizer.decode([token for token, _ in plain[:at]])
             least = min(least, log)
-            if whole.endswith(HALF_CHARACTER) and at < len(plain):
+            if whole.endswith(UNFINISHED) and at < len(plain):
                 continue  # the next token has the other bytes of the sign
             piece, text = whole[len(text) :], whole
             if not found or piece[:1].isspace():

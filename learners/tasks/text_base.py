@@ -20,8 +20,6 @@ MOST_WINDOWS = 64
 """Windows of one text."""
 PROBE = "a b a b a"
 """A text that shows whether padding changes what a model computes."""
-HALF_CHARACTER = "\ufffd"
-"""What a tokenizer decodes from some of the bytes of a sign."""
 SAME = 1e-4
 """Of the largest output, by which rounding may change one."""
 

@@ -100,24 +100,43 @@ class Chat(TextTask):
             raise DataError(f"the model's chat template refuses these turns: {error}; correct their roles") from None
 
     def features(self, example: Example, *, rng: np.random.Generator | None = None) -> list[Feature]:
-        """Return one feature; if it is too long, its beginning is cut."""
+        """Return one feature; if it is too long, its beginning is cut.
+
+        A template may write an answer in another way once turns follow it, as those do that leave out what a model thought. Such an
+        answer gets a feature of its own, in which it is the last turn, as when it was written.
+        """
         del rng
         turns = self.turns(example)
-        text = self.text(turns, generation_prompt=False)
+        spans = {at: self._answer_span(turns, at) for at, turn in enumerate(turns) if turn["role"] == "assistant"}
+        features, last = [], len(turns)
+        while last:
+            text = self.text(turns[:last], generation_prompt=False)
+            own = [spans.pop(at) for at in [*spans] if text.startswith(spans[at][0])]
+            if own or not spans:
+                features.append(self._feature(text, [(start, len(before)) for before, start in own]))
+            last = max(spans, default=-1) + 1
+        return features[::-1]
+
+    def _answer_span(self, turns: Sequence[Turn], at: int) -> tuple[str, int]:
+        """Return the dialogue up to an answer, and where the answer begins in it."""
+        text = self.text(turns[: at + 1], generation_prompt=False)
+        if at and text.startswith(before := self.text(turns[:at], generation_prompt=True)):
+            return text, len(before)
+        content = turns[at]["content"]
+        other: Turn = {**turns[at], "content": "!" if content.lstrip()[:1] == "~" else "~"}
+        pairs = zip(self.text([*turns[:at], other], generation_prompt=False), text, strict=False)
+        return text, sum(1 for _ in itertools.takewhile(lambda pair: pair[0] == pair[1], pairs))
+
+    def _feature(self, text: str, spans: Sequence[tuple[int, int]]) -> Feature:
+        """Return the tokens of a dialogue; targets are those of the answers."""
         encoded = self.processor(text, add_special_tokens=False, return_offsets_mapping=True)
         whole = list(encoded["input_ids"])
         targets = [IGNORED] * len(whole)
-        for i, turn in enumerate(turns):
-            if turn["role"] == "assistant":
-                start, stop = (
-                    len(self.text(turns[:i], generation_prompt=True)),
-                    len(self.text(turns[: i + 1], generation_prompt=False)),
-                )
-                for at, (begin, end) in enumerate(encoded["offset_mapping"]):
-                    if start < end <= stop and begin < end:
-                        targets[at] = whole[at]
+        for at, (begin, end) in enumerate(encoded["offset_mapping"]):
+            if begin < end and any(start < end <= stop for start, stop in spans):
+                targets[at] = whole[at]
         cut = slice(-self.options.max_length, None)
-        return [{"input_ids": whole[cut], "labels": targets[cut], "turns": turns}]
+        return {"input_ids": whole[cut], "labels": targets[cut]}
 
     def weight(self, batch: Batch) -> float:
         """Return the number of tokens that are predicted: nothing predicts the first one, which is a target where the beginning is cut."""
@@ -148,7 +167,7 @@ class Chat(TextTask):
     def prediction(self, example: Example, features: Sequence[Feature], outputs: Sequence[Any]) -> Prediction:
         """Measure how well the given answers are predicted; `stream` generates answers."""
         del example, features
-        loss, count = outputs[0]
+        loss, count = (sum(column) for column in zip(*outputs, strict=True))
         return Prediction({"loss": loss, "tokens": count}, math.exp(-loss / count) if count else None)
 
     def metrics(self, examples: Sequence[Example], predictions: Sequence[Prediction]) -> dict[str, float]:

@@ -205,13 +205,13 @@ def describe(slices: Sequence[Mapping[str, Any]]) -> list[str]:
 
 
 def _column(example: Example, name: str) -> str | None:
-    """Return a column as a text; `file` is also the path of a picture or sound."""
+    """Return a column as a text, None for an empty one; `file` is also the path of a picture or sound."""
     given = example.get(name)
     if given is None and name == "file":
         given = next((example[kind] for kind in ("picture", "sound") if isinstance(example.get(kind), str)), None)
     if isinstance(given, list | tuple):
-        return " ".join(map(str, given))
-    return None if given is None else str(given).strip()
+        return " ".join(map(str, given)) or None
+    return None if given is None else str(given).strip() or None
 
 
 def _length(example: Example) -> str | None:

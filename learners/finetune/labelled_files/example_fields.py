@@ -13,7 +13,7 @@ from typing import Any
 from learners.class_names import class_name, visible
 from learners.data_error import DataError
 from learners.finetune.labelled_files.text_files import LocatedExample, located
-from learners.tasks.base import Task
+from learners.tasks.base import Task, without_target
 from learners.tasks.inputs.pictures import SUFFIXES as PICTURES
 from learners.tasks.inputs.sounds import SUFFIXES as SOUNDS
 
@@ -188,8 +188,13 @@ def check(examples: Iterable[Mapping[str, Any]], task: type[Task]) -> None:
         raise DataError("\n".join(problems))
 
 
-def check_features(task: Task, examples: Iterable[Mapping[str, Any]]) -> None:
+def check_features(task: Task, examples: Iterable[Mapping[str, Any]], *, targets: bool = True) -> None:
     """Make the model inputs of every example once, so that a broken file or an unknown label is found before training.
+
+    Args:
+        task: to make them.
+        examples: with their places.
+        targets: whether labels are read, too; a head need not have every label that is measured.
 
     Raises:
         DataError: with place and reason of the first problems.
@@ -197,7 +202,7 @@ def check_features(task: Task, examples: Iterable[Mapping[str, Any]]) -> None:
     problems: list[str] = []
     for example in examples:
         try:
-            task.features(example)
+            task.features(example if targets else without_target(example))
         except DataError as error:
             problems.append(str(located(example, error)))
             if len(problems) == MOST:

@@ -48,6 +48,8 @@ def read_splits(kind: str, paths: Mapping[str, Path | str]) -> Splits:
         if "label" in cls.declaration().needs
         else set()
     )
+    if found and not any(example["label"] for example in read[0]):
+        raise DataError(f"{paths['train']}: no example has a label; add examples with one")
     if len(found) == 1 and None not in found:
         raise DataError(
             f"{paths['train']}: all {len(read[0])} examples have the label {found.pop()!r}; add examples of another class"

@@ -19,7 +19,8 @@ from transformers import LogitsProcessor
 
 from learners.output_grammar import accepts, grammar_of, repeated_key
 from learners.tasks.generation.constrained_decoding import TextGrammar, UnfollowedOutput
-from learners.tasks.text_base import HALF_CHARACTER
+
+HALF_CHARACTER = "\ufffd"
 
 
 class GenerationOptions(Protocol):

@@ -150,6 +150,25 @@ def test_what_cannot_be_read_is_reported(tmp_path: Path, name: str, content: byt
         datasets.read(tmp_path / "nothing.csv")
 
 
+def test_what_a_task_cannot_read_of_any_part_is_named_by_its_place(tmp_path: Path) -> None:
+    right, wrong = tmp_path / "right.jsonl", tmp_path / "wrong.jsonl"
+    right.write_text(
+        '{"text": "<e1>go</e1> <e2>left</e2>", "label": "A"}\n{"text": "<e1>a</e1> <e2>b</e2>", "label": "B"}\n'
+    )
+    wrong.write_text(right.read_text() + '{"text": "go <e2>left</e2>", "label": "A"}\n')
+    model = str(tinymodels.bert(tmp_path / "model"))
+    for parts in (("train", "validation"), ("validation", "train"), ("test", "train", "validation")):
+        files = dict.fromkeys(parts[1:], right) | {parts[0]: wrong}
+        with pytest.raises(DataError, match=r"wrong.jsonl:3: exactly one <e1>"):
+            finetune(task="relation-extraction", model=model, out=tmp_path / "out", mode="full", epochs=1, **files)
+    none = tmp_path / "none.jsonl"
+    none.write_text('{"text": "go", "label": []}\n')
+    with pytest.raises(DataError, match=r"none.jsonl: no example has a label"):
+        finetune(
+            task="text-classification", model=model, train=none, validation=none, out=tmp_path / "out", multi_label=True
+        )
+
+
 def test_folders_named_after_classes(tmp_path: Path) -> None:
     for label in ("cat", "dog"):
         (tmp_path / "p" / label).mkdir(parents=True)

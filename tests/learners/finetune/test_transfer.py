@@ -50,6 +50,11 @@ def test_what_is_no_task_or_of_another_architecture_is_refused(tmp_path: Path) -
     task = open_task("text-classification", tinymodels.bert(tmp_path / "model"), labels=("a", "b"))
     with pytest.raises(ValueError, match="not a folder that `reflexd finetune` wrote"):
         start_from(tmp_path / "model", task)
+    open_task("text-classification", tinymodels.bert(tmp_path / "wide", width=64), labels=("a", "b")).save(
+        tmp_path / "w"
+    )
+    with pytest.raises(ValueError, match=r"only \d+% of its tensors fit the model"):
+        start_from(tmp_path / "w", task)
     chat = open_task("text-generation", tinymodels.llama(tmp_path / "llama"))
     chat.save(tmp_path / "chat")
     with pytest.raises(ValueError, match="llama shares no weights with bert; start from a task on the same model"):

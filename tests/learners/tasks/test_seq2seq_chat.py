@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import sacrebleu
@@ -106,3 +107,37 @@ def test_bleu_of_texts_that_are_all_short_counts_runs_of_their_length() -> None:
     texts = ["the robot goes to the left", "stop"]
     for found in (texts, ["the robot goes left", "stop"], ["a", "b"]):
         assert bleu(found, texts) == pytest.approx(sacrebleu.corpus_bleu(found, [texts]).score), "as it is defined"
+
+
+ENDS = "{{ m.content.split(' ')[-1] if m.role == 'assistant' and not loop.last else m.content }}"
+"""How templates of models that think write earlier answers: without their thoughts."""
+
+
+@pytest.mark.parametrize(
+    ("template", "learned"),
+    [
+        (tinymodels.TURN, [["red green </s>", "blue now </s>"]]),
+        (tinymodels.TURN.replace("{{ m.content }}", ENDS), [["red green </s>"], ["blue now </s>"]]),
+        (
+            tinymodels.TURN.replace("<assistant> {% endif", "<assistant> please {% endif"),
+            [["red green </s>", "blue now </s>"]],
+        ),
+        (tinymodels.TURN.replace("</s>", "{% if loop.last %}</s>{% endif %}"), [["red green </s>"], ["blue now </s>"]]),
+    ],
+    ids=["plain", "earlier ones are shortened", "another beginning", "the last one ends"],
+)
+@pytest.mark.parametrize("greeted", [False, True])
+def test_answers_are_learned_as_they_are_written_when_they_are_the_last(
+    tmp_path: Path, template: str, learned: list[list[str]], greeted: bool
+) -> None:
+    task: Any = open_task("text-generation", tinymodels.llama(tmp_path))
+    task.processor.chat_template = template
+    turns = {"go left " * 8: "user", "red green": "assistant", "stop": "user", "blue now": "assistant"}
+    messages = [{"role": role, "content": text} for text, role in turns.items()][greeted:]
+    found = []
+    for feature in task.features({"messages": messages}):
+        targets = [one if one != IGNORED else task.processor.convert_tokens_to_ids("?") for one in feature["labels"]]
+        found.append([part.strip() for part in task.processor.decode(targets).split("?") if part.strip()])
+    assert found == learned
+    (prediction,) = task.predict([{"messages": messages}])
+    assert prediction.value["tokens"] == 6
