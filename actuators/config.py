@@ -114,6 +114,10 @@ class ChoiceSettings(MovingSettings):
         description="safe action, sent if the policy must not act: one of the choices, or `hold` to send nothing"
     )
     min_hold_s: float = Field(0.0, ge=0, description="shortest time for which a value stays before it may change")
+    state_words: dict[str, str] = Field(
+        default_factory=dict,
+        description='what the device reports for a choice, where that is another word, as `{"on": "true", "off": "false"}`',
+    )
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
@@ -121,6 +125,10 @@ class ChoiceSettings(MovingSettings):
             raise ValueError("choices must be distinct")
         if self.safe != "hold" and self.safe not in self.choices:
             raise ValueError(f"safe: {self.safe!r} is not one of the choices {list(self.choices)} and not 'hold'")
+        if unknown := sorted(set(self.state_words) - set(self.choices)):
+            raise ValueError(f"state_words: {unknown} are not among the choices {list(self.choices)}")
+        if len({self.state_words.get(choice, choice) for choice in self.choices}) != len(self.choices):
+            raise ValueError("state_words: two choices would be reported by one word; give each its own")
         return self
 
 

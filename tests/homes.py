@@ -39,6 +39,7 @@ ZIGBEE: Home = {
             {"type": "Coordinator", "friendly_name": "Coordinator", "definition": None},
             {"type": "Router", "friendly_name": "heater", "definition": {"exposes": PLUG}},
             {"type": "EndDevice", "friendly_name": "living/climate", "definition": {"exposes": CLIMATE}},
+            {"type": "Router", "friendly_name": "desk", "definition": {"exposes": PLUG}},
             {"type": "EndDevice", "friendly_name": "entrance", "definition": {"exposes": LOCK}},
             {"type": "EndDevice", "friendly_name": "strange", "definition": None},
         ]
@@ -47,6 +48,7 @@ ZIGBEE: Home = {
         {"state": "OFF", "power": 0.0, "linkquality": 120},
         {"state": "ON", "power": 1480, "linkquality": 98},
     ],
+    "zigbee2mqtt/desk": [{"state": "OFF", "power": 0.0, "linkquality": 120}],
     "zigbee2mqtt/heater/availability": ["online"],
     "zigbee2mqtt/living/climate": [
         {"temperature": 21.4, "humidity": 44, "battery": 80, "linkquality": 66},
@@ -134,6 +136,8 @@ PLAIN: Home = {
     "room/sensor": [{"temperature": 20.5, "name": "x", "ok": True}, {"temperature": 20.6, "name": "x", "ok": True}],
     "room/heater/set": ["ON"],
     "room/heater/state": ["OFF", "ON"],
+    "room/fan/set": ["ON"],
+    "room/fan/state": ["OFF", "ON"],
     "garden/soil/moisture": ["31.5", "31.4"],
     "garden/pump/state": ["OFF"],
     "weather/forecast": [{"text": "rain"}],

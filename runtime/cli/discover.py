@@ -44,6 +44,9 @@ NEW_FILE = PlainPath(dir_okay=False, path_type=Path)
     metavar="NAME=COMMAND_TOPIC[,STATE_TOPIC]",
     help="A switch that takes ON and OFF, where none of the conventions names it.",
 )
+@click.option(
+    "--allow", multiple=True, metavar="NAME", help="Propose this device, which was left out because it can cause harm."
+)
 @click.option("--reward", help="Expression to maximize, such as `-abs(room.temperature - 22)`.")
 @click.option("--camera", "cameras", multiple=True, metavar="SOURCE", help="A camera as `reflexd devices` lists it.")
 @click.option(
@@ -62,6 +65,7 @@ def discover(
     agent: str,
     only: tuple[str, ...],
     more: tuple[str, ...],
+    allow: tuple[str, ...],
     reward: str | None,
     cameras: tuple[str, ...],
     microphones: tuple[str, ...],
@@ -83,7 +87,7 @@ def discover(
         tree = asyncio.run(listen(address, topic_filter, seconds, _progress if sys.stderr.isatty() else _silent))
     except NoBroker as error:
         raise click.ClickException(str(error)) from None
-    found = _selected(_with_named(propose(tree), more), only)
+    found = _selected(_with_named(_with_allowed(propose(tree), allow), more), only)
     if as_json:
         click.echo(json.dumps({name: [asdict(each) for each in getattr(found, name)] for name in _SECTIONS}, indent=2))
     else:
@@ -156,13 +160,24 @@ def _with_named(found: Proposals, more: Sequence[str]) -> Proposals:
         name, equals, topics = each.partition("=")
         command, _, state = topics.partition(",")
         found.actuators = [known for known in found.actuators if known.topic != command]  # a person knows better
-        if not equals or not command or found.unique(name) != name:
+        taken = {stream.name for stream in found.streams} | {known.name for known in found.actuators}
+        if not equals or not command or name in taken or found.plain(name) != name:
             raise ValueError(
                 f"--actuator {each}: write NAME=COMMAND_TOPIC or NAME=COMMAND_TOPIC,STATE_TOPIC with a new name"
             )
         found.actuators.append(
             FoundActuator(name, command, ("OFF", "ON"), state_topic=state or None, why="named by --actuator")
         )
+    return found
+
+
+def _with_allowed(found: Proposals, names: Sequence[str]) -> Proposals:
+    harmful = {each.name: each for left in found.left_out if (each := left.actuator) is not None}
+    if unknown := sorted(set(names) - harmful.keys()):
+        there = ", ".join(harmful) or "none"
+        raise ValueError(f"--allow {', '.join(unknown)}: no such device was left out; there are {there}")
+    found.actuators += [each for name, each in harmful.items() if name in names]
+    found.left_out = [left for left in found.left_out if left.actuator is None or left.actuator.name not in names]
     return found
 
 

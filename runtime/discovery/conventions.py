@@ -15,17 +15,17 @@ from typing import Any
 
 from actuators.config import ChoiceSettings
 from actuators.wire import WireError, parse_state
-from runtime.discovery.payload_fields import bare_numbers, bare_words, numeric_fields
+from runtime.discovery.dangerous_devices import is_dangerous
+from runtime.discovery.payload_fields import bare_numbers, bare_words, numeric_fields, values_at
 from runtime.discovery.proposals import (
     FoundActuator,
     FoundStream,
     LeftOut,
     Proposals,
-    is_dangerous,
     is_diagnostic,
     is_growing,
 )
-from runtime.discovery.topic_samples import TopicSamples, Tree
+from runtime.discovery.topic_samples import TopicSamples, Tree, levels
 
 LONG: dict[str, str] = {
     "stat_t": "state_topic", "cmd_t": "command_topic", "val_tpl": "value_template", "pl_on": "payload_on",
@@ -48,13 +48,12 @@ ESPHOME = re.compile(r"^(?P<device>.+)/(?P<kind>sensor|binary_sensor|switch|ligh
 
 
 def home_assistant(tree: Tree, found: Proposals) -> None:
-    """Read the retained configurations below `homeassistant/`."""
-    for topic in [each for each in tree.topics if re.fullmatch(r"homeassistant/\w+(/[\w-]+)?/[\w-]+/config", each)]:
+    """Read the retained configurations below `homeassistant/`, or below another prefix."""
+    for topic, component in [(each, component) for each in tree.topics if (component := _component(tree, each))]:
         found.used.add(topic)
         body = _object(tree, topic)
         if body is None:
             continue
-        component = topic.split("/")[1]
         if component == "device":
             parts = body.get("components")
             entities = list(parts.values()) if isinstance(parts, dict) else []
@@ -63,6 +62,25 @@ def home_assistant(tree: Tree, found: Proposals) -> None:
         for entity in entities:
             if isinstance(entity, dict):
                 _entity(tree, found, _expanded({**_shared(body), **_long(entity)}), topic)
+
+
+def _component(tree: Tree, topic: str) -> str | None:
+    """Return the component that a topic configures, or None."""
+    if not topic.endswith("/config"):
+        return None
+    if match := re.fullmatch(r"homeassistant/(\w+)(?:/[\w-]+)?/[\w-]+/config", topic):
+        return match[1]
+    match = _OTHER_PREFIX.fullmatch(topic)
+    body = _object(tree, topic) if match is not None else None
+    return match[1] if match is not None and body is not None and any(map(_OF_ENTITY.search, body)) else None
+
+
+_OTHER_PREFIX = re.compile(
+    r".+/(device|sensor|binary_sensor|switch|light|fan|siren|number|select|lock|cover|valve|climate|button|scene|text|update|"
+    r"water_heater|humidifier|vacuum|lawn_mower|alarm_control_panel|camera|image|event|device_tracker)(?:/[\w-]+)?/[\w-]+/config"
+)
+_OF_ENTITY = re.compile(r"_(topic|t)$|^(components|platform)$")
+"""Keys of Home Assistant's discovery."""
 
 
 def _shared(body: dict[str, Any]) -> dict[str, Any]:
@@ -139,18 +157,29 @@ def _sensor(tree: Tree, found: Proposals, entity: dict[str, Any], name: str, sta
         if off == on:
             found.left_out.append(LeftOut(state, f"{name}: it has one word for both states"))
         elif bare_words(observed.samples, (off, on)):
-            found.streams.append(stream(name, state, observed, why, {"state": ""}, {"state": (off, on)}))
+            found.read(stream(name, state, observed, why, {"state": ""}, {"state": (off, on)}))
         else:
             found.left_out.append(LeftOut(state, f"{name}: its payload is neither {off} nor {on}"))
     elif place == "" and bare_numbers(observed.samples):
-        found.streams.append(stream(name, state, observed, why, {_field(entity, "value"): ""}))
+        found.read(stream(name, state, observed, why, {_field(entity, "value"): ""}))
+    elif place and _is_switch(entity, observed, place):
+        off, on = (str(entity.get(f"payload_{word}", word.upper())) for word in ("off", "on"))
+        field = _field({}, place.strip("/").split("/")[-1])
+        found.read(stream(name, state, observed, why, {field: place}, {field: (off, on)}))
     elif place and place in numeric_fields(observed.samples).values():
         last = place.strip("/").split("/")[-1].lower()
         # `contact: true` is a closed door: the field has the name of what its number says
         field = _field({}, last) if entity.get("platform") == "binary_sensor" else _field(entity, last)
-        found.streams.append(stream(name, state, observed, why, {field: place}))
+        found.read(stream(name, state, observed, why, {field: place}))
     else:
         found.left_out.append(LeftOut(state, f"{name}: its payload is not a number"))
+
+
+def _is_switch(entity: dict[str, Any], observed: TopicSamples, place: str) -> bool:
+    """Return whether every message has one of the two words of a binary sensor at a place."""
+    words = {str(entity.get(f"payload_{word}", word.upper())) for word in ("off", "on")}
+    said = values_at(observed.samples, place)
+    return entity.get("platform") == "binary_sensor" and len(words) == 2 and bool(said) and words.issuperset(said)
 
 
 def _field(entity: dict[str, Any], otherwise: str) -> str:
@@ -178,31 +207,36 @@ def _moved(
     template = entity.get("state_value_template", entity.get("value_template"))
     place, state = _place(template), entity.get("state_topic")
     switched = tuple(str(entity.get(f"payload_{word}", word.upper())) for word in ("off", "on"))
-    reported = tuple(str(entity.get(f"state_{word}", switched[at])) for at, word in enumerate(("off", "on")))
+    reported = tuple(_as_read(entity.get(f"state_{word}", switched[at])) for at, word in enumerate(("off", "on")))
     is_switched = kind in {"switch", "light", "fan"}
-    # other words never equal what was commanded
-    same = not is_switched or (reported == switched and (place != "" or all(map(_is_itself, switched))))
-    report = state if isinstance(state, str) and place is not None and same else None
+    readable = not is_switched or (len(set(reported)) > 1 and (place != "" or all(map(_is_itself, reported))))
+    report = state if isinstance(state, str) and place is not None and readable else None
     device = FoundActuator(
         name, command, state_topic=report, state_value=place or "value", why="Home Assistant discovery"
     )
     own = entity.get("command_template") is not None
-    if kind not in {"switch", "light", "fan", "select", "number"} or is_dangerous(command, *about):
-        found.left_out.append(LeftOut(command, f"{name}: such a device can cause harm; add it by hand"))
+    if kind not in {"switch", "light", "fan", "select", "number"}:
+        found.left_out.append(LeftOut(command, f"{name}: a {kind} can cause harm; add it by hand"))
     elif kind == "light" and entity.get("schema") == "json" and not own:
         report = state if isinstance(state, str) else None
         on_off = replace(device, choices=("OFF", "ON"), payload='{"state": "${value}"}', state_topic=report)
-        found.move(replace(on_off, state_value="state"))
+        found.move(replace(on_off, state_value="state"), *about)
     elif own or entity.get("schema") not in {None, "basic", "default"} or entity.get("on_command_type") == "brightness":
         found.left_out.append(LeftOut(command, f"{name}: its command is a template of its own"))
     elif is_switched and switched[0] != switched[1]:
-        found.move(replace(device, choices=switched, off=switched[0]))
+        other = {word: said for word, said in zip(switched, reported, strict=True) if word != said and report}
+        found.move(replace(device, choices=switched, off=switched[0], state_words=other), *about)
     elif kind == "select" and len(options := _options(entity)) > 1:
-        found.move(replace(device, choices=options))
+        found.move(replace(device, choices=options), *about)
     else:
         found.left_out.append(
             LeftOut(command, f"{name}: this {kind} needs limits or two distinct words; add it by hand")
         )
+
+
+def _as_read(word: object) -> str:
+    """Return a word of a report as a state is read: Home Assistant writes JSON's truth values with a capital."""
+    return {"True": "true", "False": "false"}.get(str(word), str(word))
 
 
 def _is_itself(word: str) -> bool:
@@ -229,6 +263,7 @@ def zigbee2mqtt(tree: Tree, found: Proposals) -> None:
         found.used |= {each for each in tree.topics if each.startswith((f"{base}/bridge/", f"{base}/bridge"))}
         devices = _json(tree, topic)
         described = frozenset(found.used)  # by Home Assistant's discovery
+        names: set[str] = set()
         for device in (
             sorted((each for each in devices if isinstance(each, dict)), key=_friendly)
             if isinstance(devices, list)
@@ -237,12 +272,27 @@ def zigbee2mqtt(tree: Tree, found: Proposals) -> None:
             name, definition = device.get("friendly_name"), device.get("definition")
             if device.get("type") == "Coordinator" or not isinstance(name, str) or not isinstance(definition, dict):
                 continue
-            found.used |= {
-                each for each in tree.topics if each == f"{base}/{name}" or each.startswith(f"{base}/{name}/")
-            }
-            if device.get("disabled") is not True and f"{base}/{name}" not in described:
-                about = tuple(str(each) for each in (device.get("description"), definition.get("description")))
-                _zigbee_device(tree, found, f"{base}/{name}", name, definition, about)
+            state = f"{base}/{name}"
+            names.add(state)
+            keys = ("description", "model", "vendor")
+            about = (str(device.get("description")), *(str(definition.get(key)) for key in keys))
+            about += tuple(_kinds(definition.get("exposes")))
+            if state in described:
+                if any(map(is_dangerous, (name, *about))):
+                    found.withdraw(state)
+            elif device.get("disabled") is not True:
+                _zigbee_device(tree, found, state, name, definition, about)
+        found.used |= {each for each in tree.topics if each in names or any(above in names for above in levels(each))}
+
+
+def _kinds(exposes: object) -> Iterator[str]:
+    """Every kind of thing that a device is, as `climate` or `lock`, with its label: its switch may be a part of that."""
+    for each in exposes if isinstance(exposes, list) else ():
+        if isinstance(each, dict) and isinstance(each.get("features"), list):
+            yield from (_HARMFUL_KINDS.get(str(each.get("type")), ""), str(each.get("label", "")))
+
+
+_HARMFUL_KINDS = {"climate": "thermostat", "lock": "lock", "cover": "cover"}
 
 
 def _friendly(device: dict[str, Any]) -> str:
@@ -265,7 +315,7 @@ def _zigbee_device(
     numbers = numeric_fields(observed.samples) if observed is not None else {}
     fields = {name: place for name, place in numbers.items() if place in readable}
     if observed is not None and fields:
-        found.streams.append(stream(found.unique(device), state, observed, "Zigbee2MQTT", fields))
+        found.read(stream(found.unique(device), state, observed, "Zigbee2MQTT", fields))
     for each in features:
         _zigbee_feature(found, state, device, each, about)
 
@@ -276,7 +326,7 @@ def _zigbee_feature(found: Proposals, state: str, device: str, feature: dict[str
         return
     if not _access(feature) & 2:
         return
-    if is_dangerous(device, *about) or feature.get("of") not in {"switch", "light", "fan"}:
+    if feature.get("of") not in {"switch", "light", "fan"}:
         found.left_out.append(LeftOut(f"{state}/set", f"{device}: such a device can cause harm; add it by hand"))
         return
     words = (feature.get("value_off", "OFF"), feature.get("value_on", "ON"))
@@ -288,9 +338,9 @@ def _zigbee_feature(found: Proposals, state: str, device: str, feature: dict[str
         return
     payload = f'{{"{name}": "${{value}}"}}'
     wanted = device if name == "state" else f"{device}_{name.removeprefix('state_')}"
-    unique = found.unique(f"{wanted}_switch" if any(each.topic == state for each in found.streams) else wanted)
+    unique = found.unique(f"{wanted}_switch" if found.is_read(state) else wanted)
     switch = FoundActuator(unique, f"{state}/set", choices, payload=payload, state_topic=state, state_value=name)
-    found.move(replace(switch, why="Zigbee2MQTT", off=choices[0]))
+    found.move(replace(switch, why="Zigbee2MQTT", off=choices[0]), device, *about)
 
 
 _WORD = re.compile(r"[\w .:-]+")
@@ -317,6 +367,9 @@ def _features(exposes: object, of: str = "") -> Iterator[dict[str, Any]]:
 def tasmota(tree: Tree, found: Proposals) -> None:
     """Read `tele/NAME/SENSOR`, and switches that answer on `stat/NAME/POWER`."""
     about = _tasmota_words(tree)
+    for device, words in about.items():
+        if is_dangerous(words):
+            found.withdraw(f"cmnd/{device}")  # what Home Assistant's discovery describes without these words
     for topic in sorted(tree.topics, reverse=True):  # sensors first, so that a device's stream has its name
         match = re.fullmatch(r"(tele|stat)/(.+)/([A-Z]+\d*)", topic)
         if match is None or topic in found.used:
@@ -327,16 +380,16 @@ def tasmota(tree: Tree, found: Proposals) -> None:
         if prefix == "tele" and leaf == "SENSOR":
             fields = numeric_fields(observed.samples)
             if fields:
-                found.streams.append(stream(found.unique(device), topic, observed, "Tasmota", _short(fields)))
+                found.read(stream(found.unique(device), topic, observed, "Tasmota", _short(fields)))
         elif prefix == "stat" and re.fullmatch(r"POWER\d*", leaf) and bare_words(observed.samples, ("ON", "OFF")):
-            if is_dangerous(device, about.get(device, "")):
-                found.left_out.append(LeftOut(topic, f"{device}: such a device can cause harm; add it by hand"))
-                continue
             unique = found.unique(device if leaf == "POWER" else f"{device}_{leaf.lower()}")
-            if any(each.topic == f"tele/{device}/SENSOR" for each in found.streams):
+            if found.is_read(f"tele/{device}/SENSOR"):
                 unique = found.unique(f"{device}_{leaf.lower()}")
-            found.move(FoundActuator(unique, f"cmnd/{device}/{leaf}", ("OFF", "ON"), state_topic=topic, why="Tasmota"))
-    found.used |= {topic for topic in tree.topics if topic.startswith(("cmnd/", "tasmota/discovery/"))}
+            switch = FoundActuator(unique, f"cmnd/{device}/{leaf}", ("OFF", "ON"), state_topic=topic, why="Tasmota")
+            found.move(switch, device, about.get(device, ""))
+    found.used |= {
+        topic for topic in tree.topics if topic.startswith(("cmnd/", "tele/", "stat/", "tasmota/discovery/"))
+    }
 
 
 def _tasmota_words(tree: Tree) -> dict[str, str]:
@@ -382,15 +435,15 @@ def esphome_and_statestream(tree: Tree, found: Proposals) -> None:
         elif is_growing(name):
             found.left_out.append(LeftOut(topic, f"{name}: it only grows"))
         elif kind == "sensor" and bare_numbers(observed.samples):
-            found.streams.append(stream(unique, topic, observed, why, {"value": ""}))
+            found.read(stream(unique, topic, observed, why, {"value": ""}))
         elif kind == "binary_sensor" and (words := _words(observed)):
-            found.streams.append(stream(unique, topic, observed, why, {"state": ""}, {"state": words}))
-        elif kind == "switch" and commanded and bare_words(observed.samples, ("ON", "OFF")) and not is_dangerous(topic):
+            found.read(stream(unique, topic, observed, why, {"state": ""}, {"state": words}))
+        elif kind == "switch" and commanded and bare_words(observed.samples, ("ON", "OFF")):
             command = topic.removesuffix("state") + "command"
             found.used.add(command)
             found.move(FoundActuator(unique, command, ("OFF", "ON"), state_topic=topic, why=why))
         elif kind in {"switch", "light", "fan", "number"}:
-            found.left_out.append(LeftOut(topic, f"{name}: this {kind} has no command topic, or can cause harm"))
+            found.left_out.append(LeftOut(topic, f"{name}: this {kind} has no command topic"))
         else:
             found.left_out.append(LeftOut(topic, f"{name}: its payload is not a number"))
     found.used |= {

@@ -2,10 +2,19 @@
 
 from __future__ import annotations
 
+import re
+
 from runtime.config.mqtt_names import topic_problem
 from runtime.discovery.conventions import esphome_and_statestream, home_assistant, stream, tasmota, zigbee2mqtt
-from runtime.discovery.payload_fields import bare_numbers, bare_words, numeric_fields
-from runtime.discovery.proposals import FoundActuator, LeftOut, Proposals, is_dangerous, is_diagnostic, is_growing
+from runtime.discovery.payload_fields import (
+    bare_numbers,
+    bare_words,
+    documents,
+    is_date,
+    numeric_fields,
+    several_devices,
+)
+from runtime.discovery.proposals import FoundActuator, LeftOut, Proposals, is_diagnostic, is_growing
 from runtime.discovery.shelly import shelly
 from runtime.discovery.topic_samples import TopicSamples, Tree
 
@@ -47,14 +56,20 @@ def _read(found: Proposals, topic: str, observed: TopicSamples) -> None:
     name = found.unique(name_of(topic))
     fields = numeric_fields(observed.samples)
     last = topic.rsplit("/", maxsplit=1)[-1]
-    if is_diagnostic(last) or is_diagnostic(name_of(topic)):
+    if reason := _no_reading(topic):
+        found.left_out.append(LeftOut(topic, reason))
+    elif several_devices(observed.samples):
+        found.left_out.append(LeftOut(topic, "messages of several devices come on it"))
+    elif is_diagnostic(last) or is_diagnostic(name_of(topic)):
         found.left_out.append(LeftOut(topic, "it describes the device itself"))
     elif is_growing(last) and bare_numbers(observed.samples):
         found.left_out.append(LeftOut(topic, "it only grows"))
     elif fields:
-        found.streams.append(stream(name, topic, observed, "plain JSON", fields))
+        found.read(stream(name, topic, observed, "plain JSON", fields))
+    elif bare_numbers(observed.samples) and all(map(is_date, documents(observed.samples))):
+        found.left_out.append(LeftOut(topic, "its number is a time"))
     elif bare_numbers(observed.samples):
-        found.streams.append(
+        found.read(
             stream(
                 name,
                 topic,
@@ -70,6 +85,25 @@ def _read(found: Proposals, topic: str, observed: TopicSamples) -> None:
         found.left_out.append(LeftOut(topic, "neither numbers nor a switch"))
 
 
+def _no_reading(topic: str) -> str | None:
+    """Return why a topic has no reading by its name, or None."""
+    if any(level.startswith("$") for level in topic.split("/")):
+        return "it describes the device itself"  # Homie's attributes
+    if _OF_GATEWAY.search(topic):
+        return "it describes a gateway, or repeats codes of remote controls"
+    if topic.rsplit("/", maxsplit=1)[-1].lower() in _NO_READING:
+        return "it is a description, a setting or a command"
+    return None
+
+
+_NO_READING = frozenset(
+    ["config", "settings", "attributes", "announce", "discovery", "info", "rpc", "request", "response", "commands", "lwt", "availability"]
+)  # fmt: skip
+"""Last levels of topics that no sensor has."""
+_OF_GATEWAY = re.compile(r"/(SYS|IR|RF|RF2|SRFB|Pilight|433|LORA)toMQTT(/|$)|/commands/MQTTto\w+")
+"""Topics of OpenMQTTGateway; those of its sensors are others."""
+
+
 def _commanded(tree: Tree, found: Proposals, topic: str) -> None:
     """Propose a command topic that was used and that has a state topic of the same device."""
     found.used.add(topic)
@@ -78,8 +112,6 @@ def _commanded(tree: Tree, found: Proposals, topic: str) -> None:
     report = next((t for t in (f"{device}/state", f"{device}/status", device) if t in tree.topics), None)
     if words is None or report is None or not bare_words(tree.topics[report].samples, words):
         found.left_out.append(LeftOut(topic, "a command topic without a state topic that reports ON or OFF"))
-    elif is_dangerous(topic):
-        found.left_out.append(LeftOut(topic, "such a device can cause harm; add it by hand"))
     else:
         found.used.add(report)
         name = found.unique(name_of(device))

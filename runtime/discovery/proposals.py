@@ -7,24 +7,18 @@ import re
 from dataclasses import dataclass, field
 
 from runtime.config.mqtt_names import topic_problem
+from runtime.discovery.dangerous_devices import does_harm, is_dangerous
 
 DIAGNOSTIC = re.compile(
-    r"(^|[_/ ])(linkquality|rssi|snr|battery|battery_low|voltage|last_seen|last_reset|uptime\w*|heap\w*|sleep\w*|load_?avg|"
+    r"(^|[_/ ])(linkquality|rssi|snr|batt|battery|battery_low|volt|voltage|last_seen|last_reset|uptime\w*|heap\w*|sleep\w*|load_?avg|"
     r"wifi\w*|signal\w*|mqttcount|vcc|boot\w*|restart\w*|update\w*|version|firmware|channel|bssid\w*|ssid\w*|ip|mac|"
     r"time|timestamp|stamp|epoch|ts|unixtime|id|seq|tempunit|pressureunit|latitude|longitude|device_temperature|"
-    r"power_outage_count)($|[_/ ])",
+    r"power_outage_count|node_?id|free_?mem\w*|mem_?free|min_?mem|rx_?level|tx_?power|protocol|interval|cpu\w*)($|[_/ ])",
     re.IGNORECASE,
 )
 """Fields that describe the device itself, and not its surroundings."""
 GROWING = re.compile(r"(.*[_/ ])?(a?energy|total|kwh|wh|bytes|packets)", re.IGNORECASE)
 """Counters that only grow: their numbers never come again, so a policy learns nothing from them."""
-DANGEROUS = re.compile(
-    r"(?<!c)lock|alarm|garage|gate|door|siren|boiler|oven|stove|gas|valve|cover|shutter|blind|curtain|awning|roller|window|"
-    r"hatch|kettle|cooker|fireplace|furnace|fryer|sauna|radiator|thermostat|hvac|irrigation|sprinkler|fridge|freezer|"
-    r"refrigerat|aquarium|medical",
-    re.IGNORECASE,
-)
-"""Words of devices that no program may move without a person who decided it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +51,8 @@ class FoundActuator:
     payload: str = "${value}"
     state_topic: str | None = None
     state_value: str = "value"
+    state_words: dict[str, str] = field(default_factory=dict)
+    """What the device reports for a choice, where that is another word."""
     sample: str = ""
     why: str = ""
     off: str | None = None
@@ -75,6 +71,8 @@ class LeftOut:
 
     topic: str
     why: str
+    actuator: FoundActuator | None = None
+    """What `--allow` proposes all the same."""
 
 
 @dataclass(slots=True)
@@ -86,30 +84,75 @@ class Proposals:
     left_out: list[LeftOut] = field(default_factory=list)
     used: set[str] = field(default_factory=set)
     """Topics that a convention has explained."""
+    _names: dict[str, int] = field(default_factory=dict)
+    """Every name that is taken, and how often it was wanted."""
+    _commands: dict[tuple[str, str], str] = field(default_factory=dict)
+    """Command topic and payload -> the actuator that sends it."""
+    _read: set[str] = field(default_factory=set)
+    """Topics of all streams."""
 
     def unique(self, wanted: str) -> str:
         """Return a name of settings that no other proposal has, and that conditions and rewards can use."""
-        name = re.sub(r"[^a-z0-9_]+", "_", wanted.lower()).strip("_")[:48] or "device"
-        if name[0].isdigit() or keyword.iskeyword(name) or name in _YAML:
-            name = f"device_{name}"
-        taken = {stream.name for stream in self.streams} | {actuator.name for actuator in self.actuators}
-        number, free = 2, name
-        while free in taken:
-            free, number = f"{name}_{number}", number + 1
+        free = name = self.plain(wanted)
+        while free in self._names:
+            self._names[name] += 1
+            free = f"{name}_{self._names[name]}"
         return free
 
-    def move(self, actuator: FoundActuator) -> None:
-        """Propose an actuator, unless another one sends the same command, or its topics cannot be used."""
-        same = (each for each in self.actuators if (each.topic, each.payload) == (actuator.topic, actuator.payload))
+    @staticmethod
+    def plain(wanted: str) -> str:
+        """Return a name of settings that conditions and rewards can use."""
+        name = re.sub(r"[^a-z0-9_]+", "_", wanted.lower()).strip("_")[:48] or "device"
+        return f"device_{name}" if name[0].isdigit() or keyword.iskeyword(name) or name in _YAML else name
+
+    def read(self, stream: FoundStream) -> None:
+        """Propose a stream."""
+        self.streams.append(stream)
+        self._names[stream.name] = 1
+        self._read.add(stream.topic)
+
+    def is_read(self, topic: str) -> bool:
+        """Return whether a stream comes from a topic."""
+        return topic in self._read
+
+    def move(self, actuator: FoundActuator, *about: str) -> None:
+        """Propose an actuator, unless it can cause harm, another one sends the same command, or its topics cannot be used.
+
+        Args:
+            actuator: with a name of `unique`.
+            about: names and descriptions that say what the device is.
+        """
+        self._names[actuator.name] = 1
+        sent = (actuator.topic, actuator.payload)
         problem = publish_problem(actuator.topic)
         if problem is None and actuator.state_topic is not None:
             problem = publish_problem(actuator.state_topic)
         if problem is not None:
             self.left_out.append(LeftOut(actuator.topic, f"{actuator.name}: {problem}"))
-        elif (first := next(same, None)) is not None:
-            self.left_out.append(LeftOut(actuator.topic, f"{actuator.name}: {first.name} sends the same commands"))
+            return
+        is_harmful = any(map(is_dangerous, (actuator.topic, *about))) or any(map(does_harm, actuator.choices))
+        if is_harmful:
+            self.withdraw(actuator.topic)
+        if (first := self._commands.get(sent)) is not None:
+            self.left_out.append(LeftOut(actuator.topic, f"{actuator.name}: {first} sends the same commands"))
+            return
+        self._commands[sent] = actuator.name
+        if is_harmful:
+            self._leave_out(actuator)
         else:
             self.actuators.append(actuator)
+
+    def withdraw(self, topic: str) -> None:
+        """Leave out what was proposed on a command topic, or below it: another description says that it can cause harm."""
+        below = topic.rstrip("/") + "/"
+        harmful = [each for each in self.actuators if f"{each.topic}/".startswith(below)]
+        for each in harmful:
+            self.actuators.remove(each)
+            self._leave_out(each)
+
+    def _leave_out(self, actuator: FoundActuator) -> None:
+        why = f"{actuator.name}: such a device can cause harm; --allow {actuator.name} proposes it all the same"
+        self.left_out.append(LeftOut(actuator.topic, why, actuator))
 
 
 _YAML = frozenset({"null", "true", "false", "yes", "no", "on", "off", "y", "n"})
@@ -131,8 +174,3 @@ def is_growing(field_name: str) -> bool:
 def is_diagnostic(field_name: str) -> bool:
     """Return whether a field describes the device itself."""
     return DIAGNOSTIC.search(field_name) is not None
-
-
-def is_dangerous(*texts: str) -> bool:
-    """Return whether a device should not be moved by a program without a decision of a person."""
-    return any(DANGEROUS.search(text) for text in texts)

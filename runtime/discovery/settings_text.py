@@ -48,7 +48,7 @@ def settings_text(plan: Plan) -> str:
         f"state_dir: {_text('.reflexd/' + plan.agent)}",
         f"mqtt: {{url: {_text(plan.url)}{login}}}",
         "streams:",
-        *(line for each in plan.streams for line in _stream(each)),
+        *(line for each in plan.streams for line in _stream(each, plan.reward or "")),
         *(
             f"  {name}: {{kind: camera, source: {source}, encoder: vision}}"
             for name, source in _numbered("camera", plan.cameras)
@@ -75,7 +75,7 @@ def settings_text(plan: Plan) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _stream(found: FoundStream) -> list[str]:
+def _stream(found: FoundStream, reward: str) -> list[str]:
     age_s = OLDEST_S if found.longest_s is None else min(OLDEST_S, max(5.0, math.ceil(3 * found.longest_s)))
     how_often = "one message" if found.longest_s is None else f"at least every {found.longest_s:.1f} s"
     parts = [
@@ -84,6 +84,8 @@ def _stream(found: FoundStream) -> list[str]:
         f"fields: [{', '.join(map(_text, found.fields))}]",
         f"max_age_s: {age_s:g}",
     ]
+    if re.search(rf"\b{re.escape(found.name)}\b", reward):
+        parts.append("required: true")  # without what it is rewarded for, a policy acts blindly
     if found.paths:
         parts.insert(3, "paths: {" + ", ".join(f"{_text(k)}: {_text(v)}" for k, v in found.paths.items()) + "}")
     if found.words:
@@ -101,11 +103,15 @@ def _actuator(found: FoundActuator) -> list[str]:
     lines = [f"  # {found.why}", f"  {found.name}:"]
     if found.choices:
         lines += ["    kind: choice", f"    choices: [{', '.join(map(_text, found.choices))}]"]
+        lines.append("    min_hold_s: 3   # a relay lasts about 100,000 switches: raise it as far as the task permits")
     else:
         lines += ["    kind: continuous", f"    low: [{found.low:g}]", f"    high: [{found.high:g}]"]
     lines += [f"    topic: {_text(found.topic)}", f"    payload: {_text(found.payload)}"]
     if found.state_topic is not None:
         lines += [f"    state_topic: {_text(found.state_topic)}", f"    state_value: {_text(found.state_value)}"]
+    if found.state_topic is not None and found.state_words:
+        words = ", ".join(f"{_text(choice)}: {_text(said)}" for choice, said in found.state_words.items())
+        lines.append(f"    state_words: {{{words}}}")
     safe = _text(found.safe)
     return [
         *lines,

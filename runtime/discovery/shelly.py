@@ -1,17 +1,18 @@
 """Recognise Shelly devices: the first generation below `shellies/`, and later ones by `PREFIX/status/COMPONENT:NUMBER`.
 
-Only what they measure is proposed, and relays of the first generation. Later ones report true and false where they take `on` and
-`off`, so no report would equal a command. References: Shelly's MQTT interfaces of generation 1 and of generations 2 and 3.
+What they measure is proposed, and relays. Those of later generations take `on` and `off`, and report true and false.
+References: Shelly's MQTT interfaces of generation 1 and of generations 2 and 3.
 """
 
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 
 from runtime.discovery.conventions import stream
 from runtime.discovery.payload_fields import bare_numbers, bare_words, documents, numeric_fields
-from runtime.discovery.proposals import FoundActuator, LeftOut, Proposals, is_dangerous, is_diagnostic, is_growing
-from runtime.discovery.topic_samples import Tree
+from runtime.discovery.proposals import FoundActuator, LeftOut, Proposals, is_diagnostic, is_growing
+from runtime.discovery.topic_samples import Tree, levels
 
 _FIRST = re.compile(r"shellies/(?P<device>[^/]+)(?:/(?P<place>.+))?")
 _LATER = re.compile(r"(?P<device>.+)/status/(?P<component>[a-z0-9_]+)(?::(?P<number>\d+))?")
@@ -32,24 +33,21 @@ def shelly(tree: Tree, found: Proposals) -> None:
         if match["device"] in later:
             found.used.add(match[0])
             _later(tree, found, match[0], match)
-    found.used |= {topic for topic in tree.topics if topic.startswith(tuple(f"{each}/" for each in later))}
+    found.used |= {topic for topic in tree.topics if any(above in later for above in levels(topic))}
 
 
 def _first(tree: Tree, found: Proposals, topic: str, device: str, place: str) -> None:
     observed = tree.topics[topic]
     if re.fullmatch(r"relay/\d+", place) and bare_words(observed.samples, ("on", "off")):
-        moves_cover = any(each.startswith(f"shellies/{device}/roller/") for each in tree.topics)
-        if moves_cover or is_dangerous(device):
-            found.left_out.append(LeftOut(topic, f"{device}: such a device can cause harm; add it by hand"))
-            return
+        about = "roller" if f"shellies/{device}/roller/0" in tree.topics else device
         name = found.unique(f"{device}_{place}")
-        found.move(FoundActuator(name, f"{topic}/command", ("off", "on"), state_topic=topic, why=_WHY))
+        found.move(FoundActuator(name, f"{topic}/command", ("off", "on"), state_topic=topic, why=_WHY), about)
     elif _OF_DEVICE.fullmatch(place) or is_diagnostic(place):
         found.left_out.append(LeftOut(topic, "it describes the device itself"))
     elif is_growing(place):
         found.left_out.append(LeftOut(topic, "it only grows"))
     elif bare_numbers(observed.samples):
-        found.streams.append(stream(found.unique(f"{device}_{place}"), topic, observed, _WHY, {_last(place): ""}))
+        found.read(stream(found.unique(f"{device}_{place}"), topic, observed, _WHY, {_last(place): ""}))
     else:
         found.left_out.append(LeftOut(topic, "neither numbers nor a switch"))
 
@@ -80,7 +78,9 @@ def _later(tree: Tree, found: Proposals, topic: str, match: re.Match[str]) -> No
         found.left_out.append(LeftOut(topic, "neither numbers nor a switch"))
     else:
         name = found.unique(f"{match['device']}_{component}_{match['number']}")
-        found.streams.append(stream(name, topic, observed, _WHY, fields))
-        if "output" in fields:
-            why = "its report has other words than its commands; add it by hand"
-            found.left_out.append(LeftOut(f"{match['device']}/command/{component}:{match['number']}", why))
+        found.read(stream(name, topic, observed, _WHY, fields))
+        if component in {"switch", "light"} and fields.get("output") == "output":
+            command = f"{match['device']}/command/{component}:{match['number']}"
+            relay = FoundActuator(found.unique(f"{name}_relay"), command, ("off", "on"), state_topic=topic, why=_WHY)
+            reports = {"off": "false", "on": "true"}
+            found.move(replace(relay, state_value="output", state_words=reports), match["device"])

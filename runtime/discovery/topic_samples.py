@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import secrets
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
 from runtime.mqtt import Address, Connection, Message
@@ -73,6 +73,14 @@ class Tree:
             return observed.samples[-1].decode()
         except UnicodeDecodeError:
             return None
+
+
+def levels(topic: str) -> Iterator[str]:
+    """Every topic that this one lies below, the nearest first."""
+    end = topic.rfind("/")
+    while end > 0:
+        yield topic[:end]
+        end = topic.rfind("/", 0, end)
 
 
 async def listen(

@@ -320,6 +320,16 @@ def test_where_a_device_reports() -> None:
     assert state_topic("reflexd/a", "head", head.model_copy(update={"state_topic": "z/head"})) == "z/head"
 
 
+def test_a_report_in_words_of_the_device_is_the_choice_that_it_means() -> None:
+    words = {"OFF": "true", "ON": "false"}  # a relay that is closed without current
+    inverted = ChoiceSettings(kind="choice", choices=("OFF", "ON"), safe="OFF", state_value="closed", state_words=words)
+    reports = (b'{"closed": true}', b"false", b'{"closed": "broken"}')
+    assert [parse_state(inverted, each).value for each in reports] == ["OFF", "ON", "broken"]
+    for wrong in ({"on": "true"}, {"ON": "OFF"}):
+        with pytest.raises(ValueError, match="state_words: "):
+            ChoiceSettings(kind="choice", choices=("OFF", "ON"), safe="OFF", state_words=wrong)
+
+
 def test_a_state_value_is_a_key_or_a_pointer() -> None:
     check_state_value("state")
     check_state_value("/a/0/b~1c")

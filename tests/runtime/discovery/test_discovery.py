@@ -31,6 +31,7 @@ Moved = dict[str, tuple[str, tuple[str, ...], str, str | None, str]]
 
 STREAMS: dict[str, Fields] = {
     "zigbee": {
+        "desk": ("zigbee2mqtt/desk", ("power",)),
         "heater": ("zigbee2mqtt/heater", ("power",)),
         "living_climate": ("zigbee2mqtt/living/climate", ("temperature", "humidity")),
     },
@@ -55,9 +56,7 @@ STREAMS: dict[str, Fields] = {
 """By home: name -> topic and fields."""
 ON_OFF = ("OFF", "ON")
 ACTUATORS: dict[str, Moved] = {
-    "zigbee": {
-        "heater_switch": ("zigbee2mqtt/heater/set", ON_OFF, '{"state": "${value}"}', "zigbee2mqtt/heater", "state")
-    },
+    "zigbee": {"desk_switch": ("zigbee2mqtt/desk/set", ON_OFF, '{"state": "${value}"}', "zigbee2mqtt/desk", "state")},
     "home assistant": {
         "fan": ("cellar/fan/set", ("0", "1"), "${value}", "cellar/fan/state", "value"),
         "lamp": ("hall/lamp/set", ON_OFF, '{"state": "${value}"}', "hall/lamp", "state"),
@@ -69,7 +68,7 @@ ACTUATORS: dict[str, Moved] = {
     "esphome": {
         "bath_fan": ("esp-bath/switch/bath_fan/command", ON_OFF, "${value}", "esp-bath/switch/bath_fan/state", "value")
     },
-    "plain": {"heater": ("room/heater/set", ON_OFF, "${value}", "room/heater/state", "value")},
+    "plain": {"fan": ("room/fan/set", ON_OFF, "${value}", "room/fan/state", "value")},
 }
 """By home: name -> command topic, choices, payload, state topic, place of the state."""
 
@@ -179,6 +178,7 @@ def test_the_verb_writes_a_file_for_a_sensor_and_a_switch_without_an_edit(busy: 
     assert config.streams["sensor"].source == "topic:room/sensor"
     assert config.actuators["heater"].topic == "room/heater/set"
     assert "heater" in done.output
+    assert config.streams["sensor"].required
     again = CliRunner().invoke(main, [*arguments, *named])
     assert again.exit_code == 2
     assert "exists already" in again.stderr

@@ -7,7 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
+from pydantic import TypeAdapter
 
+from actuators.config import AnyActuator
+from actuators.wire import parse_state
 from runtime.discovery.plain_topics import propose
 from runtime.discovery.proposals import Proposals
 from runtime.discovery.settings_text import Plan, settings_text
@@ -62,11 +66,17 @@ def test_a_contact_is_not_named_as_an_open_door() -> None:
     assert found(door, ("x", {"contact": True})).streams[0].fields == ("contact",)
 
 
-def test_a_report_in_other_words_than_the_commands_is_not_compared_with_them() -> None:
+def test_a_report_in_other_words_than_the_commands_is_read_as_they_are() -> None:
     switch = announced(
         "switch", state_topic="x", command_topic="c", payload_on="1", payload_off="0", state_on="ON", state_off="OFF"
     )
-    assert [(each.choices, each.state_topic) for each in found(switch).actuators] == [(("0", "1"), None)]
+    moved = found(switch).actuators
+    assert [(each.choices, each.state_topic, each.state_words) for each in moved] == [
+        (("0", "1"), "x", {"0": "OFF", "1": "ON"})
+    ]
+    text = settings_text(Plan("home", "mqtt://127.0.0.1", [], moved))
+    settings = TypeAdapter(AnyActuator).validate_python(yaml.safe_load(text)["actuators"]["b"])
+    assert [parse_state(settings, said).value for said in (b"ON", b"OFF", b"?")] == ["1", "0", "?"]
     fan = announced("fan", state_topic="x", command_topic="c", state_value_template="{{ value_json.state }}")
     assert [(each.state_topic, each.state_value) for each in found(fan).actuators] == [("x", "state")]
 
@@ -235,8 +245,10 @@ def test_shelly_devices_give_what_they_measure_and_nothing_about_themselves() ->
         "h_temperature_0": ("tc",),
     }
     assert [(each.topic, each.choices, each.state_topic) for each in made.actuators] == [
-        ("shellies/s/relay/0/command", ("off", "on"), "shellies/s/relay/0")
+        ("shellies/s/relay/0/command", ("off", "on"), "shellies/s/relay/0"),
+        ("plus/command/switch:0", ("off", "on"), "plus/status/switch:0"),
     ]
+    assert made.actuators[1].state_words == {"off": "false", "on": "true"}
 
 
 def test_counters_that_only_grow_and_commands_are_no_telemetry() -> None:
