@@ -221,7 +221,7 @@ _NUMBER = re.compile(r"[+-]?(\d{1,32}(\.\d{0,32})?|\.\d{1,32})([eE][+-]?\d{1,3})
 def _as_commanded(settings: AnyActuator, value: str | float | list[float]) -> str | float | list[float]:
     """Return what a device reports in the words, or as the number, that are commanded."""
     if isinstance(settings, ChoiceSettings) and isinstance(value, str):
-        return next((choice for choice, said in settings.state_words.items() if said == value), value)
+        return next((choice for choice, reported in settings.state_words.items() if reported == value), value)
     is_number = isinstance(settings, ContinuousSettings) and isinstance(value, str) and _NUMBER.fullmatch(value.strip())
     return float(value) if is_number and isinstance(value, str) else value
 

@@ -14,7 +14,6 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
-import orjson
 from pydantic import BaseModel, ValidationError
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
@@ -26,6 +25,7 @@ from runtime.config.loader import LoadedConfig
 from runtime.console.client import NoAnswer, Tool, connect, connected, off
 from runtime.mqtt import Connection, Message
 from runtime.mqtt.daemon_messages import DecisionMessage, EventMessage, HealthMessage, StatusMessage
+from runtime.mqtt.event_sentences import sentence
 from runtime.mqtt.topics import Refused, Topics, parse
 
 MAX_HEALTH = 1_048_576
@@ -230,10 +230,14 @@ def _figures(health: HealthMessage, age: str) -> Table:
     mode = f"{health.mode}, {'armed' if health.armed else 'disarmed'}"
     table.add_row("tick p50 / p99", pace, "overruns", plain(tick.overruns))
     table.add_row("policy", plain(health.policy), "mode", plain(mode))
-    table.add_row("learner", plain(_learner_state(learner)), "updates", plain(learner.get("updates")))
-    table.add_row("memory", plain(f"{health.memory_mb} MB"), "reward", plain(learner.get("reward_mean")))
+    table.add_row("learner", plain(_learner_state(learner)), "updates", _figure(learner.get("updates")))
+    table.add_row("memory", plain(f"{health.memory_mb} MB"), "reward", _figure(learner.get("reward_mean")))
     table.add_row("health", age)
     return table
+
+
+def _figure(value: object) -> Text:
+    return plain("none yet" if value is None else value)
 
 
 def _learner_state(learner: Mapping[str, Any]) -> object:
@@ -244,9 +248,9 @@ def _learner_state(learner: Mapping[str, Any]) -> object:
 
 
 def _events(events: list[EventMessage]) -> Table:
-    table = Table("when", "event", "data", box=None, title="events", title_justify="left")
+    table = Table("when", "what happened", box=None, title="events since this began to listen", title_justify="left")
     for event in events:
-        table.add_row(_clock(event.stamp), plain(event.type), plain(_json(event.data), 90))
+        table.add_row(_clock(event.stamp), plain(sentence(event.type, event.data).text))
     return table
 
 
@@ -255,7 +259,3 @@ def _clock(stamp: float | None) -> str:
         return time.strftime("%H:%M:%S", time.localtime(stamp or 0.0))
     except (OverflowError, ValueError, OSError):
         return "?"
-
-
-def _json(data: dict[str, Any]) -> str:
-    return orjson.dumps(data).decode()

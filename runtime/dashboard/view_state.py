@@ -9,7 +9,8 @@ from __future__ import annotations
 import math
 import time
 from collections import Counter, OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
@@ -55,17 +56,28 @@ class ViewState:
     wall: Callable[[], float] = time.time
     refused: Counter[str] = field(default_factory=Counter)
     """Malformed messages by topic and cause."""
-    sections: Sections = field(default_factory=Sections)
     stream_views: StreamViews = field(default_factory=StreamViews)
+    _sections: Sections = field(default_factory=Sections)
+    _waiting: dict[tuple[str, str], tuple[bytes, float]] = field(default_factory=dict)
+    """By actuator, and `set` or `state`: the newest message and when it came. It is read when a browser asks for news."""
     _foreign: dict[str, tuple[str, str]] = field(default_factory=dict)
     _questions: OrderedDict[str, dict[str, Any]] = field(default_factory=OrderedDict)
     _series: dict[str, TimeSeries] = field(default_factory=dict)
     _returns: Returns = field(default_factory=Returns)
     _decision_s: float = -math.inf
 
+    @property
+    def sections(self) -> Sections:
+        """What the browsers show, with everything that has arrived."""
+        waiting, self._waiting = self._waiting, {}
+        for (name, what), (payload, at_s) in waiting.items():
+            with self._counted("act"):
+                self._actuator(name, what, payload, at_s)
+        return self._sections
+
     def set(self, section: str, value: Any) -> None:
         """Replace a section."""
-        self.sections.set(section, value)
+        self._sections.set(section, value)
 
     def foreign_topics(self) -> list[str]:
         """Return topics outside the agent's own that belong to its actuators and streams."""
@@ -78,10 +90,15 @@ class ViewState:
             parts = ["in", name] if what == "in" else ["act", name, what]
         else:
             parts = topic.removeprefix(self.topics.base + "/").split("/")
-        try:
+        with self._counted(parts[0]):
             self._route(parts, payload)
+
+    @contextmanager
+    def _counted(self, part: str) -> Iterator[None]:
+        try:
+            yield
         except (Refused, ValidationError, KeyError, TypeError, ValueError, AttributeError) as error:
-            cause = f"{parts[0][:64]}: {type(error).__name__}"
+            cause = f"{part[:64]}: {type(error).__name__}"
             self.refused[cause if cause in self.refused or len(self.refused) < MAX_CAUSES else "others"] += 1
             self.set("refused", dict(self.refused))
 
@@ -89,9 +106,13 @@ class ViewState:
         match parts:
             case ["in" | "preview" as kind, stream]:
                 if self.stream_views.take(kind, stream, payload, self.wall()):
-                    self.sections.put("streams", stream, self.stream_views.contents[stream])
+                    self._sections.put("streams", stream, self.stream_views.contents[stream])
             case ["act", name, "set" | "state" as what]:
-                self._actuator(name, what, payload)
+                if len(payload) > MAX_JSON or (
+                    len(self._waiting) >= 2 * MAX_ENTRIES and (name, what) not in self._waiting
+                ):
+                    raise Refused("too large, or too many actuators")
+                self._waiting[name, what] = (payload, self.wall())
             case ["proposal", name]:
                 self._entry("proposals", name, _model(ProposalMessage, payload))
             case ["hold", name]:
@@ -117,9 +138,9 @@ class ViewState:
                 raise KeyError("unknown topic")
 
     def _entry(self, section: str, name: str, value: dict[str, Any]) -> None:
-        known = self.sections.tables.get(section, {})
+        known = self._sections.tables.get(section, {})
         if name in known or len(known) < MAX_ENTRIES:
-            self.sections.put(section, name, {**value, "at": self.wall()})
+            self._sections.put(section, name, {**value, "at": self.wall()})
 
     def _info(self, info: Info) -> None:
         foreign: dict[str, tuple[str, str]] = {}
@@ -155,7 +176,7 @@ class ViewState:
 
     def _event(self, value: dict[str, Any]) -> None:
         words = sentence(value["type"], value["data"])
-        self.sections.append("events", {**value, "at": self.wall(), "text": words.text, "tone": words.tone}, EVENTS)
+        self._sections.append("events", {**value, "at": self.wall(), "text": words.text, "tone": words.tone}, EVENTS)
         if value["type"] == "label_requested":
             self.ask(value["data"])
 
@@ -189,15 +210,15 @@ class ViewState:
         series = self._series.setdefault(name, TimeSeries(span_s=2.0 if name in FAST_SERIES else 0.5))
         match series.add(self.wall(), float(value)):
             case "appended":
-                self.sections.append(f"series/{name}", series.points[-1], MAX_POINTS)
+                self._sections.append(f"series/{name}", series.points[-1], MAX_POINTS)
             case "merged":
-                self.sections.replace(f"series/{name}", series.points, MAX_POINTS)
+                self._sections.replace(f"series/{name}", series.points, MAX_POINTS)
 
-    def _actuator(self, name: str, what: str, payload: bytes) -> None:
+    def _actuator(self, name: str, what: str, payload: bytes, at_s: float) -> None:
         value = _object(payload, plain=True)
-        known = self.sections.tables.get("actuators", {})
+        known = self._sections.tables.get("actuators", {})
         if name in known or len(known) < MAX_ENTRIES:
-            self.sections.put("actuators", name, {**known.get(name, {}), what: {**value, "at": self.wall()}})
+            self._sections.put("actuators", name, {**known.get(name, {}), what: {**value, "at": at_s}})
 
 
 def _model(model: type[M], payload: bytes, limit: int = MAX_JSON) -> dict[str, Any]:

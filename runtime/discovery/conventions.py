@@ -178,8 +178,8 @@ def _sensor(tree: Tree, found: Proposals, entity: dict[str, Any], name: str, sta
 def _is_switch(entity: dict[str, Any], observed: TopicSamples, place: str) -> bool:
     """Return whether every message has one of the two words of a binary sensor at a place."""
     words = {str(entity.get(f"payload_{word}", word.upper())) for word in ("off", "on")}
-    said = values_at(observed.samples, place)
-    return entity.get("platform") == "binary_sensor" and len(words) == 2 and bool(said) and words.issuperset(said)
+    found = values_at(observed.samples, place)
+    return entity.get("platform") == "binary_sensor" and len(words) == 2 and bool(found) and words.issuperset(found)
 
 
 def _field(entity: dict[str, Any], otherwise: str) -> str:
@@ -224,8 +224,8 @@ def _moved(
     elif own or entity.get("schema") not in {None, "basic", "default"} or entity.get("on_command_type") == "brightness":
         found.left_out.append(LeftOut(command, f"{name}: its command is a template of its own"))
     elif is_switched and switched[0] != switched[1]:
-        other = {word: said for word, said in zip(switched, reported, strict=True) if word != said and report}
-        found.move(replace(device, choices=switched, off=switched[0], state_words=other), *about)
+        words = {word: other for word, other in zip(switched, reported, strict=True) if word != other and report}
+        found.move(replace(device, choices=switched, off=switched[0], state_words=words), *about)
     elif kind == "select" and len(options := _options(entity)) > 1:
         found.move(replace(device, choices=options), *about)
     else:

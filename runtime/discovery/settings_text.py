@@ -110,7 +110,7 @@ def _actuator(found: FoundActuator) -> list[str]:
     if found.state_topic is not None:
         lines += [f"    state_topic: {_text(found.state_topic)}", f"    state_value: {_text(found.state_value)}"]
     if found.state_topic is not None and found.state_words:
-        words = ", ".join(f"{_text(choice)}: {_text(said)}" for choice, said in found.state_words.items())
+        words = ", ".join(f"{_text(choice)}: {_text(reported)}" for choice, reported in found.state_words.items())
         lines.append(f"    state_words: {{{words}}}")
     safe = _text(found.safe)
     return [

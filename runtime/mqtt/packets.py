@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import asyncio
 import math
+import struct
 import time
 from collections.abc import Callable
 from typing import Any
@@ -22,6 +23,7 @@ from typing import Any
 import aiomqtt
 import paho.mqtt.client as paho
 from paho.mqtt.enums import MQTTErrorCode
+from paho.mqtt.exception import MQTTException
 from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
 from paho.mqtt.reasoncodes import ReasonCode
@@ -30,7 +32,7 @@ from runtime.mqtt.connection_types import PublishMessage, WithReasonCode, variab
 
 FAILURE = 0x80
 """Reason codes from here on are failures."""
-PUBLISH, RETAIN = 0x30, 0x01
+PUBLISH, DUP, RETAIN = 0x30, 0x08, 0x01
 MAX_LENGTH, MAX_TOPIC = 268_435_455, 65_535
 """Bytes after the first ones of a packet (2.1.4), and of a topic."""
 CHUNK = 16_384
@@ -324,8 +326,23 @@ def reason_of(code: int) -> str:
         return f"reason code {code}"
 
 
+class ReceivedProperties(Properties):
+    """Properties of a received PUBLISH. paho builds its tables again for every message, which takes longer than all else of it."""
+
+    _tables = vars(Properties(PacketTypes.PUBLISH))  # type: ignore[no-untyped-call]
+    types, names, properties = _tables["types"], _tables["names"], _tables["properties"]
+
+    def __init__(self) -> None:
+        object.__setattr__(self, "packetType", PacketTypes.PUBLISH)
+
+    def clear(self) -> None:
+        """Do nothing: it is filled once, by `unpack`, which clears first."""
+
+
 class PacketReader:
     """Reads from the socket of a client in larger pieces than paho, which asks the kernel for one byte at a time.
+
+    It decodes PUBLISH packets itself, and leaves to paho what is malformed, of QoS 2 or without a topic.
 
     Args:
         client: not connected yet.
@@ -342,6 +359,8 @@ class PacketReader:
         """The turn in which the rest of a flood is handled."""
         self._receive, self._read_packet = self._inner._sock_recv, self._inner.loop_read
         self._inner._sock_recv, self._inner.loop_read = self.receive, self.read
+        self._paho_publish = self._inner._handle_publish
+        self._inner._handle_publish = self.publish
 
     def receive(self, size: int) -> bytes:
         """Return at most `size` bytes, as paho's own function does; the kernel is asked once a `read`.
@@ -376,6 +395,18 @@ class PacketReader:
         self._after_read(self._inner)
         return code
 
+    def publish(self) -> MQTTErrorCode:
+        """Handle the PUBLISH packet that has been read."""
+        packet = self._inner._in_packet
+        message = decoded_publish(packet["command"], bytes(packet["packet"]))
+        if message is None:
+            return MQTTErrorCode(self._paho_publish())
+        message.timestamp = time.monotonic()
+        self._inner._handle_on_message(message)
+        if not message.qos or self._inner._manual_ack:
+            return MQTTErrorCode.MQTT_ERR_SUCCESS
+        return MQTTErrorCode(self._inner._send_puback(message.mid))
+
     def _read_on(self, sock: Any) -> None:
         self._rest = None
         if self._inner._sock is not sock or sock is None or self._at == len(self._data):
@@ -385,3 +416,23 @@ class PacketReader:
         except Exception as error:  # noqa: BLE001 - as aiomqtt does where it reads
             if not self._client._disconnected.done():
                 self._client._disconnected.set_exception(error)
+
+
+def decoded_publish(command: int, packet: bytes) -> paho.MQTTMessage | None:
+    """Return a PUBLISH packet of QoS 0 or 1 as paho's message; None for any other, and for a malformed one."""
+    qos, at = command >> 1 & 3, 2 + int.from_bytes(packet[:2], "big")
+    if qos > 1 or at == 2 or len(packet) < at + 2 * qos + 1:
+        return None
+    message = paho.MQTTMessage(int.from_bytes(packet[at : at + 2], "big") if qos else 0, packet[2:at])
+    message.dup, message.qos, message.retain = bool(command & DUP), qos, bool(command & RETAIN)
+    at += 2 * qos
+    message.properties = ReceivedProperties()
+    if packet[at]:
+        try:
+            _, length = message.properties.unpack(packet[at:])  # type: ignore[no-untyped-call]
+        except (MQTTException, ValueError, LookupError, struct.error):
+            return None
+    else:
+        length = 1
+    message.payload = packet[at + length :]
+    return message

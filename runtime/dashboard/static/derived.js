@@ -1,4 +1,5 @@
 // What follows from several sections together: stopped, armed, mode, last decision, connection problems, trends.
+import { seconds } from "./dom.js";
 import { now, section, state } from "./socket.js";
 
 const latest = (candidates) => candidates.filter((c) => c.value !== undefined && c.value !== null && c.at).sort((a, b) => b.at - a.at)[0]?.value;
@@ -49,8 +50,13 @@ export const health = () => section("health") ?? {};
 
 export function mode() {
   const decision = lastDecision();
-  if (decision && now() - decision.stamp < 5) return decision.mode;
+  if (decision && now() - decision.stamp < patience() + 2) return decision.mode;
   return health().mode ?? info().mode;
+}
+
+/** Seconds without a decision after which the agent does not decide: three, or two and a half ticks of a slow one. */
+function patience() {
+  return Math.max(3, 2.5 / (info().rate_hz || 1));
 }
 
 /** Why what is shown may be old or cannot be steered; null when broker and agent are there and decide. */
@@ -62,7 +68,7 @@ export function trouble() {
   if (!status) return "The agent has not published anything yet: start it with `reflexd run FILE`.";
   if (status.state === "offline") return "The agent is offline: start it with `reflexd run FILE`. The page shows old values.";
   const decision = lastDecision();
-  if (status.state !== "starting" && (!decision || now() - decision.stamp > 3)) return "The agent has made no decision for over 3 s: run `reflexd status` and read the log for the reason. The page shows old values.";
+  if (status.state !== "starting" && (!decision || now() - decision.stamp > patience())) return `The agent has made no decision for over ${seconds(patience())}: run \`reflexd status\` and read the log for the reason. The page shows old values.`;
   return null;
 }
 

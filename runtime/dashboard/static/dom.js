@@ -1,5 +1,9 @@
 // Small helpers: making elements, showing numbers and times.
 
+// Signs that turn the direction of all text behind them: a name could show "% 05" for 50 %, or hide what it is.
+const TURNING = /[\u202A-\u202E\u2066-\u2069]/g;
+const plain = (value) => String(value).replace(TURNING, "\uFFFD");
+
 /** An element; attributes starting with "on" are listeners, null children are left out. */
 export function h(tag, attributes = {}, ...children) {
   const element = document.createElement(tag);
@@ -7,9 +11,9 @@ export function h(tag, attributes = {}, ...children) {
     if (value === null || value === undefined || value === false) continue;
     if (name.startsWith("on")) element.addEventListener(name.slice(2), value);
     else if (name === "value") element.value = value;
-    else element.setAttribute(name, value === true ? "" : value);
+    else element.setAttribute(name, value === true ? "" : plain(value));
   }
-  element.append(...children.flat().filter((child) => child !== null && child !== undefined));
+  element.append(...children.flat().filter((child) => child !== null && child !== undefined).map((child) => (child instanceof Node ? child : plain(child))));
   return element;
 }
 
@@ -22,7 +26,7 @@ export function s(tag, attributes = {}) {
 
 /** Sets text only where it differs, so that screen readers and selections are left alone. */
 export function setText(element, text) {
-  const wanted = String(text ?? "");
+  const wanted = plain(text ?? "");
   if (element.textContent !== wanted) element.textContent = wanted;
 }
 

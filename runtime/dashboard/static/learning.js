@@ -37,7 +37,7 @@ export function render(changed) {
   for (const [name] of CURVES) charts[name].update(section(`series/${name}`), changed.has(`series/${name}`));
   const learner = health().learner ?? {};
   const loss = typeof learner.loss === "object" && learner.loss ? Object.values(learner.loss).reduce((a, b) => a + b, 0) : learner.loss;
-  fill(figures, { "Learner": learner.state ?? "–", "Updates": count(learner.updates), "Updates per second": number(learner.updates_per_s), "Latest loss": number(loss),
+  fill(figures, { "Learner": learner.state === "dead" ? "no report" : learner.state ?? "–", "Updates": count(learner.updates), "Updates per second": number(learner.updates_per_s), "Latest loss": number(loss),
     "Mean Q": number(learner.q), "Transitions": count(learner.buffer), "Reward, last 1,000 ticks": number(learner.reward_mean), "Exploration": exploration() });
   history.update(past);
   const news = changed.has("events") && VERDICTS.includes((section("events") ?? []).at(-1)?.type);

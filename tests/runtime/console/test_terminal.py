@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 import shutil
 import subprocess
 from collections.abc import Iterator
@@ -146,6 +147,11 @@ def test_markup_and_control_characters_are_shown_as_text() -> None:
     seen.take(message("health", {"streams": {"[/]": {"drops": {"\x1b]0;title\x07": 1}}}, "policy": "[bold"}))
     seen.take(message("decision", {"id": "d", "stamp": 1, "actions": {"[/x]": {"value": "\x1b[2J[/y]"}}}))
     seen.take(message("event", {"type": "[/z]", "stamp": 1e300, "data": {"source": "[/red]\x9b"}}))
+    seen.take(
+        message(
+            "event", {"type": "policy_rejected", "data": {"version": "[/v]\x9b", "step": "ope", "reason": "[/red]"}}
+        )
+    )
     text = shown(picture("demo", seen))
     for part in ("[/bold]", "[red]x[/blue]", "[/]", "[bold", "[/x]", "[/y]", "[/z]", "[/red]"):
         assert part in text
@@ -153,6 +159,18 @@ def test_markup_and_control_characters_are_shown_as_text() -> None:
     assert "\x1b[2J" not in text
     assert "\x9b" not in text
     assert len(plain("x" * 10_000)) == status.MAX_CELL + 1
+
+
+def test_events_are_sentences_and_figures_that_are_not_there_yet_have_no_python_words() -> None:
+    seen = LatestMessages()
+    seen.take(message("health", {"learner": {"state": "dead"}}))
+    seen.take(message("event", {"type": "mode_changed", "stamp": 1.0, "data": {"modes": {"heater": "autonomous"}}}))
+    text = shown(picture("demo", seen))
+    assert "The mode is now autonomous." in text
+    assert "mode_changed" not in text
+    assert "{" not in text
+    assert "none yet" in text
+    assert re.search(r"(updates|reward)\s+None", text) is None
 
 
 @pytest.mark.parametrize(

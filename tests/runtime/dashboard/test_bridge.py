@@ -52,13 +52,12 @@ async def linked(broker: Mosquitto, watched: list[str]) -> AsyncIterator[tuple[M
 
 async def test_the_topics_alone_tell_everything_the_page_shows(broker: Mosquitto) -> None:
     async with running(broker.url), linked(broker, []) as (_, state):
-        sections = state.sections
         for name in ("link", "status", "info", "health", "decision", "actuators"):
-            await comes(lambda name=name: name in sections, name)  # type: ignore[misc]
-        await comes(lambda: "set" in sections["actuators"].get("head", {}), "a command")
-        await comes(lambda: "state" in sections["actuators"]["head"], "an acknowledgement")
-        await comes(lambda: "texts" in sections.get("streams", {}).get("orders", {}), "an order")
-        assert sections["link"]["connected"] is True
+            await comes(lambda name=name: name in state.sections, name)  # type: ignore[misc]
+        await comes(lambda: "set" in state.sections["actuators"].get("head", {}), "a command")
+        await comes(lambda: "state" in state.sections["actuators"]["head"], "an acknowledgement")
+        await comes(lambda: "texts" in state.sections.get("streams", {}).get("orders", {}), "an order")
+        assert state.sections["link"]["connected"] is True
         assert not state.refused
 
 

@@ -16,6 +16,7 @@ from canaries import OPERATOR, VIEWER
 from hypothesis import given
 from hypothesis import strategies as st
 
+from runtime.dashboard import view_state
 from runtime.dashboard.access.auth import (
     LOGGED,
     MAX_SESSIONS,
@@ -32,7 +33,7 @@ from runtime.dashboard.streams import StreamViews
 from runtime.dashboard.time_series import MAX_POINTS, Returns, TimeSeries
 from runtime.dashboard.view_state import EVENTS, QUESTIONS, ViewState
 from runtime.mqtt import rpc
-from runtime.mqtt.topics import Topics
+from runtime.mqtt.topics import Topics, parse
 from runtime.requests.handlers import EXPLAIN_S, URGENT_S, USUAL_S
 
 
@@ -286,6 +287,24 @@ def test_foreign_actuators_are_heard_on_their_own_topics() -> None:
     assert made.sections["actuators"]["lamp"]["set"]["state"] == "ON"
     assert made.sections["actuators"]["lamp"]["state"]["value"] == "ON"
     assert made.foreign_topics() == ["home/orders", "z2m/lamp", "z2m/lamp/set"]
+
+
+def test_messages_of_actuators_are_read_when_a_browser_asks_for_news(monkeypatch: pytest.MonkeyPatch) -> None:
+    read: list[bytes] = []
+    monkeypatch.setattr(view_state, "parse", lambda payload, limit: read.append(payload) or parse(payload, limit))
+    made = state()
+    made.sections.news(seen := ClientPosition(), lambda *_: True)
+    read.clear()
+    for number in range(50):
+        made.take("z2m/lamp/set", b'{"state": "ON", "seq": %d}' % number)
+    assert read == []
+    assert made.sections["actuators"]["lamp"]["set"]["seq"] == 49
+    assert len(read) == 1
+    assert b'"seq":49' in made.sections.news(seen, lambda *_: True)
+    made.take("reflexd/demo/act/lamp/set", b"[" * 300_000)
+    made.take("reflexd/demo/act/lamp/state", b'{"a": 1, "a": 2}')
+    assert made.sections["actuators"]["lamp"]["state"] == {"value": '{"a": 1, "a": 2}', "at": made.wall()}
+    assert made.refused == {"act: Refused": 1}
 
 
 def test_memory_is_bounded() -> None:

@@ -76,7 +76,7 @@ def test_a_report_in_other_words_than_the_commands_is_read_as_they_are() -> None
     ]
     text = settings_text(Plan("home", "mqtt://127.0.0.1", [], moved))
     settings = TypeAdapter(AnyActuator).validate_python(yaml.safe_load(text)["actuators"]["b"])
-    assert [parse_state(settings, said).value for said in (b"ON", b"OFF", b"?")] == ["1", "0", "?"]
+    assert [parse_state(settings, reported).value for reported in (b"ON", b"OFF", b"?")] == ["1", "0", "?"]
     fan = announced("fan", state_topic="x", command_topic="c", state_value_template="{{ value_json.state }}")
     assert [(each.state_topic, each.state_value) for each in found(fan).actuators] == [("x", "state")]
 
