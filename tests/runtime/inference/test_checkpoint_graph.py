@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import os
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -40,6 +42,7 @@ SPEC = PolicySpec(
     ActionSpace((Choice("head", ("left", "stay", "right")), Continuous("arm", (-1.0,), (2.0,)))),
     width=16, latents=2, layers=1, heads=2, history=2, hidden=(16,),
 )  # fmt: skip
+ROOT = Path(__file__).resolve().parents[3]
 OPENVINO = openvino.OpenVino()
 SETTINGS = BackendSettings("openvino", "float32")
 
@@ -295,6 +298,13 @@ def test_a_shared_cache_that_others_may_write_is_not_used(tmp_path: Path) -> Non
         shared.chmod(0o700)
         os.chown(shared, 12_345, -1)
         assert owned_by_this_user(shared) == "it belongs to user 12345, not to 0"
+
+
+def test_the_compiler_starts_without_the_libraries_of_encoders() -> None:
+    """A policy needs none of them, and they take longer to import than it takes to compile."""
+    code = "import runtime.inference.compile_process, sys; print(sorted({'torch', 'transformers', 'matplotlib'} & set(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout == "['torch']\n"
 
 
 async def test_a_compiler_that_hangs_is_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
