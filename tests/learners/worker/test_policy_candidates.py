@@ -62,13 +62,20 @@ def follow(one: LearnerLoop) -> None:
     one.checkpoints.promote(proposed, by="untrusted")
 
 
+TRAINED: dict[str, torch.Tensor] = {}
+"""The weights of a good policy, trained once."""
+
+
 def first_live(folder: Path, **promotion: Any) -> LearnerLoop:
     """A learner of a good policy with a live first version."""
     learning.fill(folder, 0, 600)
     one = background(folder, **promotion)
     one.begin()
     one.learner.ingest()
-    one.learner.train(float("inf"), until=600)
+    if not TRAINED:
+        one.learner.train(float("inf"), until=600)
+        TRAINED.update({name: tensor.clone() for name, tensor in one.learner.policy.state_dict().items()})
+    one.learner.policy.load_state_dict(TRAINED)
     one.learner.policy.heads.choice.epsilon.fill_(0.1)
     verdict = one.candidates.run()  # nothing to compare with, so nothing to wait for
     follow(one)
@@ -126,7 +133,7 @@ def test_the_event_of_a_proposal_is_in_the_outbox_before_the_file(
 def test_a_good_candidate_is_proposed_after_its_shadow_while_training_goes_on(tmp_path: Path) -> None:
     one = first_live(tmp_path)
     before = one.checkpoints.live().version
-    one.learner.train(float("inf"), until=660)
+    one.learner.train(float("inf"), until=one.learner.position.update + 60)
     one.learner.policy.heads.choice.epsilon.fill_(0.1)
     assert one.candidates.run() is None  # it waits for fresh ticks
     trial = one.candidates.on_trial()
@@ -164,7 +171,7 @@ def test_judging_leaves_no_trace_in_what_is_learned_next(tmp_path: Path) -> None
 
 def test_another_version_that_goes_live_ends_a_trial(tmp_path: Path) -> None:
     one = first_live(tmp_path, shadow_s=1_000)
-    one.learner.train(float("inf"), until=610)
+    one.learner.train(float("inf"), until=one.learner.position.update + 10)
     one.learner.policy.heads.choice.epsilon.fill_(0.1)
     assert one.candidates.run() is None
     other = one.checkpoints.save({"policy": one.learner.policy.state_dict()}, {})
@@ -178,7 +185,7 @@ def test_another_version_that_goes_live_ends_a_trial(tmp_path: Path) -> None:
 
 def test_an_evaluation_that_ends_before_its_first_step_says_why(tmp_path: Path) -> None:
     one = first_live(tmp_path)
-    one.learner.train(float("inf"), until=610)
+    one.learner.train(float("inf"), until=one.learner.position.update + 10)
     one.candidates.begin()
     other = one.checkpoints.save({"policy": one.learner.policy.state_dict()}, {})
     one.checkpoints.promote(other)
@@ -193,7 +200,7 @@ def test_an_evaluation_that_ends_before_its_first_step_says_why(tmp_path: Path) 
 
 def test_a_candidate_that_a_person_made_live_is_not_reported_as_rejected(tmp_path: Path) -> None:
     one = first_live(tmp_path)
-    one.learner.train(float("inf"), until=610)
+    one.learner.train(float("inf"), until=one.learner.position.update + 10)
     one.candidates.begin()
     trial = one.candidates.on_trial()
     assert trial is not None
@@ -206,7 +213,7 @@ def test_a_candidate_that_a_person_made_live_is_not_reported_as_rejected(tmp_pat
 
 def test_a_round_never_waits_for_a_trial(tmp_path: Path) -> None:
     one = first_live(tmp_path, shadow_s=1_000, steps=["integrity", "shadow"])
-    one.learner.train(float("inf"), until=610)
+    one.learner.train(float("inf"), until=one.learner.position.update + 10)
     one.candidates.begin()
     for _ in range(5):
         one.step()
