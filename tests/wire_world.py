@@ -32,7 +32,7 @@ class EveryEnding(gymnasium.Env[dict[str, Any], Any]):
     """Episodes of 1 to 12 steps that end in the world, by their time, or by both at once; it draws its own numbers.
 
     Args:
-        space: `several` choices whose numbers do not begin at 0, `one` such choice, or a `motion`.
+        space: `several` choices with numbers from another one than 0, `one` such choice, or a `motion`.
     """
 
     metadata = {"render_modes": [], "render_fps": 50}  # noqa: RUF012 - as gymnasium declares it

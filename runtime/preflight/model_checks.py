@@ -173,13 +173,14 @@ def check_mirror(config: Config) -> Found:
             f"there are {known}",
         )
     for name, actuator in config.actuators.items():
-        if actuator.kind == "continuous" and name in config.learner.mirror_augmentation:
-            if not Continuous(name, actuator.low, actuator.high).is_symmetric:
-                yield (
-                    ("actuators", name, "low"),
-                    f"the limits of {name} do not mirror each other, so learner.mirror_augmentation cannot mirror it",
-                    f"let high be -low, or take {name} out of learner.mirror_augmentation",
-                )
+        if actuator.kind != "continuous" or name not in config.learner.mirror_augmentation:
+            continue
+        if not Continuous(name, actuator.low, actuator.high).is_symmetric:
+            yield (
+                ("actuators", name, "low"),
+                f"the limits of {name} do not mirror each other, so learner.mirror_augmentation cannot mirror it",
+                f"let high be -low, or take {name} out of learner.mirror_augmentation",
+            )
     cameras = sorted(name for name, stream in config.streams.items() if stream.kind == "camera")
     if config.learner.mirror_augmentation and cameras and config.policy.tokens == 1:
         yield (

@@ -93,7 +93,7 @@ def test_a_row_has_what_the_devices_got_and_credits_who_is_responsible(seed: int
             assert row.credited(name) == credited(row, world, name), (name, row)
 
 
-def test_an_actuator_at_rest_because_of_another_one_credits_nobody() -> None:
+def test_an_actuator_at_rest_because_of_another_one_is_no_act_of_the_policy() -> None:
     """The heater may not run without the fan. The fan stops, because its stream is missing, and the heater with it."""
     settings = {
         "heat": ChoiceSettings(kind="choice", choices=("OFF", "ON"), safe="OFF"),

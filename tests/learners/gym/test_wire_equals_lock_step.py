@@ -46,7 +46,7 @@ def test_rows_and_batches_are_equal(tmp_path: Path, environment: str, ticks: int
 
     cut = np.array([row.truncated for row in wired])
     ends = np.array([row.done for row in wired]) | cut
-    usable = np.flatnonzero(~cut[: ticks - int(not ends[-1])])  # what followed the last row is not known yet
+    usable = np.flatnonzero(~cut[: ticks - int(not ends[-1])])  # what followed the last row has not come yet
     for steps in (1, STEPS):
         wire, other = (learned(spec, rows, steps) for rows in (wired, trained))
         assert len(wire["rewards"]) == len(usable), "only the states that a time limit hides are lost"

@@ -336,13 +336,13 @@ def test_demonstrations_that_outlive_the_ring_have_their_share_and_no_more(endin
     memory, generator = replay(max_rows=600), torch.Generator().manual_seed(0)
     for n in range(700):
         memory.append(tick(n, demonstration=n < 180, done=n > 690 and n % 5 == 0 and bool(ending)))
-    taught = total = 0.0
+    shown = total = 0.0
     for _ in range(100):
         batch = memory.sample(64, generator)
         assert (batch.weights is not None) == bool(ending)
         weights_B = torch.ones(64) if batch.weights is None else batch.weights
-        taught, total = taught + float(weights_B[batch.is_expert["head"]].sum()), total + float(weights_B.sum())
-    assert taught / total == pytest.approx(0.5, abs=0.01)
+        shown, total = shown + float(weights_B[batch.is_expert["head"]].sum()), total + float(weights_B.sum())
+    assert shown / total == pytest.approx(0.5, abs=0.01)
     assert total / 100 == pytest.approx(64, rel=0.01)
 
 

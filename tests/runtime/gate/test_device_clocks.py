@@ -64,7 +64,9 @@ def test_the_gate_measures_the_clock_in_reports_and_not_in_retained_ones() -> No
 
         def report(stamp_s: float, *, retain: bool) -> None:
             body = orjson.dumps({"value": "OFF", "stamp": stamp_s})
-            world.host.devices.reported("lamp", Message(topic, body, 1, retain=retain, stamp_s=world.host.now()))
+            world.host.devices.reported(
+                "lamp", Message(topic, body, 1, retain=retain, stamp_s=world.host.now()), ["lamp"]
+            )
 
         for _ in range(REPORTS):
             report(world.host.wall() - 50.0, retain=True)
@@ -228,7 +230,7 @@ async def test_what_speaks_is_not_expected_to_report_the_text(tmp_path: Path) ->
     host = build_host(config, Notifier(), InfoBuilder(config, "0"))
     clock = FakeClock()
     following = host.publisher.following = FollowedCommands(clock.now)
-    host.devices.reported("say", Message("", b'"idle"', 1, retain=False))
+    host.devices.reported("say", Message("", b'"idle"', 1, retain=False), ["say"])
     for number in range(100):
         host.devices._delivered("say", number, f"text {number}", "acknowledged")
         clock.advance(PATIENCE_S)

@@ -614,7 +614,7 @@ async def test_late_looks_and_what_is_due(monkeypatch: pytest.MonkeyPatch) -> No
         assert calls.pop() == (1_001.25, writer._expire, 1_001.25)
         for _ in range(MOST_LATE_LOOKS):
             writer._expire(now_s - 2 * LATE_S)
-        assert later == [], "they are counted anew after a look"
+        assert later == [], "they are counted again after a look"
         assert [at_s for at_s, *_ in calls] == [now_s + LATE_S / 2] * MOST_LATE_LOOKS
         now_s = 1_001.25
         writer._expire(now_s)
