@@ -123,13 +123,13 @@ class DeviceTraffic:
         if refusal is not None:
             raise refusal
 
-    def reported(self, name: str, message: Message, sharing: Sequence[str]) -> None:
+    def reported(self, name: str, message: Message, sharing: Sequence[str] = ()) -> None:
         """Take a device's report of what it does.
 
         Args:
             name: of the actuator.
             message: the report.
-            sharing: the actuators of which this message reports. The newest command that it names may be one of any of these.
+            sharing: all actuators of which this message reports; the newest command that it names may be one of any of these.
 
         Raises:
             Refused: it is malformed, or does not fit the actuator.
@@ -143,7 +143,7 @@ class DeviceTraffic:
         if report.stamp_s is not None and not message.retain:
             self._measure_clock(name, report.stamp_s - (self.wall() - (self.now() - message.stamp_s)))
         if report.boot == self.commands.boot and report.seq is not None:
-            last = max(map(self.commands.last, sharing))
+            last = max(map(self.commands.last, {name, *sharing}))
             if report.seq > last:
                 raise Refused(f"seq: command {report.seq} was never sent; the last one is {last}")
             serial = self._answered(name, report.seq, is_shared=len(sharing) > 1)
