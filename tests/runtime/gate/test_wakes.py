@@ -172,7 +172,7 @@ def test_a_safe_action_is_owed_at_once_when_a_device_first_says_which_command_it
     host.gate._actuators["lamp"].answers = False
     for is_new in (True, False):
         host.devices.woken.clear()
-        host.devices.reported("lamp", report, ["lamp"])
+        host.devices.reported("lamp", report)
         assert host.is_woken is is_new
 
 
